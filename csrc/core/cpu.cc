@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/cpu.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/status.h"
+
+namespace anynpu {
+namespace {
+
+constexpr const char* kNames[] = {
+#define ANYNPU_ISA(name) #name,
+#include "core/isa.def"
+#undef ANYNPU_ISA
+};
+constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
+
+const char* cpu_refusal(Isa isa) {
+#if defined(__x86_64__)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  switch (isa) {
+    case Isa::portable: return nullptr;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
+                 ? nullptr : "the CPU lacks AVX2, FMA or F16C";
+    case Isa::avx512vnni: return avx512 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
+    case Isa::avx512bf16:
+#if defined(ANYNPU_EMULATE_BF16)
+      return avx512 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
+#else
+      return avx512 && __builtin_cpu_supports("avx512bf16") ? nullptr : "the CPU lacks AVX512-BF16";
+#endif
+  }
+  return "unknown tier";
+#else
+  return isa == Isa::portable ? nullptr : "not an x86-64 CPU";
+#endif
+}
+
+int find(const char* name) {
+  for (int i = 0; i < kCount; ++i) {
+    if (name != nullptr && std::strcmp(name, kNames[i]) == 0) return i;
+  }
+  return -1;
+}
+
+int best_from(int cap) {
+  for (int i = cap; i < kCount; ++i) {
+    if (cpu_refusal(static_cast<Isa>(i)) == nullptr) return i;
+  }
+  return kCount - 1;
+}
+
+int environment_cap() {
+  const int cap = find(std::getenv("ANYNPU_MAX_ISA"));
+  return cap < 0 ? 0 : cap;
+}
+
+std::atomic<int>& cap() {
+  static std::atomic<int> value{environment_cap()};
+  return value;
+}
+
+std::atomic<int>& current() {
+  static std::atomic<int> value{best_from(cap().load())};
+  return value;
+}
+
+}  // namespace
+
+Isa current_isa() { return static_cast<Isa>(current().load(std::memory_order_relaxed)); }
+
+}  // namespace anynpu
+
+extern "C" const char* anynpu_isa(void) { return anynpu::kNames[static_cast<int>(anynpu::current_isa())]; }
+
+extern "C" const char* anynpu_isa_refusal(const char* isa) {
+  const int index = anynpu::find(isa);
+  if (index < 0) return "unknown tier";
+  if (const char* refusal = anynpu::cpu_refusal(static_cast<anynpu::Isa>(index))) return refusal;
+  return index < anynpu::cap().load() ? "capped by ANYNPU_MAX_ISA or anynpu_set_max_isa" : nullptr;
+}
+
+extern "C" int32_t anynpu_set_max_isa(const char* isa) {
+  const int index = isa == nullptr ? 0 : anynpu::find(isa);
+  if (index < 0) return anynpu::fail(ANYNPU_BAD_VALUE, "set_max_isa: isa must name a tier, got '%s'", isa);
+  anynpu::cap().store(index);
+  anynpu::current().store(anynpu::best_from(index));
+  return ANYNPU_OK;
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+namespace anynpu {
+
+enum class Isa : int32_t {
+#define ANYNPU_ISA(name) name,
+#include "core/isa.def"
+#undef ANYNPU_ISA
+};
+
+// The tier in force: the best one that this machine, this build and the cap allow. Lower values are better.
+Isa current_isa();
+
+// The first entry of a kernel table (best first) that the tier in force can run.
+template <typename Kernel, int N>
+const Kernel& pick(const Kernel* const (&table)[N]) {
+  for (const Kernel* kernel : table) {
+    if (kernel->isa >= current_isa()) return *kernel;
+  }
+  return *table[N - 1];
+}
+
+}  // namespace anynpu

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace anynpu {
+
+// How many threads a loop over `count` items of at least `grain` items a thread uses.
+inline int thread_count(int64_t count, int64_t grain) {
+  if (count <= grain || omp_in_parallel()) return 1;
+  return static_cast<int>(std::min<int64_t>(omp_get_max_threads(), (count + grain - 1) / grain));
+}
+
+// Calls fn(begin, end) on disjoint contiguous ranges that cover [0, count), on the OpenMP threads that torch uses too.
+template <typename Function>
+void parallel_for(int64_t count, int64_t grain, const Function& fn) {
+  const int threads = thread_count(count, grain);
+  if (threads <= 1) {
+    if (count > 0) fn(int64_t{0}, count);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t used = omp_get_num_threads();
+    const int64_t index = omp_get_thread_num();
+    const int64_t begin = count * index / used;
+    const int64_t end = count * (index + 1) / used;
+    if (begin < end) fn(begin, end);
+  }
+}
+
+}  // namespace anynpu

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Questions that every operator asks of an anynpu_tensor.
+#pragma once
+
+#include "core/status.h"
+
+namespace anynpu {
+
+inline bool present(const anynpu_tensor& tensor) { return tensor.format != 0; }
+const char* dtype_name(int32_t dtype);
+// Bits of one element; 0 for an unknown dtype.
+int dtype_bits(int32_t dtype);
+bool is_contiguous(const anynpu_tensor& tensor);
+// Elements of the view, or -1 when the product overflows or an axis is negative.
+int64_t element_count(const anynpu_tensor& tensor);
+// "(2, 3)" in a thread-local ring of buffers, so that several may stand in one message.
+const char* shape_text(const anynpu_tensor& tensor);
+// Inner block width of FRACTAL_NZ storage: nz_c0 or its default, 32 bytes of elements.
+int64_t nz_c0(const anynpu_tensor& tensor);
+
+// Rank within [0, ANYNPU_MAX_DIMS], no negative axis, no overflow of the count, known dtype and format.
+int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tensor);
+// As check_tensor, and present.
+int32_t check_required(const char* op, const char* name, const anynpu_tensor& tensor);
+// A present tensor with elements has data.
+int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor);
+
+}  // namespace anynpu

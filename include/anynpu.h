@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Flat C ABI of the native library: one argument struct and two functions per operator.
+ * Every function is thread-safe and never throws, aborts or writes an output when it returns an error.
+ */
+#ifndef ANYNPU_H_
+#define ANYNPU_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ANYNPU_API
+#else
+#define ANYNPU_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a struct or a function below changes; the Python binding refuses any other number. */
+#define ANYNPU_ABI_VERSION 1
+#define ANYNPU_MAX_DIMS 8
+
+typedef enum {
+  ANYNPU_OK = 0,
+  ANYNPU_NULL_ARG = 1,    /* a required tensor or pointer is missing */
+  ANYNPU_BAD_DTYPE = 2,
+  ANYNPU_BAD_SHAPE = 3,   /* shape, stride, format or attribute */
+  ANYNPU_BAD_VALUE = 4,   /* found in the data while running, e.g. a value outside int4 */
+  ANYNPU_UNSUPPORTED = 5, /* documented, but not implemented here */
+  ANYNPU_NO_MEMORY = 6,
+  ANYNPU_INTERNAL = 7
+} anynpu_status;
+
+/* The published numbers of aclDataType. */
+typedef enum {
+  ANYNPU_FLOAT32 = 0,
+  ANYNPU_FLOAT16 = 1,
+  ANYNPU_INT8 = 2,
+  ANYNPU_INT32 = 3,
+  ANYNPU_UINT8 = 4,
+  ANYNPU_INT16 = 6,
+  ANYNPU_UINT16 = 7,
+  ANYNPU_UINT32 = 8,
+  ANYNPU_INT64 = 9,
+  ANYNPU_UINT64 = 10,
+  ANYNPU_FLOAT64 = 11,
+  ANYNPU_BOOL = 12,
+  ANYNPU_BFLOAT16 = 27,
+  ANYNPU_INT4 = 29
+} anynpu_dtype;
+
+typedef enum { ANYNPU_ND = 2, ANYNPU_FRACTAL_NZ = 29 } anynpu_format;
+
+/* A strided view. format == 0, as in a zeroed struct: an optional tensor that is absent.
+ * The check functions do not look at data; running wants it for every present tensor that has elements.
+ * INT4 keeps the unpacked shape and strides; two elements share a byte, the even one in the low nibble.
+ * FRACTAL_NZ: shape and strides describe the logical view (contiguous, or its last two axes swapped);
+ * data holds the NZ storage of the contiguous tensor with inner blocks of nz_c0 columns (0: 32 bytes, int4 64). */
+typedef struct {
+  void* data;
+  int32_t dtype;
+  int32_t format;
+  int32_t ndim;
+  int32_t nz_c0;
+  int64_t shape[ANYNPU_MAX_DIMS];
+  int64_t strides[ANYNPU_MAX_DIMS];
+} anynpu_tensor;
+
+ANYNPU_API int32_t anynpu_abi_version(void);
+/* The sentence for the last error of this thread; valid until its next call. */
+ANYNPU_API const char* anynpu_last_error(void);
+/* Instruction set tiers, best first: "avx512bf16", "avx512vnni", "avx2", "portable". */
+ANYNPU_API const char* anynpu_isa(void);
+/* Why tier `isa` is not used, or NULL when this machine and build can use it. */
+ANYNPU_API const char* anynpu_isa_refusal(const char* isa);
+/* Caps the tier for the whole process (NULL: no cap), as the variable ANYNPU_MAX_ISA does. Not for use while operators run. */
+ANYNPU_API int32_t anynpu_set_max_isa(const char* isa);
+
+/* int4_pack: int32 values in [-8, 7] -> two's complement nibbles, eight in an int32, lowest first.
+ * weight INT32 [..., N]; packed INT32 [..., N / 8], or INT4 [..., N], or UINT8 [..., N / 2]; ND or FRACTAL_NZ alike. */
+typedef struct {
+  anynpu_tensor weight;
+  anynpu_tensor packed;
+  int32_t packed_is_scratch; /* nonzero: on an error the caller drops `packed`, so it need not be restored */
+  int32_t reserved;
+} anynpu_int4_pack_args;
+ANYNPU_API int32_t anynpu_int4_pack_check(const anynpu_int4_pack_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_int4_pack(const anynpu_int4_pack_args* args, void* workspace, size_t workspace_bytes);
+
+/* int4_unpack: the inverse. packed as above, ND; weight INT32 or INT8 [..., N]. */
+typedef struct {
+  anynpu_tensor packed;
+  anynpu_tensor weight;
+} anynpu_int4_unpack_args;
+ANYNPU_API int32_t anynpu_int4_unpack_check(const anynpu_int4_unpack_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_int4_unpack(const anynpu_int4_unpack_args* args, void* workspace, size_t workspace_bytes);
+
+/* weight_quant_matmul: y = x @ ((weight + offset) * scale) + bias, optionally quantised to int8.
+ * x [..., M, K]; weight INT8, INT4 or INT32 (eight int4) [..., K, N], or a prepacked UINT8 blob [bytes];
+ * scale, offset (1), (N), (1, N) or (ceil(K / group_size), N); bias (N) or (1, N); quant_scale, quant_offset (1), (N) or (1, N). */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor weight;
+  anynpu_tensor scale;
+  anynpu_tensor offset;
+  anynpu_tensor bias;
+  anynpu_tensor quant_scale;
+  anynpu_tensor quant_offset;
+  anynpu_tensor y;
+  int64_t group_size;    /* 0: no groups */
+  int32_t inner_precise; /* 0: fp32 accuracy; 1: 16-bit block fixed point for x where that is faster */
+  int32_t reserved;
+} anynpu_weight_quant_matmul_args;
+ANYNPU_API int32_t anynpu_weight_quant_matmul_check(const anynpu_weight_quant_matmul_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_weight_quant_matmul(const anynpu_weight_quant_matmul_args* args, void* workspace,
+                                              size_t workspace_bytes);
+
+/* weight_quant_prepack: one 2-D weight as above -> the named, versioned format of docs/formats.md that the kernels read
+ * fastest, for repeated use. The check function reports the blob's size; packed is UINT8 [packed_bytes]. */
+typedef struct {
+  anynpu_tensor weight;
+  anynpu_tensor packed;
+} anynpu_weight_quant_prepack_args;
+ANYNPU_API int32_t anynpu_weight_quant_prepack_check(const anynpu_weight_quant_prepack_args* args, size_t* packed_bytes);
+ANYNPU_API int32_t anynpu_weight_quant_prepack(const anynpu_weight_quant_prepack_args* args, void* workspace,
+                                               size_t workspace_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ANYNPU_H_ */
