@@ -70,6 +70,8 @@ typedef struct {
 } anynpu_tensor;
 
 ANYNPU_API int32_t anynpu_abi_version(void);
+/* sizeof(anynpu_<name>), e.g. "int4_pack_args"; 0 for an unknown name. */
+ANYNPU_API int64_t anynpu_sizeof(const char* name);
 /* The sentence for the last error of this thread; valid until its next call. */
 ANYNPU_API const char* anynpu_last_error(void);
 /* Instruction set tiers, best first: "avx512bf16", "avx512vnni", "avx2", "portable". */

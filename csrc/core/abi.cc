@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Struct sizes for bindings that mirror anynpu.h in another language and want to check their mirror at load time.
+#include <cstring>
+
+#include "anynpu.h"
+
+extern "C" int64_t anynpu_sizeof(const char* name) {
+  static const struct {
+    const char* name;
+    int64_t size;
+  } kSizes[] = {
+      {"tensor", sizeof(anynpu_tensor)},
+      {"int4_pack_args", sizeof(anynpu_int4_pack_args)},
+      {"int4_unpack_args", sizeof(anynpu_int4_unpack_args)},
+      {"weight_quant_matmul_args", sizeof(anynpu_weight_quant_matmul_args)},
+      {"weight_quant_prepack_args", sizeof(anynpu_weight_quant_prepack_args)},
+  };
+  if (name == nullptr) return 0;
+  for (const auto& entry : kSizes) {
+    if (std::strcmp(entry.name, name) == 0) return entry.size;
+  }
+  return 0;
+}

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the native library and calls its flat C ABI (``include/anynpu.h``) through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+
+import torch  # first: the library shares the OpenMP runtime that torch has loaded
+
+ABI_VERSION = 1
+MAX_DIMS = 8
+ND = 2
+FRACTAL_NZ = 29
+ISA_TIERS = ("avx512bf16", "avx512vnni", "avx2", "portable")  # best first
+
+DTYPE_CODES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.int8: 2,
+    torch.int32: 3,
+    torch.uint8: 4,
+    torch.int16: 6,
+    torch.uint16: 7,
+    torch.uint32: 8,
+    torch.int64: 9,
+    torch.uint64: 10,
+    torch.float64: 11,
+    torch.bool: 12,
+    torch.bfloat16: 27,
+}
+
+_STATUS_ERRORS: dict[int, type[Exception]] = {
+    1: ValueError,
+    2: TypeError,
+    3: ValueError,
+    4: ValueError,
+    5: NotImplementedError,
+    6: MemoryError,
+    7: RuntimeError,
+}
+
+
+class _Tensor(ctypes.Structure):
+    """Mirror of ``anynpu_tensor``; only its size is used, the bytes are packed by ``_TENSOR``."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("format", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("nz_c0", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * MAX_DIMS),
+        ("strides", ctypes.c_int64 * MAX_DIMS),
+    ]
+
+
+_TENSOR = struct.Struct("@P4i8q8q")
+_ABSENT = bytes(_TENSOR.size)
+_PADDING = (0,) * MAX_DIMS
+
+
+def library_path() -> Path:
+    """The native library: the file named by ``ANYNPU_LIBRARY``, else the one installed with the package."""
+    if override := os.environ.get("ANYNPU_LIBRARY"):
+        return Path(override)
+    import anynpu
+
+    candidates = [Path(folder) / "lib" / "libanynpu.so" for folder in anynpu.__path__]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise ImportError(f"anynpu: the native library is missing, looked for {', '.join(map(str, candidates))}")
+
+
+def _load() -> ctypes.CDLL:
+    path = library_path()
+    loaded = ctypes.CDLL(str(path))
+    version = loaded.anynpu_abi_version()
+    if version != ABI_VERSION:
+        raise ImportError(f"anynpu: {path} has ABI version {version}, this package needs {ABI_VERSION}; reinstall")
+    loaded.anynpu_last_error.restype = ctypes.c_char_p
+    loaded.anynpu_isa.restype = ctypes.c_char_p
+    loaded.anynpu_isa_refusal.restype = ctypes.c_char_p
+    loaded.anynpu_isa_refusal.argtypes = [ctypes.c_char_p]
+    loaded.anynpu_set_max_isa.argtypes = [ctypes.c_char_p]
+    loaded.anynpu_sizeof.restype = ctypes.c_int64
+    loaded.anynpu_sizeof.argtypes = [ctypes.c_char_p]
+    _require_size(loaded, "tensor", ctypes.sizeof(_Tensor))
+    return loaded
+
+
+def _require_size(loaded: ctypes.CDLL, name: str, size: int) -> None:
+    native = loaded.anynpu_sizeof(name.encode())
+    if native != size:
+        raise ImportError(f"anynpu: anynpu_{name} has {native} bytes in the library and {size} here; reinstall")
+
+
+library = _load()
+
+
+def raise_for_status(status: int) -> None:
+    """Raises the exception that stands for a nonzero status, with the library's sentence."""
+    if status:
+        raise _STATUS_ERRORS.get(status, RuntimeError)(library.anynpu_last_error().decode())
+
+
+def isa() -> str:
+    """The instruction set tier in force, one of ``ISA_TIERS``."""
+    return library.anynpu_isa().decode()
+
+
+def isa_refusal(tier: str) -> str | None:
+    """Why ``tier`` is not used, or None when this machine can use it."""
+    reason = library.anynpu_isa_refusal(tier.encode())
+    return None if reason is None else reason.decode()
+
+
+def set_max_isa(tier: str | None) -> None:
+    """Caps the tier for the whole process (None: no cap). Not for use while operators run."""
+    raise_for_status(library.anynpu_set_max_isa(None if tier is None else tier.encode()))
+
+
+def _describe(tensor: torch.Tensor, format: int = ND) -> bytes:
+    shape = tensor.shape
+    padding = _PADDING[len(shape) :]
+    return _TENSOR.pack(
+        tensor.data_ptr(), DTYPE_CODES[tensor.dtype], format, len(shape), 0, *shape, *padding, *tensor.stride(), *padding
+    )
+
+
+class Call:
+    """One function pair of the flat C ABI: ``anynpu_<name>`` with its argument struct.
+
+    ``tensors`` is the number of leading ``anynpu_tensor`` members, ``scalars`` the struct-module format of the rest.
+    """
+
+    def __init__(self, name: str, tensors: int, scalars: str = "") -> None:
+        self._scalars = struct.Struct("@" + scalars)
+        self._function = getattr(library, f"anynpu_{name}")
+        self._function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
+        self._check = getattr(library, f"anynpu_{name}_check")
+        self._check.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)]
+        _require_size(library, f"{name}_args", tensors * _TENSOR.size + self._scalars.size)
+
+    def _arguments(self, tensors: tuple[torch.Tensor | None, ...], scalars: tuple[int | float, ...]) -> bytes:
+        views = [_ABSENT if tensor is None else _describe(tensor) for tensor in tensors]
+        return b"".join(views) + self._scalars.pack(*scalars)
+
+    def __call__(self, *tensors: torch.Tensor | None, scalars: tuple[int | float, ...] = ()) -> None:
+        status = self._function(self._arguments(tensors, scalars), None, 0)
+        if status:
+            raise_for_status(status)
+
+    def required_bytes(self, *tensors: torch.Tensor | None, scalars: tuple[int | float, ...] = ()) -> int:
+        """What the check function reports: workspace or output bytes, by operator."""
+        size = ctypes.c_size_t(0)
+        raise_for_status(self._check(self._arguments(tensors, scalars), ctypes.byref(size)))
+        return size.value

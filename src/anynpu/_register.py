@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that talks to torch.library: schemas, kernels by device, fake kernels, and the list of operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+_library = torch.library.Library("anynpu", "DEF")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One valid call: positional arguments of the operator."""
+
+    name: str
+    args: tuple
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Everything the project knows of one operator; tests, selftest and benchmarks walk ``operators``."""
+
+    name: str
+    schema: str
+    fake: Callable
+    cpu: Callable
+    reference: Callable
+    samples: Callable[[], Iterable[Sample]]
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        """``torch.ops.anynpu.<name>.default``."""
+        return getattr(torch.ops.anynpu, self.name).default
+
+
+operators: dict[str, Operator] = {}
+
+
+def register(operator: Operator) -> torch._ops.OpOverload:
+    """Defines ``torch.ops.anynpu.<name>`` and returns its overload."""
+    _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(operator.name, operator.cpu, "CPU")
+    torch.library.register_fake(f"anynpu::{operator.name}", operator.fake, lib=_library)
+    operators[operator.name] = operator
+    return operator.overload

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads tests/cases/<operator>.yaml and builds the tensors that its rows describe (see tests/cases/README.md)."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+import anynpu
+
+CASES = Path(__file__).parent / "cases"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `args` holds tensors and plain values by argument name; `spec` the row as written."""
+
+    name: str
+    args: dict
+    error: dict | None
+    spec: dict
+
+
+def load(operator: str, front_end: str = "python") -> list[Case]:
+    """The rows of one table that `front_end` ("python" or "c") can express."""
+    rows = yaml.safe_load((CASES / f"{operator}.yaml").read_text())
+    other = {"python": "c_only", "c": "python_only"}[front_end]
+    return [_build(row) for row in rows if not row.get(other)]
+
+
+def _build(row: dict) -> Case:
+    generator = torch.Generator().manual_seed(row.get("seed", zlib.crc32(row["name"].encode())))
+    args = {key: _tensor(value, generator) if isinstance(value, dict) else value for key, value in row["args"].items()}
+    return Case(row["name"], args, row.get("error"), row)
+
+
+def _tensor(spec: dict, generator: torch.Generator) -> torch.Tensor:
+    dtype = getattr(torch, spec["dtype"])
+    if "values" in spec:
+        tensor = torch.tensor(spec["values"], dtype=torch.float64 if dtype.is_floating_point else torch.int64).to(dtype)
+    else:
+        tensor = _laid_out(spec, dtype, generator)
+    if spec.get("scale_encoding") == "trans_quant_param":
+        tensor = anynpu.trans_quant_param(tensor.float().contiguous())
+    return tensor
+
+
+def _laid_out(spec: dict, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    shape = list(spec["shape"])
+    layout = spec.get("layout", "contiguous")
+    pack = spec.get("pack") == "int4"
+    if layout == "contiguous":
+        return _packed(_random(shape, spec, dtype, generator), pack)
+    if layout == "transposed":
+        stored = [*shape[:-2], shape[-1], shape[-2]]
+        return _packed(_random(stored, spec, dtype, generator), pack).transpose(-1, -2)
+    if layout == "sliced":
+        return _random([*shape[:-1], 2 * shape[-1]], spec, dtype, generator)[..., ::2]
+    raise ValueError(f"unknown layout {layout!r}")
+
+
+def _packed(tensor: torch.Tensor, pack: bool) -> torch.Tensor:
+    return anynpu.int4_pack(tensor) if pack else tensor
+
+
+def _random(shape: list[int], spec: dict, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if dtype.is_floating_point:
+        if "range" in spec:
+            low, high = spec["range"]
+            return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)
+        return torch.randn(shape, generator=generator).to(dtype)
+    low, high = spec.get("range", [-128, 127])
+    return torch.randint(low, high + 1, shape, generator=generator).to(dtype)

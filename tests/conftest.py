@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anynpu import _native
+
+
+@pytest.fixture(params=_native.ISA_TIERS)
+def isa(request):
+    """Every instruction set tier, best first; tiers that the machine lacks are skipped with the reason."""
+    if reason := _native.isa_refusal(request.param):
+        pytest.skip(f"{request.param}: {reason}")
+    _native.set_max_isa(request.param)
+    yield request.param
+    _native.set_max_isa(None)
+
+
+@pytest.fixture
+def each_thread_count():
+    """Runs a function with 1, 2 and 3 threads and returns the results."""
+    before = torch.get_num_threads()
+
+    def run(function):
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(function())
+        return results
+
+    yield run
+    torch.set_num_threads(before)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checklist for adding an operator: what every registered operator must have."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import anynpu
+from anynpu._register import operators
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(operators)
+
+
+def folder(name: str) -> str:
+    """The stem of the operator's folder: a folder may register an operator and its inverse."""
+    return operators[name].reference.__module__.split(".")[-2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_documented(name):
+    page = ROOT / "docs" / "ops" / f"{folder(name)}.md"
+    assert page.exists(), f"add {page.relative_to(ROOT)}"
+    assert name in page.read_text()
+    text = inspect.getdoc(getattr(anynpu, name))
+    assert ">>>" in text, f"anynpu.{name} needs a doctest"
+    assert "Raises:" in text or name.endswith("_unpack")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_reference_and_cases(name):
+    assert getattr(anynpu.reference, name) is operators[name].reference
+    assert (ROOT / "tests" / "cases" / f"{folder(name)}.yaml").exists()
+    assert list(operators[name].samples())
+
+
+@pytest.mark.parametrize("stem", sorted({folder(name) for name in NAMES}))
+def test_has_a_native_folder(stem):
+    if not (ROOT / "src" / "anynpu" / "ops" / stem / "cpu.py").exists():
+        pytest.skip(f"{stem} has no native kernel of its own")
+    assert (ROOT / "csrc" / "ops" / stem / f"{stem}.cc").exists()
+    assert importlib.import_module(f"anynpu.ops.{stem}.cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    for sample in operators[name].samples():
+        torch.library.opcheck(operators[name].overload, sample.args)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_equal_reference_when_compiled(name):
+    operator = operators[name]
+    compiled = torch.compile(lambda *args: operator.overload(*args), fullgraph=True, dynamic=True, backend="aot_eager")
+    for sample in operator.samples():
+        torch.testing.assert_close(compiled(*sample.args), operator.overload(*sample.args), rtol=0, atol=0)
