@@ -126,9 +126,8 @@ def set_max_isa(tier: str | None) -> None:
 def _describe(tensor: torch.Tensor, format: int = ND) -> bytes:
     shape = tensor.shape
     padding = _PADDING[len(shape) :]
-    return _TENSOR.pack(
-        tensor.data_ptr(), DTYPE_CODES[tensor.dtype], format, len(shape), 0, *shape, *padding, *tensor.stride(), *padding
-    )
+    sizes = (*shape, *padding, *tensor.stride(), *padding)
+    return _TENSOR.pack(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], format, len(shape), 0, *sizes)
 
 
 class Call:

