@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrows between parts point one way, and kernel units share nothing that the linker could mix up."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHON = ROOT / "src" / "anynpu"
+
+# What a part of the package must never import.
+FORBIDDEN = {
+    "ops": ("anynpu.compat", "anynpu.cli", "anynpu.nn", "anynpu.formats", "anynpu.quantization"),
+    "formats": ("anynpu.compat", "anynpu.cli"),
+    "nn": ("anynpu.compat", "anynpu.cli"),
+    "compat": ("anynpu.cli",),
+}
+NATIVE_LAYERS = {
+    "core": ("core",),
+    "simd": ("core", "simd"),
+    "gemm": ("core", "simd", "gemm"),
+    "ops": ("core", "simd", "gemm", "ops"),
+    "acl": ("core", "acl"),
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_python_imports_point_one_way(part):
+    files = list((PYTHON / part).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            assert not name.startswith(FORBIDDEN[part]), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_register_talks_to_torch_library():
+    for path in (PYTHON / "ops").rglob("*.py"):
+        assert "torch.library" not in path.read_text(), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("layer", NATIVE_LAYERS)
+def test_native_includes_point_one_way(layer):
+    if not (ROOT / "csrc" / layer).exists():
+        pytest.skip(f"no csrc/{layer}")
+    for path in (ROOT / "csrc" / layer).rglob("*"):
+        if path.suffix not in {".h", ".cc", ".inc"} or path.name == "aclnn.cc":
+            continue
+        for target in re.findall(r'#include "(\w+)/', path.read_text()):
+            allowed = (*NATIVE_LAYERS[layer], "acl", "aclnn", "aclnnop") if layer == "acl" else NATIVE_LAYERS[layer]
+            assert target in allowed, f"{path.relative_to(ROOT)} includes {target}/"
+
+
+def test_vendor_names_stay_in_their_places():
+    for path in [*(ROOT / "csrc" / "core").iterdir(), *(ROOT / "csrc" / "ops").rglob("*")]:
+        if path.is_file() and path.name != "aclnn.cc":
+            assert not re.search(r"\baclnn|\bnpu_", path.read_text()), path.relative_to(ROOT)
+
+
+def test_kernel_units_define_no_weak_symbols(tmp_path):
+    """A weak (inline) symbol of an AVX-512 unit could be kept by the linker for everybody and crash an older CPU."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None or shutil.which("nm") is None:
+        pytest.skip("needs a C++ compiler and nm")
+    flags = {
+        "portable": [],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512vnni": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(),
+    }
+    flags["avx512bf16"] = [*flags["avx512vnni"], "-mavx512bf16"]
+    units = sorted((ROOT / "csrc").rglob("kernel_*.cc"))
+    assert units
+    for unit in units:
+        tier = unit.stem.removeprefix("kernel_")
+        target = tmp_path / f"{unit.parent.name}_{unit.stem}.o"
+        includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'include'}"]
+        subprocess.run([compiler, "-std=c++17", "-O1", *flags[tier], *includes, "-c", unit, "-o", target], check=True)
+        symbols = subprocess.run(["nm", "-C", target], check=True, capture_output=True, text=True).stdout
+        weak = [line for line in symbols.splitlines() if re.search(r" [WVu] ", line)]
+        assert not weak, f"{unit.relative_to(ROOT)} defines weak symbols: {weak}"
