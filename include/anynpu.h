@@ -130,6 +130,54 @@ ANYNPU_API int32_t anynpu_weight_quant_prepack_check(const anynpu_weight_quant_p
 ANYNPU_API int32_t anynpu_weight_quant_prepack(const anynpu_weight_quant_prepack_args* args, void* workspace,
                                                size_t workspace_bytes);
 
+/* cast: y = x in the dtype of y. Every dtype but INT4; ND; x of any strides, y of any strides that do not overlap.
+ * Float to integer truncates and saturates (NaN: 0), integer to integer wraps, to BOOL is x != 0, to float rounds once. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor y;
+} anynpu_cast_args;
+ANYNPU_API int32_t anynpu_cast_check(const anynpu_cast_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_cast(const anynpu_cast_args* args, void* workspace, size_t workspace_bytes);
+
+/* trans_quant_param: 19 bits of each float32 scale and 9 bits of its offset in one 64-bit word for the quantised matmuls.
+ * scale FLOAT32 (n) or (1, n); offset absent or FLOAT32 of scale's rank, an axis of 1 broadcasts either way;
+ * param INT64 or UINT64 of the broadcast shape. round_mode 0 truncates the scale to 19 bits, 1 rounds half to even. */
+typedef struct {
+  anynpu_tensor scale;
+  anynpu_tensor offset;
+  anynpu_tensor param;
+  int32_t round_mode;
+  int32_t reserved;
+} anynpu_trans_quant_param_args;
+ANYNPU_API int32_t anynpu_trans_quant_param_check(const anynpu_trans_quant_param_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_trans_quant_param(const anynpu_trans_quant_param_args* args, void* workspace,
+                                            size_t workspace_bytes);
+
+/* quantize: y = rint(x / scales) + zero_points (div_mode nonzero), or rint(x * scales + zero_points), saturated.
+ * x FLOAT32, FLOAT16 or BFLOAT16; scales (1) or (x.shape[axis]), or of x's rank with every other axis 1;
+ * zero_points absent or of scales' shape. div_mode: y INT8, UINT8 or INT32; otherwise y INT8, INT4 [..., N] or
+ * INT32 [..., N / 8] (eight int4), and every axis above -2 means the last. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor scales;
+  anynpu_tensor zero_points;
+  anynpu_tensor y;
+  int64_t axis;
+  int32_t div_mode;
+  int32_t reserved;
+} anynpu_quantize_args;
+ANYNPU_API int32_t anynpu_quantize_check(const anynpu_quantize_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_quantize(const anynpu_quantize_args* args, void* workspace, size_t workspace_bytes);
+
+/* format_cast: the same tensor in the other layout. One of x and y is ND, the other FRACTAL_NZ, same dtype and shape;
+ * padding is written as zero bytes. INT32 may hold eight int4 each: its default nz_c0, 8 words, is INT4's 64 columns. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor y;
+} anynpu_format_cast_args;
+ANYNPU_API int32_t anynpu_format_cast_check(const anynpu_format_cast_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_format_cast(const anynpu_format_cast_args* args, void* workspace, size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

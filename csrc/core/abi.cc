@@ -14,6 +14,10 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"int4_unpack_args", sizeof(anynpu_int4_unpack_args)},
       {"weight_quant_matmul_args", sizeof(anynpu_weight_quant_matmul_args)},
       {"weight_quant_prepack_args", sizeof(anynpu_weight_quant_prepack_args)},
+      {"cast_args", sizeof(anynpu_cast_args)},
+      {"trans_quant_param_args", sizeof(anynpu_trans_quant_param_args)},
+      {"quantize_args", sizeof(anynpu_quantize_args)},
+      {"format_cast_args", sizeof(anynpu_format_cast_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {
