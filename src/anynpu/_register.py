@@ -29,6 +29,8 @@ class Operator:
     cpu: Callable
     reference: Callable
     samples: Callable[[], Iterable[Sample]]
+    # From the arguments of a call: how far each element of the result may be from the reference. None: equal bits.
+    error_bound: Callable[..., torch.Tensor] | None = None
 
     @property
     def overload(self) -> torch._ops.OpOverload:
