@@ -60,6 +60,8 @@ class _Tensor(ctypes.Structure):
 _TENSOR = struct.Struct("@P4i8q8q")
 _ABSENT = bytes(_TENSOR.size)
 _PADDING = (0,) * MAX_DIMS
+_MAX_TEMPLATES = 4096
+_pack_address = struct.Struct("@P").pack_into
 
 
 def library_path() -> Path:
@@ -138,6 +140,7 @@ class Call:
 
     def __init__(self, name: str, tensors: int, scalars: str = "") -> None:
         self._scalars = struct.Struct("@" + scalars)
+        self._templates: dict[tuple, bytes] = {}
         self._function = getattr(library, f"anynpu_{name}")
         self._function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
         self._check = getattr(library, f"anynpu_{name}_check")
@@ -145,8 +148,22 @@ class Call:
         _require_size(library, f"{name}_args", tensors * _TENSOR.size + self._scalars.size)
 
     def _arguments(self, tensors: tuple[torch.Tensor | None, ...], scalars: tuple[int | float, ...]) -> bytes:
-        views = [_ABSENT if tensor is None else _describe(tensor) for tensor in tensors]
-        return b"".join(views) + self._scalars.pack(*scalars)
+        # Only the addresses change between like calls, and packing every view anew costs more than a small operator.
+        key = (
+            scalars,
+            *[None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors],
+        )
+        template = self._templates.get(key)
+        if template is None:
+            views = [_ABSENT if tensor is None else _describe(tensor) for tensor in tensors]
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.clear()
+            template = self._templates[key] = b"".join(views) + self._scalars.pack(*scalars)
+        arguments = bytearray(template)
+        for index, tensor in enumerate(tensors):
+            if tensor is not None:
+                _pack_address(arguments, index * _TENSOR.size, tensor.data_ptr())
+        return bytes(arguments)
 
     def __call__(self, *tensors: torch.Tensor | None, scalars: tuple[int | float, ...] = ()) -> None:
         status = self._function(self._arguments(tensors, scalars), None, 0)
