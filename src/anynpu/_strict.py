@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict mode: the documented limits of one chip, enforced on request, with the rule quoted.
+
+By default operators accept a superset of what any chip accepts. Strict mode narrows them to a chip, so that code can be
+checked before it meets a card. Limits that only a chip imposes live here; rules without which a result would be
+undefined live with the operators.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+import torch
+
+# Atlas A2 is Ascend910B, Atlas A3 is Ascend910_93; a longer name (Ascend910B3) is a model of the series.
+STRICT_SERIES = {"Ascend910B": "Atlas A2", "Ascend910_93": "Atlas A3"}
+
+_soc: str | None = None
+
+
+def _require_known(soc: str) -> str:
+    if not soc.startswith(tuple(STRICT_SERIES)):
+        known = ", ".join(f"{name} ({series})" for name, series in STRICT_SERIES.items())
+        raise ValueError(f"strict: the chip must be one of the series {known}, or a model of one, got {soc!r}")
+    return soc
+
+
+def strict_soc() -> str | None:
+    """The chip whose limits are enforced, or None: the one set last, else that of the variable ``ANYNPU_STRICT``."""
+    if _soc is not None:
+        return _soc or None
+    environment = os.environ.get("ANYNPU_STRICT", "")
+    return _require_known(environment) if environment not in ("", "0") else None
+
+
+class strict:
+    """Enforces the documented limits of ``soc`` from now on, or within a ``with`` block; None lifts them.
+
+    The setting holds for the whole process, not for one thread.
+
+    Raises:
+        ValueError: ``soc`` is not a chip whose limits are known.
+
+    >>> import torch, anynpu
+    >>> with anynpu.strict("Ascend910B"):
+    ...     anynpu.int4_pack(torch.zeros(1, 2, 8, dtype=torch.int32))
+    Traceback (most recent call last):
+    ValueError: int4_pack: Ascend910B (Atlas A2) wants a 2-D weight, got 3 axes
+    """
+
+    def __init__(self, soc: str | None) -> None:
+        global _soc
+        chosen = "" if soc is None else _require_known(soc)
+        self._before = _soc
+        _soc = chosen
+
+    def __enter__(self) -> strict:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _soc
+        _soc = self._before
+
+
+def require_limit(op: str, condition: bool, sentence: str) -> None:
+    """``condition`` holds, when strict mode is on; otherwise a ValueError that names the chip and quotes the rule."""
+    soc = strict_soc()
+    if soc is None or condition:
+        return
+    series = next(series for name, series in STRICT_SERIES.items() if soc.startswith(name))
+    raise ValueError(f"{op}: {soc} ({series}) {sentence}")
+
+
+def check_int4_pack_limits(weight: torch.Tensor) -> None:
+    """Strict limits of int4_pack."""
+    require_limit("int4_pack", weight.dim() == 2, f"wants a 2-D weight, got {weight.dim()} axes")
+
+
+def check_weight_quant_matmul_limits(x: torch.Tensor, k: int, n: int, scale: torch.Tensor) -> None:
+    """Strict limits of weight_quant_matmul that hold for every weight."""
+    op = "weight_quant_matmul"
+    if strict_soc() is None:
+        return
+    require_limit(op, x.dim() == 2, f"wants a 2-D x, got {x.dim()} axes")
+    require_limit(op, x.dtype != torch.float32, "wants x in float16 or bfloat16, got float32")
+    encoded = scale.dtype == torch.int64
+    require_limit(op, encoded or scale.dtype == x.dtype, f"wants scale in the dtype of x, {x.dtype}, got {scale.dtype}")
+    for name, size in (("K", k), ("N", n)):
+        require_limit(op, size <= 65535, f"wants {name} <= 65535, got {size}")
+
+
+def check_weight_quant_matmul_nz_limits(
+    k: int, n: int, *, int4: bool, transposed: bool, per_channel: bool, group_size: int, quant_scale: bool
+) -> None:
+    """Strict limits of weight_quant_matmul for a weight in FRACTAL_NZ; ``transposed``: a view of a (N, K) matrix."""
+    op = "weight_quant_matmul"
+    require_limit(op, not quant_scale, "wants no quant_scale with a FRACTAL_NZ weight")
+    if not int4:
+        return
+    if group_size:
+        rule = "with an int4 FRACTAL_NZ weight and groups wants"
+        require_limit(op, group_size in (64, 128), f"{rule} group_size in {{64, 128}}, got {group_size}")
+        require_limit(op, k % group_size == 0, f"{rule} K % group_size == 0, got {k} % {group_size}")
+        require_limit(op, n % 64 == 0, f"{rule} N % 64 == 0, got N = {n}")
+    elif per_channel:
+        require_limit(op, transposed, "with an int4 FRACTAL_NZ weight and per-channel scales wants a transposed weight")
