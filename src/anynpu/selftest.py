@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the sample calls of every operator on every device and instruction set tier and compares with the reference."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from anynpu import _native
+from anynpu._register import Operator, Sample, operators
+
+
+@dataclass(frozen=True)
+class Result:
+    """One operator on one device and tier (CUDA has no tiers)."""
+
+    operator: str
+    device: str
+    tier: str | None
+    samples: int
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def tiers() -> list[str]:
+    """The instruction set tiers that this machine can run, best first."""
+    return [tier for tier in _native.ISA_TIERS if _native.isa_refusal(tier) is None]
+
+
+def refused_tiers() -> dict[str, str]:
+    """The other tiers, each with the reason."""
+    reasons = {tier: _native.isa_refusal(tier) for tier in _native.ISA_TIERS}
+    return {tier: reason for tier, reason in reasons.items() if reason is not None}
+
+
+def run(names: Sequence[str] = ()) -> Iterator[Result]:
+    """Yields a result for each operator (all, or the named ones), tier and device."""
+    chosen = [operators[name] for name in names or sorted(operators)]
+    available = tiers()
+    try:
+        for operator in chosen:
+            for tier in available:
+                _native.set_max_isa(tier)
+                yield _check(operator, "cpu", tier)
+    finally:
+        _native.set_max_isa(os.environ.get("ANYNPU_MAX_ISA") or None)
+    for operator in chosen:
+        if torch.cuda.is_available() and _has_cuda_kernel(operator):
+            yield _check(operator, "cuda", None)
+
+
+def _has_cuda_kernel(operator: Operator) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"anynpu::{operator.name}", "CUDA")
+
+
+def _check(operator: Operator, device: str, tier: str | None) -> Result:
+    start = time.perf_counter()
+    samples = list(operator.samples())
+    failures = [f"{sample.name}: {reason}" for sample in samples if (reason := _failure(operator, sample, device))]
+    return Result(operator.name, device, tier, len(samples), failures, time.perf_counter() - start)
+
+
+def _failure(operator: Operator, sample: Sample, device: str) -> str | None:
+    """Why the sample's result is wrong, or None. A crash of the operator is a failure like any other."""
+    args = [value.to(device) if isinstance(value, torch.Tensor) else value for value in sample.args]
+    try:
+        result = operator.overload(*args).cpu()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return _difference(operator, sample, result)
+
+
+def _difference(operator: Operator, sample: Sample, result: torch.Tensor) -> str | None:
+    expected = operator.reference(*sample.args)
+    if result.shape != expected.shape or result.dtype != expected.dtype:
+        return f"expected {expected.dtype} {tuple(expected.shape)}, got {result.dtype} {tuple(result.shape)}"
+    if operator.error_bound is None:
+        wrong = result != expected
+        wrong &= ~((result != result) & (expected != expected))  # NaN equals NaN here
+    else:
+        wrong = (result.double() - expected.double()).abs() > operator.error_bound(*sample.args)
+    if not wrong.any():
+        return None
+    index = tuple(wrong.nonzero()[0].tolist())
+    count = f"{int(wrong.sum())} of {wrong.numel()} elements differ"
+    return f"{count}, the first at {list(index)}: expected {expected[index].item()}, got {result[index].item()}"
