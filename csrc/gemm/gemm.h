@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// Building blocks of the quantised matrix products. Weights of any layout are unpacked, a few k at a time, into one
+// canonical panel: unsigned bytes q + bias (8 for int4, 128 for int8), [columns / 64][k / 4][64 columns][4 k], which is the
+// operand order of vpdpbusd. The other schemes convert it while it sits in the nearest caches.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/cpu.h"
+
+namespace anynpu {
+
+constexpr int64_t kPanelColumns = 64;  // width of a panel
+constexpr int64_t kSpan = 256;         // most k that a panel holds
+constexpr int64_t kMaxDigits = 3;      // int8 digits of one activation
+
+enum class WeightOrder : int32_t {
+  rows_of_k,  // a row is one k, columns are neighbours
+  rows_of_n,  // a row is one output column, k are neighbours (a transposed view)
+  packed32,   // w4p32 or w8p32 of docs/formats.md, without its header
+};
+
+// Element e of row r starts (e / chunk) * chunk_bytes + r * row_bytes + (e % chunk) * bits / 8 bytes after data. A chunk
+// is the inner block of FRACTAL_NZ, 64 bytes or a multiple of 32 bytes wide; without such blocks it is the whole row.
+struct WeightSource {
+  const uint8_t* data;
+  WeightOrder order;
+  int32_t bits;  // 4 or 8
+  int64_t k;
+  int64_t n;
+  int64_t row_bytes;
+  int64_t chunk;
+  int64_t chunk_bytes;
+};
+
+// A part [k, k + k_count) x [n, n + n_count) of a weight; n is a multiple of kPanelColumns, k of 32, k_count <= kSpan.
+struct WeightPart {
+  int64_t k;
+  int64_t k_count;
+  int64_t n;
+  int64_t n_count;
+};
+
+// The k of one epilogue: at most kSpan of them, all in one group.
+struct KBlock {
+  int64_t k;
+  int64_t count;
+};
+
+// What an epilogue needs to know about one row of x in one k block.
+struct DigitBlock {
+  float scale;                      // x is scale * sum_d 256^d * digit[d]
+  float sum;                        // of x over the block
+  int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block
+};
+
+// One panel times the packed rows [0, rows) of x. The rows of x come in tiles of `tile_rows` rows (the last may be lower);
+// a tile of r rows is [steps of k][r rows][digits] of 4 bytes: one float, two bfloat16 or four int8 digits.
+struct PanelProduct {
+  const void* panel;         // [steps][kPanelColumns] of 4 bytes
+  const void* x;             // the first tile
+  const DigitBlock* blocks;  // of the first row; next row `block_stride` later
+  const float* scale;        // [kPanelColumns]
+  const float* offset;       // [kPanelColumns] or null
+  float* c;                  // [rows][c_stride], added to
+  int64_t rows;
+  int64_t first_step;    // of the product in the packed x
+  int64_t steps;
+  int64_t row_steps;     // steps of a whole row of x
+  int64_t block_stride;
+  int64_t c_stride;
+};
+
+// y = c + bias, rounded to dtype, or with quant_scale int8 saturate(round(y * quant_scale + quant_offset)).
+struct RowOutput {
+  void* y;
+  int64_t stride;
+  int64_t count;
+  int32_t dtype;
+  const float* bias;          // or null
+  const float* quant_scale;   // or null
+  const float* quant_offset;  // present with quant_scale
+};
+
+struct GemmKernel {
+  Isa isa;
+  // Reads `count` values (float32, float16 or bfloat16) that lie `stride` elements apart.
+  void (*load_floats)(const void* from, int32_t dtype, int64_t stride, int64_t count, float* to);
+  // Columns beyond part.n_count and k beyond part.k_count, up to full panels and steps, become q = 0.
+  void (*unpack)(const WeightSource& weight, const WeightPart& part, uint8_t* panels);
+  void (*store_row)(const float* c, const RowOutput& output);
+
+  // Scheme f32: the panel holds (q + offset) * scale in float32 and products are accumulated in c.
+  int64_t f32_tile_rows;
+  void (*panel_f32)(const uint8_t* panel, int64_t k_count, float bias, const float* scale, const float* offset,
+                    float* out);
+  void (*multiply_f32)(const PanelProduct& product);
+
+  // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits. Packs row
+  // `row` of a tile of `tile_rows` rows; returns false when the row wants the f32 scheme.
+  bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
+                      int32_t tile_rows, int32_t row, int32_t* packed, DigitBlock* block_info);
+  void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
+
+  // Scheme bf16, null where the tier has none.
+  bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, int32_t tile_rows, int32_t row,
+                    int32_t* packed, DigitBlock* block_info);
+  void (*panel_bf16)(const uint8_t* panel, int64_t k_count, float bias, int32_t* out);
+  void (*multiply_bf16)(const PanelProduct& product);
+};
+
+// Rows of x in one tile of the digits scheme, and of bf16: six accumulator rows of 64 columns fill the registers.
+constexpr int64_t kTileDigitRows = 6;
+
+// The kernels of the tier in force.
+const GemmKernel& gemm_kernel();
+
+}  // namespace anynpu

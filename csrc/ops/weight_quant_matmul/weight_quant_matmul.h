@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "core/tensor.h"
+#include "gemm/gemm.h"
+#include "gemm/weight_view.h"
+
+namespace anynpu {
+
+// One value per column, or per group and column; strides in elements, 0 along a broadcast axis.
+struct Channels {
+  const void* data;
+  int32_t dtype;
+  int64_t group_stride;
+  int64_t column_stride;
+};
+
+// A checked call.
+struct WeightQuantProblem {
+  const anynpu_weight_quant_matmul_args* args;
+  int64_t m, k, n;
+  int64_t rows;          // M times the batches that share one weight
+  int64_t weight_count;  // batches with a weight of their own
+  int64_t group;         // k of one group, at least 1
+  WeightView weight;     // of a prepacked weight only K and N are known before the run
+  Channels scale, offset, bias, quant_scale, quant_offset;  // data may be null
+  bool has_offset, has_bias, has_quant;
+};
+
+int32_t check_weight_quant_matmul(const anynpu_weight_quant_matmul_args& args, WeightQuantProblem* problem);
+
+}  // namespace anynpu

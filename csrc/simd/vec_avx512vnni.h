@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of floats in AVX-512 F, BW, VL, DQ.
+#pragma once
+
+#include <immintrin.h>
+
+#include "simd/scalar.h"
+
+namespace anynpu {
+namespace {
+
+typedef __m512 Vec;
+constexpr int kLanes = 16;
+
+inline Vec load(const float* from) { return _mm512_loadu_ps(from); }
+inline void store(float* to, Vec value) { _mm512_storeu_ps(to, value); }
+inline Vec broadcast(float value) { return _mm512_set1_ps(value); }
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+
+inline Vec load_int32(const int32_t* from) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(from)); }
+// a + b, exact before the one rounding to float also where it leaves the range of int32.
+inline Vec load_int32_sum(const int32_t* from_a, const int32_t* from_b) {
+  const __m512i a = _mm512_loadu_si512(from_a);
+  const __m512i b = _mm512_loadu_si512(from_b);
+  const __m512i sum = _mm512_add_epi32(a, b);
+  const __m512i flipped = _mm512_and_si512(_mm512_xor_si512(sum, a), _mm512_xor_si512(sum, b));
+  if (_mm512_movepi32_mask(flipped) == 0) return _mm512_cvtepi32_ps(sum);
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(int64_t{from_a[i]} + from_b[i]);
+  return load(lanes);
+}
+
+// Byte `index` of each of kLanes dwords, as a float.
+inline Vec float_of_byte(const uint8_t* from, int index) {
+  const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(8 * index));
+  return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(255)));
+}
+
+inline Vec load_half(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline Vec load_bf16(const uint16_t* from) {
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+inline void store_half(uint16_t* to, Vec value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+inline void store_bf16(uint16_t* to, Vec value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i result = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(result));
+}
+inline void store_int8(int8_t* to, Vec value) {
+  const __mmask16 number = _mm512_cmp_ps_mask(value, value, _CMP_ORD_Q);
+  const __m512 low = _mm512_maskz_max_ps(number, value, _mm512_set1_ps(-128.0f));
+  const __m512i rounded = _mm512_cvtps_epi32(_mm512_min_ps(low, _mm512_set1_ps(127.0f)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(rounded));
+}
+
+}  // namespace
+}  // namespace anynpu
