@@ -58,4 +58,5 @@ def test_samples_equal_reference_when_compiled(name):
     operator = operators[name]
     compiled = torch.compile(lambda *args: operator.overload(*args), fullgraph=True, dynamic=True, backend="aot_eager")
     for sample in operator.samples():
+        torch.compiler.reset()  # samples differ in more than sizes; together they exceed the limit of recompilations
         torch.testing.assert_close(compiled(*sample.args), operator.overload(*sample.args), rtol=0, atol=0)
