@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other libraries, one module each. A module has ``NAME``, ``unavailable() -> str | None`` (why it cannot run here) and, for
+each operator that it can compare with, a function named like the operator: problem -> variants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from measure import Variant
+
+from peers import bitsandbytes_nf4, onnxruntime_nbits, torch_cpu
+
+ALL = (torch_cpu, bitsandbytes_nf4, onnxruntime_nbits)
+
+
+def unavailable() -> dict[str, str]:
+    """The peers that cannot run here, each with the reason."""
+    reasons = {peer.NAME: peer.unavailable() for peer in ALL}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def variants(operator: str, problem: Any) -> Iterator[Variant]:
+    """What the installed peers offer for ``problem``."""
+    for peer in ALL:
+        if peer.unavailable() is None and hasattr(peer, operator):
+            yield from getattr(peer, operator)(problem)
