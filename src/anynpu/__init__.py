@@ -5,5 +5,16 @@ from anynpu import reference
 from anynpu._version import __version__
 from anynpu.ops.cast import cast
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
+from anynpu.ops.trans_quant_param import trans_quant_param
+from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 
-__all__ = ["__version__", "cast", "int4_pack", "int4_unpack", "reference"]
+__all__ = [
+    "__version__",
+    "cast",
+    "int4_pack",
+    "int4_unpack",
+    "reference",
+    "trans_quant_param",
+    "weight_quant_matmul",
+    "weight_quant_prepack",
+]

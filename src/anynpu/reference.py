@@ -3,5 +3,15 @@
 
 from anynpu.ops.cast.reference import cast
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
+from anynpu.ops.trans_quant_param.reference import decode_quant_param, trans_quant_param
+from anynpu.ops.weight_quant_matmul.reference import weight_quant_matmul, weight_quant_prepack
 
-__all__ = ["cast", "int4_pack", "int4_unpack"]
+__all__ = [
+    "cast",
+    "decode_quant_param",
+    "int4_pack",
+    "int4_unpack",
+    "trans_quant_param",
+    "weight_quant_matmul",
+    "weight_quant_prepack",
+]

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Oracle of weight_quant_matmul: float64, written for reading; and how far from it a kernel may be."""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+
+from anynpu.ops.weight_quant_matmul import spec
+
+_MAGIC = {4: b"ANPUw4p3", 8: b"ANPUw8p3"}
+_FLOAT32_ROUNDING = 2.0**-24  # relative error of one float32 operation
+
+
+def weight_quant_matmul(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    quant_scale: torch.Tensor | None = None,
+    quant_offset: torch.Tensor | None = None,
+    group_size: int = 0,
+    inner_precise: int = 0,
+    n: int | None = None,
+) -> torch.Tensor:
+    """``y = x @ ((weight + offset) * scale) + bias`` in float64, rounded once to the dtype of x.
+
+    With quant_scale instead ``saturate(round_half_even(y * quant_scale + quant_offset))``, NaN to 0.
+    """
+    arguments = (x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n)
+    _, dtype = spec.matmul_result(*arguments)
+    return _rounded(unrounded(*arguments), dtype)
+
+
+def unrounded(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    quant_scale: torch.Tensor | None = None,
+    quant_offset: torch.Tensor | None = None,
+    group_size: int = 0,
+    inner_precise: int = 0,
+    n: int | None = None,
+) -> torch.Tensor:
+    """The result of weight_quant_matmul in float64, before it is rounded to its dtype."""
+    w = integers(weight, x.shape[-1])  # [..., K, N]
+    if offset is not None:
+        w = w + _spread(offset.double(), group_size, x.shape[-1])
+    w = w * _spread(decoded_scale(scale), group_size, x.shape[-1])
+    y = x.double() @ w
+    if bias is not None:
+        y = y + bias.double()
+    if quant_scale is not None:
+        multiplier, addend = decoded_quantisation(quant_scale, quant_offset)
+        y = y * multiplier + addend
+    return y
+
+
+def _rounded(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return y.nan_to_num(nan=0).round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else y.to(dtype)
+
+
+def integers(weight: torch.Tensor, k: int) -> torch.Tensor:
+    """The weight as float64 [..., K, N]."""
+    if spec.is_prepacked(weight):
+        weight = unprepacked(weight)
+    elif weight.dtype == torch.int32:
+        transposed = spec.is_transposed(weight, k)
+        words = (weight.transpose(-1, -2) if transposed else weight).contiguous()
+        values = nibbles(words)
+        weight = values.transpose(-1, -2) if transposed else values
+    return weight.double()
+
+
+def nibbles(words: torch.Tensor) -> torch.Tensor:
+    """Signed int4 of int32 words [..., C], lowest nibble first: [..., 8 * C]."""
+    values = (words.unsqueeze(-1) >> torch.arange(0, 32, 4, dtype=torch.int32)) & 15
+    return torch.where(values < 8, values, values - 16).flatten(-2)
+
+
+def _spread(parameter: torch.Tensor, group_size: int, k: int) -> torch.Tensor:
+    """A scale or offset as [K or 1, N or 1]: row g of a grouped one holds for k = g * group_size and following."""
+    return parameter.repeat_interleave(group_size, dim=0)[:k] if group_size else parameter
+
+
+def decoded_scale(scale: torch.Tensor) -> torch.Tensor:
+    """float64 of a scale; an int64 holds the bits of a float32 in its low half."""
+    if scale.dtype == torch.int64:
+        scale = scale.contiguous().view(torch.float32).reshape(*scale.shape, 2)[..., 0]
+    return scale.double()
+
+
+def decoded_quantisation(
+    quant_scale: torch.Tensor, quant_offset: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, offset) in float64 as the 64-bit quantisation parameter holds them: 19 bits and a 9-bit integer."""
+    if quant_scale.dtype == torch.int64:
+        offset = (quant_scale >> 37) & 0x1FF
+        return decoded_scale(quant_scale), torch.where(offset < 256, offset, offset - 512).double()
+    scale = (quant_scale.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32).double()
+    if quant_offset is None:
+        return scale, torch.zeros_like(scale)
+    return scale, quant_offset.double().round().clamp(-256, 255)
+
+
+def error_bound(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    quant_scale: torch.Tensor | None = None,
+    quant_offset: torch.Tensor | None = None,
+    group_size: int = 0,
+    inner_precise: int = 0,
+    n: int | None = None,
+) -> torch.Tensor:
+    """How far each element of a result may be from the reference, in float64.
+
+    Before its last rounding a kernel rounds, for each output, at most K products, K sums, K sums of the row of x that
+    the offset is multiplied with, and a handful of factors, each by 2**-24 of at most
+    ``magnitude = |x| @ ((|weight| + |offset|) * |scale|) + |bias|``. Sums of fixed-point digits add the error of x in
+    fixed point, 2**-24 (2**-16 with inner_precise) of the largest |x| of a row for every weight.
+    The last rounding then adds half a unit of the result's dtype; int8 results differ only near a tie.
+    """
+    arguments = (x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n)
+    _, dtype = spec.matmul_result(*arguments)
+    exact = unrounded(*arguments)
+    error = _sum_error(x, weight, scale, offset, bias, group_size, inner_precise, n)
+    if quant_scale is not None:
+        multiplier, addend = decoded_quantisation(quant_scale, quant_offset)
+        error = error * multiplier.abs() + 2 * _FLOAT32_ROUNDING * (exact.abs() + error + addend.abs())
+    low, high = _rounded(exact - error, dtype).double(), _rounded(exact + error, dtype).double()
+    expected = _rounded(exact, dtype).double()
+    bound = torch.maximum((expected - low).abs(), (high - expected).abs())
+    return bound.nan_to_num(nan=0, posinf=torch.inf)  # NaN: all three are the same infinity or NaN
+
+
+def _sum_error(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    group_size: int,
+    inner_precise: int,
+    n: int | None,
+) -> torch.Tensor:
+    k = x.shape[-1]
+    magnitude = integers(weight, k).abs()
+    if offset is not None:
+        magnitude = magnitude + _spread(offset.double().abs(), group_size, k)
+    magnitude = magnitude * _spread(decoded_scale(scale).abs(), group_size, k)
+    largest = x.double().abs().amax(-1, keepdim=True)
+    fixed_point = 2.0**-16 if inner_precise else 2.0**-24
+    products = x.double().abs() @ magnitude
+    if bias is not None:
+        products = products + bias.double().abs()
+    return (2 * k + 8) * _FLOAT32_ROUNDING * products + fixed_point * largest * magnitude.sum(-2, keepdim=True)
+
+
+def weight_quant_prepack(weight: torch.Tensor) -> torch.Tensor:
+    """Format w4p32 or w8p32 of docs/formats.md: a header, then cells of 32 columns by 4 k, k running fastest.
+
+    A w8p32 cell holds q + 128 as [32 columns][4 k] bytes. A w4p32 cell holds q + 8 as [16 columns][4 k] bytes, columns
+    0..15 in the low nibbles and 16..31 in the high ones. Cells are filled up with q = 0.
+    """
+    spec.prepacked_size(weight)
+    bits = 8 if weight.dtype == torch.int8 else 4
+    k, n = spec.matrix_shape(spec.PREPACK, weight)
+    cells = _cells(integers(weight, k).long() + 2 ** (bits - 1), 2 ** (bits - 1))
+    if bits == 4:
+        cells = cells[..., :16, :] | cells[..., 16:, :] << 4
+    return torch.cat([_header(bits, k, n), cells.flatten().to(torch.uint8)])
+
+
+def _cells(matrix: torch.Tensor, padding: int) -> torch.Tensor:
+    """[K, N] -> [N / 32, K / 4, 32 columns, 4 k], both axes rounded up."""
+    k, n = matrix.shape
+    matrix = torch.nn.functional.pad(matrix, (0, -n % spec.CELL_COLUMNS, 0, -k % spec.CELL_K), value=padding)
+    return matrix.unflatten(0, (-1, spec.CELL_K)).unflatten(2, (-1, spec.CELL_COLUMNS)).permute(2, 0, 3, 1)
+
+
+def _header(bits: int, k: int, n: int) -> torch.Tensor:
+    header = struct.pack("<8sIIQQ", _MAGIC[bits], 1, bits, k, n).ljust(spec.HEADER_BYTES, b"\0")
+    return torch.frombuffer(bytearray(header), dtype=torch.uint8)
+
+
+def unprepacked(blob: torch.Tensor) -> torch.Tensor:
+    """The weight in a blob of weight_quant_prepack, as int8 [K, N]."""
+    header = bytes(blob[: spec.HEADER_BYTES].tolist())
+    if blob.shape[0] < spec.HEADER_BYTES or header[:8] not in _MAGIC.values():
+        raise ValueError(
+            f"{spec.MATMUL}: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), "
+            f"got {blob.shape[0]} bytes of something else"
+        )
+    _, version, bits, k, n = struct.unpack_from("<8sIIQQ", header)
+    if version != 1 or _MAGIC.get(bits) != header[:8]:
+        raise ValueError(f"{spec.MATMUL}: prepacked weight must be version 1, got version {version} with {bits} bits")
+    size = spec.prepacked_bytes(bits, k, n)
+    if blob.shape[0] != size:
+        raise ValueError(
+            f"{spec.MATMUL}: prepacked weight of K {k} and N {n} must have {size} bytes, got {blob.shape[0]}"
+        )
+    cells = blob[spec.HEADER_BYTES :].long().reshape(-(-n // spec.CELL_COLUMNS), -(-k // spec.CELL_K), -1, spec.CELL_K)
+    if bits == 4:
+        cells = torch.cat([cells & 15, cells >> 4], dim=2)
+    matrix = cells.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)[:k, :n]
+    return (matrix - 2 ** (bits - 1)).to(torch.int8)
