@@ -10,12 +10,15 @@ constexpr int kTileVecs = 4;
 
 #include "gemm/f32.inc"
 #include "gemm/unpack_any.inc"
+#include "gemm/unpack_avx512.inc"
+#include "gemm/digits_avx512.inc"
 
 namespace anynpu {
 
 extern const GemmKernel gemm_avx512vnni;
 const GemmKernel gemm_avx512vnni = {
-    Isa::avx512vnni, load_floats, unpack_any, store_row, kTileRows, panel_f32, multiply_f32, nullptr, {}, nullptr, nullptr, nullptr,
+    Isa::avx512vnni, load_floats, unpack_avx512, store_row, kTileRows, panel_f32, multiply_f32, pack_digits,
+    {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>}, nullptr, nullptr, nullptr,
 };
 
 }  // namespace anynpu

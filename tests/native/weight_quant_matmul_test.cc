@@ -232,8 +232,8 @@ Buffer codes(const std::vector<int64_t>& values) {
   buffer.tensor.ndim = 1;
   buffer.tensor.shape[0] = static_cast<int64_t>(values.size());
   buffer.tensor.strides[0] = 1;
-  buffer.bytes.resize(values.size() * 8);
-  std::memcpy(buffer.bytes.data(), values.data(), buffer.bytes.size());
+  buffer.bytes.resize(std::max<size_t>(1, values.size()) * 8);
+  if (!values.empty()) std::memcpy(buffer.bytes.data(), values.data(), values.size() * 8);
   buffer.bind();
   return buffer;
 }
