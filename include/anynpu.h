@@ -178,6 +178,39 @@ typedef struct {
 ANYNPU_API int32_t anynpu_format_cast_check(const anynpu_format_cast_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_format_cast(const anynpu_format_cast_args* args, void* workspace, size_t workspace_bytes);
 
+typedef enum { ANYNPU_CACHE_CONTIGUOUS = 0, ANYNPU_CACHE_PAGE = 1 } anynpu_cache_mode;
+
+/* rope_kv_cache: dequantises x (INT32 only), splits it into q, k, v, rotates q and k, and writes k and v as int8 codes,
+ * saturate(rint(value / scale + offset)), into the caches.
+ * x [B, S, H] or [B, H], INT32 or the dtype of cos; cos, sin [B, S, 1, D] or [B, D], FLOAT16, BFLOAT16 or FLOAT32;
+ * k_cache, v_cache INT8 [C1, C2, Nkv, D], contiguous; indices INT32, one a batch, or one a token in page mode;
+ * scale_k, scale_v, offset_k, offset_v FLOAT32 [Nkv, D]; for INT32 x: weight_scale FLOAT32 [H], activation_scale
+ * FLOAT32 (at least B * S), bias INT32 or any float (at least H); q, k, v [B, S, N, D] or [B, N, D], contiguous.
+ * Offsets, activation_scale and bias may be absent; k and v are absent when not wanted. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor cos;
+  anynpu_tensor sin;
+  anynpu_tensor k_cache;
+  anynpu_tensor v_cache;
+  anynpu_tensor indices;
+  anynpu_tensor scale_k;
+  anynpu_tensor scale_v;
+  anynpu_tensor offset_k;
+  anynpu_tensor offset_v;
+  anynpu_tensor weight_scale;
+  anynpu_tensor activation_scale;
+  anynpu_tensor bias;
+  anynpu_tensor q;
+  anynpu_tensor k;
+  anynpu_tensor v;
+  int64_t size_splits[3]; /* [Nq * D, Nkv * D, Nkv * D] */
+  int32_t cache_mode;     /* anynpu_cache_mode */
+  int32_t reserved;
+} anynpu_rope_kv_cache_args;
+ANYNPU_API int32_t anynpu_rope_kv_cache_check(const anynpu_rope_kv_cache_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_rope_kv_cache(const anynpu_rope_kv_cache_args* args, void* workspace, size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -18,6 +18,7 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"trans_quant_param_args", sizeof(anynpu_trans_quant_param_args)},
       {"quantize_args", sizeof(anynpu_quantize_args)},
       {"format_cast_args", sizeof(anynpu_format_cast_args)},
+      {"rope_kv_cache_args", sizeof(anynpu_rope_kv_cache_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {

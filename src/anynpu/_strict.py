@@ -9,6 +9,7 @@ undefined live with the operators.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -107,3 +108,43 @@ def check_weight_quant_matmul_nz_limits(
         require_limit(op, n % 64 == 0, f"{rule} N % 64 == 0, got N = {n}")
     elif per_channel:
         require_limit(op, transposed, "with an int4 FRACTAL_NZ weight and per-channel scales wants a transposed weight")
+
+
+def check_rope_kv_cache_limits(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    k_cache: torch.Tensor,
+    head_parameters: Sequence[torch.Tensor | None],
+    activation_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    cache_mode: str,
+) -> None:
+    """Strict limits of rope_kv_cache."""
+    op = "rope_kv_cache"
+    if strict_soc() is None:
+        return
+    batch, width = x.shape[0], x.shape[-1]
+    require_limit(op, width <= 4096, f"wants x.shape[-1] <= 4096, got {width}")
+    require_limit(op, width % 64 == 0, f"wants x.shape[-1] to be a multiple of 64, got {width}")
+    require_limit(op, cos.dtype != torch.float32, "wants cos and sin in float16 or bfloat16, got float32")
+    if cache_mode == "contiguous":
+        planes = k_cache.shape[0]
+        require_limit(op, planes > batch, f"wants k_cache.shape[0] > B = {batch} in contiguous mode, got {planes}")
+    for parameter in head_parameters:
+        axes = 2 if parameter is None else parameter.dim()
+        require_limit(op, axes == 2, f"wants 2-D scales and offsets, got {axes} axes")
+    tokens = x.numel() // width
+    for name, tensor, count in (("activation_scale", activation_scale, tokens), ("bias", bias, width)):
+        if tensor is not None and x.dtype == torch.int32:
+            require_limit(op, tensor.numel() == count, f"wants {count} elements of {name}, got {tensor.numel()}")
+
+
+def check_rope_kv_cache_index_limits(indices: torch.Tensor, cache_mode: str) -> None:
+    """Strict limits of the values of the indices of rope_kv_cache: no slot to skip, none written twice."""
+    if strict_soc() is None or cache_mode != "page":
+        return
+    lowest = int(indices.min()) if indices.numel() else 0
+    require_limit("rope_kv_cache", lowest >= 0, f"wants every index to be at least 0, got {lowest}")
+    distinct = indices.unique().numel()
+    sentence = f"wants indices that do not repeat, got {distinct} values in {indices.numel()}"
+    require_limit("rope_kv_cache", distinct == indices.numel(), sentence)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument rules, output shapes and sample calls of rope_kv_cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from anynpu._check import require, require_dtype, require_tensor
+from anynpu._register import Sample
+from anynpu._strict import check_rope_kv_cache_limits
+
+OP = "rope_kv_cache"
+SCHEMA = (
+    "(Tensor x, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor indices, Tensor scale_k, "
+    "Tensor scale_v, SymInt[] size_splits, Tensor? offset_k=None, Tensor? offset_v=None, Tensor? weight_scale=None, "
+    "Tensor? activation_scale=None, Tensor? bias=None, bool kv_output=False, str cache_mode='contiguous') "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+CACHE_MODES = {"contiguous": 0, "page": 1}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of one call; S is 1 for 2-D x."""
+
+    batch: int  # B
+    length: int  # S
+    q_heads: int  # Nq
+    kv_heads: int  # Nkv
+    head_size: int  # D
+    leading: tuple[int, ...]  # (B, S) or (B,)
+
+    @property
+    def q_shape(self) -> tuple[int, ...]:
+        return (*self.leading, self.q_heads, self.head_size)
+
+    @property
+    def kv_shape(self) -> tuple[int, ...]:
+        return (*self.leading, self.kv_heads, self.head_size)
+
+
+def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> tuple[int, int]:
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        require_tensor(OP, name, cache)
+        require_dtype(OP, name, cache, (torch.int8,))
+    shape = tuple(k_cache.shape)
+    require(OP, len(shape) == 4, f"k_cache must be [C1, C2, Nkv, D], got shape {shape}")
+    same = tuple(v_cache.shape) == shape
+    require(OP, same, f"v_cache must have the shape of k_cache, {shape}, got {tuple(v_cache.shape)}")
+    valid = shape[2] >= 1 and shape[3] >= 2 and shape[3] % 2 == 0
+    require(OP, valid, f"k_cache must have at least one head and an even head size, got shape {shape}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        require(OP, cache.is_contiguous(), f"{name} should be contiguous")
+    return shape[2], shape[3]
+
+
+def _check_x(x: torch.Tensor, size_splits: Sequence[int], kv_heads: int, head_size: int) -> Sizes:
+    require_tensor(OP, "x", x)
+    require_dtype(OP, "x", x, (torch.int32, *FLOATS))
+    require(OP, x.dim() in (2, 3), f"x must be [B, S, H] or [B, H], got shape {tuple(x.shape)}")
+    kv_width = kv_heads * head_size
+    splits = list(size_splits)
+    valid = len(splits) == 3 and splits[0] >= 0 and splits[0] % head_size == 0 and splits[1:] == [kv_width, kv_width]
+    require(
+        OP,
+        valid,
+        f"size_splits must be [Nq * D, Nkv * D, Nkv * D] with Nkv = {kv_heads} and D = {head_size} of k_cache, "
+        f"got {splits}",
+    )
+    arithmetic = f"{splits[0]} + {splits[1]} + {splits[2]} = {sum(splits)}"
+    width = x.shape[-1]
+    require(OP, width == sum(splits), f"x.shape[-1] must be sum(size_splits) = {arithmetic}, got {width}")
+    leading = tuple(x.shape[:-1])
+    length = leading[1] if len(leading) == 2 else 1
+    return Sizes(leading[0], length, splits[0] // head_size, kv_heads, head_size, leading)
+
+
+def _check_angle(name: str, angle: torch.Tensor, cos: torch.Tensor, x: torch.Tensor, sizes: Sizes) -> None:
+    require_tensor(OP, name, angle)
+    require_dtype(OP, name, angle, FLOATS)
+    require_same_dtype(name, angle, "cos", cos)
+    if x.dtype != torch.int32:
+        require_same_dtype(name, angle, "x", x)
+    flat = x.dim() == 2
+    expected = (sizes.batch, sizes.head_size) if flat else (sizes.batch, sizes.length, 1, sizes.head_size)
+    symbols = "[B, D]" if flat else "[B, S, 1, D]"
+    got = tuple(angle.shape)
+    require(OP, got == expected, f"{name} must have shape {symbols} = {expected}, got {got}")
+
+
+def require_same_dtype(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """``tensor`` has the dtype of ``other``."""
+    if tensor.dtype != other.dtype:
+        names = [str(dtype).removeprefix("torch.") for dtype in (other.dtype, tensor.dtype)]
+        raise TypeError(f"{OP}: {name} must have the dtype of {other_name}, {names[0]}, got {names[1]}")
+
+
+def _check_cache_room(k_cache: torch.Tensor, cache_mode: str, sizes: Sizes) -> None:
+    require(OP, cache_mode in CACHE_MODES, f"cache_mode must be contiguous or page, got {cache_mode!r}")
+    if cache_mode == "page":
+        return
+    planes, rows = k_cache.shape[:2]
+    require(OP, planes >= sizes.batch, f"k_cache.shape[0] must be at least B = {sizes.batch}, got {planes}")
+    require(OP, rows >= sizes.length, f"k_cache.shape[1] must be at least S = {sizes.length}, got {rows}")
+
+
+def _check_indices(indices: torch.Tensor, cache_mode: str, x: torch.Tensor, sizes: Sizes) -> None:
+    require_tensor(OP, "indices", indices)
+    require_dtype(OP, "indices", indices, (torch.int32,))
+    per_token = cache_mode == "page" and x.dim() == 3
+    count = sizes.batch * sizes.length if per_token else sizes.batch
+    valid = indices.dim() in (1, 2) and indices.numel() == count
+    symbols = "B * S" if per_token else "B"
+    shape = tuple(indices.shape)
+    require(OP, valid, f"indices must have 1 or 2 axes and {symbols} = {count} elements, got shape {shape}")
+
+
+def _check_head_parameter(name: str, tensor: torch.Tensor, sizes: Sizes) -> None:
+    require_tensor(OP, name, tensor)
+    require_dtype(OP, name, tensor, (torch.float32,))
+    full = (sizes.kv_heads, sizes.head_size)
+    shape = tuple(tensor.shape)
+    valid = shape == full or (sizes.kv_heads == 1 and shape == full[1:])
+    require(OP, valid, f"{name} must have shape [Nkv, D] = {full}, got {shape}")
+
+
+def _check_leading(name: str, tensor: torch.Tensor, symbols: str, count: int) -> None:
+    valid = tensor.dim() == 1 and tensor.shape[0] >= count
+    shape = tuple(tensor.shape)
+    require(OP, valid, f"{name} must have one axis of at least {symbols} = {count} elements, got shape {shape}")
+
+
+def _check_dequant(
+    x: torch.Tensor,
+    sizes: Sizes,
+    weight_scale: torch.Tensor | None,
+    activation_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> None:
+    if x.dtype != torch.int32:
+        return
+    width = x.shape[-1]
+    require(OP, weight_scale is not None, "weight_scale is required for int32 x, got none")
+    require_tensor(OP, "weight_scale", weight_scale)
+    require_dtype(OP, "weight_scale", weight_scale, (torch.float32,))
+    shape = tuple(weight_scale.shape)
+    require(OP, shape == (width,), f"weight_scale must have shape [H] = {(width,)}, got {shape}")
+    if activation_scale is not None:
+        require_tensor(OP, "activation_scale", activation_scale)
+        require_dtype(OP, "activation_scale", activation_scale, (torch.float32,))
+        symbols = "B * S" if x.dim() == 3 else "B"
+        _check_leading("activation_scale", activation_scale, symbols, sizes.batch * sizes.length)
+    if bias is not None:
+        require_tensor(OP, "bias", bias)
+        require_dtype(OP, "bias", bias, (torch.int32, torch.float32, torch.float16, torch.bfloat16))
+        _check_leading("bias", bias, "H", width)
+
+
+def check(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    indices: torch.Tensor,
+    scale_k: torch.Tensor,
+    scale_v: torch.Tensor,
+    size_splits: Sequence[int],
+    offset_k: torch.Tensor | None = None,
+    offset_v: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    activation_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    kv_output: bool = False,
+    cache_mode: str = "contiguous",
+) -> Sizes:
+    """Checks what can be checked without data; returns the sizes of the call."""
+    kv_heads, head_size = _check_caches(k_cache, v_cache)
+    sizes = _check_x(x, size_splits, kv_heads, head_size)
+    require_tensor(OP, "cos", cos)
+    _check_angle("cos", cos, cos, x, sizes)
+    _check_angle("sin", sin, cos, x, sizes)
+    _check_cache_room(k_cache, cache_mode, sizes)
+    _check_indices(indices, cache_mode, x, sizes)
+    _check_head_parameter("scale_k", scale_k, sizes)
+    _check_head_parameter("scale_v", scale_v, sizes)
+    for name, offset in (("offset_k", offset_k), ("offset_v", offset_v)):
+        if offset is not None:
+            _check_head_parameter(name, offset, sizes)
+    _check_dequant(x, sizes, weight_scale, activation_scale, bias)
+    parameters = (scale_k, scale_v, offset_k, offset_v)
+    check_rope_kv_cache_limits(x, cos, k_cache, parameters, activation_scale, bias, cache_mode)
+    return sizes
+
+
+def fake(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, k_cache: torch.Tensor, *args, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fake kernel of rope_kv_cache; it leaves the caches alone, as a fake tensor has no data to change."""
+    sizes = check(x, cos, sin, k_cache, *args, **kwargs)
+    kv_output = kwargs.get("kv_output", args[10] if len(args) > 10 else False)
+    kv_shape = sizes.kv_shape if kv_output else (0,)
+    return cos.new_empty(sizes.q_shape), cos.new_empty(kv_shape), cos.new_empty(kv_shape)
+
+
+def sample_arguments(
+    leading: tuple[int, ...],
+    heads: tuple[int, int],
+    head_size: int,
+    dtype: torch.dtype,
+    cos_dtype: torch.dtype,
+    cache: tuple[int, int],
+    indices: Sequence[int],
+    seed: int = 0,
+) -> dict[str, torch.Tensor | list[int]]:
+    """Random required arguments of realistic size: Nq and Nkv are ``heads``, C1 and C2 are ``cache``."""
+    generator = torch.Generator().manual_seed(seed)
+    q_heads, kv_heads = heads
+    width = (q_heads + 2 * kv_heads) * head_size
+    if dtype == torch.int32:
+        x = torch.randint(-20000, 20001, (*leading, width), dtype=dtype, generator=generator)
+    else:
+        x = torch.randn(*leading, width, generator=generator).to(dtype)
+    angles = torch.rand(*leading, head_size, generator=generator) * 6.28
+    if len(leading) == 2:
+        angles = angles.unsqueeze(2)
+    caches = [
+        torch.randint(-128, 128, (*cache, kv_heads, head_size), dtype=torch.int8, generator=generator) for _ in "kv"
+    ]
+    scales = [torch.rand(kv_heads, head_size, generator=generator) * 0.02 + 0.01 for _ in "kv"]
+    return {
+        "x": x,
+        "cos": angles.cos().to(cos_dtype),
+        "sin": angles.sin().to(cos_dtype),
+        "k_cache": caches[0],
+        "v_cache": caches[1],
+        "indices": torch.tensor(indices, dtype=torch.int32),
+        "scale_k": scales[0],
+        "scale_v": scales[1],
+        "size_splits": [q_heads * head_size, kv_heads * head_size, kv_heads * head_size],
+    }
+
+
+def samples() -> Iterator[Sample]:
+    """Valid calls of rope_kv_cache."""
+    half, wide, integer = torch.float16, torch.bfloat16, torch.int32
+
+    def call(arguments: dict, *options) -> tuple:
+        return (*arguments.values(), *options)
+
+    plain = sample_arguments((2, 3), (4, 2), 16, half, half, (2, 8), [0, 5])
+    yield Sample("float16, contiguous", call(plain))
+    offset = torch.full((1, 10), 3.5)
+    flat = sample_arguments((5,), (3, 1), 10, wide, wide, (2, 4), [7, -1, 0, 2, 2])
+    yield Sample("bfloat16, 2-D x, page, offsets", call(flat, offset, -offset, None, None, None, True, "page"))
+    for name, bias in (("no bias", None), ("int32 bias", integer), ("float32 bias", torch.float32), ("half bias", half)):
+        arguments = sample_arguments((3, 2), (2, 2), 34, integer, half, (3, 4), [0, 1, 2])
+        generator = torch.Generator().manual_seed(1)
+        weight_scale = torch.rand(204, generator=generator) * 1e-4
+        activation_scale = torch.rand(6, generator=generator) + 0.5
+        if bias is not None:
+            bias = torch.randint(-9, 10, (204,), generator=generator).to(bias)
+        yield Sample(f"int32, {name}", call(arguments, None, None, weight_scale, activation_scale, bias, True))
+    many = sample_arguments((64, 1), (8, 2), 64, wide, wide, (64, 8), list(range(64)))
+    yield Sample("threads", call(many, None, None, None, None, None, False, "page"))
