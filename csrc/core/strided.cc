@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 namespace anynpu {
 namespace {
@@ -60,18 +59,20 @@ void scatter_as(const void* from, const anynpu_tensor& tensor, int64_t first, in
   });
 }
 
+int64_t step(const anynpu_tensor& tensor, int axis) {
+  return tensor.strides[axis] < 0 ? -tensor.strides[axis] : tensor.strides[axis];
+}
+
+// Whether some axis steps no further than all axes of smaller steps reach together.
 bool overlaps_itself(const anynpu_tensor& tensor) {
-  std::pair<int64_t, int64_t> axes[ANYNPU_MAX_DIMS];  // |stride|, size
-  int count = 0;
   for (int axis = 0; axis < tensor.ndim; ++axis) {
-    const int64_t stride = tensor.strides[axis];
-    if (tensor.shape[axis] > 1) axes[count++] = {stride < 0 ? -stride : stride, tensor.shape[axis]};
-  }
-  std::sort(axes, axes + count);
-  int64_t reach = 0;
-  for (int i = 0; i < count; ++i) {
-    if (axes[i].first <= reach) return true;
-    reach += axes[i].first * (axes[i].second - 1);
+    int64_t reach = 0;
+    for (int other = 0; other < tensor.ndim; ++other) {
+      const bool smaller = step(tensor, other) < step(tensor, axis) ||
+                           (step(tensor, other) == step(tensor, axis) && other < axis);
+      if (smaller) reach += step(tensor, other) * (tensor.shape[other] - 1);
+    }
+    if (tensor.shape[axis] > 1 && step(tensor, axis) <= reach) return true;
   }
   return false;
 }
@@ -82,12 +83,11 @@ int32_t check_strides(const char* op, const char* name, const anynpu_tensor& ten
   if (element_count(tensor) == 0) return ANYNPU_OK;
   int64_t reach = 0;
   for (int axis = 0; axis < tensor.ndim; ++axis) {
-    const int64_t stride = tensor.strides[axis];
     int64_t span = 0;
-    if (stride == INT64_MIN || __builtin_mul_overflow(stride < 0 ? -stride : stride, tensor.shape[axis] - 1, &span) ||
+    if (tensor.strides[axis] == INT64_MIN || __builtin_mul_overflow(step(tensor, axis), tensor.shape[axis] - 1, &span) ||
         __builtin_add_overflow(reach, span, &reach) || reach > INT64_MAX / 64) {
       return fail(ANYNPU_BAD_SHAPE, "%s: strides of %s are too large, got %lld for axis %d of shape %s", op, name,
-                  static_cast<long long>(stride), axis, shape_text(tensor));
+                  static_cast<long long>(tensor.strides[axis]), axis, shape_text(tensor));
     }
   }
   if (access == Access::write && overlaps_itself(tensor)) {
