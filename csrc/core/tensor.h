@@ -6,6 +6,8 @@
 
 namespace anynpu {
 
+#pragma GCC visibility push(default)  // csrc/acl asks the same questions from its own libraries
+
 inline bool present(const anynpu_tensor& tensor) { return tensor.format != 0; }
 const char* dtype_name(int32_t dtype);
 // Bits of one element; 0 for an unknown dtype.
@@ -24,5 +26,7 @@ int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tens
 int32_t check_required(const char* op, const char* name, const anynpu_tensor& tensor);
 // A present tensor with elements has data.
 int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor);
+
+#pragma GCC visibility pop
 
 }  // namespace anynpu

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "acl/executor/executor.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "acl/executor/tensor.h"
+#include "acl/runtime/memory.h"
+#include "acl/runtime/stream.h"
+
+namespace anynpu::acl {
+namespace {
+
+struct Executor : Object {
+  const Operator* op = nullptr;
+  size_t workspace_bytes = 0;
+  std::mutex mutex;  // guards what follows
+  std::shared_ptr<const void> args;
+  std::vector<Slot> slots;
+  bool repeatable = false;
+  bool has_run = false;
+
+  const anynpu_tensor& tensor(const Slot& slot) const {
+    return *reinterpret_cast<const anynpu_tensor*>(static_cast<const char*>(args.get()) + slot.field);
+  }
+};
+using ExecutorPtr = std::shared_ptr<Executor>;
+
+HandleTable<Executor>& executors() {
+  static auto* table = new HandleTable<Executor>(Kind::executor, "aclOpExecutor");
+  return *table;
+}
+
+void find_leaks() {
+  executors().for_each([](const ExecutorPtr& executor) {
+    const char* kind = executor->has_run ? "leaked-executor" : "executor-not-run";
+    const char* what = executor->has_run ? "repeatable executor never destroyed" : "executor never run";
+    check::add({kind, "", std::string(executor->op->name) + ": " + what, executor->created, nullptr});
+  });
+}
+
+[[maybe_unused]] const bool registered = (check::on_report(find_leaks), true);
+
+int32_t aclnn_status(int32_t status, bool running) {
+  switch (status) {
+    case ANYNPU_OK: return ACLNN_SUCCESS;
+    case ANYNPU_NO_MEMORY: return ACLNN_ERR_INNER_CREATE_EXECUTOR;
+    case ANYNPU_INTERNAL: return ACLNN_ERR_INNER;
+    case ANYNPU_BAD_VALUE: return ACLNN_ERR_RUNTIME_ERROR;
+    case ANYNPU_NULL_ARG: return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_NULLPTR;
+    default: return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_INVALID;
+  }
+}
+
+// The chips whose limits strict mode knows, by the start of their names.
+const char* series_of(const char* chip) {
+  if (std::strncmp(chip, "Ascend910B", 10) == 0) return "Atlas A2";
+  if (std::strncmp(chip, "Ascend910_93", 12) == 0) return "Atlas A3";
+  return nullptr;
+}
+
+// The chip of strict mode, or null when it is off.
+const char* strict_chip() {
+  static const char* const chip = [] {
+    const char* value = std::getenv("ANYNPU_STRICT");
+    return value == nullptr || *value == '\0' || std::strcmp(value, "0") == 0 ? nullptr : value;
+  }();
+  return chip;
+}
+
+// What a launch holds on to until its work is done.
+struct Launch {
+  const Operator* op;
+  std::shared_ptr<const void> args;
+  std::vector<AllocationPtr> memory;
+  void* workspace;
+  size_t workspace_bytes;
+
+  Failure operator()() const {
+    const int32_t status = op->run(args.get(), workspace, workspace_bytes);
+    if (status == ANYNPU_OK) return {};
+    return {aclnn_status(status, true), std::string(op->name) + ": " + anynpu_last_error()};
+  }
+};
+
+int32_t check_workspace(const Executor& executor, void* workspace, uint64_t size, Launch& launch) {
+  const char* call = executor.op->name;
+  const size_t needed = executor.workspace_bytes;
+  if (needed == 0) return ACLNN_SUCCESS;
+  if (size < needed) {
+    if (check::enabled) {
+      check::add({"workspace-too-small", call,
+                  "workspaceSize is " + std::to_string(size) + ", the first stage asked for " + std::to_string(needed),
+                  executor.created, nullptr});
+    }
+    return report(ACLNN_ERR_PARAM_INVALID, "%s: workspaceSize must be at least %zu, got %llu", call, needed,
+                  static_cast<unsigned long long>(size));
+  }
+  if (workspace == nullptr) {
+    // The kernels bring their own scratch memory; a device would fault.
+    if (check::enabled) {
+      check::add({"workspace-too-small", call,
+                  "workspace is null, the first stage asked for " + std::to_string(needed) + " bytes", executor.created,
+                  nullptr});
+    }
+    return ACLNN_SUCCESS;
+  }
+  if (check::enabled) inspect_range(call, "workspace", workspace, needed);
+  AllocationPtr memory;
+  if (const int32_t status = device_range(call, "workspace", workspace, needed, ACLNN_ERR_PARAM_INVALID, &memory)) {
+    return status;
+  }
+  launch.memory.push_back(std::move(memory));
+  launch.workspace = workspace;
+  launch.workspace_bytes = needed;
+  return ACLNN_SUCCESS;
+}
+
+int32_t check_addresses(const Executor& executor, Launch& launch) {
+  const char* call = executor.op->name;
+  for (const Slot& slot : executor.slots) {
+    if (slot.begin == slot.end) continue;
+    const void* data = executor.tensor(slot).data;
+    if (data == nullptr) return report(ACLNN_ERR_PARAM_NULLPTR, "%s: the address of %s is null", call, slot.name);
+    if (check::enabled) inspect_freed(call, slot.name, data);
+    AllocationPtr memory;
+    if (const int32_t status = device_range(call, slot.name, data, static_cast<size_t>(slot.end - slot.begin),
+                                            ACLNN_ERR_RUNTIME_ERROR, &memory)) {
+      return status;
+    }
+    launch.memory.push_back(std::move(memory));
+  }
+  return ACLNN_SUCCESS;
+}
+
+bool same_view(const anynpu_tensor& a, const anynpu_tensor& b) {
+  return a.data == b.data && a.ndim == b.ndim && a.format == b.format &&
+         aclDataTypeSize(static_cast<aclDataType>(a.dtype)) == aclDataTypeSize(static_cast<aclDataType>(b.dtype)) &&
+         std::memcmp(a.shape, b.shape, sizeof(a.shape)) == 0 && std::memcmp(a.strides, b.strides, sizeof(a.strides)) == 0;
+}
+
+// Kernels read while they write: an output must not share memory with another argument.
+int32_t check_overlap(const Executor& executor) {
+  for (const Slot& output : executor.slots) {
+    if (!output.is_output || output.begin == output.end) continue;
+    const auto begin = reinterpret_cast<uintptr_t>(executor.tensor(output).data);
+    for (const Slot& other : executor.slots) {
+      if (&other == &output || other.begin == other.end) continue;
+      const auto other_begin = reinterpret_cast<uintptr_t>(executor.tensor(other).data);
+      if (begin >= other_begin + (other.end - other.begin) || other_begin >= begin + (output.end - output.begin)) continue;
+      if (executor.op->in_place && same_view(executor.tensor(output), executor.tensor(other))) continue;
+      return report(ACLNN_ERR_PARAM_INVALID, "%s: %s shares memory with %s", executor.op->name, output.name, other.name);
+    }
+  }
+  return ACLNN_SUCCESS;
+}
+
+int32_t get_executor(const char* call, const aclOpExecutor* handle, ExecutorPtr* executor) {
+  return executors().get(call, "executor", handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, executor);
+}
+
+int32_t launch_checked(const Operator& op, void* workspace, uint64_t workspace_size, aclOpExecutor* handle,
+                       aclrtStream stream_handle) {
+  ExecutorPtr executor;
+  StreamPtr stream;
+  if (const int32_t status = get_executor(op.name, handle, &executor)) return status;
+  if (executor->op != &op) {
+    if (check::enabled) {
+      check::add({"wrong-executor", op.name, std::string("the executor was made for ") + executor->op->name,
+                  executor->created, nullptr});
+    }
+    return report(ACLNN_ERR_PARAM_INVALID, "%s: the executor was made for %s", op.name, executor->op->name);
+  }
+  if (get_stream(op.name, stream_handle, &stream) != ACL_SUCCESS) return ACLNN_ERR_PARAM_INVALID;
+
+  std::lock_guard<std::mutex> lock(executor->mutex);
+  Launch work{&op, executor->args, {}, nullptr, 0};
+  work.memory.reserve(executor->slots.size() + 1);
+  if (const int32_t status = check_workspace(*executor, workspace, workspace_size, work)) return status;
+  if (const int32_t status = check_addresses(*executor, work)) return status;
+  if (const int32_t status = check_overlap(*executor)) return status;
+  if (!executor->repeatable && !executors().take(handle)) {
+    return report(ACLNN_ERR_PARAM_INVALID, "%s: the executor was used by another thread meanwhile", op.name);
+  }
+  executor->has_run = true;
+  const uint64_t sequence = stream->submit(std::move(work));
+  if (check::enabled) {
+    for (const Slot& slot : executor->slots) {
+      if (!slot.is_output || slot.begin == slot.end) continue;
+      check::wrote(stream->id(), sequence, executor->tensor(slot).data, slot.end - slot.begin, op.name);
+    }
+  }
+  return ACLNN_SUCCESS;
+}
+
+enum class Among { all, inputs, outputs };
+
+int32_t set_address(const char* call, aclOpExecutor* handle, size_t index, aclTensor* tensor, void* address, Among among) {
+  ExecutorPtr executor;
+  if (const int32_t status = get_executor(call, handle, &executor)) return status;
+  std::lock_guard<std::mutex> lock(executor->mutex);
+  size_t at = 0;
+  for (const Slot& slot : executor->slots) {
+    if (among != Among::all && slot.is_output != (among == Among::outputs)) continue;
+    if (at++ != index) continue;
+    if (tensor == nullptr || slot.handle != tensor) {
+      return report(ACLNN_ERR_PARAM_INVALID, "%s: tensor %zu of the executor is %s, not the one given", call, index, slot.name);
+    }
+    if (check::enabled && slot.begin != slot.end) {
+      inspect_range(call, slot.name, static_cast<char*>(address) + slot.begin, slot.end - slot.begin);
+    }
+    // Work already on a stream keeps the arguments it was launched with.
+    const std::shared_ptr<void> args = executor->op->copy(executor->args.get());
+    auto& description = *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args.get()) + slot.field);
+    description.data = address == nullptr ? nullptr : static_cast<char*>(address) + slot.begin;
+    executor->args = args;
+    return ACLNN_SUCCESS;
+  }
+  return report(ACLNN_ERR_PARAM_INVALID, "%s: index must be below %zu, got %zu", call, at, index);
+}
+
+std::string formatted(const char* format, va_list arguments) {
+  char text[512];
+  std::vsnprintf(text, sizeof(text), format, arguments);
+  return text;
+}
+
+}  // namespace
+
+Stage::Stage(const Operator& op, std::shared_ptr<void> args)
+    : op_(op), call_(std::string(op.name) + "GetWorkspaceSize"), args_(std::move(args)) {
+  slots_.reserve(8);
+  const char* chip = strict_chip();
+  if (chip != nullptr && series_of(chip) == nullptr) {
+    status_ = report(ACLNN_ERR_PARAM_INVALID, "%s: ANYNPU_STRICT must name an Ascend910B or Ascend910_93, got %s",
+                     call_.c_str(), chip);
+  }
+}
+
+void Stage::take(const char* name, const aclTensor* handle, size_t field, bool is_output, bool is_optional) {
+  if (!ok()) return;
+  if (handle == nullptr && is_optional) {
+    slots_.push_back({name, nullptr, field, is_output, 0, 0});
+    return;
+  }
+  TensorPtr tensor;
+  status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
+  if (!ok()) return;
+  Span span;
+  auto& description = *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args_.get()) + field);
+  status_ = describe(call_.c_str(), name, *tensor, is_output, &description, &span);
+  slots_.push_back({name, handle, field, is_output, span.begin, span.end});
+}
+
+void Stage::require(bool holds, const char* format, ...) {
+  if (!ok() || holds) return;
+  va_list arguments;
+  va_start(arguments, format);
+  status_ = report(ACLNN_ERR_PARAM_INVALID, "%s: %s", call_.c_str(), formatted(format, arguments).c_str());
+  va_end(arguments);
+}
+
+void Stage::limit(bool holds, const char* format, ...) {
+  const char* chip = strict_chip();
+  if (chip == nullptr || !ok() || holds) return;
+  va_list arguments;
+  va_start(arguments, format);
+  const std::string sentence = std::string(chip) + " (" + series_of(chip) + ") " + formatted(format, arguments);
+  va_end(arguments);
+  if (check::enabled) check::add({"hardware-limit", call_, sentence, nullptr, nullptr});
+  status_ = report(ACLNN_ERR_PARAM_INVALID, "%s: %s", call_.c_str(), sentence.c_str());
+}
+
+aclnnStatus Stage::finish(uint64_t* workspace_size, aclOpExecutor** executor) {
+  if (ok() && (workspace_size == nullptr || executor == nullptr)) {
+    status_ = report(ACLNN_ERR_PARAM_NULLPTR, "%s: %s is a null pointer", call_.c_str(),
+                     workspace_size == nullptr ? "workspaceSize" : "executor");
+  }
+  if (workspace_size != nullptr) *workspace_size = 0;
+  if (executor != nullptr) *executor = nullptr;
+  if (!ok()) return status_;
+  auto made = std::make_shared<Executor>();
+  const int32_t status = op_.check(args_.get(), &made->workspace_bytes);
+  if (status != ANYNPU_OK) return report(aclnn_status(status, false), "%s: %s", call_.c_str(), anynpu_last_error());
+  made->op = &op_;
+  made->args = std::move(args_);
+  made->slots = std::move(slots_);
+  *workspace_size = made->workspace_bytes;
+  *executor = executors().add<aclOpExecutor*>(std::move(made));
+  return ACLNN_SUCCESS;
+}
+
+aclnnStatus launch(const Operator& op, void* workspace, uint64_t workspace_size, aclOpExecutor* executor,
+                   aclrtStream stream) {
+  return guarded(op.name, [&] { return launch_checked(op, workspace, workspace_size, executor, stream); },
+                 ACLNN_ERR_INNER_CREATE_EXECUTOR, ACLNN_ERR_INNER);
+}
+
+}  // namespace anynpu::acl
+
+using namespace anynpu::acl;
+
+extern "C" aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor* executor) {
+  return guarded("aclSetAclOpExecutorRepeatable", [&]() -> int32_t {
+    ExecutorPtr found;
+    if (const int32_t status = get_executor("aclSetAclOpExecutorRepeatable", executor, &found)) return status;
+    std::lock_guard<std::mutex> lock(found->mutex);
+    found->repeatable = true;
+    return ACLNN_SUCCESS;
+  });
+}
+
+extern "C" aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor* executor) {
+  return guarded("aclDestroyAclOpExecutor", [&] {
+    return executors().remove("aclDestroyAclOpExecutor", "executor", executor, ACLNN_ERR_PARAM_NULLPTR,
+                              ACLNN_ERR_PARAM_INVALID);
+  });
+}
+
+extern "C" aclnnStatus aclSetTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor, void* addr) {
+  return guarded("aclSetTensorAddr",
+                 [&] { return set_address("aclSetTensorAddr", executor, index, tensor, addr, Among::all); });
+}
+
+extern "C" aclnnStatus aclSetInputTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor, void* addr) {
+  return guarded("aclSetInputTensorAddr",
+                 [&] { return set_address("aclSetInputTensorAddr", executor, index, tensor, addr, Among::inputs); });
+}
+
+extern "C" aclnnStatus aclSetOutputTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor, void* addr) {
+  return guarded("aclSetOutputTensorAddr",
+                 [&] { return set_address("aclSetOutputTensorAddr", executor, index, tensor, addr, Among::outputs); });
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two stages of every operator. An aclnn.cc only names its arguments; everything that all operators share is here.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "acl/acl_base.h"
+#include "acl/runtime/errors.h"
+#include "aclnn/acl_meta.h"
+#include "anynpu.h"
+
+namespace anynpu::acl {
+
+// One aclnn function over the flat C ABI, with the types of the argument struct rubbed off.
+struct Operator {
+  const char* name;
+  bool in_place;  // an output may be exactly an input
+  int32_t (*check)(const void* args, size_t* workspace_bytes);
+  int32_t (*run)(const void* args, void* workspace, size_t workspace_bytes);
+  std::shared_ptr<void> (*copy)(const void* args);
+};
+
+template <typename Args, int32_t (*Check)(const Args*, size_t*), int32_t (*Run)(const Args*, void*, size_t)>
+constexpr Operator make_operator(const char* name, bool in_place = false) {
+  return {name, in_place,
+          [](const void* args, size_t* bytes) { return Check(static_cast<const Args*>(args), bytes); },
+          [](const void* args, void* workspace, size_t bytes) {
+            return Run(static_cast<const Args*>(args), workspace, bytes);
+          },
+          [](const void* args) -> std::shared_ptr<void> {
+            return std::make_shared<Args>(*static_cast<const Args*>(args));
+          }};
+}
+
+// A tensor argument: where its description lies in the argument struct, and the memory it covers.
+struct Slot {
+  const char* name;
+  const aclTensor* handle;
+  size_t field;  // byte offset in the struct
+  bool is_output;
+  int64_t begin, end;  // bytes from the tensor's address; equal: nothing is touched
+};
+
+// The first stage: collects arguments, stops at the first that is wrong, and makes the executor.
+class ACL_FUNC_VISIBILITY Stage {
+ public:
+  Stage(const Operator& op, std::shared_ptr<void> args);
+
+  // A rule of the document that the kernels' own check does not know: 161002 unless it holds.
+  void require(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
+  // A limit that only the chips have, enforced in strict mode; the sentence goes on after the name of the chip.
+  void limit(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
+  bool ok() const { return status_ == ACLNN_SUCCESS; }
+  aclnnStatus finish(uint64_t* workspace_size, aclOpExecutor** executor);
+
+ protected:
+  void take(const char* name, const aclTensor* handle, size_t field, bool is_output, bool is_optional);
+
+ private:
+  const Operator& op_;
+  const std::string call_;
+  std::shared_ptr<void> args_;
+  std::vector<Slot> slots_;
+  int32_t status_ = ACLNN_SUCCESS;
+};
+
+template <typename Args>
+class FirstStage : public Stage {
+ public:
+  explicit FirstStage(const Operator& op) : FirstStage(op, std::make_shared<Args>()) {}
+
+  void input(const char* name, const aclTensor* handle, anynpu_tensor Args::*field) {
+    take(name, handle, offset_of(field), false, false);
+  }
+  void optional(const char* name, const aclTensor* handle, anynpu_tensor Args::*field) {
+    take(name, handle, offset_of(field), false, true);
+  }
+  void output(const char* name, const aclTensor* handle, anynpu_tensor Args::*field) {
+    take(name, handle, offset_of(field), true, false);
+  }
+
+  Args& args;
+
+ private:
+  FirstStage(const Operator& op, std::shared_ptr<Args> made) : Stage(op, made), args(*made) {}
+
+  size_t offset_of(anynpu_tensor Args::*field) const {
+    return reinterpret_cast<const char*>(&(args.*field)) - reinterpret_cast<const char*>(&args);
+  }
+};
+
+// The body of a GetWorkspaceSize function; `fill` names the arguments.
+template <typename Args, typename Fill>
+aclnnStatus first_stage(const Operator& op, uint64_t* workspace_size, aclOpExecutor** executor, const Fill& fill) {
+  const auto body = [&] {
+    FirstStage<Args> stage(op);
+    fill(stage);
+    return stage.finish(workspace_size, executor);
+  };
+  return guarded(op.name, body, ACLNN_ERR_INNER_CREATE_EXECUTOR, ACLNN_ERR_INNER);
+}
+
+// The second stage: checks the executor, the workspace and every address, and puts the work on the stream.
+ACL_FUNC_VISIBILITY aclnnStatus launch(const Operator& op, void* workspace, uint64_t workspace_size,
+                                       aclOpExecutor* executor, aclrtStream stream);
+
+}  // namespace anynpu::acl

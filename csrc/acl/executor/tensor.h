@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the handles of aclnn/acl_meta.h stand for.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "acl/runtime/handles.h"
+#include "aclnn/acl_meta.h"
+#include "anynpu.h"
+
+namespace anynpu::acl {
+
+struct Tensor : Object {
+  int32_t ndim = 0, storage_ndim = 0;
+  std::array<int64_t, ANYNPU_MAX_DIMS> shape{}, strides{}, storage{};
+  aclDataType dtype = ACL_DT_UNDEFINED;
+  aclFormat format = ACL_FORMAT_UNDEFINED;
+  int64_t offset = 0;  // elements
+  void* data = nullptr;
+};
+using TensorPtr = std::shared_ptr<Tensor>;
+
+struct IntArray : Object {
+  std::vector<int64_t> values;
+};
+
+HandleTable<Tensor>& tensors();
+HandleTable<IntArray>& int_arrays();
+
+// The bytes of memory that the view touches, from `data` on: [begin, end).
+struct Span {
+  int64_t begin = 0, end = 0;
+  bool empty() const { return begin == end; }
+};
+
+// The kernels' description of the tensor, with data at the first element of the view; `call` and `name` are for the sentence.
+int32_t describe(const char* call, const char* name, const Tensor& tensor, bool written, anynpu_tensor* description,
+                 Span* span);
+
+// Checking mode: findings about the address of a tensor.
+void inspect(const char* call, const Tensor& tensor);
+
+}  // namespace anynpu::acl

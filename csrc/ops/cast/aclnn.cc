@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "aclnnop/aclnn_cast.h"
+
+#include "acl/executor/executor.h"
+
+static constexpr auto kCast =
+    anynpu::acl::make_operator<anynpu_cast_args, anynpu_cast_check, anynpu_cast>("aclnnCast", true);
+
+extern "C" aclnnStatus aclnnCastGetWorkspaceSize(const aclTensor* self, const aclDataType dtype, aclTensor* out,
+                                                 uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<anynpu_cast_args>(kCast, workspaceSize, executor, [&](auto& stage) {
+    stage.input("self", self, &anynpu_cast_args::x);
+    stage.output("out", out, &anynpu_cast_args::y);
+    stage.require(dtype == stage.args.y.dtype, "dtype is %d, but out has dtype %d", static_cast<int>(dtype),
+                  stage.args.y.dtype);
+  });
+}
+
+extern "C" aclnnStatus aclnnCast(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kCast, workspace, workspaceSize, executor, stream);
+}
