@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device name ``npu``: parsed by torch, mapped to the CPU (or CUDA) wherever a tensor is made or moved.
+
+Tensors stay ordinary CPU (or CUDA) tensors. Three places do the mapping:
+
+- Factory functions with ``device="npu"`` reach the dispatch key that torch reserves for out-of-tree devices. One
+  fallback there calls the same operator again with the real device. Nothing else is dispatched there, so other code
+  pays nothing.
+- ``Tensor.to``, ``.npu`` and ``.cpu`` are Python functions here, because they decide whether to copy (see ``mark``).
+- Graph capture records calls without running the dispatcher; its one choke point rewrites the device arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+NAME = "npu"
+
+_library: torch.library.Library | None = None  # owns the fallback, which lives as long as this object
+_guard_and_hooks: list[Any] = []  # torch keeps bare pointers to them
+_target = torch.device("cpu")
+_names = {NAME}  # device types that mean npu; transfer_to_npu adds cuda
+
+_tensor_to = torch.Tensor.to
+_tensor_cpu = torch.Tensor.cpu
+
+
+def target() -> torch.device:
+    """The device that ``npu`` stands for."""
+    return _target
+
+
+def device_count() -> int:
+    """How many devices ``npu`` names: the GPUs, or one."""
+    return torch.cuda.device_count() if _target.type == "cuda" else 1
+
+
+def names_npu(value: Any) -> bool:
+    """``value`` is a device, or the name of one, of type npu."""
+    if isinstance(value, torch.device):
+        return value.type in _names
+    return isinstance(value, str) and value.partition(":")[0] in _names
+
+
+def real_device(device: torch.device | str | int) -> torch.device:
+    """The device that ``device``, of type npu, stands for."""
+    parsed = torch.device(NAME, device) if isinstance(device, int) else torch.device(device)
+    index = parsed.index or 0
+    if index >= device_count():
+        raise RuntimeError(f"npu: device index must be below the device count, {device_count()}, got {index}")
+    if _target.type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device() if parsed.index is None else index)
+    return _target
+
+
+def _map(value: Any) -> Any:
+    return real_device(value) if names_npu(value) else value
+
+
+def mark(tensor: torch.Tensor) -> torch.Tensor:
+    """Notes that the storage of ``tensor`` stands for device memory.
+
+    ``x.npu()`` copies, as it does from host to device, unless the storage is marked: then it returns ``x``, as on a
+    device. So a script may write to the result without changing its host tensor, and to a device tensor through any
+    number of ``.npu()`` calls. Views share the mark; results of ordinary operators lack it and are copied once.
+    """
+    try:
+        tensor.untyped_storage()._anynpu_on_device = True
+    except (NotImplementedError, RuntimeError):  # sparse, functional and batched tensors have no storage to share
+        pass
+    return tensor
+
+
+def is_marked(tensor: torch.Tensor) -> bool:
+    """Whether the storage of ``tensor`` stands for device memory."""
+    try:
+        return getattr(tensor.untyped_storage(), "_anynpu_on_device", False)
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+def _to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    device = kwargs["device"] if "device" in kwargs else args[0] if args else None
+    if isinstance(device, (torch.dtype, torch.Tensor)) or device is None:
+        return _tensor_to(self, *args, **kwargs)
+    if names_npu(device) or isinstance(device, int):
+        return _to_npu(self, real_device(device), args, kwargs)
+    moved = _tensor_to(self, *args, **kwargs)
+    # "cpu" asks for the host; a device object usually comes from another tensor and asks for nothing to happen.
+    return moved.clone() if moved is self and device == "cpu" and _target.type == "cpu" else moved
+
+
+def _to_npu(self: torch.Tensor, device: torch.device, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    if "device" in kwargs:
+        kwargs["device"] = device
+    else:
+        args = (device, *args[1:])
+    moved = _tensor_to(self, *args, **kwargs)
+    if _target.type != "cpu":
+        return moved
+    if moved is self:
+        if is_marked(self):
+            return self
+        moved = self.clone()
+    return mark(moved)
+
+
+def _cpu(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    moved = _tensor_cpu(self, *args, **kwargs)
+    return moved.clone() if moved is self else moved
+
+
+def _npu(self: Any, device: Any = None, *args: Any, **kwargs: Any) -> Any:
+    return self.to(NAME if device is None else device, *args, **kwargs)
+
+
+def _module_npu(self: torch.nn.Module, device: Any = None) -> torch.nn.Module:
+    return self._apply(lambda tensor: _npu(tensor, device))
+
+
+def _factory(operator: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """Kernel of every operator on npu: the same operator on the real device."""
+    if not any(map(names_npu, (*args, *kwargs.values()))):
+        raise NotImplementedError(f"{operator} cannot be mapped from the device npu to {_target}")
+    result = operator(*map(_map, args), **{name: _map(value) for name, value in kwargs.items()})
+    return mark(result) if isinstance(result, torch.Tensor) else result
+
+
+def _map_devices_in_graphs() -> None:
+    tracer = torch.fx.proxy.TracerBase
+    create_proxy = tracer.create_proxy
+
+    @functools.wraps(create_proxy)
+    def mapped(self: Any, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        if kind.startswith("call"):
+            args = tuple(map(_map, args))
+            kwargs = {name: _map(value) for name, value in kwargs.items()}
+        return create_proxy(self, kind, target, args, kwargs, *rest, **options)
+
+    tracer.create_proxy = mapped
+
+
+def _register_guard() -> None:
+    """Lets torch complete ``npu`` to ``npu:0`` in C++."""
+
+    class Guard(torch._C._acc.DeviceGuard):
+        def type_(self) -> Any:
+            return torch._C._autograd.DeviceType.PrivateUse1
+
+    class Hooks(torch._C._acc.PrivateUse1Hooks):
+        def is_available(self) -> bool:
+            return True
+
+        def has_primary_context(self, device_index: int) -> bool:
+            return True
+
+        def is_built(self) -> bool:
+            return True
+
+    _guard_and_hooks.extend((Hooks(), Guard()))
+    torch._C._acc.register_python_privateuseone_hook(_guard_and_hooks[0])
+    torch._C._acc.register_python_privateuseone_device_guard(_guard_and_hooks[1])
+
+
+def _complete_index_in_python() -> None:
+    """What ``_register_guard`` does, for CUDA and for a torch without Python device guards."""
+    for name in ("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_csr_tensor"):
+        setattr(torch, name, _with_mapped_device(getattr(torch, name)))
+    torch.Tensor.new_tensor = _with_mapped_device(torch.Tensor.new_tensor)
+
+
+def _with_mapped_device(function: Any) -> Any:
+    @functools.wraps(function)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        if names_npu(kwargs.get("device")):
+            return mark(function(*args, **{**kwargs, "device": real_device(kwargs["device"])}))
+        return function(*args, **kwargs)
+
+    return mapped
+
+
+def _provide_tensor_methods() -> None:
+    torch.Tensor.to = functools.wraps(_tensor_to)(_to)
+    torch.Tensor.npu = _npu
+    torch.Tensor.is_npu = property(lambda self: self.device.type == _target.type)
+    torch.nn.Module.npu = _module_npu
+    torch.nn.utils.rnn.PackedSequence.npu = _npu
+    if _target.type == "cpu":
+        torch.Tensor.cpu = functools.wraps(_tensor_cpu)(_cpu)
+        torch.Tensor.pin_memory = lambda self, device=None: self
+        torch.Tensor.record_stream = lambda self, stream: None
+
+
+def _provide_generator() -> None:
+    class GeneratorType(type(torch._C.Generator)):
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, torch._C.Generator)
+
+    class Generator(torch._C.Generator, metaclass=GeneratorType):
+        def __new__(cls, device: Any = "cpu") -> torch._C.Generator:
+            return torch._C.Generator(_map(device))
+
+    torch.Generator = Generator
+
+
+def _provide_storage() -> None:
+    make = torch.UntypedStorage.__new__
+
+    def mapped(cls: type, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        return make(cls, *args, **kwargs) if device is None else make(cls, *args, device=_map(device), **kwargs)
+
+    torch.UntypedStorage.__new__ = mapped
+
+
+def _provide_autocast() -> None:
+    autocast = torch.amp.autocast_mode.autocast
+    initialise = autocast.__init__
+
+    @functools.wraps(initialise)
+    def mapped(self: Any, device_type: str, dtype: torch.dtype | None = None, *args: Any, **kwargs: Any) -> None:
+        if device_type == NAME:
+            device_type, dtype = _target.type, dtype or torch.float16
+        initialise(self, device_type, dtype, *args, **kwargs)
+
+    autocast.__init__ = mapped
+
+
+def _provide_loading() -> None:
+    def restore(storage: Any, location: str) -> Any:
+        if not names_npu(location):
+            return None
+        if _target.type == "cuda":
+            return storage.cuda(real_device(location).index)
+        storage._anynpu_on_device = True
+        return storage
+
+    torch.serialization.register_package(0, lambda storage: None, restore)
+
+
+def provide_accelerator(module: Any) -> None:
+    """Gives ``torch.accelerator`` the functions of ``torch.npu`` that need an allocator in C++ otherwise."""
+    if _target.type == "cpu":
+        names = [name for name in dir(torch.accelerator) if "memory" in name or name in ("synchronize", "empty_cache")]
+        for name in names:
+            if callable(function := getattr(module, name, None)):
+                setattr(torch.accelerator, name, function)
+
+
+def provide(device: str) -> None:
+    """Makes ``npu`` stand for ``device`` in this process. It cannot be undone."""
+    global _target, _library
+    if torch._C._get_privateuse1_backend_name() not in ("privateuseone", NAME):
+        raise RuntimeError(
+            "install: another package took torch's out-of-tree device for the name "
+            f"{torch._C._get_privateuse1_backend_name()!r}, so {NAME!r} cannot be provided in this process"
+        )
+    _target = torch.device(device)
+    torch.utils.rename_privateuse1_backend(NAME)
+    if hasattr(torch._C, "_acc") and _target.type == "cpu":  # torch has one accelerator; with CUDA it stays CUDA
+        _register_guard()
+    else:
+        _complete_index_in_python()
+    _library = torch.library.Library("_", "IMPL")
+    _library.fallback(_factory, "PrivateUse1")
+    _map_devices_in_graphs()
+    _provide_tensor_methods()
+    _provide_generator()
+    _provide_storage()
+    _provide_autocast()
+    _provide_loading()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds ``torch_npu`` and ``torchair`` in this package, and says so when a submodule of theirs is not implemented."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+from anynpu.compat.errors import missing_text, public_names
+
+FOLDER = str(Path(__file__).parent / "modules")
+PACKAGES = ("torch_npu", "torchair")
+DISTRIBUTIONS = ("torch-npu", "torch_npu", "torchair")
+_ALIAS = "torch_npu.dynamo.torchair"  # the same modules under a second name
+
+
+class _AliasLoader(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module("torchair" + spec.name.removeprefix(_ALIAS))
+        self._own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own_spec
+
+
+class Finder(MetaPathFinder):
+    """Serves the shim's packages from the folder ``modules``."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, rest = name.partition(".")
+        if package not in PACKAGES:
+            return None
+        if name == _ALIAS or name.startswith(f"{_ALIAS}."):
+            return ModuleSpec(name, _AliasLoader(), is_package=True)
+        spec = PathFinder.find_spec(name, path if rest else [FOLDER])
+        if spec is None:
+            self._raise_missing(name)
+        return spec
+
+    @staticmethod
+    def _raise_missing(name: str) -> None:
+        parent, _, leaf = name.rpartition(".")
+        module = sys.modules[parent]
+        submodules = [info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_")]
+        available = sorted({*public_names(parent, vars(module)), *submodules})
+        # A name of its own: the import system drops a ModuleNotFoundError that carries the name it asked for.
+        raise ImportError(missing_text(parent, leaf, available), name=parent)
+
+
+def refuse_the_real_one() -> None:
+    """Raises when the vendor's packages are installed or imported: two of them cannot share the device name."""
+    for name in DISTRIBUTIONS:
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        _refuse(f"{distribution.metadata['Name']} {distribution.version} is installed ({distribution.locate_file('')})")
+    for name in PACKAGES:
+        spec = getattr(sys.modules.get(name), "__spec__", None) or PathFinder.find_spec(name)
+        if spec is not None and spec.origin is not None and not spec.origin.startswith(FOLDER):
+            _refuse(f"{name} is found at {spec.origin}")
+
+
+def _refuse(reason: str) -> None:
+    raise RuntimeError(
+        f"install: the real {reason}; anynpu provides modules of the same names. "
+        "Use the real one, or an environment without it."
+    )

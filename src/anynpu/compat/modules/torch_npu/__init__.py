@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torch_npu`` on a CPU or CUDA machine: published names over anynpu."""
+
+from __future__ import annotations
+
+import torch
+
+import anynpu
+from anynpu.compat.errors import module_getattr
+from anynpu.compat.formats import Format
+from anynpu.compat.operators import INT4 as int4
+from anynpu.compat.operators import (
+    get_npu_format,
+    npu_convert_weight_to_int4pack,
+    npu_format_cast,
+    npu_format_cast_,
+    npu_quantize,
+    npu_trans_quant_param,
+    npu_weight_quant_batchmatmul,
+)
+from torch_npu import npu
+
+__version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"
+
+__getattr__ = module_getattr(__name__, globals())

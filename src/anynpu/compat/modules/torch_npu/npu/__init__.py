@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torch.npu``: the runtime of the device that npu stands for, and the switches that only the vendor's has."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from anynpu.compat import soc
+from anynpu.compat.device import device_count, target
+from anynpu.compat.errors import module_getattr
+from torch_npu.npu import _cuda, _host, amp
+from torch_npu.npu.amp import get_amp_supported_dtype
+
+_runtime = _host if target().type == "cpu" else _cuda
+
+is_available = _runtime.is_available
+is_initialized = _runtime.is_initialized
+init = _lazy_init = _runtime.init
+current_device = _runtime.current_device
+set_device = _runtime.set_device
+is_bf16_supported = _runtime.is_bf16_supported
+can_device_access_peer = _runtime.can_device_access_peer
+synchronize = _runtime.synchronize
+device = _runtime.device
+device_of = _runtime.device_of
+
+empty_cache = _runtime.empty_cache
+mem_get_info = _runtime.mem_get_info
+memory_allocated = _runtime.memory_allocated
+memory_reserved = _runtime.memory_reserved
+memory_cached = _runtime.memory_reserved
+max_memory_allocated = _runtime.max_memory_allocated
+max_memory_reserved = _runtime.max_memory_reserved
+max_memory_cached = _runtime.max_memory_reserved
+memory_stats = _runtime.memory_stats
+reset_peak_memory_stats = _runtime.reset_peak_memory_stats
+reset_max_memory_allocated = _runtime.reset_peak_memory_stats
+
+Stream = _runtime.Stream
+Event = _runtime.Event
+default_stream = _runtime.default_stream
+current_stream = _runtime.current_stream
+set_stream = _runtime.set_stream
+stream = _runtime.stream
+
+default_generators = _runtime.default_generators
+manual_seed = _runtime.manual_seed
+manual_seed_all = _runtime.manual_seed_all
+seed = _runtime.seed
+seed_all = _runtime.seed_all
+initial_seed = _runtime.initial_seed
+get_rng_state = _runtime.get_rng_state
+set_rng_state = _runtime.set_rng_state
+get_rng_state_all = _runtime.get_rng_state_all
+set_rng_state_all = _runtime.set_rng_state_all
+
+# Switches of the vendor's compiler and arithmetic. They change how a chip computes, never what: they are kept, not used.
+config = SimpleNamespace(allow_internal_format=True)
+conv = SimpleNamespace(allow_hf32=True)
+matmul = SimpleNamespace(allow_hf32=False)
+aclnn = SimpleNamespace(allow_hf32=False)
+_jit_compile = False
+
+
+def set_compile_mode(jit_compile: bool = False) -> None:
+    """Keeps the choice between compiling operators and using built ones."""
+    global _jit_compile
+    _jit_compile = jit_compile
+
+
+def is_jit_compile_false() -> bool:
+    """The opposite of the last ``set_compile_mode``."""
+    return not _jit_compile
+
+
+def set_option(option: dict[str, Any]) -> None:
+    """Accepts a dict of the vendor's compiler options."""
+    if not isinstance(option, dict):
+        raise TypeError(f"set_option: option must be a dict, got {type(option).__name__}")
+
+
+class _DeviceProperties(NamedTuple):
+    name: str
+    total_memory: int
+    cube_core_num: int
+    vector_core_num: int
+
+
+def get_device_name(device: Any = None) -> str:
+    """The chip of ``anynpu.install(soc=...)`` or ``ANYNPU_SOC``."""
+    return soc.name()
+
+
+def get_soc_version() -> int:
+    """The published number of the reported chip; -1 when it has none."""
+    return soc.version()
+
+
+def get_device_properties(device: Any = None) -> _DeviceProperties:
+    """The reported chip with this machine's memory and core count."""
+    return _DeviceProperties(soc.name(), mem_get_info(device)[1], os.cpu_count() or 1, os.cpu_count() or 1)
+
+
+def get_device_capability(device: Any = None) -> None:
+    """None, as published: chips have no capability number."""
+
+
+def _is_in_bad_fork() -> bool:
+    return False
+
+
+__getattr__ = module_getattr(__name__, globals())

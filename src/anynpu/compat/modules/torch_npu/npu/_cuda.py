@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torch.npu`` when npu stands for CUDA: the functions of torch.cuda, for devices named npu."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.cuda import Event, Stream, default_generators
+
+from anynpu.compat.device import names_npu, real_device
+
+
+def _with_mapped_devices(function: Callable[..., Any]) -> Callable[..., Any]:
+    def real(value: Any) -> Any:
+        return real_device(value) if names_npu(value) else value
+
+    @functools.wraps(function)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(real, args), **{name: real(value) for name, value in kwargs.items()})
+
+    return mapped
+
+
+class device(torch.cuda.device):
+    """Selects a device within the block."""
+
+    def __init__(self, device: Any) -> None:
+        super().__init__(real_device(device) if names_npu(device) else device)
+
+
+device_of = torch.cuda.device_of
+
+__all__ = ["Event", "Stream", "default_generators", "device", "device_of"]
+
+
+def __getattr__(name: str) -> Any:
+    return _with_mapped_devices(getattr(torch.cuda, name))

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torch.npu`` when npu stands for the CPU: one device, work done when a call returns, memory of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from anynpu.compat.device import real_device
+
+_current = threading.local()
+
+
+def is_available() -> bool:
+    """Always: the host is there."""
+    return True
+
+
+def is_initialized() -> bool:
+    return True
+
+
+def init() -> None:
+    """Nothing to do on the host."""
+
+
+def current_device() -> int:
+    return 0
+
+
+def set_device(device: Any) -> None:
+    """Checks the index; there is one device."""
+    real_device(device)
+
+
+def is_bf16_supported() -> bool:
+    return True
+
+
+def can_device_access_peer(device_id: int, peer_device_id: int) -> bool:
+    return False
+
+
+def synchronize(device: Any = None) -> None:
+    """Nothing to wait for: operators are done when they return."""
+
+
+def empty_cache() -> None:
+    """Nothing is cached."""
+
+
+def mem_get_info(device: Any = None) -> tuple[int, int]:
+    """Free and total bytes of the machine's memory."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+
+
+def memory_allocated(device: Any = None) -> int:
+    """Resident bytes of this process."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def max_memory_allocated(device: Any = None) -> int:
+    """Peak resident bytes of this process."""
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, memory_allocated())
+
+
+memory_reserved = memory_cached = memory_allocated
+max_memory_reserved = max_memory_cached = max_memory_allocated
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """The figures above under the allocator's names."""
+    return {
+        "allocated_bytes.all.current": memory_allocated(),
+        "allocated_bytes.all.peak": max_memory_allocated(),
+        "reserved_bytes.all.current": memory_reserved(),
+        "reserved_bytes.all.peak": max_memory_reserved(),
+    }
+
+
+def reset_peak_memory_stats(device: Any = None) -> None:
+    """Accepted; the peak is the process's and stays."""
+
+
+reset_max_memory_allocated = reset_max_memory_cached = reset_peak_memory_stats
+
+
+def manual_seed(seed: int) -> None:
+    """Seeds the generator of the host, which draws for npu too."""
+    torch.default_generator.manual_seed(seed)
+
+
+manual_seed_all = manual_seed
+
+
+def seed() -> None:
+    torch.default_generator.seed()
+
+
+seed_all = seed
+
+
+def initial_seed() -> int:
+    return torch.default_generator.initial_seed()
+
+
+def get_rng_state(device: Any = None) -> torch.Tensor:
+    return torch.default_generator.get_state()
+
+
+def set_rng_state(new_state: torch.Tensor, device: Any = None) -> None:
+    torch.default_generator.set_state(new_state)
+
+
+def get_rng_state_all() -> list[torch.Tensor]:
+    return [get_rng_state()]
+
+
+def set_rng_state_all(new_states: list[torch.Tensor]) -> None:
+    for state in new_states:
+        set_rng_state(state)
+
+
+class Stream:
+    """An order of work; on the host every call is done when it returns, so streams only have to exist."""
+
+    def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
+        self.device = torch.device("npu", 0)
+        self.priority = priority
+        self.npu_stream = id(self)
+        self._outer: list[Stream] = []
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def wait_event(self, event: Event) -> None:
+        """Nothing to wait for."""
+
+    def wait_stream(self, stream: Stream) -> None:
+        """Nothing to wait for."""
+
+    def record_event(self, event: Event | None = None) -> Event:
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def __enter__(self) -> Stream:
+        self._outer.append(current_stream())
+        set_stream(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        set_stream(self._outer.pop())
+
+
+class Event:
+    """A point in time."""
+
+    def __init__(
+        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **kwargs: Any
+    ) -> None:
+        self._enable_timing = enable_timing
+        self._recorded_ns: int | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._recorded_ns = time.perf_counter_ns()
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Nothing to wait for."""
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def elapsed_time(self, end_event: Event) -> float:
+        """Milliseconds from this event to ``end_event``."""
+        for event in (self, end_event):
+            if not event._enable_timing:
+                raise RuntimeError("Event.elapsed_time: both events need enable_timing=True")
+            if event._recorded_ns is None:
+                raise RuntimeError("Event.elapsed_time: both events must be recorded first")
+        return (end_event._recorded_ns - self._recorded_ns) / 1e6
+
+
+_default_stream = Stream()
+
+
+def default_stream(device: Any = None) -> Stream:
+    return _default_stream
+
+
+def current_stream(device: Any = None) -> Stream:
+    return getattr(_current, "stream", _default_stream)
+
+
+def set_stream(stream: Stream) -> None:
+    if stream is not None:
+        _current.stream = stream
+
+
+@contextlib.contextmanager
+def stream(stream: Stream | None) -> Iterator[None]:
+    """Makes ``stream`` the current one within the block."""
+    outer = current_stream()
+    set_stream(stream)
+    try:
+        yield
+    finally:
+        set_stream(outer)
+
+
+class device:
+    """Selects a device within the block; there is one."""
+
+    def __init__(self, device: Any) -> None:
+        if device is not None and device != -1:
+            real_device(device)
+
+    def __enter__(self) -> None:
+        """Nothing to select."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Nothing to restore."""
+
+
+class device_of(device):
+    """Selects the device of a tensor within the block."""
+
+    def __init__(self, obj: Any) -> None:
+        super().__init__(None)
+
+
+default_generators = (torch.default_generator,)

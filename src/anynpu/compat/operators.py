@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published operators under their published names: argument order, formats and error texts; no arithmetic.
+
+Each is a function of ``torch_npu`` and an operator of ``torch.ops.npu``, which decomposes to ``torch.ops.anynpu`` while
+a graph is captured.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import anynpu
+from anynpu._strict import check_weight_quant_matmul_nz_limits, strict_soc
+from anynpu.compat import formats
+from anynpu.compat.device import mark
+from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR, vendor_error
+from anynpu.compat.formats import Format
+from anynpu.ops.int4_pack.spec import pack_shape
+from anynpu.ops.weight_quant_matmul.spec import MATMUL as _MATMUL
+from anynpu.ops.weight_quant_matmul.spec import is_transposed, matmul_result, matrix_shape
+
+_library = torch.library.Library("npu", "DEF")
+
+INT4 = 285  # torch_npu.int4: the published ACL number, 29, after those of torch's dtypes
+
+# Published numbers of dtype arguments: torch's own, so that a torch dtype converts to them.
+_DTYPES = {
+    0: torch.uint8,
+    1: torch.int8,
+    2: torch.int16,
+    3: torch.int32,
+    4: torch.int64,
+    5: torch.float16,
+    6: torch.float32,
+    7: torch.float64,
+    11: torch.bool,
+    12: torch.qint8,
+    13: torch.quint8,
+    14: torch.qint32,
+    15: torch.bfloat16,
+    16: torch.quint4x2,
+}
+
+
+def _torch_dtype(name: str, value: int | torch.dtype) -> torch.dtype:
+    if isinstance(value, torch.dtype):
+        return value
+    if value not in _DTYPES:
+        raise NotImplementedError(f"{name} {value} is a dtype that anynpu does not implement")
+    return _DTYPES[value]
+
+
+def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda *args: PARAM_INVALID) -> Callable:
+    """Gives a function its operator ``torch.ops.npu.<name>`` and the vendor's shape of errors.
+
+    ``code`` tells the status code of a refused call from its arguments.
+    """
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.partition("(")[0]
+
+        @functools.wraps(body)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return body(*args, **kwargs)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise vendor_error(error, name, aclnn, code(*args)) from error
+
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, checked, "CompositeImplicitAutograd")
+        namespace, _, overload = name.partition(".")
+        operator = getattr(getattr(torch.ops.npu, namespace), overload or "default")
+
+        @functools.wraps(body)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return (operator if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+
+        return function
+
+    return decorate
+
+
+def _pack_code(weight: torch.Tensor | None = None, *rest: Any) -> int:
+    if weight is None:
+        return PARAM_NULLPTR
+    try:
+        pack_shape(weight, torch.int32)
+    except (TypeError, ValueError):
+        return PARAM_INVALID
+    return RUNTIME_ERROR  # everything but the data was fine
+
+
+@_published(
+    "npu_convert_weight_to_int4pack(Tensor weight, int inner_k_tiles=0) -> Tensor",
+    "aclnnConvertWeightToINT4Pack",
+    _pack_code,
+)
+def npu_convert_weight_to_int4pack(weight: torch.Tensor, inner_k_tiles: int = 0) -> torch.Tensor:
+    """Packs int4 values, held in int32, eight to an int32; see :func:`anynpu.int4_pack`.
+
+    ``inner_k_tiles`` is reserved. The result is in FRACTAL_NZ when ``weight`` is.
+    """
+    if weight.dtype not in (torch.int32, torch.float32):
+        raise TypeError(f"weight dtype only support int32 and float32, but it is {weight.dtype}")
+    if weight.dtype == torch.float32:
+        raise NotImplementedError("a float32 weight, which holds float4 values, is not implemented by anynpu")
+    packed = mark(anynpu.int4_pack(weight))
+    return formats.set_format(packed, Format.FRACTAL_NZ) if formats.is_nz(weight) else packed
+
+
+def _matmul_code(*tensors: torch.Tensor | None) -> int:
+    return PARAM_NULLPTR if None in tensors[:3] else PARAM_INVALID
+
+
+@_published(
+    "npu_weight_quant_batchmatmul(Tensor x, Tensor weight, Tensor antiquant_scale, Tensor? antiquant_offset=None, "
+    "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, SymInt antiquant_group_size=0, "
+    "int inner_precise=0, int? weight_dtype=None) -> Tensor",
+    "aclnnWeightQuantBatchMatmulV2",
+    _matmul_code,
+)
+def npu_weight_quant_batchmatmul(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    antiquant_scale: torch.Tensor,
+    antiquant_offset: torch.Tensor | None = None,
+    quant_scale: torch.Tensor | None = None,
+    quant_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    antiquant_group_size: int = 0,
+    inner_precise: int = 0,
+    weight_dtype: int | None = None,
+) -> torch.Tensor:
+    """``x @ ((weight + antiquant_offset) * antiquant_scale) + bias``; see :func:`anynpu.weight_quant_matmul`.
+
+    A weight in FRACTAL_NZ is prepacked at its first use.
+    """
+    _require_weight_dtype(weight, weight_dtype)
+    rest = (antiquant_scale, antiquant_offset, bias, quant_scale, quant_offset, antiquant_group_size, inner_precise)
+    if formats.is_nz(weight):
+        if strict_soc() is not None:
+            _check_nz_limits(x, weight, *rest)
+        if _can_prepack(x, weight):
+            packed = formats.prepacked(weight, anynpu.weight_quant_prepack)
+            return anynpu.weight_quant_matmul(x, packed, *rest, matrix_shape(_MATMUL, weight)[1])
+    return anynpu.weight_quant_matmul(x, weight, *rest)
+
+
+def _can_prepack(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether ``weight`` alone tells its layout (no axis of size 1), and it fits ``x``."""
+    if weight.device.type != "cpu" or not x.dim() == weight.dim() == 2 or min(weight.shape) <= 1:
+        return False
+    return matrix_shape(_MATMUL, weight)[0] == x.shape[-1]
+
+
+def _check_nz_limits(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    quant_scale: torch.Tensor | None,
+    quant_offset: torch.Tensor | None,
+    group_size: int,
+    inner_precise: int,
+) -> None:
+    shape, _ = matmul_result(x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise)
+    check_weight_quant_matmul_nz_limits(
+        x.shape[-1],
+        shape[-1],
+        int4=weight.dtype == torch.int32,
+        transposed=is_transposed(weight, x.shape[-1]),
+        per_channel=scale.numel() > 1,
+        group_size=group_size,
+        quant_scale=quant_scale is not None,
+    )
+
+
+def _require_weight_dtype(weight: torch.Tensor, weight_dtype: int | torch.dtype | None) -> None:
+    if weight_dtype is None:
+        return
+    stored = {INT4: torch.int32, 1: torch.int8, torch.int8: torch.int8, torch.quint4x2: torch.int32, 16: torch.int32}
+    if weight_dtype not in stored:
+        raise NotImplementedError(f"weight_dtype {weight_dtype} is not implemented by anynpu, int4 and int8 are")
+    if weight.dtype != stored[weight_dtype]:
+        raise TypeError(f"weight must be {stored[weight_dtype]} for weight_dtype {weight_dtype}, got {weight.dtype}")
+
+
+@_published(
+    "npu_trans_quant_param(Tensor scale, Tensor? offset=None, int? round_mode=0) -> Tensor", "aclnnTransQuantParamV2"
+)
+def npu_trans_quant_param(
+    scale: torch.Tensor, offset: torch.Tensor | None = None, round_mode: int | None = 0
+) -> torch.Tensor:
+    """Encodes float32 scales and offsets in int64; see :func:`anynpu.trans_quant_param`."""
+    return mark(anynpu.trans_quant_param(scale, offset, round_mode or 0))
+
+
+@_published(
+    "npu_quantize(Tensor self, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) -> Tensor",
+    "aclnnAscendQuantV3",
+)
+def npu_quantize(
+    input: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor | None,
+    dtype: int | torch.dtype,
+    axis: int = 1,
+    div_mode: bool = True,
+) -> torch.Tensor:
+    """Quantises with given scales; see :func:`anynpu.quantize`."""
+    return anynpu.quantize(input, scales, zero_points, _torch_dtype("dtype", dtype), axis, div_mode)
+
+
+def _format(value: int) -> Format:
+    try:
+        format = Format(value)
+    except ValueError:
+        format = Format.UNDEFINED
+    if format == Format.UNDEFINED:
+        known = ", ".join(f"{entry.name} {entry.value}" for entry in Format if entry != Format.UNDEFINED)
+        raise ValueError(f"acl_format must be one of {known}, got {value}")
+    return format
+
+
+@_published(
+    "npu_format_cast(Tensor self, int acl_format, int? customize_dtype=None, int? input_dtype=None) -> Tensor",
+    "aclnnNpuFormatCast",
+)
+def _format_cast_to_number(
+    self: torch.Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None
+) -> torch.Tensor:
+    return formats.cast(self, _format(acl_format))
+
+
+@_published("npu_format_cast.Tensor(Tensor self, Tensor dst) -> Tensor", "aclnnNpuFormatCast")
+def _format_cast_like(self: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
+    return formats.cast(self, formats.format_of(dst))
+
+
+@_published("npu_format_cast_.acl_format(Tensor(a!) self, int acl_format) -> Tensor(a!)", "aclnnNpuFormatCast")
+def _format_cast_in_place(self: torch.Tensor, acl_format: int) -> torch.Tensor:
+    return formats.set_format(self, _format(acl_format))
+
+
+@_published("npu_format_cast_(Tensor(a!) self, Tensor src) -> Tensor(a!)", "aclnnNpuFormatCast")
+def _format_cast_in_place_like(self: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
+    return formats.set_format(self, formats.format_of(src))
+
+
+def npu_format_cast(
+    self: torch.Tensor,
+    acl_format: int | torch.Tensor,
+    customize_dtype: int | None = None,
+    input_dtype: int | None = None,
+) -> torch.Tensor:
+    """A tensor of the same shape, dtype and contents in another format, or in that of another tensor.
+
+    ``customize_dtype`` and ``input_dtype`` choose block sizes on a chip and have no effect.
+    """
+    if isinstance(acl_format, torch.Tensor):
+        return _format_cast_like(self, acl_format)
+    return _format_cast_to_number(self, int(acl_format), customize_dtype, input_dtype)
+
+
+def npu_format_cast_(self: torch.Tensor, acl_format: int | torch.Tensor) -> torch.Tensor:
+    """Gives ``self`` another format, in place."""
+    if isinstance(acl_format, torch.Tensor):
+        return _format_cast_in_place_like(self, acl_format)
+    return _format_cast_in_place(self, int(acl_format))
+
+
+def get_npu_format(self: torch.Tensor) -> Format:
+    """The format of a tensor; ND unless it was cast. Not for use in a captured graph."""
+    return formats.format_of(self)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a script written for torch_npu."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anynpu.compat import install
+
+
+def run_script(
+    script: str, argv: Sequence[str] = (), device: str = "cpu", soc: str | None = None, module: bool = False
+) -> None:
+    """Runs ``script`` as ``python script argv...`` would, with the device name npu provided.
+
+    Args:
+        script: the path of a script, or of a folder or zip file with a ``__main__``; with ``module`` a module's name.
+        argv: its arguments.
+        device: see :func:`anynpu.install`.
+        soc: see :func:`anynpu.install`.
+        module: run a module, as ``python -m`` does.
+
+    Raises:
+        FileNotFoundError: there is no such script.
+        ImportError: there is no such module.
+        Whatever the script raises, SystemExit included.
+    """
+    if not module and not Path(script).exists():
+        raise FileNotFoundError(f"run: no such script: {script}")
+    install(device, soc)
+    sys.argv = [script, *argv]
+    if module:
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+    elif Path(script).is_dir() or Path(script).suffix == ".zip":
+        runpy.run_path(script, run_name="__main__")  # puts the script itself on the path
+    else:
+        sys.path.insert(0, str(Path(script).resolve().parent))
+        runpy.run_path(script, run_name="__main__")
