@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times weight_quant_matmul against the roofs of this machine, measured between the cases. Weights rotate over >= 512 MB.
+// Arguments: threads, seconds a case, then any of m=1,4 x=bf16,fp16,fp32 w=prepacked,raw,transposed,nz bits=4 group=128
+// precise=0 shapes=4096x4096,... clock=wall|cpu
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "anynpu.h"
+
+namespace {
+
+bool cpu_clock = false;
+
+// Wall time; or the time of this thread alone, for one thread on a machine that others use too.
+double now() {
+  if (cpu_clock) {
+    timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  }
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::vector<uint8_t> noise;
+
+double read_roof() {
+  const int64_t lines = static_cast<int64_t>(noise.size() / 64);
+  const double start = now();
+  int64_t total = 0;
+#pragma omp parallel reduction(+ : total)
+  {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    const uint64_t* from = reinterpret_cast<const uint64_t*>(noise.data());
+    uint64_t sums[8] = {};
+    for (int64_t line = lines * thread / threads; line < lines * (thread + 1) / threads; ++line) {
+      for (int i = 0; i < 8; ++i) sums[i] += from[line * 8 + i];
+    }
+    for (uint64_t sum : sums) total += static_cast<int64_t>(sum & 1);
+  }
+  const double seconds = now() - start;
+  return total < 0 ? 0 : static_cast<double>(noise.size()) / seconds;
+}
+
+// One instruction on twelve accumulators, to keep both ports busy through its latency.
+#define TWELVE(text)                                                                                            \
+  text " %%zmm12, %%zmm12, %%zmm0\n" text " %%zmm12, %%zmm12, %%zmm1\n" text " %%zmm12, %%zmm12, %%zmm2\n"     \
+  text " %%zmm12, %%zmm12, %%zmm3\n" text " %%zmm12, %%zmm12, %%zmm4\n" text " %%zmm12, %%zmm12, %%zmm5\n"     \
+  text " %%zmm12, %%zmm12, %%zmm6\n" text " %%zmm12, %%zmm12, %%zmm7\n" text " %%zmm12, %%zmm12, %%zmm8\n"     \
+  text " %%zmm12, %%zmm12, %%zmm9\n" text " %%zmm12, %%zmm12, %%zmm10\n" text " %%zmm12, %%zmm12, %%zmm11\n"
+#define CLOBBERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
+
+template <typename Burst>
+double rate(double ops_each, const Burst& burst) {
+  constexpr int64_t rounds = 1500000;
+  int threads = 1;
+  const double start = now();
+#pragma omp parallel
+  {
+    threads = omp_get_num_threads();
+    for (int64_t i = 0; i < rounds; ++i) burst();
+  }
+  return 12.0 * ops_each * static_cast<double>(rounds * threads) / (now() - start);
+}
+
+double dot_roof() {
+  return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vpdpbusd") ::: CLOBBERS); });
+}
+
+double fma_roof() {
+  return rate(32, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vfmadd231ps") ::: CLOBBERS); });
+}
+
+std::vector<std::string> option(int argc, char** argv, const std::string& name, const std::string& fallback) {
+  std::string value = fallback;
+  for (int i = 3; i < argc; ++i) {
+    if (std::strncmp(argv[i], (name + "=").c_str(), name.size() + 1) == 0) value = argv[i] + name.size() + 1;
+  }
+  std::vector<std::string> parts;
+  std::stringstream stream(value);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+anynpu_tensor matrix(void* data, int32_t dtype, int64_t rows, int64_t columns) {
+  anynpu_tensor t = {};
+  t.data = data;
+  t.dtype = dtype;
+  t.format = ANYNPU_ND;
+  t.ndim = 2;
+  t.shape[0] = rows;
+  t.shape[1] = columns;
+  t.strides[0] = columns;
+  t.strides[1] = 1;
+  return t;
+}
+
+anynpu_tensor weight_tensor(const std::string& layout, int bits, void* data, int64_t k, int64_t n) {
+  if (layout == "prepacked") {
+    anynpu_tensor t = {};
+    t.data = data;
+    t.dtype = ANYNPU_UINT8;
+    t.format = ANYNPU_ND;
+    t.ndim = 1;
+    t.shape[0] = 64 + (n + 31) / 32 * ((k + 3) / 4) * bits * 16;
+    t.strides[0] = 1;
+    return t;
+  }
+  anynpu_tensor t = matrix(data, bits == 4 ? ANYNPU_INT4 : ANYNPU_INT8, k, n);
+  if (layout == "transposed") {
+    t.strides[0] = 1;
+    t.strides[1] = k;
+  }
+  if (layout == "nz") t.format = ANYNPU_FRACTAL_NZ;
+  return t;
+}
+
+struct Case {
+  std::string layout, x;
+  int64_t m, k, n, group;
+  int bits, precise;
+};
+
+void run(const Case& c, double seconds) {
+  const int32_t dtype = c.x == "fp16" ? ANYNPU_FLOAT16 : c.x == "bf16" ? ANYNPU_BFLOAT16 : ANYNPU_FLOAT32;
+  std::vector<uint8_t> x(c.m * c.k * 4), y(c.m * c.n * 4), scale((c.k / std::max<int64_t>(1, c.group) + 1) * c.n * 4);
+  std::mt19937 generator(1);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < c.m * c.k; ++i) {
+    const float value = normal(generator);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (dtype == ANYNPU_FLOAT32) std::memcpy(&x[i * 4], &bits, 4);
+    const uint16_t half = dtype == ANYNPU_BFLOAT16 ? static_cast<uint16_t>(bits >> 16)
+        : static_cast<uint16_t>((bits >> 16 & 0x8000) | ((((bits >> 23 & 255) - 112) & 31) << 10) | (bits >> 13 & 0x3ff));
+    if (dtype != ANYNPU_FLOAT32) std::memcpy(&x[i * 2], &half, 2);
+  }
+  const uint16_t small = dtype == ANYNPU_BFLOAT16 ? 0x3c00 : 0x1400;
+  const float small_float = 0.01f;
+  for (size_t i = 0; i + 4 <= scale.size(); i += dtype == ANYNPU_FLOAT32 ? 4 : 2) {
+    if (dtype == ANYNPU_FLOAT32) std::memcpy(&scale[i], &small_float, 4); else std::memcpy(&scale[i], &small, 2);
+  }
+  const int64_t weight_bytes = (64 + c.k * c.n * c.bits / 8 + 63) / 64 * 64;
+  const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(noise.size()) / weight_bytes);
+  anynpu_weight_quant_matmul_args args = {};
+  args.x = matrix(x.data(), dtype, c.m, c.k);
+  args.y = matrix(y.data(), dtype, c.m, c.n);
+  args.scale = matrix(scale.data(), dtype, c.group == 0 ? 1 : (c.k + c.group - 1) / c.group, c.n);
+  args.group_size = c.group;
+  args.inner_precise = c.precise;
+  if (c.layout == "prepacked") {  // only the headers of the copies are packed: the rest is noise, which is valid
+    std::vector<uint8_t> source(c.k * c.n * c.bits / 8), blob(weight_bytes);
+    anynpu_weight_quant_prepack_args pack = {};
+    pack.weight = weight_tensor("raw", c.bits, source.data(), c.k, c.n);
+    pack.packed = weight_tensor("prepacked", c.bits, blob.data(), c.k, c.n);
+    if (anynpu_weight_quant_prepack(&pack, nullptr, 0) != ANYNPU_OK) std::printf("%s\n", anynpu_last_error());
+    for (int64_t copy = 0; copy < copies; ++copy) std::memcpy(noise.data() + copy * weight_bytes, blob.data(), 64);
+  }
+  std::vector<double> times;
+  double bandwidth = 0, dots = 0, fmas = 0;
+  const int repeats = 3;
+  for (int round = 0; round < repeats; ++round) {
+    bandwidth = std::max(bandwidth, read_roof());
+    dots = std::max(dots, dot_roof());
+    fmas = std::max(fmas, fma_roof());
+    const double end = now() + seconds / repeats;
+    for (int64_t copy = 0; now() < end || copy < 2; ++copy) {
+      args.weight = weight_tensor(c.layout, c.bits, noise.data() + copy % copies * weight_bytes, c.k, c.n);
+      const double start = now();
+      if (anynpu_weight_quant_matmul(&args, nullptr, 0) != ANYNPU_OK) {
+        std::printf("%s\n", anynpu_last_error());
+        return;
+      }
+      if (copy > 0) times.push_back(now() - start);
+    }
+  }
+  std::sort(times.begin(), times.end());
+  const double time = times[times.size() / 2], best = times.front();
+  const double gbs = static_cast<double>(weight_bytes) / time, ops = 2.0 * static_cast<double>(c.m * c.k * c.n) / time;
+  std::printf("%-10s w%d %s m=%-4lld %lldx%lld g=%lld p=%d: %9.1f us (best %9.1f) %6.2f GB/s = %3.0f %% of %.2f  %7.1f Gop/s = "
+              "%3.0f %% of vpdpbusd %.0f, %3.0f %% of fma %.0f\n", c.layout.c_str(), c.bits, c.x.c_str(),
+              static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
+              static_cast<long long>(c.group), c.precise, time * 1e6, best * 1e6, gbs / 1e9, 100 * gbs / bandwidth, bandwidth / 1e9,
+              ops / 1e9, 100 * ops / dots, dots / 1e9, 100 * ops / fmas, fmas / 1e9);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  omp_set_num_threads(argc > 1 ? std::atoi(argv[1]) : 2);
+  const double seconds = argc > 2 ? std::atof(argv[2]) : 1;
+  cpu_clock = option(argc, argv, "clock", "wall")[0] == "cpu";
+  noise.resize(int64_t{560} << 20);
+  std::mt19937_64 generator(7);
+  for (size_t i = 0; i < noise.size(); i += 8) {
+    const uint64_t value = generator();
+    std::memcpy(&noise[i], &value, 8);
+  }
+  for (const std::string& shape : option(argc, argv, "shapes", "4096x4096,4096x14336,14336x4096")) {
+    for (const std::string& layout : option(argc, argv, "w", "prepacked")) {
+      for (const std::string& x : option(argc, argv, "x", "bf16")) {
+        for (const std::string& m : option(argc, argv, "m", "1")) {
+          for (const std::string& precise : option(argc, argv, "precise", "0")) {
+            Case c;
+            c.layout = layout;
+            c.x = x;
+            c.m = std::atoll(m.c_str());
+            c.k = std::atoll(shape.c_str());
+            c.n = std::atoll(shape.c_str() + shape.find('x') + 1);
+            c.group = std::atoll(option(argc, argv, "group", "128")[0].c_str());
+            c.bits = std::atoi(option(argc, argv, "bits", "4")[0].c_str());
+            c.precise = std::atoi(precise.c_str());
+            run(c, seconds);
+          }
+        }
+      }
+    }
+  }
+  return 0;
+}
