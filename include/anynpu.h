@@ -155,7 +155,7 @@ ANYNPU_API int32_t anynpu_trans_quant_param(const anynpu_trans_quant_param_args*
 
 /* quantize: y = rint(x / scales) + zero_points (div_mode nonzero), or rint(x * scales + zero_points), saturated.
  * x FLOAT32, FLOAT16 or BFLOAT16; scales (1) or (x.shape[axis]), or of x's rank with every other axis 1;
- * zero_points absent or of scales' shape. div_mode: y INT8, UINT8 or INT32; otherwise y INT8, INT4 [..., N] or
+ * zero_points absent or shaped by the same rule. div_mode: y INT8, UINT8 or INT32; otherwise y INT8, INT4 [..., N] or
  * INT32 [..., N / 8] (eight int4), and every axis above -2 means the last. */
 typedef struct {
   anynpu_tensor x;
@@ -210,6 +210,80 @@ typedef struct {
 } anynpu_rope_kv_cache_args;
 ANYNPU_API int32_t anynpu_rope_kv_cache_check(const anynpu_rope_kv_cache_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_rope_kv_cache(const anynpu_rope_kv_cache_args* args, void* workspace, size_t workspace_bytes);
+
+/* weight_compress: an int8 weight in the lossless format c8 of docs/formats.md. weight INT8 (N, K), any strides;
+ * stream INT8 [ceil(N / 64) * 64 * ceil(K / 4) * 4], of which the first *stream_bytes (INT64 [1]) are the result;
+ * index INT8 [ceil(K / 256) * ceil(N / 128) * 8]. */
+typedef struct {
+  anynpu_tensor weight;
+  anynpu_tensor stream;
+  anynpu_tensor index;
+  anynpu_tensor stream_bytes;
+} anynpu_weight_compress_args;
+ANYNPU_API int32_t anynpu_weight_compress_check(const anynpu_weight_compress_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_weight_compress(const anynpu_weight_compress_args* args, void* workspace, size_t workspace_bytes);
+
+/* weight_decompress: the inverse. stream INT8 [stream_bytes], index as above; weight INT8 (N, K), contiguous. */
+typedef struct {
+  anynpu_tensor stream;
+  anynpu_tensor index;
+  anynpu_tensor weight;
+} anynpu_weight_decompress_args;
+ANYNPU_API int32_t anynpu_weight_decompress_check(const anynpu_weight_decompress_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_weight_decompress(const anynpu_weight_decompress_args* args, void* workspace,
+                                            size_t workspace_bytes);
+
+/* quant_matmul: y = (x1 @ x2 + bias) * scale * pertoken_scale + offset with int32 sums; a float bias is added after scaling.
+ * x1 INT8 [..., M, K]; x2 INT8 [..., K, N], ND or FRACTAL_NZ, or a transposed view; scale (1) or (N), INT64, UINT64 (the
+ * low 32 bits are a float32), FLOAT32 or BFLOAT16; offset FLOAT32 (1) or (N); pertoken_scale FLOAT32 (M); bias INT32,
+ * FLOAT32, FLOAT16 or BFLOAT16 (N) or [batch, 1, N]; y INT8 (rounded, saturated), FLOAT16, BFLOAT16, or INT32, which is
+ * x1 @ x2 + bias without the scale; contiguous. */
+typedef struct {
+  anynpu_tensor x1;
+  anynpu_tensor x2;
+  anynpu_tensor scale;
+  anynpu_tensor offset;
+  anynpu_tensor pertoken_scale;
+  anynpu_tensor bias;
+  anynpu_tensor y;
+} anynpu_quant_matmul_args;
+ANYNPU_API int32_t anynpu_quant_matmul_check(const anynpu_quant_matmul_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, void* workspace, size_t workspace_bytes);
+
+/* compressed_matmul: y = (x @ W.T + bias) * scale with W (N, K) compressed by weight_compress.
+ * x INT8 (M, K); stream and index INT8; bias INT32 (N) or (1, N); scale INT64 or UINT64 (1), (N), (1, 1) or (1, N), the low
+ * 32 bits are a float32; y FLOAT16 (M, N), contiguous. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor stream;
+  anynpu_tensor index;
+  anynpu_tensor bias;
+  anynpu_tensor scale;
+  anynpu_tensor y;
+  int32_t scale_19_bits; /* nonzero: use the top 19 bits of each float32, as the hardware does */
+  int32_t reserved;
+} anynpu_compressed_matmul_args;
+ANYNPU_API int32_t anynpu_compressed_matmul_check(const anynpu_compressed_matmul_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_compressed_matmul(const anynpu_compressed_matmul_args* args, void* workspace,
+                                            size_t workspace_bytes);
+
+typedef enum { ANYNPU_PER_TOKEN = 0, ANYNPU_PER_CHANNEL = 1, ANYNPU_PER_TENSOR = 2 } anynpu_quant_mode;
+
+/* dynamic_quant: v = x * smooth_scales, scale = max |v| / 127 (7 for int4), y = rint(v / scale); zeros give scale 0, codes 0.
+ * x FLOAT16, BFLOAT16 or FLOAT32 [..., M, K]; smooth_scales of x's dtype, (K), or (G, K) with group_index, per channel (M);
+ * group_index INT32 (G), cumulative row counts; y INT8, INT4, or INT32 [..., K / 8] (eight int4); scale FLOAT32: x's shape
+ * without K (per token), without M (per channel), or (1) (per tensor). */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor smooth_scales;
+  anynpu_tensor group_index;
+  anynpu_tensor y;
+  anynpu_tensor scale;
+  int32_t quant_mode; /* anynpu_quant_mode */
+  int32_t reserved;
+} anynpu_dynamic_quant_args;
+ANYNPU_API int32_t anynpu_dynamic_quant_check(const anynpu_dynamic_quant_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_dynamic_quant(const anynpu_dynamic_quant_args* args, void* workspace, size_t workspace_bytes);
 
 #ifdef __cplusplus
 }

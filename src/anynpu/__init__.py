@@ -5,6 +5,8 @@ from anynpu import reference
 from anynpu._version import __version__
 from anynpu.ops.cast import cast
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
+from anynpu.ops.quantize import quantize
+from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.trans_quant_param import trans_quant_param
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 
@@ -13,7 +15,9 @@ __all__ = [
     "cast",
     "int4_pack",
     "int4_unpack",
+    "quantize",
     "reference",
+    "rope_kv_cache",
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",

@@ -3,6 +3,8 @@
 
 from anynpu.ops.cast.reference import cast
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
+from anynpu.ops.quantize.reference import quantize
+from anynpu.ops.rope_kv_cache.reference import rope_kv_cache
 from anynpu.ops.trans_quant_param.reference import decode_quant_param, trans_quant_param
 from anynpu.ops.weight_quant_matmul.reference import weight_quant_matmul, weight_quant_prepack
 
@@ -11,6 +13,8 @@ __all__ = [
     "decode_quant_param",
     "int4_pack",
     "int4_unpack",
+    "quantize",
+    "rope_kv_cache",
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "core/cpu.h"
+
+namespace anynpu {
+
+// Quantises `count` values, each with its own scale and zero point.
+using QuantizeFunction = void (*)(const float* x, const float* scales, const double* zero_points, int64_t count,
+                                  void* y);
+
+struct QuantizeKernel {
+  Isa isa;
+  QuantizeFunction divide_int8, divide_uint8, divide_int32;
+  QuantizeFunction multiply_int8, multiply_int4;  // int4: two values a byte, `count` even
+};
+
+}  // namespace anynpu

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Oracle of quantize: the formula, step by step in float32 as it is defined, and the sum of div_mode in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu.ops.int4_pack.reference import int4_pack
+from anynpu.ops.quantize.spec import channel_axis, output
+
+
+def quantize(
+    x: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor | None,
+    dtype: torch.dtype,
+    axis: int = 1,
+    div_mode: bool = True,
+) -> torch.Tensor:
+    """See ``anynpu.quantize``."""
+    shape, stored = output(x, scales, zero_points, dtype, axis, div_mode)
+    if zero_points is None:
+        zero_points = torch.zeros(1)
+    along = channel_axis(x, axis, div_mode)
+    scales, zero_points = (_along(tensor, x.dim(), along) for tensor in (scales, zero_points))
+    if div_mode:
+        value = torch.round(x.float() / scales.float()).double() + zero_points.double()
+    else:
+        value = (x.float() * scales.float() + zero_points.float()).double()
+    low, high = (-8, 7) if dtype == torch.quint4x2 else (torch.iinfo(stored).min, torch.iinfo(stored).max)
+    number = torch.where(value.isnan(), 0.0, value)
+    codes = number.round().clamp(low, high).to(stored)
+    if dtype == torch.quint4x2 and codes.numel() > 0:
+        codes = int4_pack(codes.reshape(-1, codes.shape[-1]))
+    return codes.reshape(shape)
+
+
+def _along(tensor: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
+    """A vector as a tensor of `ndim` axes that runs along `axis`."""
+    if tensor.dim() > 1 or tensor.numel() == 1:
+        return tensor
+    return tensor.reshape([-1 if i == axis else 1 for i in range(ndim)])
