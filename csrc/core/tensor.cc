@@ -40,6 +40,7 @@ int dtype_bits(int32_t dtype) {
 }
 
 bool is_contiguous(const anynpu_tensor& tensor) {
+  if (element_count(tensor) == 0) return true;
   int64_t expected = 1;
   for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
     if (tensor.shape[axis] != 1 && tensor.strides[axis] != expected) return false;

@@ -49,7 +49,7 @@ def rope_kv_cache(
     With H = (Nq + 2 Nkv) D, and ``rot(t) = concat(-t[D/2:], t[:D/2])`` for every head::
 
         y       = x                                     x is a float
-                = x * weight_scale * activation_scale   x is int32; an int32 bias is added to x before, a float one after
+                = x * weight_scale * activation_scale   x is int32; an int32 bias is added before, a float one after
         q, k, v = split(y, size_splits)
         q, k    = q * cos + rot(q) * sin, k * cos + rot(k) * sin
         code    = saturate(round_half_even(k / scale_k + offset_k)), the same for v; NaN gives 0
@@ -58,9 +58,9 @@ def rope_kv_cache(
         x: int32, float16, bfloat16 or float32, ``[B, S, H]`` or ``[B, H]`` (then S = 1), of any strides.
         cos, sin: ``[B, S, 1, D]`` or, for 2-D x, ``[B, D]``; a float, that of x unless x is int32; of any strides.
         k_cache, v_cache: int8 ``[C1, C2, Nkv, D]``, contiguous, D even. Written in place.
-        indices: int32, 1-D or 2-D. ``contiguous``: B of them, token s of batch b goes to row ``indices[b] + s`` of plane
-            b. ``page``: one a token, a row of the cache seen as ``[C1 * C2, Nkv, D]``; a token with a negative index
-            is not written, and the last of the tokens with one index wins.
+        indices: int32, 1-D or 2-D. ``contiguous``: B of them, token s of batch b goes to row ``indices[b] + s`` of
+            plane b. ``page``: one a token, a row of the cache seen as ``[C1 * C2, Nkv, D]``; a token with a negative
+            index is not written, and the last of the tokens with one index wins.
         scale_k, scale_v, offset_k, offset_v: float32 ``[Nkv, D]`` (``[D]`` when Nkv = 1).
         size_splits: ``[Nq * D, Nkv * D, Nkv * D]``.
         weight_scale: float32 ``[H]``, required for int32 x; this and the next two have no effect for other x.

@@ -17,7 +17,7 @@ def _dequantise(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """float64 [B * S, H]; an int32 bias is added before scaling, a float bias after it."""
-    y = x.double().reshape(-1, x.shape[-1])
+    y = x.double().flatten(0, -2)
     if x.dtype != torch.int32:
         return y
     tokens, width = y.shape
@@ -34,7 +34,8 @@ def _dequantise(
 
 def _heads(y: torch.Tensor, size_splits: Sequence[int], head_size: int) -> list[torch.Tensor]:
     """q, k, v: [B * S, N, D] each."""
-    return [part.reshape(y.shape[0], -1, head_size) for part in y.split(list(size_splits), dim=-1)]
+    parts = y.split(list(size_splits), dim=-1)
+    return [part.unflatten(-1, (part.shape[-1] // head_size, head_size)) for part in parts]
 
 
 def _rotate(t: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -44,8 +45,9 @@ def _rotate(t: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _angles(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (-1, 1, cos.shape[-1])
-    return cos.double().reshape(shape), sin.double().reshape(shape)
+    if cos.dim() == 2:
+        return cos.double().unsqueeze(1), sin.double().unsqueeze(1)
+    return cos.double().flatten(0, 1), sin.double().flatten(0, 1)
 
 
 def _code(value: torch.Tensor) -> torch.Tensor:
@@ -135,7 +137,7 @@ def _dequantise_error(
 ) -> torch.Tensor:
     """At most four roundings (of x, of two products, of the sum with a bias), each of at most _U or _TINY."""
     if x.dtype != torch.int32:
-        return torch.zeros(x.numel() // x.shape[-1], x.shape[-1], dtype=torch.float64)
+        return torch.zeros_like(x, dtype=torch.float64).flatten(0, -2)
     integer_bias = bias if bias is not None and bias.dtype == torch.int32 else None
     error = 4.01 * _U * _dequantise(x, weight_scale, activation_scale, integer_bias).abs()
     if activation_scale is not None:

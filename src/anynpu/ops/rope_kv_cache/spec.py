@@ -258,13 +258,14 @@ def samples() -> Iterator[Sample]:
     offset = torch.full((1, 10), 3.5)
     flat = sample_arguments((5,), (3, 1), 10, wide, wide, (2, 4), [7, -1, 0, 2, 2])
     yield Sample("bfloat16, 2-D x, page, offsets", call(flat, offset, -offset, None, None, None, True, "page"))
-    for name, bias in (("no bias", None), ("int32 bias", integer), ("float32 bias", torch.float32), ("half bias", half)):
+    for bias in (None, integer, torch.float32, half):
         arguments = sample_arguments((3, 2), (2, 2), 34, integer, half, (3, 4), [0, 1, 2])
         generator = torch.Generator().manual_seed(1)
         weight_scale = torch.rand(204, generator=generator) * 1e-4
         activation_scale = torch.rand(6, generator=generator) + 0.5
+        name = f"int32, bias {bias}"
         if bias is not None:
             bias = torch.randint(-9, 10, (204,), generator=generator).to(bias)
-        yield Sample(f"int32, {name}", call(arguments, None, None, weight_scale, activation_scale, bias, True))
+        yield Sample(name, call(arguments, None, None, weight_scale, activation_scale, bias, True))
     many = sample_arguments((64, 1), (8, 2), 64, wide, wide, (64, 8), list(range(64)))
     yield Sample("threads", call(many, None, None, None, None, None, False, "page"))
