@@ -30,7 +30,9 @@ def weight_quant_matmul(
     With quant_scale instead ``saturate(round_half_even(y * quant_scale + quant_offset))``, NaN to 0.
     """
     arguments = (x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n)
-    _, dtype = spec.matmul_result(*arguments)
+    shape, dtype = spec.matmul_result(*arguments)
+    if spec.is_prepacked(weight):
+        _check_prepacked(weight, scale, x.shape[-1], shape[-1])
     return _rounded(unrounded(*arguments), dtype)
 
 
@@ -74,6 +76,14 @@ def integers(weight: torch.Tensor, k: int) -> torch.Tensor:
         values = nibbles(words)
         weight = values.transpose(-1, -2) if transposed else values
     return weight.double()
+
+
+def _check_prepacked(blob: torch.Tensor, scale: torch.Tensor, k: int, n: int) -> None:
+    matrix = unprepacked(blob)
+    if matrix.shape != (k, n):
+        raise ValueError(f"{spec.MATMUL}: prepacked weight is {tuple(matrix.shape)}, but x has K {k} and y has N {n}")
+    if scale.dtype == torch.int64 and blob.shape[0] == spec.prepacked_bytes(4, k, n):
+        raise TypeError(f"{spec.MATMUL}: int64 scale needs int8 weights, got a prepacked int4 weight")
 
 
 def nibbles(words: torch.Tensor) -> torch.Tensor:

@@ -58,8 +58,11 @@ def is_transposed(weight: torch.Tensor, x_k: int | None = None) -> bool:
     if not (plain and transposed):
         return transposed
     rows, columns = weight.shape[-2:]
-    if weight.dtype == torch.int32 and x_k is not None and (rows == x_k) != (rows * INT4_PER_WORD == x_k):
-        return rows != x_k
+    if weight.dtype == torch.int32 and x_k is not None and x_k > 0:
+        if rows == x_k:
+            return False
+        if rows * INT4_PER_WORD == x_k:
+            return True
     row_stride, column_stride = weight.stride()[-2:]
     strictly_plain = column_stride == 1 and row_stride == columns
     return not strictly_plain and row_stride == 1 and column_stride == rows
