@@ -14,7 +14,7 @@ from measure import Comparison, Timing
 
 import anynpu
 from anynpu import _native
-from anynpu.cli.info import cpu_model
+from anynpu.environment import cpu_model
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -52,7 +52,9 @@ def _row(operator: str, problem: Any, timing: Timing, comparison: Comparison) ->
         "limits": limits,
         "percent_of_limit": percent,
         "relative_error": timing.error,
-        "times_as_long": {other.variant.name: seconds / other.median for other in comparison.timings if other is not timing},
+        "times_as_long": {
+            other.variant.name: seconds / other.median for other in comparison.timings if other is not timing
+        },
         "rounds": comparison.rounds,
         "clean_rounds": comparison.clean_rounds,
     }
@@ -64,7 +66,15 @@ def markdown(case_rows: list[dict[str, Any]]) -> str:
     ours = next(row for row in ordered if row["variant"].startswith("anynpu"))
     first = ordered[0]
     limits = list(first["limits"])
-    header = ["variant", "arithmetic", "µs", "GB/s", "Gop/s", *(f"% of {name}" for name in limits), f"time / {ours['variant']}"]
+    header = [
+        "variant",
+        "arithmetic",
+        "µs",
+        "GB/s",
+        "Gop/s",
+        *(f"% of {name}" for name in limits),
+        f"time / {ours['variant']}",
+    ]
     lines = [_line(header), _line(["---", "---", *["--:"] * (len(header) - 2)])]
     for row in ordered:
         percent = [f"{row['percent_of_limit'][name]:.0f}" for name in limits]

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries, one module each. A module has ``NAME``, ``unavailable() -> str | None`` (why it cannot run here) and, for
-each operator that it can compare with, a function named like the operator: problem -> variants."""
+"""Other libraries, one module each.
+
+A module has ``NAME``, ``unavailable() -> str | None`` (why it cannot run here) and, for each operator that it can be
+compared with, a function named like the operator: problem -> variants.
+"""
 
 from __future__ import annotations
 

@@ -29,8 +29,9 @@ class Operator:
     cpu: Callable
     reference: Callable
     samples: Callable[[], Iterable[Sample]]
-    # From the arguments of a call: how far each element of the result may be from the reference. None: equal bits.
-    error_bound: Callable[..., torch.Tensor] | None = None
+    # From the arguments of a call: how far each element of its results, and then of the arguments that it writes to,
+    # may be from the reference. None: equal bits.
+    error_bound: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
 
     @property
     def overload(self) -> torch._ops.OpOverload:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,24 +65,49 @@ def _check(operator: Operator, device: str, tier: str | None) -> Result:
 
 
 def _failure(operator: Operator, sample: Sample, device: str) -> str | None:
-    """Why the sample's result is wrong, or None. A crash of the operator is a failure like any other."""
-    args = [value.to(device) if isinstance(value, torch.Tensor) else value for value in sample.args]
+    """Why what the operator makes of the sample is wrong, or None. An exception is a failure like any other."""
     try:
-        result = operator.overload(*args).cpu()
+        expected = _outputs(operator, operator.reference, sample.args)
+        results = _outputs(operator, operator.overload, _on(device, sample.args))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return _difference(operator, sample, result)
+    bounds: Sequence[torch.Tensor | None] = [None] * len(expected)
+    if operator.error_bound is not None:
+        bounds = _as_tuple(operator.error_bound(*sample.args))
+    reasons = map(_difference, _on("cpu", results), expected, bounds)
+    named = [f"output {index}: {reason}" for index, reason in enumerate(reasons) if reason is not None]
+    return named[0] if named else None
 
 
-def _difference(operator: Operator, sample: Sample, result: torch.Tensor) -> str | None:
-    expected = operator.reference(*sample.args)
+def _outputs(operator: Operator, function: Callable, args: tuple) -> tuple[torch.Tensor, ...]:
+    """What ``function`` returns and then the arguments that it wrote to, of a call on copies of the tensors."""
+    copies = tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in args)
+    results = _as_tuple(function(*copies))
+    declared = operator.overload._schema.arguments
+    written = [copy for copy, argument in zip(copies, declared, strict=False) if _is_written(argument)]
+    return (*results, *written)
+
+
+def _as_tuple(value: torch.Tensor | tuple) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _is_written(argument: torch._C.Argument) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
+def _on(device: str, values: tuple) -> tuple:
+    return tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in values)
+
+
+def _difference(result: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None) -> str | None:
+    """How ``result`` differs from ``expected``: in more than ``bound``, or at all when there is none."""
     if result.shape != expected.shape or result.dtype != expected.dtype:
         return f"expected {expected.dtype} {tuple(expected.shape)}, got {result.dtype} {tuple(result.shape)}"
-    if operator.error_bound is None:
-        wrong = result != expected
-        wrong &= ~((result != result) & (expected != expected))  # NaN equals NaN here
-    else:
-        wrong = (result.double() - expected.double()).abs() > operator.error_bound(*sample.args)
+    right = (result == expected) | ((result != result) & (expected != expected))  # NaN for NaN is right
+    if bound is not None:
+        right |= (result.double() - expected.double()).abs() <= bound
+    wrong = ~right
     if not wrong.any():
         return None
     index = tuple(wrong.nonzero()[0].tolist())

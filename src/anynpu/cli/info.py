@@ -4,76 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
-from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-import anynpu
-from anynpu import _native
-
-_OPENMP_RUNTIME = re.compile(r"/lib(?:gomp|iomp5|omp)\b[^/]*\.so[^/]*$")
-
-
-def cpu_model() -> str:
-    """The CPU's marketing name where Linux tells it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def openmp_runtimes(maps: str) -> list[str]:
-    """The OpenMP libraries named in the text of ``/proc/<pid>/maps``, each once."""
-    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
-    return sorted(path for path in paths if _OPENMP_RUNTIME.search(path))
-
-
-def _mapped_openmp_runtimes() -> list[str]:
-    try:
-        return openmp_runtimes(Path("/proc/self/maps").read_text())
-    except OSError:
-        return []
-
-
-def _tiers() -> list[dict[str, str | bool | None]]:
-    used = _native.isa()
-    return [{"name": name, "used": name == used, "refusal": _native.isa_refusal(name)} for name in _native.ISA_TIERS]
-
-
-def _devices() -> list[str]:
-    cuda = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
-    return ["cpu", *cuda]
-
-
-def collect() -> dict[str, Any]:
-    """Everything the command prints, as plain JSON values."""
-    runtimes = _mapped_openmp_runtimes()
-    warnings = []
-    if len(runtimes) > 1:
-        warnings.append(
-            f"{len(runtimes)} OpenMP runtimes are loaded, their threads slow each other down; expected one, torch's"
-        )
-    return {
-        "anynpu": anynpu.__version__,
-        "library": {"path": str(_native.library_path()), "abi_version": _native.ABI_VERSION},
-        "cpu": {"model": cpu_model(), "logical_cpus": os.cpu_count()},
-        "isa": {"used": _native.isa(), "tiers": _tiers()},
-        "threads": torch.get_num_threads(),
-        "openmp_runtimes": runtimes,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "devices": _devices(),
-        "warnings": warnings,
-    }
+from anynpu import environment
 
 
 def _tier_line(tier: dict[str, Any]) -> str:
@@ -104,7 +41,7 @@ def _table(facts: dict[str, Any]) -> Table:
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the CPU, the instruction set tier and why better ones are not used, OpenMP, threads and devices."""
-    facts = collect()
+    facts = environment.collect()
     if as_json:
         print(json.dumps(facts, indent=2))
         return

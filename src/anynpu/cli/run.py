@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import traceback
 from enum import Enum
+from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
+import anynpu
 from anynpu.cli.errors import USAGE, fail
+from anynpu.compat.run import run_script
 
 
 class Device(str, Enum):
@@ -21,9 +26,29 @@ class Device(str, Enum):
 def run(
     script: Annotated[str, typer.Argument(help="The script (with -m: the module) to run.")],
     args: Annotated[list[str] | None, typer.Argument(help="Its arguments, passed on untouched.")] = None,
-    module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module name, as in python -m.")] = False,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module's name, as in python -m.")] = False,
     device: Annotated[Device, typer.Option(help="What the device name npu stands for.")] = Device.cpu,
-    soc: Annotated[str | None, typer.Option(help="The chip name to report [default: Ascend910B].")] = None,
+    soc: Annotated[str | None, typer.Option(help="The chip name to report. [default: Ascend910B]")] = None,
 ) -> None:
-    """Run an unmodified torch_npu script on this machine. Options of anynpu come before SCRIPT."""
-    raise NotImplementedError
+    """Run an unmodified torch_npu script. The options of anynpu come before SCRIPT."""
+    if not module and not Path(script).exists():
+        fail(f"no such script: {script}", USAGE)
+    try:
+        anynpu.install(device.value, soc)
+    except (ValueError, RuntimeError) as error:
+        fail(str(error), USAGE)
+    try:
+        run_script(script, args or [], device.value, soc, module)
+    except Exception as error:
+        traceback.print_exception(type(error), error, _frames_of_the_script(error.__traceback__))
+        raise typer.Exit(1) from None
+
+
+def _frames_of_the_script(frames: TracebackType | None) -> TracebackType | None:
+    """The traceback as ``python script`` would show it, without the frames that lead to the script."""
+    position, own = frames, frames
+    while position is not None:
+        if position.tb_frame.f_globals.get("__name__") == "runpy":
+            own = position.tb_next
+        position = position.tb_next
+    return own

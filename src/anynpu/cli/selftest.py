@@ -44,7 +44,7 @@ def selftest(
     operator: Annotated[list[str] | None, typer.Option(help="Only this operator; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare every operator, on every device and instruction set tier, with its reference. Exit code 1 on a failure."""
+    """Compare every operator on every device and instruction set tier with its reference. Exit code 1 on a failure."""
     names = operator or []
     if unknown := [name for name in names if name not in operators]:
         fail(f"no operator {unknown[0]!r}; there are {', '.join(sorted(operators))}", USAGE)

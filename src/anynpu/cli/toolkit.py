@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands for C and C++ programs: ``anynpu toolkit``, ``anynpu cc`` and ``anynpu check``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import anynpu
+from anynpu import _native
+
+LIBRARIES = ("opapi", "nnopbase", "ascendcl")
+FINDINGS_STATUS = 86  # the exit status of a checked program that is fine but for its findings
+
+
+def toolkit_path() -> Path:
+    """The toolkit folder beside the native library in use, or the one installed with the package."""
+    folders = [_native.library_path().parent / "toolkit", *(Path(folder) / "toolkit" for folder in anynpu.__path__)]
+    for folder in folders:
+        if (folder / "lib64" / "libascendcl.so").exists():
+            return folder
+    raise FileNotFoundError(f"the toolkit folder is missing, looked for {', '.join(map(str, folders))}")
+
+
+def compile_command(arguments: list[str]) -> list[str]:
+    """The compiler call that builds an aclnn program: C++ unless every source file is C."""
+    folder = toolkit_path()
+    is_c = any(name.endswith(".c") for name in arguments) and not any(
+        name.endswith((".cc", ".cpp", ".cxx", ".C")) for name in arguments
+    )
+    compiler = os.environ.get("CC", "cc") if is_c else os.environ.get("CXX", "c++")
+    libraries = folder / "lib64"
+    return [
+        *compiler.split(),
+        f"-I{folder / 'include'}",
+        f"-I{folder / 'include' / 'aclnn'}",
+        *arguments,
+        f"-L{libraries}",
+        f"-Wl,-rpath,{libraries}",
+        *(f"-l{name}" for name in LIBRARIES),
+    ]
+
+
+def toolkit() -> None:
+    """Print the toolkit folder: what ASCEND_CUSTOM_PATH, ASCEND_HOME_PATH or ASCEND_TOOLKIT_HOME should hold."""
+    typer.echo(toolkit_path())
+
+
+def cc(arguments: Annotated[list[str], typer.Argument(help="What to hand to the compiler.")]) -> None:
+    """Compile and link a C or C++ program that uses acl and aclnn, with $CXX or $CC.
+
+    anynpu cc prog.cpp -o prog -O2
+    """
+    raise typer.Exit(subprocess.call(compile_command(arguments)))
+
+
+def check(
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
+    json_report: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Run a C or C++ program in checking mode and report leaks, wrong addresses, missing synchronisation and more.
+
+    The exit status is the program's own, or 86 when it ended well but something was found.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.json"
+        environment = {**os.environ, "ANYNPU_CHECK": "1", "ANYNPU_CHECK_REPORT": str(path)}
+        status = subprocess.call(command, env=environment)
+        if not path.exists():
+            typer.echo(f"anynpu check: {command[0]} wrote no report; does it use the toolkit's libraries?", err=True)
+            raise typer.Exit(status or 1)
+        report = json.loads(path.read_text())
+    name_places(report)
+    typer.echo(json.dumps(report, indent=1) if json_report else report_text(report), err=not json_report)
+    raise typer.Exit(status)
+
+
+def name_places(report: dict) -> None:
+    """Adds "place" (function and file:line) to every frame, as far as debug information and addr2line tell it."""
+    frames: dict[str, list[dict]] = {}
+    for finding in report["findings"]:
+        for frame in (*finding["at"], *finding["created"], *finding["destroyed"]):
+            frames.setdefault(frame["module"], []).append(frame)
+    for module, group in frames.items():
+        for frame, place in zip(group, _places(module, [frame["offset"] for frame in group]), strict=True):
+            frame["place"] = place or frame["symbol"]
+
+
+def _places(module: str, offsets: list[int]) -> list[str]:
+    tool = shutil.which("addr2line")
+    if tool is None or not Path(module).exists():
+        return [""] * len(offsets)
+    result = subprocess.run(
+        [tool, "-Cfe", module, *map(hex, offsets)], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    if len(result) != 2 * len(offsets):
+        return [""] * len(offsets)
+    return [_place(*pair) for pair in zip(result[::2], result[1::2], strict=True)]
+
+
+def _place(function: str, line: str) -> str:
+    line = line.split(" (discriminator")[0]
+    known = [part for part in (function, line) if not part.startswith("??")]
+    return " at ".join(known)
+
+
+def report_text(report: dict) -> str:
+    """The findings for people, places in the program first."""
+    count = report["count"]
+    lines = [f"anynpu check: {count} finding{'' if count == 1 else 's'}"]
+    for finding in report["findings"]:
+        call = f"{finding['call']}: " if finding["call"] else ""
+        times = f" ({finding['count']} times)" if finding["count"] > 1 else ""
+        lines.append(f"  {finding['kind']}: {call}{finding['message']}{times}")
+        for title, key in (("found at", "at"), ("created at", "created"), ("destroyed at", "destroyed")):
+            if finding[key]:
+                lines.append(f"      {title}")
+                lines.extend(f"        {_frame_text(frame)}" for frame in finding[key])
+    return "\n".join(lines)
+
+
+def _frame_text(frame: dict) -> str:
+    where = f"{Path(frame['module']).name}+{frame['offset']:#x}"
+    return f"{frame['place']} ({where})" if frame.get("place") else where
+
+
+commands: list[Callable] = [toolkit, cc, check]
