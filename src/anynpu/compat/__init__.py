@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Ascend Python front end: ``torch_npu``, ``torchair`` and the device name ``npu``. Name-for-name, no arithmetic."""
+"""The Ascend Python front end: ``torch_npu``, ``torchair`` and the device name ``npu``, with no arithmetic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
     import torch
 
     from anynpu.compat import device as npu_device
-    from anynpu.compat import finder, soc as chip
+    from anynpu.compat import finder
+    from anynpu.compat import soc as chip
 
     global _installed
     if device not in ("cpu", "cuda"):
@@ -51,5 +52,5 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
             npu_device.provide(device)
             runtime = importlib.import_module("torch_npu.npu")
             torch._register_device_module(npu_device.NAME, runtime)
-            npu_device.provide_accelerator(runtime)
+            npu_device.provide_accelerator(vars(runtime))
             _installed = device

@@ -13,9 +13,12 @@ Tensors stay ordinary CPU (or CUDA) tensors. Three places do the mapping:
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 NAME = "npu"
 
@@ -67,6 +70,8 @@ def mark(tensor: torch.Tensor) -> torch.Tensor:
     device. So a script may write to the result without changing its host tensor, and to a device tensor through any
     number of ``.npu()`` calls. Views share the mark; results of ordinary operators lack it and are copied once.
     """
+    if torch.compiler.is_compiling():
+        return tensor
     try:
         tensor.untyped_storage()._anynpu_on_device = True
     except (NotImplementedError, RuntimeError):  # sparse, functional and batched tensors have no storage to share
@@ -221,7 +226,7 @@ def _provide_autocast() -> None:
 
     @functools.wraps(initialise)
     def mapped(self: Any, device_type: str, dtype: torch.dtype | None = None, *args: Any, **kwargs: Any) -> None:
-        if device_type == NAME:
+        if names_npu(device_type):
             device_type, dtype = _target.type, dtype or torch.float16
         initialise(self, device_type, dtype, *args, **kwargs)
 
@@ -240,13 +245,30 @@ def _provide_loading() -> None:
     torch.serialization.register_package(0, lambda storage: None, restore)
 
 
-def provide_accelerator(module: Any) -> None:
+def adopt_cuda_names() -> None:
+    """Makes ``cuda`` another name of npu, where npu stands for the CPU."""
+    _names.add("cuda")
+    for function in _device_constructors():
+        if getattr(torch, function.__name__, None) is function:
+            setattr(torch, function.__name__, _with_mapped_device(function))
+    for name in ("new_tensor", "new_zeros", "new_ones", "new_empty", "new_full"):
+        setattr(torch.Tensor, name, _with_mapped_device(getattr(torch.Tensor, name)))
+    torch.Tensor.cuda = _npu
+    torch.nn.Module.cuda = _module_npu
+
+
+def lend(functions: Mapping[str, Any], module: Any) -> None:
+    """Replaces the functions of ``module`` by those of the same name; each is a new object, as graph capture needs."""
+    for name, function in functions.items():
+        if not name.startswith("_") and isinstance(function, FunctionType) and hasattr(module, name):
+            setattr(module, name, functools.wraps(function)(functools.partial(function)))
+
+
+def provide_accelerator(functions: Mapping[str, Any]) -> None:
     """Gives ``torch.accelerator`` the functions of ``torch.npu`` that need an allocator in C++ otherwise."""
     if _target.type == "cpu":
-        names = [name for name in dir(torch.accelerator) if "memory" in name or name in ("synchronize", "empty_cache")]
-        for name in names:
-            if callable(function := getattr(module, name, None)):
-                setattr(torch.accelerator, name, function)
+        names = [name for name in functions if "memory" in name or name in ("synchronize", "empty_cache")]
+        lend({name: functions[name] for name in names}, torch.accelerator)
 
 
 def provide(device: str) -> None:

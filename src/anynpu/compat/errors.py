@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 PARAM_NULLPTR = 161001
@@ -32,7 +32,7 @@ class MissingNameError(AttributeError, NotImplementedError):
 
 
 def vendor_error(error: Exception, name: str, aclnn: str, code: int) -> Exception:
-    """``error`` with the operator, the aclnn function and its status code added, in the class torch_npu's users catch."""
+    """``error`` with operator, aclnn function and status code added, in a class that users of torch_npu catch."""
     message = f"{name}: {error}\n[ERROR] {name}: call {aclnn} failed, error code is {code} ({_CODE_NAMES[code]})."
     if isinstance(error, TypeError):
         return NpuTypeError(message)
@@ -43,13 +43,17 @@ def vendor_error(error: Exception, name: str, aclnn: str, code: int) -> Exceptio
 
 def public_names(module: str, names: Mapping[str, Any]) -> list[str]:
     """What a module of the shim offers: its own names, without what it imported to work with."""
-    return sorted(
-        name
-        for name, value in names.items()
-        if not name.startswith("_")
-        and not (isinstance(value, ModuleType) and not value.__name__.startswith(f"{module}."))
-        and getattr(value, "__module__", None) not in ("typing", "types", "__future__", "anynpu.compat.errors")
-    )
+    if "__all__" in names:
+        return sorted(names["__all__"])
+    return sorted(name for name, value in names.items() if not name.startswith("_") and _is_own(module, value))
+
+
+def _is_own(module: str, value: Any) -> bool:
+    if isinstance(value, ModuleType):
+        return value.__name__.startswith(f"{module}.")
+    if isinstance(value, type | FunctionType):
+        return value.__module__.startswith(("torch", "anynpu")) and value.__module__ != __name__
+    return type(value).__module__ not in ("__future__", "typing")
 
 
 def missing_text(module: str, name: str, available: Sequence[str]) -> str:

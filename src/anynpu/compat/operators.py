@@ -201,7 +201,8 @@ def npu_trans_quant_param(
 
 
 @_published(
-    "npu_quantize(Tensor self, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) -> Tensor",
+    "npu_quantize(Tensor self, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) "
+    "-> Tensor",
     "aclnnAscendQuantV3",
 )
 def npu_quantize(

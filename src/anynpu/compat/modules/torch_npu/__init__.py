@@ -20,6 +20,21 @@ from anynpu.compat.operators import (
 )
 from torch_npu import npu
 
+__all__ = [
+    "Format",
+    "contrib",
+    "dynamo",
+    "get_npu_format",
+    "int4",
+    "npu",
+    "npu_convert_weight_to_int4pack",
+    "npu_format_cast",
+    "npu_format_cast_",
+    "npu_quantize",
+    "npu_trans_quant_param",
+    "npu_weight_quant_batchmatmul",
+    "testing",
+]
 __version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"
 
 __getattr__ = module_getattr(__name__, globals())

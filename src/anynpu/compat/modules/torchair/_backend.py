@@ -60,7 +60,7 @@ def get_npu_backend(
 
     Args:
         compiler_config: see ``CompilerConfig``.
-        custom_decompositions: operator to function, used before Inductor's own; without effect when graphs run as captured.
+        custom_decompositions: operator to function, used before Inductor's own; no effect on graphs run as captured.
 
     Raises:
         TypeError: ``compiler_config`` is something else.

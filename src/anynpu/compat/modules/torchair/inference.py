@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``torchair.inference``: compiled-graph caches and shape gears of the vendor's engine. They can be imported, not used."""
+"""``torchair.inference``: graph caches and shape gears of the vendor's engine. They can be imported, not used."""
 
 from __future__ import annotations
 

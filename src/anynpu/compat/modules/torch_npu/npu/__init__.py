@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from anynpu.compat import soc
-from anynpu.compat.device import device_count, target
+from anynpu.compat.device import device_count as device_count
+from anynpu.compat.device import target
 from anynpu.compat.errors import module_getattr
-from torch_npu.npu import _cuda, _host, amp
-from torch_npu.npu.amp import get_amp_supported_dtype
+from torch_npu.npu import _cuda, _host
+from torch_npu.npu import amp as amp
+from torch_npu.npu.amp import get_amp_supported_dtype as get_amp_supported_dtype
 
 _runtime = _host if target().type == "cpu" else _cuda
 
@@ -56,7 +58,7 @@ set_rng_state = _runtime.set_rng_state
 get_rng_state_all = _runtime.get_rng_state_all
 set_rng_state_all = _runtime.set_rng_state_all
 
-# Switches of the vendor's compiler and arithmetic. They change how a chip computes, never what: they are kept, not used.
+# Switches of the vendor's compiler and arithmetic. They change how a chip computes: kept, not used.
 config = SimpleNamespace(allow_internal_format=True)
 conv = SimpleNamespace(allow_hf32=True)
 matmul = SimpleNamespace(allow_hf32=False)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``CompilerConfig``: the published options of torchair, checked as published.
 
-All are accepted, because scripts set them; only ``debug.run_eagerly`` has an effect here, and ``export`` is refused. The others
-steer the vendor's graph engine and do not change results.
+All are accepted, because scripts set them; only ``debug.run_eagerly`` has an effect here, and ``export`` is refused.
+The others steer the vendor's graph engine and do not change results.
 """
 
 from __future__ import annotations
