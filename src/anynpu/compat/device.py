@@ -257,18 +257,15 @@ def adopt_cuda_names() -> None:
     torch.nn.Module.cuda = _module_npu
 
 
-def lend(functions: Mapping[str, Any], module: Any) -> None:
-    """Replaces the functions of ``module`` by those of the same name; each is a new object, as graph capture needs."""
-    for name, function in functions.items():
-        if not name.startswith("_") and isinstance(function, FunctionType) and hasattr(module, name):
-            setattr(module, name, functools.wraps(function)(functools.partial(function)))
-
-
 def provide_accelerator(functions: Mapping[str, Any]) -> None:
     """Gives ``torch.accelerator`` the functions of ``torch.npu`` that need an allocator in C++ otherwise."""
-    if _target.type == "cpu":
-        names = [name for name in functions if "memory" in name or name in ("synchronize", "empty_cache")]
-        lend({name: functions[name] for name in names}, torch.accelerator)
+    if _target.type != "cpu":
+        return
+    for name in dir(torch.accelerator):
+        if "memory" in name or name in ("synchronize", "empty_cache"):
+            if isinstance(function := functions.get(name), FunctionType):
+                # A new object: graph capture looks functions up by identity.
+                setattr(torch.accelerator, name, functools.wraps(function)(functools.partial(function)))
 
 
 def provide(device: str) -> None:

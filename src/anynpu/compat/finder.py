@@ -45,6 +45,8 @@ class Finder(MetaPathFinder):
         spec = PathFinder.find_spec(name, path if rest else [FOLDER])
         if spec is None:
             self._raise_missing(name)
+        if spec.submodule_search_locations is None:
+            spec.submodule_search_locations = []  # as for a package, ``from module import missing`` asks here
         return spec
 
     @staticmethod

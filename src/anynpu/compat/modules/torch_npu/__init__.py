@@ -18,7 +18,7 @@ from anynpu.compat.operators import (
     npu_trans_quant_param,
     npu_weight_quant_batchmatmul,
 )
-from torch_npu import npu
+from torch_npu import contrib, dynamo, npu, testing
 
 __all__ = [
     "Format",

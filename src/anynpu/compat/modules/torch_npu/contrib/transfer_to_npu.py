@@ -6,24 +6,38 @@ Nothing happens when npu stands for CUDA: such scripts run as they are.
 
 from __future__ import annotations
 
+import functools
 import sys
+from types import FunctionType
+from typing import Any
 
 import torch
 
-from anynpu.compat.device import adopt_cuda_names, lend, target
-
-_cuda_is_available = torch.cuda.is_available
+from anynpu.compat.device import adopt_cuda_names, target
 
 
-@torch.compiler.assume_constant_result
-def _is_available() -> bool:
-    # Inductor must not look for the properties of a GPU.
-    for_inductor = sys._getframe(1).f_globals.get("__name__", "").startswith("torch._inductor")
-    return _cuda_is_available() if for_inductor else True
+def _except_for_inductor(original: Any, function: Any) -> Any:
+    """``function``, but ``original`` when Inductor calls: it must not look for the properties of a GPU."""
+
+    @functools.wraps(function)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        return (original if caller.startswith("torch._inductor") else function)(*args, **kwargs)
+
+    return choose
+
+
+def _adopt_functions() -> None:
+    for name, function in vars(torch.npu).items():
+        original = getattr(torch.cuda, name, None)
+        if name.startswith("_") or name == "is_initialized":  # torch.cuda asks itself before it touches a driver
+            continue
+        if isinstance(function, FunctionType) and isinstance(original, FunctionType):
+            setattr(torch.cuda, name, _except_for_inductor(original, function))
+    torch.cuda.is_available = torch.compiler.assume_constant_result(torch.cuda.is_available)
+    torch.cuda.Stream, torch.cuda.Event, torch.cuda.device = torch.npu.Stream, torch.npu.Event, torch.npu.device
 
 
 if target().type == "cpu":
     adopt_cuda_names()
-    lend(vars(torch.npu), torch.cuda)
-    torch.cuda.Stream, torch.cuda.Event, torch.cuda.device = torch.npu.Stream, torch.npu.Event, torch.npu.device
-    torch.cuda.is_available = _is_available
+    _adopt_functions()

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from anynpu.compat import soc
 from anynpu.compat.device import device_count as device_count
-from anynpu.compat.device import target
+from anynpu.compat.device import target as _target
 from anynpu.compat.errors import module_getattr
 from torch_npu.npu import _cuda, _host
 from torch_npu.npu import amp as amp
 from torch_npu.npu.amp import get_amp_supported_dtype as get_amp_supported_dtype
 
-_runtime = _host if target().type == "cpu" else _cuda
+_runtime = _host if _target().type == "cpu" else _cuda
 
 is_available = _runtime.is_available
 is_initialized = _runtime.is_initialized
