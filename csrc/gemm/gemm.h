@@ -55,20 +55,52 @@ struct DigitBlock {
   int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block
 };
 
-// One panel times the packed rows [0, rows) of x. The rows of x come in tiles of `tile_rows` rows (the last may be lower);
-// a tile of r rows is [steps of k][r rows][digits] of 4 bytes: one float, two bfloat16 or four int8 digits.
+// Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two bfloat16
+// or four int8 digits. All tiles but the last have the same height.
+struct PackedRow {
+  int32_t* packed;
+  DigitBlock* info;   // [k blocks][rows]
+  int64_t rows;       // in all tiles
+  int64_t tile;       // first row of the tile
+  int64_t tile_rows;  // height of the tile
+  int64_t row;        // in the tile
+};
+
+// Where the weights of the next span begin; a product fetches `lines` cache lines, line_bytes apart, at each of its steps.
+struct Ahead {
+  const uint8_t* at;  // or null
+  int64_t step_bytes;
+  int64_t line_bytes;
+  int64_t lines;
+};
+
+// One panel times packed rows of x, over the k of one block.
 struct PanelProduct {
   const void* panel;         // [steps][kPanelColumns] of 4 bytes
-  const void* x;             // the first tile
-  const DigitBlock* blocks;  // of the first row; next row `block_stride` later
+  const void* x;             // tiles
+  const DigitBlock* blocks;  // [rows]
   const float* scale;        // [kPanelColumns]
   const float* offset;       // [kPanelColumns] or null
   float* c;                  // [rows][c_stride], added to
   int64_t rows;
-  int64_t first_step;    // of the product in the packed x
   int64_t steps;
-  int64_t row_steps;     // steps of a whole row of x
-  int64_t block_stride;
+  int64_t c_stride;
+  Ahead ahead;
+};
+
+// 32 outputs in the packed32 format times one tile of digit rows, over all k: for products bound by memory.
+struct StreamProduct {
+  const uint8_t* cells;
+  int32_t bits;
+  const KBlock* k_blocks;
+  int64_t block_count;
+  const int32_t* x;          // one tile
+  const DigitBlock* blocks;  // [k blocks][rows]
+  const float* scale;        // [k blocks][channel_stride]
+  const float* offset;       // likewise, or null
+  int64_t channel_stride;
+  float* c;                  // [rows][c_stride], added to
+  int64_t rows;
   int64_t c_stride;
 };
 
@@ -97,21 +129,23 @@ struct GemmKernel {
                     float* out);
   void (*multiply_f32)(const PanelProduct& product);
 
-  // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits. Packs row
-  // `row` of a tile of `tile_rows` rows; returns false when the row wants the f32 scheme.
+  // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits. Packing
+  // returns false when the row wants the f32 scheme.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
-                      int32_t tile_rows, int32_t row, int32_t* packed, DigitBlock* block_info);
+                      const PackedRow& row);
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
+  void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
 
   // Scheme bf16, null where the tier has none.
-  bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, int32_t tile_rows, int32_t row,
-                    int32_t* packed, DigitBlock* block_info);
+  bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, const PackedRow& row);
   void (*panel_bf16)(const uint8_t* panel, int64_t k_count, float bias, int32_t* out);
   void (*multiply_bf16)(const PanelProduct& product);
 };
 
-// Rows of x in one tile of the digits scheme, and of bf16: six accumulator rows of 64 columns fill the registers.
+// Accumulator rows of one tile that fill the registers: of 64 columns with panels, of 32 when streaming.
 constexpr int64_t kTileDigitRows = 6;
+constexpr int64_t kStreamDigitRows = 12;
+constexpr int64_t kStreamColumns = 32;
 
 // The kernels of the tier in force.
 const GemmKernel& gemm_kernel();

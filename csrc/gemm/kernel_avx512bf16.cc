@@ -19,7 +19,8 @@ namespace anynpu {
 extern const GemmKernel gemm_avx512bf16;
 const GemmKernel gemm_avx512bf16 = {
     Isa::avx512bf16, load_floats, unpack_avx512, store_row, kTileRows, panel_f32, multiply_f32, pack_digits,
-    {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>}, pack_bf16, panel_bf16, multiply_bf16,
+    {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>},
+    {nullptr, stream_digits<1>, stream_digits<2>, stream_digits<3>}, pack_bf16, panel_bf16, multiply_bf16,
 };
 
 }  // namespace anynpu

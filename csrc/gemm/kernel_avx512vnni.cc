@@ -18,7 +18,8 @@ namespace anynpu {
 extern const GemmKernel gemm_avx512vnni;
 const GemmKernel gemm_avx512vnni = {
     Isa::avx512vnni, load_floats, unpack_avx512, store_row, kTileRows, panel_f32, multiply_f32, pack_digits,
-    {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>}, nullptr, nullptr, nullptr,
+    {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>},
+    {nullptr, stream_digits<1>, stream_digits<2>, stream_digits<3>}, nullptr, nullptr, nullptr,
 };
 
 }  // namespace anynpu

@@ -127,6 +127,40 @@ int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expecte
   return ANYNPU_OK;
 }
 
+Ahead look_ahead(const WeightSource& weight, WeightPart next, int64_t panel, int64_t inside) {
+  if (next.k >= weight.k) {
+    next.k = 0;
+    next.n += next.n_count;
+    if (next.n >= weight.n) return {};
+  }
+  const int64_t steps = next.k_count / 4, step = inside / 4;
+  if (steps == 0) return {};
+  const int64_t first = next.n + panel * kPanelColumns;
+  if (weight.order == WeightOrder::packed32) {
+    const int64_t cell = weight.bits * 16, block = (weight.k + 3) / 4 * cell;
+    return {weight.data + first / 32 * block + (next.k / 4 + step) * cell, cell, block, 2};
+  }
+  const bool blocked = weight.chunk_bytes != 0;
+  const auto at = [&](int64_t row, int64_t element) {
+    return weight.data + element / weight.chunk * weight.chunk_bytes + row * weight.row_bytes +
+           element % weight.chunk * weight.bits / 8;
+  };
+  if (weight.order == WeightOrder::rows_of_n) {
+    const int64_t rows = kPanelColumns / steps < 1 ? 1 : kPanelColumns / steps;  // a step
+    const int64_t lines = blocked ? next.k_count / weight.chunk : next.k_count * weight.bits / 512;
+    return {at(first + step * rows, next.k), rows * weight.row_bytes, blocked ? weight.chunk_bytes : 64, lines};
+  }
+  if (blocked) {
+    return {at(next.k + inside, first), 4 * weight.row_bytes, weight.bits == 4 ? 64 : weight.chunk_bytes, 2};
+  }
+  // Rows of k are shared out among the panels: a few whole rows to each step, or the lines of one row.
+  const int64_t panels = (next.n_count + kPanelColumns - 1) / kPanelColumns;
+  const int64_t rows = panels >= 4 ? 1 : 4 / panels;
+  const int64_t row = next.k + (panel * steps + step) * rows;
+  const int64_t lines = panels >= 4 ? next.n_count * weight.bits / 512 : rows;
+  return {at(row, next.n), rows * weight.row_bytes, panels >= 4 ? 64 : weight.row_bytes, lines};
+}
+
 int64_t packed32_bytes(int32_t bits, int64_t k, int64_t n) {
   return kPackedHeaderBytes + round_up(n, 32) / 32 * (round_up(k, 4) / 4) * (bits * 16);
 }

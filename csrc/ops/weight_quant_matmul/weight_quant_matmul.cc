@@ -59,8 +59,8 @@ struct Plan {
   int32_t digits;      // of the digits scheme
   int64_t step_k;      // k per step
   int64_t tile_rows;
-  int64_t row_steps;
   int64_t row_dwords;  // packed size of one row
+  bool stream;         // prepacked weights and so few rows that they are one tile
   int64_t chunk_rows;  // rows of x packed at once
   int64_t block_count;
   int64_t column_block;
@@ -109,8 +109,10 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   plan.digits = plan.scheme == Scheme::digits ? (problem.args->inner_precise == 1 ? 2 : 3) : 1;
   plan.step_k = plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
   plan.tile_rows = plan.scheme == Scheme::f32 ? kernel.f32_tile_rows : kTileDigitRows / plan.digits;
-  plan.row_steps = ceil_divide(problem.k, plan.step_k);
-  plan.row_dwords = plan.row_steps * plan.digits;
+  const int64_t stream_rows = kStreamDigitRows / plan.digits;
+  plan.stream = plan.scheme == Scheme::digits && problem.args->weight.dtype == ANYNPU_UINT8 && problem.rows <= stream_rows;
+  if (plan.stream) plan.tile_rows = stream_rows;
+  plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
   plan.block_count = count_blocks(problem.k, problem.group);
@@ -118,7 +120,7 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(plan.chunk_rows);
   const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
-  const int64_t widest = plan.chunk_rows > 16 ? 128 : 512;
+  const int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
   plan.column_block = std::max(kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)),
                                                        kPanelColumns));
@@ -144,15 +146,15 @@ Storage lay_out(const WeightQuantProblem& problem, const Plan& plan, void* base)
   storage.row_of = carver.take<int64_t>(plan.chunk_rows);
   storage.threads = carver.take<ThreadScratch>(plan.threads);
   const int64_t span = std::min(kSpan, round_up(problem.k, 4));
-  constexpr int64_t span_blocks = kSpan / 32;  // only the last block can be shorter than 32
+  const int64_t scale_blocks = std::max(plan.stream ? plan.block_count : 0, kSpan / 32);  // only the last block is under 32
   const int64_t part_rows = round_up(ceil_divide(plan.chunk_rows, plan.row_parts), kRowMultiple);
   for (int64_t thread = 0; thread < plan.threads; ++thread) {
     ThreadScratch scratch;
     scratch.row = carver.take<float>(round_up(problem.k, 64) + 64);
     scratch.panels = carver.take<uint8_t>(plan.column_block * span);
     scratch.operand = carver.take<int32_t>(kPanelColumns * span);
-    scratch.scale = carver.take<float>(plan.column_block * span_blocks);
-    scratch.offset = carver.take<float>(plan.column_block * span_blocks);
+    scratch.scale = carver.take<float>(plan.column_block * scale_blocks);
+    scratch.offset = carver.take<float>(plan.column_block * scale_blocks);
     scratch.c = carver.take<float>(plan.column_block * part_rows);
     if (base != nullptr) storage.threads[thread] = scratch;
   }
@@ -269,14 +271,11 @@ class Product {
       for (int64_t row = begin; row < end; ++row) {
         load_row(first + row, scratch.row);
         const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
-        const int32_t tile_rows = static_cast<int32_t>(std::min(plan_.tile_rows, count - tile));
-        const int32_t in_tile = static_cast<int32_t>(row - tile);
-        int32_t* packed = storage_.packed + tile * plan_.row_dwords;
-        DigitBlock* info = storage_.digit_blocks + row * plan_.block_count;
+        const PackedRow packed = {storage_.packed, storage_.digit_blocks, count, tile, std::min(plan_.tile_rows, count - tile),
+                                  row - tile};
         const bool fits = plan_.scheme == Scheme::bf16
-            ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, tile_rows, in_tile, packed, info)
-            : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, plan_.digits, bias(), tile_rows, in_tile,
-                                  packed, info);
+            ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, packed)
+            : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, plan_.digits, bias(), packed);
         storage_.wants_f32[row] = !fits;
       }
     });
@@ -288,8 +287,11 @@ class Product {
       for (int64_t row = begin; row < end; ++row) {
         load_row(storage_.row_of[row], scratch.row);
         const int64_t tile = row / height * height, tile_rows = std::min(height, count - tile);
-        float* to = reinterpret_cast<float*>(packed) + tile * problem_.k + (row - tile);
-        for (int64_t k = 0; k < problem_.k; ++k) to[k * tile_rows] = scratch.row[k];
+        for (int64_t block = 0; block < plan_.block_count; ++block) {
+          const KBlock& k = storage_.blocks[block];
+          float* to = reinterpret_cast<float*>(packed) + k.k * count + k.count * tile + (row - tile);
+          for (int64_t i = 0; i < k.count; ++i) to[i * tile_rows] = scratch.row[k.k + i];
+        }
       }
     });
     multiply(Packed{Scheme::f32, packed, 0, count});
@@ -313,6 +315,32 @@ class Product {
   void multiply_block(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                       const ThreadScratch& scratch) {
     std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
+    plan_.stream && x.scheme == Scheme::digits ? add_streams(x, column, columns, scratch)
+                                               : add_panels(x, row, rows, column, columns, scratch);
+    for (int64_t each = 0; each < rows; ++each) write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
+  }
+
+  void add_streams(const Packed& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const {
+    for (int64_t block = 0; block < plan_.block_count; ++block) load_scales(block, block, column, columns, scratch);
+    StreamProduct product;
+    product.bits = weight_.bits;
+    product.k_blocks = storage_.blocks;
+    product.block_count = plan_.block_count;
+    product.x = x.data;
+    product.blocks = storage_.digit_blocks;
+    product.channel_stride = plan_.column_block;
+    product.rows = x.rows;
+    product.c_stride = plan_.column_block;
+    for (int64_t first = 0; first < columns; first += kStreamColumns) {
+      product.cells = weight_.data + (column + first) / kStreamColumns * ceil_divide(problem_.k, 4) * weight_.bits * 16;
+      product.scale = scratch.scale + first;
+      product.offset = problem_.has_offset ? scratch.offset + first : nullptr;
+      product.c = scratch.c + first;
+      kernel_.stream_digits[plan_.digits](product);
+    }
+  }
+
+  void add_panels(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns, const ThreadScratch& scratch) {
     for (int64_t first = 0, last = 0; first < plan_.block_count; first = last) {
       const int64_t k = storage_.blocks[first].k;
       int64_t k_count = 0;
@@ -323,11 +351,11 @@ class Product {
         const uint8_t* bytes = scratch.panels + panel * round_up(k_count, 4);
         for (int64_t block = first; block < last; ++block) {
           const int64_t inside = storage_.blocks[block].k - k;
-          multiply_panel(x, row, rows, block, block - first, panel, bytes + inside * kPanelColumns, scratch);
+          const Ahead ahead = look_ahead(weight_, {k + k_count, k_count, column, columns}, panel / kPanelColumns, inside);
+          multiply_panel(x, row, rows, block, block - first, panel, bytes + inside * kPanelColumns, ahead, scratch);
         }
       }
     }
-    for (int64_t each = 0; each < rows; ++each) write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
   }
 
   void load_scales(int64_t block, int64_t slot, int64_t column, int64_t columns, const ThreadScratch& scratch) const {
@@ -339,7 +367,7 @@ class Product {
   }
 
   void multiply_panel(const Packed& x, int64_t row, int64_t rows, int64_t block, int64_t slot, int64_t panel,
-                      const uint8_t* bytes, const ThreadScratch& scratch) const {
+                      const uint8_t* bytes, const Ahead& ahead, const ThreadScratch& scratch) const {
     const KBlock& k = storage_.blocks[block];
     PanelProduct product;
     product.scale = scratch.scale + slot * plan_.column_block + panel;
@@ -347,22 +375,18 @@ class Product {
     product.c = scratch.c + panel;
     product.c_stride = plan_.column_block;
     product.rows = rows;
-    product.block_stride = plan_.block_count;
+    product.ahead = ahead;
     if (x.scheme == Scheme::f32) {
       float* operand = reinterpret_cast<float*>(scratch.operand);
       kernel_.panel_f32(bytes, k.count, static_cast<float>(bias()), product.scale, product.offset, operand);
       product.panel = operand;
-      product.x = x.data + row * problem_.k;
-      product.first_step = k.k;
+      product.x = x.data + k.k * x.rows + row * k.count;
       product.steps = k.count;
-      product.row_steps = problem_.k;
       return kernel_.multiply_f32(product);
     }
-    product.x = x.data + row * plan_.row_dwords;
-    product.blocks = storage_.digit_blocks + row * plan_.block_count + block;
-    product.first_step = k.k / plan_.step_k;
     product.steps = ceil_divide(k.count, plan_.step_k);
-    product.row_steps = plan_.row_steps;
+    product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * plan_.digits;
+    product.blocks = storage_.digit_blocks + block * x.rows + row;
     if (x.scheme == Scheme::bf16) {
       kernel_.panel_bf16(bytes, k.count, static_cast<float>(bias()), scratch.operand);
       product.panel = scratch.operand;
