@@ -1,3 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
 #define ANYNPU_KERNEL_TIER portable
+constexpr int kWide = 2;
 #include "ops/quantize/kernel.inc"

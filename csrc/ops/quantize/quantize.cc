@@ -25,7 +25,7 @@ constexpr const QuantizeKernel* kKernels[] = {
 };
 
 constexpr const char* kOp = "quantize";
-constexpr int64_t kTile = 1024;  // values in one step
+constexpr int64_t kTile = 1024;  // values in one step, a multiple of kQuantizeBlock
 constexpr int64_t kGrain = 16;   // tiles a thread; below it a second thread costs more than it gives
 
 bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
@@ -228,8 +228,8 @@ int32_t run(const anynpu_quantize_args& args) {
   const QuantizeFunction quantize = choose(args);
   const CastFunction to_float = cast_function(args.x.dtype, ANYNPU_FLOAT32);
   parallel_for((total + kTile - 1) / kTile, kGrain, [&](int64_t begin, int64_t end) {
-    alignas(64) float x_tile[kTile], scale_tile[kTile];
-    alignas(64) double zero_point_tile[kTile];
+    alignas(64) float x_tile[kTile] = {}, scale_tile[kTile] = {};
+    alignas(64) double zero_point_tile[kTile] = {};
     for (int64_t first = begin * kTile; first < std::min(end * kTile, total); first += kTile) {
       const int64_t count = std::min(kTile, total - first);
       const bool fresh = first == begin * kTile;

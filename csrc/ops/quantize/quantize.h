@@ -7,7 +7,10 @@
 
 namespace anynpu {
 
-// Quantises `count` values, each with its own scale and zero point.
+constexpr int64_t kQuantizeBlock = 64;
+
+// Quantises `count` values, each with its own scale and zero point. The three inputs can be read up to the next multiple
+// of kQuantizeBlock.
 using QuantizeFunction = void (*)(const float* x, const float* scales, const double* zero_points, int64_t count,
                                   void* y);
 
