@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ascend NPU quantised operators on ordinary CPUs and GPUs."""
 
-from anynpu import reference
+from anynpu import formats, nn, reference
 from anynpu._version import __version__
 from anynpu.ops.cast import cast
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
@@ -9,15 +9,23 @@ from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.trans_quant_param import trans_quant_param
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
+from anynpu.quantization import W4A16, W8A16, load_quantized, quantize_, save_quantized
 
 __all__ = [
+    "W4A16",
+    "W8A16",
     "__version__",
     "cast",
+    "formats",
     "int4_pack",
     "int4_unpack",
+    "load_quantized",
+    "nn",
     "quantize",
+    "quantize_",
     "reference",
     "rope_kv_cache",
+    "save_quantized",
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",

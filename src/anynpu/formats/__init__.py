@@ -1,1 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Weights of other producers, converted to the convention of weight_quant_matmul."""
+
+from anynpu.formats.awq import from_awq
+from anynpu.formats.compressed_tensors import from_compressed_tensors
+from anynpu.formats.gguf import from_gguf
+from anynpu.formats.gptq import from_gptq
+from anynpu.formats.msmodelslim import from_msmodelslim_w4a8
+from anynpu.formats.quantized_weight import QuantizedWeight
+
+__all__ = [
+    "QuantizedWeight",
+    "from_awq",
+    "from_compressed_tensors",
+    "from_gguf",
+    "from_gptq",
+    "from_msmodelslim_w4a8",
+]

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear layer with int4 or int8 weights and float activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from anynpu._check import require
+from anynpu.formats.quantized_weight import QuantizedWeight, packing_axis
+from anynpu.ops.int4_pack import int4_pack, int4_unpack
+from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
+from anynpu.ops.weight_quant_matmul.spec import is_transposed
+
+if TYPE_CHECKING:
+    from anynpu.quantization import WeightQuantConfig
+
+
+class WeightQuantLinear(torch.nn.Module):
+    """``y = x @ ((weight + offset) * scale) + bias`` in the dtype of x.
+
+    A state dict holds the buffers ``weight``, ``scale``, ``offset``, ``bias`` and ``input_order`` in the plain layouts
+    of :func:`anynpu.weight_quant_matmul`; see ``docs/quantization.md``. Scale, offset and bias are float32 and stay so
+    when the module is cast (``half()``, ``bfloat16()``, ``to(dtype)``): they are valid with every dtype of x.
+    On CPU a rearranged copy of the weight is made at the first call, or by :meth:`prepack`; it is never saved.
+
+    Args:
+        in_features, out_features: as in ``torch.nn.Linear``.
+        bits: 4 or 8.
+        group_size: 0, or how many inputs share a row of scale.
+        symmetric: without an offset.
+        bias: with a bias.
+        reordered: with ``input_order``, which weights of GPTQ with act-order need.
+        device: of the buffers, which are zero until they are loaded.
+
+    >>> import torch, anynpu
+    >>> linear = torch.nn.Linear(64, 8)
+    >>> layer = anynpu.nn.WeightQuantLinear.from_linear(linear, anynpu.W4A16(group_size=32))
+    >>> layer
+    WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True)
+    >>> layer(torch.randn(3, 64)).shape
+    torch.Size([3, 8])
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None
+    bias: torch.Tensor | None
+    input_order: torch.Tensor | None
+    prepacked: torch.Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int = 4,
+        group_size: int = 0,
+        symmetric: bool = True,
+        bias: bool = True,
+        reordered: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        op = "WeightQuantLinear"
+        require(op, in_features > 0 and out_features > 0, f"sizes must be positive, got {in_features}, {out_features}")
+        require(op, bits in (4, 8), f"bits must be 4 or 8, got {bits}")
+        require(
+            op,
+            group_size == 0 or (group_size % 32 == 0 and 32 <= group_size < in_features),
+            f"group_size must be 0 or a multiple of 32 in [32, in_features - 1] = [32, {in_features - 1}], "
+            f"got {group_size}",
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bits = bits
+        self.group_size = group_size
+        channels = (-(-in_features // group_size), out_features) if group_size else (out_features,)
+        shape, dtype = _stored_weight(in_features, out_features, bits)
+        self.register_buffer("weight", torch.zeros(shape, dtype=dtype, device=device))
+        self.register_buffer("scale", torch.zeros(channels, device=device))
+        self.register_buffer("offset", None if symmetric else torch.zeros(channels, device=device))
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        self.register_buffer("input_order", torch.arange(in_features, device=device) if reordered else None)
+        self.register_buffer("prepacked", None, persistent=False)
+        self._prepacked_from: tuple[torch.Tensor, int] | None = None
+
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedWeight, bias: torch.Tensor | None = None) -> WeightQuantLinear:
+        """A layer with the weight of a converter of :mod:`anynpu.formats`, on its device."""
+        k, n = quantized.shape
+        layer = cls(
+            k,
+            n,
+            bits=4 if quantized.weight.dtype == torch.int32 else 8,
+            group_size=quantized.group_size,
+            symmetric=quantized.offset is None,
+            bias=bias is not None,
+            reordered=quantized.input_order is not None,
+            device="meta",
+        )
+        layer._set("weight", _stored(quantized.weight, k, n))
+        layer._set("scale", quantized.scale)
+        if quantized.offset is not None:
+            layer._set("offset", quantized.offset)
+        if bias is not None:
+            layer._set("bias", bias.detach().to(torch.float32))
+        if quantized.input_order is not None:
+            layer._set("input_order", quantized.input_order)
+        return layer
+
+    @classmethod
+    def from_linear(cls, linear: torch.nn.Linear, config: WeightQuantConfig) -> WeightQuantLinear:
+        """Quantises the weight of ``linear``, which is left as it is."""
+        return cls.from_quantized(config.quantize(linear.weight), linear.bias).train(linear.training)
+
+    def _set(self, name: str, value: torch.Tensor) -> None:
+        expected = getattr(self, name)
+        fits = (value.shape, value.dtype) == (expected.shape, expected.dtype)
+        require(
+            "WeightQuantLinear",
+            fits,
+            f"{name} must be {expected.dtype} {tuple(expected.shape)}, got {value.dtype} {tuple(value.shape)}",
+        )
+        setattr(self, name, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+        if self.input_order is not None:
+            x = x.index_select(-1, self.input_order)
+        weight = self._operand()
+        y = weight_quant_matmul(
+            x.reshape(-1, self.in_features),
+            weight,
+            self.scale,
+            self.offset,
+            self.bias,
+            group_size=self.group_size,
+            n=self.out_features,
+        )
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def matrix(self) -> torch.Tensor:
+        """The stored weight as the argument ``[K, N]`` of :func:`anynpu.weight_quant_matmul`."""
+        packed_along_n = self.bits == 4 and packing_axis(self.in_features, self.out_features) == "n"
+        return self.weight if packed_along_n else self.weight.t()
+
+    def prepack(self) -> None:
+        """Makes the rearranged copy that the CPU kernels read fastest; not needed on other devices."""
+        if self.weight.device.type != "cpu":
+            self._drop_prepacked()
+            return
+        self.prepacked = weight_quant_prepack(self.matrix())
+        self._prepacked_from = (self.weight, _version(self.weight))
+
+    def _drop_prepacked(self) -> None:
+        self.prepacked = None
+        self._prepacked_from = None
+
+    def _operand(self) -> torch.Tensor:
+        if torch.compiler.is_compiling():  # a graph must not contain the packing: prepack() before compiling
+            return self.matrix() if self.prepacked is None else self.prepacked
+        if self.weight.device.type != "cpu":
+            return self.matrix()
+        source = self._prepacked_from
+        if source is None or source[0] is not self.weight or source[1] != _version(self.weight):
+            self.prepack()
+        return self.prepacked
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WeightQuantLinear:
+        kept = {name: getattr(self, name) for name in ("scale", "offset", "bias")}
+        self._drop_prepacked()
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after is not None and after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self._drop_prepacked()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles go without the rearranged copy; they make their own."""
+        state = self.__dict__.copy()
+        state["_buffers"] = {**self._buffers, "prepacked": None}
+        state["_prepacked_from"] = None
+        return state
+
+    def extra_repr(self) -> str:
+        reordered = ", reordered=True" if self.input_order is not None else ""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, "
+            f"group_size={self.group_size}, symmetric={self.offset is None}, bias={self.bias is not None}{reordered}"
+        )
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _stored_weight(k: int, n: int, bits: int) -> tuple[tuple[int, int], torch.dtype]:
+    """Shape and dtype of the buffer ``weight``."""
+    axis = packing_axis(k, n) if bits == 4 else None
+    if axis == "k":
+        return (n, k // 8), torch.int32
+    if axis == "n":
+        return (k, n // 8), torch.int32
+    return (n, k), torch.int8
+
+
+def _stored(weight: torch.Tensor, k: int, n: int) -> torch.Tensor:
+    """The argument ``[K, N]`` of weight_quant_matmul as the contiguous buffer."""
+    transposed = is_transposed(weight, k)
+    if weight.dtype == torch.int32 and transposed != (packing_axis(k, n) == "k"):
+        words = (weight.t() if transposed else weight).contiguous()
+        return int4_pack(int4_unpack(words).t().contiguous())
+    plain = weight.dtype == torch.int32 and not transposed
+    return (weight if plain else weight.t()).contiguous()

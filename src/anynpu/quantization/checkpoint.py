@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saves and loads quantised models: a safetensors file and a JSON description. Nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from anynpu._check import dtype_name, require
+from anynpu.nn import WeightQuantLinear
+
+DESCRIPTION = "anynpu_quantized.json"
+_FORMAT = "anynpu-quantized"
+_VERSION = 1
+_TENSOR_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+_LAYER_FIELDS = {
+    "in_features": int,
+    "out_features": int,
+    "bits": int,
+    "group_size": int,
+    "symmetric": bool,
+    "bias": bool,
+    "reordered": bool,
+}
+
+
+def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
+    """Writes the state of a quantised model to ``folder``, which is made if it is missing.
+
+    The tensors go to a new ``model-*.safetensors``, then ``anynpu_quantized.json`` is replaced in one step, then older
+    tensor files are removed: a reader, or a crash, at any moment sees either the old model or the new one.
+
+    Raises:
+        TypeError: the state holds something other than tensors.
+        ValueError: a tensor has no data (device meta).
+    """
+    folder = Path(folder)
+    tensors, aliases = _distinct(model.state_dict())
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightQuantLinear)}
+    file = f"model-{secrets.token_hex(8)}.safetensors"
+    description = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "tensors": file,
+        "layers": {name: _fields(layer) for name, layer in layers.items()},
+        "aliases": aliases,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
+    for old in folder.iterdir():
+        if _TENSOR_FILE.fullmatch(old.name) and old.name != file:
+            old.unlink()
+
+
+def _distinct(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors that share no memory, and which names stand for the same one."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+    storages = set()
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"save_quantized: {name} must be a tensor, got {type(tensor).__name__}")
+        require("save_quantized", not tensor.is_meta, f"{name} has no data (device meta)")
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() > 0 and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        storage = tensor.untyped_storage().data_ptr()
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return tensors, aliases
+
+
+def _fields(layer: WeightQuantLinear) -> dict[str, int | bool]:
+    return {
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bits": layer.bits,
+        "group_size": layer.group_size,
+        "symmetric": layer.offset is None,
+        "bias": layer.bias is not None,
+        "reordered": layer.input_order is not None,
+    }
+
+
+def _replace(path: Path, write) -> None:
+    """Writes a file that appears under its name only when it is complete and on the disk."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.nn.Module:
+    """Loads what :func:`save_quantized` wrote into ``model``, a float (or quantised) model of the same architecture.
+
+    The model may be on the meta device. Names, shapes and dtypes of every tensor are compared with the model before
+    anything in it is changed.
+
+    Returns:
+        The model; a model that is itself one Linear is not changed, use the result.
+
+    Raises:
+        FileNotFoundError: no description, or not its tensors.
+        ValueError: a description or tensors that are damaged or do not fit the model.
+        TypeError: a tensor of another dtype.
+    """
+    folder = Path(folder)
+    description = _read_description(folder / DESCRIPTION)
+    state = _read_tensors(folder / description["tensors"])
+    for name, same in description["aliases"].items():
+        require(
+            "load_quantized", same in state and name not in state, f"alias {name} of {same} does not fit the tensors"
+        )
+    state.update({name: state[same] for name, same in description["aliases"].items()})
+    layers = {name: _empty_layer(model, name, fields) for name, fields in description["layers"].items()}
+    others = _check_state(model, layers, state)
+    for name, layer in layers.items():
+        _fill(layer, {key: state[_join(name, key)] for key in layer.state_dict()})
+    return _install(model, layers, others)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _read_description(path: Path) -> dict:
+    op = "load_quantized"
+    try:
+        description = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{op}: {path.name} is not JSON: {error}") from error
+    require(op, isinstance(description, dict), f"{path.name} must hold an object")
+    kind = (description.get("format"), description.get("version"))
+    require(op, kind == (_FORMAT, _VERSION), f"{path.name} must be {_FORMAT} version {_VERSION}, got {kind}")
+    file = description.get("tensors")
+    require(op, isinstance(file, str) and _TENSOR_FILE.fullmatch(file) is not None, f"tensors names no file: {file!r}")
+    layers, aliases = description.get("layers"), description.get("aliases")
+    require(op, isinstance(layers, dict) and isinstance(aliases, dict), "layers and aliases must be objects")
+    require(op, all(isinstance(same, str) for same in aliases.values()), "aliases must hold names")
+    for name, fields in layers.items():
+        typed = isinstance(fields, dict) and {key: type(value) for key, value in fields.items()} == _LAYER_FIELDS
+        require(op, typed, f"layer {name!r} must have the fields {', '.join(_LAYER_FIELDS)}, got {fields!r}")
+    return description
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(f"load_quantized: {path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"load_quantized: {path.name} is damaged: {error}") from error
+
+
+def _empty_layer(model: torch.nn.Module, name: str, fields: dict) -> WeightQuantLinear:
+    op = "load_quantized"
+    try:
+        present = model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"{op}: the model has no layer {name!r}") from error
+    linear = isinstance(present, (torch.nn.Linear, WeightQuantLinear))
+    require(op, linear, f"layer {name!r} must be a Linear, got {type(present).__name__}")
+    want, got = (fields["in_features"], fields["out_features"]), (present.in_features, present.out_features)
+    require(op, want == got, f"layer {name!r} must have (in_features, out_features) = {want}, got {got}")
+    return WeightQuantLinear(**fields, device="meta").train(present.training)
+
+
+def _check_state(
+    model: torch.nn.Module, layers: dict[str, WeightQuantLinear], state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Compares names, shapes and dtypes; returns the tensors that belong to no quantised layer."""
+    op = "load_quantized"
+    replaced = {_join(name, key) for name in layers for key in model.get_submodule(name).state_dict()}
+    others = {name: tensor for name, tensor in model.state_dict().items() if name not in replaced}
+    expected = dict(others)
+    for name, layer in layers.items():
+        expected.update({_join(name, key): tensor for key, tensor in layer.state_dict().items()})
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    require(op, not missing, f"the file lacks {len(missing)} tensors of the model, the first is {missing[:1]}")
+    require(op, not unknown, f"the file has {len(unknown)} tensors that the model lacks, the first is {unknown[:1]}")
+    for name, want in expected.items():
+        got = state[name]
+        require(op, want.shape == got.shape, f"{name} must have shape {tuple(want.shape)}, got {tuple(got.shape)}")
+        if want.dtype != got.dtype:
+            raise TypeError(f"{op}: {name} must be {dtype_name(want.dtype)}, got {dtype_name(got.dtype)}")
+    return {name: state[name] for name in others}
+
+
+def _fill(layer: WeightQuantLinear, state: dict[str, torch.Tensor]) -> None:
+    layer.load_state_dict(state, assign=True)
+    if layer.input_order is not None:
+        whole = torch.equal(layer.input_order.sort().values, torch.arange(layer.in_features))
+        require("load_quantized", whole, f"input_order must be an order of {layer.in_features} inputs")
+
+
+def _install(
+    model: torch.nn.Module, layers: dict[str, WeightQuantLinear], others: dict[str, torch.Tensor]
+) -> torch.nn.Module:
+    for name, layer in layers.items():
+        device = next(iter(model.get_submodule(name).state_dict().values())).device
+        layer.to("cpu" if device.type == "meta" else device).prepack()
+        parent, _, child = name.rpartition(".")
+        if name:
+            setattr(model.get_submodule(parent), child, layer)
+    if "" in layers:
+        return layers[""]
+    on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
+    model.load_state_dict(others, strict=False, assign=on_meta)
+    return model

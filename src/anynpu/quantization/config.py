@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How weights are quantised: one frozen configuration for each kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from anynpu._check import require, require_dtype
+from anynpu.formats.quantized_weight import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class WeightQuantConfig:
+    """Round to nearest between the smallest and largest weight of each group of ``group_size`` inputs.
+
+    Attributes:
+        group_size: a multiple of 32, or 0: one scale for each output. A layer with no more than group_size inputs
+            gets one scale for each output too.
+        symmetric: True: ``real = code * scale``, with the smallest scale at which no weight is cut off. False:
+            ``real = (code + offset) * scale`` with a real offset, so that both ends of a group are hit.
+    """
+
+    group_size: int
+    symmetric: bool = True
+    bits: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        op = type(self).__name__
+        valid = isinstance(self.group_size, int) and self.group_size >= 0 and self.group_size % 32 == 0
+        require(op, valid, f"group_size must be 0 or a multiple of 32, got {self.group_size!r}")
+        if not isinstance(self.symmetric, bool):
+            raise TypeError(f"{op}: symmetric must be a bool, got {type(self.symmetric).__name__}")
+
+    def quantize(self, weight: torch.Tensor) -> QuantizedWeight:
+        """Quantises ``[N, K]``, laid out as ``torch.nn.Linear.weight``, in float32.
+
+        Raises:
+            TypeError, ValueError: not a non-empty float matrix, or not finite.
+        """
+        op = type(self).__name__
+        require_dtype(op, "weight", weight, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+        require(
+            op,
+            weight.dim() == 2 and weight.numel() > 0,
+            f"weight must be a non-empty matrix, got shape {tuple(weight.shape)}",
+        )
+        weight = weight.detach().to(torch.float32)
+        require(op, bool(torch.isfinite(weight).all()), "weight must be finite in float32")
+        group_size = self.group_size if 0 < self.group_size < weight.shape[1] else weight.shape[1]
+        codes, scale, offset = _round_to_nearest(weight, self.bits, group_size, self.symmetric)
+        require(op, bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
+        return QuantizedWeight.from_codes(codes, scale, offset, group_size, bits=self.bits)
+
+
+@dataclass(frozen=True)
+class W4A16(WeightQuantConfig):
+    """4-bit weights, 16-bit (or wider) activations.
+
+    >>> import torch
+    >>> W4A16(group_size=32).quantize(torch.randn(8, 64)).scale.shape
+    torch.Size([2, 8])
+    """
+
+    group_size: int = 128
+    bits: ClassVar[int] = 4
+
+
+@dataclass(frozen=True)
+class W8A16(WeightQuantConfig):
+    """8-bit weights, 16-bit (or wider) activations."""
+
+    group_size: int = 0
+    bits: ClassVar[int] = 8
+
+
+def _round_to_nearest(
+    weight: torch.Tensor, bits: int, group_size: int, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Codes [N, K] in int8, scale [N, G], offset [N, G] or None."""
+    n, k = weight.shape
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    # The last group is filled up with its own last column, which changes neither its minimum nor its maximum.
+    grouped = torch.cat([weight, weight[:, -1:].expand(n, -k % group_size)], dim=1).unflatten(1, (-1, group_size))
+    low, high = grouped.aminmax(dim=-1)
+    if symmetric:
+        scale = _usable(torch.maximum(high / highest, low / lowest), torch.ones_like(low))
+        offset = torch.zeros_like(scale)
+    else:
+        scale = _usable((high - low) / (highest - lowest), low.abs())
+        scale = _usable(scale, torch.ones_like(low))
+        offset = low / scale - lowest
+    codes = (grouped / scale.unsqueeze(-1) - offset.unsqueeze(-1)).round().clamp(lowest, highest).to(torch.int8)
+    return codes.flatten(1)[:, :k], scale, None if symmetric else offset
+
+
+def _usable(scale: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """``otherwise`` where a scale is too small to divide by: a group of equal weights."""
+    return torch.where(scale < torch.finfo(torch.float32).tiny, otherwise, scale)
