@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device name npu over the CPU."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+
+FACTORIES = {
+    "zeros": lambda device: torch.zeros(3, device=device),
+    "empty": lambda device: torch.empty(3, device=device),
+    "full": lambda device: torch.full((2, 3), 4.0, device=device),
+    "randn": lambda device: torch.randn(3, device=device),
+    "randint": lambda device: torch.randint(0, 5, (3,), device=device),
+    "arange": lambda device: torch.arange(5, device=device),
+    "eye": lambda device: torch.eye(3, device=device),
+    "tensor": lambda device: torch.tensor([1, 2], device=device),
+    "as_tensor": lambda device: torch.as_tensor([1, 2], device=device),
+    "asarray": lambda device: torch.asarray([1, 2], device=device),
+    "zeros_like": lambda device: torch.zeros_like(torch.ones(3), device=device),
+    "new_tensor": lambda device: torch.ones(3).new_tensor([1.0], device=device),
+    "new_zeros": lambda device: torch.ones(3).new_zeros(2, device=device),
+    "empty_strided": lambda device: torch.empty_strided((2, 3), (1, 2), device=device),
+    "generator": lambda device: torch.rand(3, device=device, generator=torch.Generator(device=device)),
+    "linear": lambda device: torch.nn.Linear(3, 2, device=device).weight,
+    "to": lambda device: torch.ones(3).to(device),
+    "to keyword": lambda device: torch.ones(3).to(device=device, dtype=torch.float16),
+    "to dtype": lambda device: torch.ones(3).to(device, torch.float16, non_blocking=True),
+    "npu": lambda device: torch.ones(3).npu(device),
+    "module to": lambda device: torch.nn.Linear(3, 2).to(device).bias,
+    "storage": lambda device: torch.zeros(2).set_(torch.UntypedStorage(8, device=device)),
+}
+
+
+@pytest.mark.parametrize("device", ["npu", "npu:0", torch.device("npu"), torch.device("npu", 0)], ids=repr)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_tensors_on_npu_are_ordinary_cpu_tensors(name, device):
+    tensor = FACTORIES[name](device)
+    assert type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    assert tensor.device == torch.device("cpu")
+    assert tensor.is_npu
+    assert torch.equal(tensor + 0, tensor) or tensor.isnan().any()
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for call in (lambda: torch.zeros(3, device="npu:1"), lambda: torch.ones(3).npu(1), lambda: torch.npu.set_device(7)):
+        with pytest.raises(RuntimeError, match=r"device index must be below the device count, 1, got [17]"):
+            call()
+
+
+def test_default_device_and_context():
+    torch.set_default_device("npu")
+    try:
+        assert torch.zeros(2).is_npu
+    finally:
+        torch.set_default_device(None)
+    with torch.device("npu"):
+        assert torch.ones(2).npu().is_npu
+
+
+def test_host_to_device_copies_and_device_to_device_does_not():
+    host = torch.ones(4)
+    device = host.npu()
+    device.add_(1)
+    assert host.tolist() == [1, 1, 1, 1]
+    for same in (device.npu(), device.to("npu"), device.to(torch.device("npu:0")), device.to(0)):
+        assert same is device
+    view = device[1:].npu()
+    view.zero_()
+    assert device.tolist() == [2, 0, 0, 0]
+
+
+def test_device_to_host_copies():
+    device = torch.zeros(3, device="npu") + 1  # the result of an operator, which nothing marks
+    for host in (device.cpu(), device.to("cpu"), device.to(device="cpu")):
+        host.zero_()
+    assert device.tolist() == [1, 1, 1]
+    assert device.to(device.device) is device
+
+
+def test_copies_keep_strides_and_gradients():
+    host = torch.randn(8, 4).t().requires_grad_()
+    device = host.npu()
+    assert device.stride() == host.stride()
+    device.square().sum().backward()
+    torch.testing.assert_close(host.grad, 2 * host.detach(), rtol=0, atol=0)
+
+
+def test_sparse_meta_and_functional_tensors():
+    assert torch.eye(3).to_sparse().npu().is_npu
+    assert not torch.empty(3, device="meta").is_npu
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        torch.empty(3, device="meta").npu()
+    assert torch.equal(torch.vmap(lambda row: row.npu() * 2)(torch.ones(2, 3)), torch.full((2, 3), 2.0))
+
+
+def test_modules_and_optimisers():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    model = model.npu()
+    assert model[0].weight is model[1].weight
+    address = model[0].weight.data_ptr()
+    assert model.to("npu")[0].weight.data_ptr() == address
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 4, device="npu")).sum().backward()
+    optimiser.step()
+    assert copy.deepcopy(model).npu()(torch.zeros(1, 4)).shape == (1, 4)
+
+
+def test_autocast():
+    layer, x = torch.nn.Linear(4, 4).npu(), torch.randn(2, 4, device="npu")
+    with torch.autocast("npu"):
+        assert layer(x).dtype == torch.float16
+    with torch.autocast(device_type="npu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    with torch.npu.amp.autocast():
+        assert layer(x).dtype == torch.float16
+    assert layer(x).dtype == torch.float32
+
+
+def test_save_and_load(tmp_path):
+    torch.save({"weight": torch.arange(3, device="npu")}, tmp_path / "a.pt")
+    for location in ("npu", "npu:0", torch.device("npu"), None):
+        assert torch.load(tmp_path / "a.pt", map_location=location)["weight"].tolist() == [0, 1, 2]
+    loaded = torch.load(tmp_path / "a.pt", map_location="npu")["weight"]
+    assert loaded.npu() is loaded
+
+
+def test_data_loader_with_pinned_memory():
+    (batch,) = torch.utils.data.DataLoader(torch.ones(4, 2), batch_size=4, pin_memory=True)
+    assert batch.tolist() == torch.ones(4, 2).tolist()
+    assert torch.ones(2).pin_memory().npu().is_npu
+
+
+def test_generators():
+    first = torch.rand(3, device="npu", generator=torch.Generator("npu").manual_seed(5))
+    second = torch.rand(3, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(first, second)
+    assert isinstance(torch.default_generator, torch.Generator)
+    torch.npu.manual_seed_all(7)
+    drawn = torch.rand(3, device="npu")
+    torch.npu.manual_seed(7)
+    assert torch.equal(torch.rand(3, device="npu"), drawn)
+    state = torch.npu.get_rng_state()
+    drawn = torch.rand(3)
+    torch.npu.set_rng_state(state)
+    assert torch.equal(torch.rand(3), drawn)
+    with torch.random.fork_rng(device_type="npu"):
+        torch.rand(3)
+
+
+def test_runtime():
+    assert torch.npu.is_available() and torch.npu.device_count() == 1 and torch.npu.current_device() == 0
+    assert torch.npu.get_device_name() == torch.npu.get_device_name(0) == "Ascend910B"
+    assert torch.npu.get_soc_version() == 220
+    torch.npu.set_device("npu:0")
+    torch.npu.synchronize()
+    torch.npu.empty_cache()
+    free, total = torch.npu.mem_get_info()
+    assert 0 < free <= total == torch.npu.get_device_properties(0).total_memory
+    assert 0 < torch.npu.memory_allocated() <= torch.npu.max_memory_allocated() <= total
+    assert torch.npu.memory_reserved() > 0
+    torch.npu.set_compile_mode(jit_compile=False)
+    assert torch.npu.is_jit_compile_false()
+    torch.npu.config.allow_internal_format = False
+    torch.accelerator.synchronize()
+    assert torch.accelerator.memory_allocated() > 0
+    assert torch.get_device_module("npu") is torch.npu
+
+
+def test_streams_and_events():
+    stream, start, end = torch.npu.Stream(), *(torch.npu.Event(enable_timing=True) for _ in range(2))
+    outer = torch.npu.current_stream()
+    with torch.npu.stream(stream):
+        assert torch.npu.current_stream() is stream
+        start.record()
+        with torch.npu.Stream() as inner:
+            assert torch.npu.current_stream() is inner
+        end.record(stream)
+    assert torch.npu.current_stream() is outer is torch.npu.default_stream()
+    stream.wait_stream(outer)
+    end.synchronize()
+    assert stream.query() and end.query() and start.elapsed_time(end) >= 0
+    torch.ones(2).record_stream(stream)
+    with pytest.raises(RuntimeError, match="enable_timing=True"):
+        start.elapsed_time(torch.npu.Event())
+
+
+def test_threads():
+    failures = []
+
+    def work():
+        for _ in range(20):
+            x = torch.randn(8, 8, device="npu", requires_grad=True)
+            (x.npu() @ x).sum().backward()
+            if x.grad is None or not x.grad.is_npu:
+                failures.append(x)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def with_autocast(x):
+    with torch.autocast("npu", dtype=torch.float16):
+        return x @ x
+
+
+IN_A_GRAPH = {
+    "zeros": lambda x: x + torch.zeros(3, device="npu"),
+    "device object": lambda x: x + torch.ones(3, device=torch.device("npu", 0)),
+    "tensor": lambda x: x + torch.tensor([1.0, 2, 3], device="npu"),
+    "to": lambda x: x.to("npu") * 2,
+    "to keyword": lambda x: x.to(device="npu:0", dtype=torch.float64) * 2,
+    "npu and cpu": lambda x: x.npu(0).cpu() * 2,
+    "is_npu": lambda x: x + 1 if x.is_npu else x,
+    "device of a tensor": lambda x: x + torch.arange(3, device=x.device),
+    "runtime": lambda x: x + 1 if torch.npu.is_available() else x,
+    "autocast": with_autocast,
+}
+
+
+@pytest.mark.parametrize("name", IN_A_GRAPH)
+def test_graph_capture(name):
+    x = torch.randn(3, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(IN_A_GRAPH[name], backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x), IN_A_GRAPH[name](x), rtol=0, atol=0)
+
+
+def test_inductor_compiles_code_that_names_npu():
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: (x.npu() + torch.ones(3, device="npu")).to("npu:0"), fullgraph=True, dynamic=True)
+    assert compiled(torch.ones(2, 3)).tolist() == [[2, 2, 2]] * 2
+
+
+def test_symbolic_trace_and_export():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return x.npu() + torch.ones(3, device="npu")
+
+    x = torch.ones(3)
+    assert torch.equal(torch.export.export(Model(), (x,), strict=True).module()(x), Model()(x))
+    assert torch.equal(torch.fx.symbolic_trace(lambda x: x + torch.ones(3, device="npu"))(x), x + 1)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the folder ``installed`` under the pytest plugin, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "installed"
+
+
+def test_with_npu_installed():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ANYNPU_S")}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "pytest_anynpu", "--anynpu", "-p", "no:cacheprovider", str(FOLDER)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "npu stands for cpu, reported as Ascend910B" in done.stdout
+    assert " passed" in done.stdout
