@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times weight_quant_matmul against the roofs of this machine, measured between the cases. Weights rotate over >= 512 MB.
 // Arguments: threads, seconds a case, then any of m=1,4 x=bf16,fp16,fp32 w=prepacked,raw,transposed,nz bits=4 group=128
-// precise=0 shapes=4096x4096,... clock=wall|cpu
+// precise=0 shapes=4096x4096,... clock=wall|cpu rotate=1|0
 #include <omp.h>
 
 #include <algorithm>
@@ -128,6 +128,7 @@ struct Case {
   std::string layout, x;
   int64_t m, k, n, group;
   int bits, precise;
+  bool hot;  // the same weight each time
 };
 
 void run(const Case& c, double seconds) {
@@ -150,7 +151,7 @@ void run(const Case& c, double seconds) {
     if (dtype == ANYNPU_FLOAT32) std::memcpy(&scale[i], &small_float, 4); else std::memcpy(&scale[i], &small, 2);
   }
   const int64_t weight_bytes = (64 + c.k * c.n * c.bits / 8 + 63) / 64 * 64;
-  const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(noise.size()) / weight_bytes);
+  const int64_t copies = c.hot ? 1 : std::max<int64_t>(1, static_cast<int64_t>(noise.size()) / weight_bytes);
   anynpu_weight_quant_matmul_args args = {};
   args.x = matrix(x.data(), dtype, c.m, c.k);
   args.y = matrix(y.data(), dtype, c.m, c.n);
@@ -220,6 +221,7 @@ int main(int argc, char** argv) {
             c.group = std::atoll(option(argc, argv, "group", "128")[0].c_str());
             c.bits = std::atoi(option(argc, argv, "bits", "4")[0].c_str());
             c.precise = std::atoi(precise.c_str());
+            c.hot = option(argc, argv, "rotate", "1")[0] == "0";
             run(c, seconds);
           }
         }
