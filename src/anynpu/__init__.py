@@ -2,8 +2,11 @@
 """Ascend NPU quantised operators on ordinary CPUs and GPUs."""
 
 from anynpu import formats, nn, reference
+from anynpu._strict import strict
 from anynpu._version import __version__
+from anynpu.compat import install
 from anynpu.ops.cast import cast
+from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
@@ -17,15 +20,19 @@ __all__ = [
     "__version__",
     "cast",
     "formats",
+    "install",
     "int4_pack",
     "int4_unpack",
     "load_quantized",
+    "nd_to_nz",
     "nn",
+    "nz_to_nd",
     "quantize",
     "quantize_",
     "reference",
     "rope_kv_cache",
     "save_quantized",
+    "strict",
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",

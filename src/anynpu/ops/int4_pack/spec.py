@@ -9,6 +9,7 @@ import torch
 
 from anynpu._check import dtype_name, require, require_dtype, require_tensor
 from anynpu._register import Sample
+from anynpu._strict import check_int4_pack_limits
 
 PACK_SCHEMA = "(Tensor weight, ScalarType dtype=int) -> Tensor"
 UNPACK_SCHEMA = "(Tensor packed, ScalarType dtype=int) -> Tensor"
@@ -30,6 +31,7 @@ def pack_shape(weight: torch.Tensor, dtype: torch.dtype) -> list[int]:
     per_element = _require_values_per_element(op, "dtype", dtype)
     ndim = weight.dim()
     require(op, ndim in (2, 3), f"weight shape only support dim num 2/3, but it is {ndim}")
+    check_int4_pack_limits(weight)
     require(op, weight.numel() > 0, f"weight dim should be greater than 0, got shape {tuple(weight.shape)}")
     last = weight.shape[-1]
     require(op, last % per_element == 0, f"weight last dim should be the multiple of {per_element}, but it is {last}")
