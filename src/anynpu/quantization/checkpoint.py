@@ -43,7 +43,8 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     tensors, aliases = _distinct(model.state_dict())
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightQuantLinear)}
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, WeightQuantLinear)}
     file = f"model-{secrets.token_hex(8)}.safetensors"
     description = {
         "format": _FORMAT,
@@ -128,7 +129,7 @@ def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.n
             "load_quantized", same in state and name not in state, f"alias {name} of {same} does not fit the tensors"
         )
     state.update({name: state[same] for name, same in description["aliases"].items()})
-    layers = {name: _empty_layer(model, name, fields) for name, fields in description["layers"].items()}
+    layers = _empty_layers(model, description["layers"])
     others = _check_state(model, layers, state)
     for name, layer in layers.items():
         _fill(layer, {key: state[_join(name, key)] for key in layer.state_dict()})
@@ -169,12 +170,24 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"load_quantized: {path.name} is damaged: {error}") from error
 
 
-def _empty_layer(model: torch.nn.Module, name: str, fields: dict) -> WeightQuantLinear:
+def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, WeightQuantLinear]:
+    """Layers without data, by name; a layer that the model uses under several names stays one."""
+    distinct: dict[tuple, WeightQuantLinear] = {}
+    result = {}
+    for name, fields in layers.items():
+        try:
+            present = model.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"load_quantized: the model has no layer {name!r}") from error
+        key = (present, *fields.values())
+        if key not in distinct:
+            distinct[key] = _empty_layer(present, name, fields)
+        result[name] = distinct[key]
+    return result
+
+
+def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> WeightQuantLinear:
     op = "load_quantized"
-    try:
-        present = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"{op}: the model has no layer {name!r}") from error
     linear = isinstance(present, (torch.nn.Linear, WeightQuantLinear))
     require(op, linear, f"layer {name!r} must be a Linear, got {type(present).__name__}")
     want, got = (fields["in_features"], fields["out_features"]), (present.in_features, present.out_features)
@@ -215,7 +228,9 @@ def _install(
 ) -> torch.nn.Module:
     for name, layer in layers.items():
         device = next(iter(model.get_submodule(name).state_dict().values())).device
-        layer.to("cpu" if device.type == "meta" else device).prepack()
+        layer.to("cpu" if device.type == "meta" else device)
+        if layer.prepacked is None:
+            layer.prepack()
         parent, _, child = name.rpartition(".")
         if name:
             setattr(model.get_submodule(parent), child, layer)
