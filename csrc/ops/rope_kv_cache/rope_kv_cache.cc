@@ -366,7 +366,9 @@ class Run {
                                layer_.weight_scale.stride, layer_.bias.stride, layer_.scale_k.stride,
                                layer_.scale_v.stride, layer_.offset_k.stride, layer_.offset_v.stride};
     const bool unit = std::all_of(std::begin(strides), std::end(strides), [](int64_t stride) { return stride == 1; });
-    function_ = pick(kKernels).token[input_kind(args)][float_kind(args.cos.dtype)][unit];
+    const RopeKernel& kernel = pick(kKernels);
+    const bool dense = unit && layer_.head_size / 2 >= kernel.lanes;
+    function_ = kernel.token[input_kind(args)][float_kind(args.cos.dtype)][dense];
   }
 
   void tokens(int64_t begin, int64_t end, const SlotOwners& owners) const {

@@ -42,7 +42,8 @@ enum RopeInput { kRopeSame, kRopeNoBias, kRopeBiasInt32, kRopeBiasFloat32, kRope
 
 struct RopeKernel {
   Isa isa;
-  // The second index: whether the last axes of x, cos, sin and all parameters have stride 1.
+  int32_t lanes;
+  // The last index: whether x, cos, sin and all parameters have stride 1 and half a head fills a vector of `lanes`.
   RopeFunction token[kRopeInputs][kRopeFloats][2];
 };
 
