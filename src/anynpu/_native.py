@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch  # first: the library shares the OpenMP runtime that torch has loaded
@@ -125,11 +127,21 @@ def set_max_isa(tier: str | None) -> None:
     raise_for_status(library.anynpu_set_max_isa(None if tier is None else tier.encode()))
 
 
-def _describe(tensor: torch.Tensor, format: int = ND) -> bytes:
-    shape = tensor.shape
+def _pack(tensor: torch.Tensor, format: int, shape: Sequence[int], strides: Sequence[int], nz_c0: int) -> bytes:
     padding = _PADDING[len(shape) :]
-    sizes = (*shape, *padding, *tensor.stride(), *padding)
-    return _TENSOR.pack(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], format, len(shape), 0, *sizes)
+    sizes = (*shape, *padding, *strides, *padding)
+    return _TENSOR.pack(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], format, len(shape), nz_c0, *sizes)
+
+
+def describe(tensor: torch.Tensor) -> bytes:
+    """``tensor`` as an ``anynpu_tensor``."""
+    return _pack(tensor, ND, tensor.shape, tensor.stride(), 0)
+
+
+def describe_nz(storage: torch.Tensor, shape: Sequence[int]) -> bytes:
+    """The contiguous tensor of ``shape`` whose FRACTAL_NZ form is ``storage``, as an ``anynpu_tensor``."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return _pack(storage, FRACTAL_NZ, shape, strides, storage.shape[-1])
 
 
 class Call:
@@ -155,7 +167,7 @@ class Call:
         )
         template = self._templates.get(key)
         if template is None:
-            views = [_ABSENT if tensor is None else _describe(tensor) for tensor in tensors]
+            views = [_ABSENT if tensor is None else describe(tensor) for tensor in tensors]
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = b"".join(views) + self._scalars.pack(*scalars)
@@ -166,7 +178,11 @@ class Call:
         return bytes(arguments)
 
     def __call__(self, *tensors: torch.Tensor | None, scalars: tuple[int | float, ...] = ()) -> None:
-        status = self._function(self._arguments(tensors, scalars), None, 0)
+        self.run(self._arguments(tensors, scalars))
+
+    def run(self, arguments: bytes) -> None:
+        """Runs on a struct that the caller has put together."""
+        status = self._function(arguments, None, 0)
         if status:
             raise_for_status(status)
 

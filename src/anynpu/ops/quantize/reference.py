@@ -24,7 +24,7 @@ def quantize(
     along = channel_axis(x, axis, div_mode)
     scales, zero_points = (_along(tensor, x.dim(), along) for tensor in (scales, zero_points))
     if div_mode:
-        value = torch.round(x.float() / scales.float()).double() + zero_points.double()
+        value = torch.round(x.float() / scales.float()).double().clamp(-(2**50), 2**50) + zero_points.double()
     else:
         value = (x.float() * scales.float() + zero_points.float()).double()
     low, high = (-8, 7) if dtype == torch.quint4x2 else (torch.iinfo(stored).min, torch.iinfo(stored).max)
