@@ -2,6 +2,7 @@
 """The oracles: plain PyTorch in float64 or exact integers, one for every operator, with the operator's arguments."""
 
 from anynpu.ops.cast.reference import cast
+from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
 from anynpu.ops.quantize.reference import quantize
 from anynpu.ops.rope_kv_cache.reference import rope_kv_cache
@@ -13,6 +14,8 @@ __all__ = [
     "decode_quant_param",
     "int4_pack",
     "int4_unpack",
+    "nd_to_nz",
+    "nz_to_nd",
     "quantize",
     "rope_kv_cache",
     "trans_quant_param",
