@@ -3,19 +3,39 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Any
 
-from anynpu.cli.info import info
-from anynpu.cli.run import run
-from anynpu.cli.selftest import selftest
+import typer
+from typer.core import TyperGroup
+
+from anynpu.cli import demo, generate, info, run, selftest, toolkit
+from anynpu.cli.errors import fail
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """A file that is missing is the user's to fix, whichever command wanted it."""
+        try:
+            return super().invoke(ctx)
+        except FileNotFoundError as error:
+            fail(str(error))
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Ascend NPU quantised operators on ordinary CPUs and GPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(context_settings={"allow_interspersed_args": False})(run)
-app.command()(info)
-app.command()(selftest)
+_PASS_ON = {"allow_interspersed_args": False}  # what follows the script or program belongs to it
+
+app.command(context_settings=_PASS_ON)(run.run)
+app.command()(info.info)
+app.command()(selftest.selftest)
+app.command()(demo.demo)
+app.command()(generate.generate)
+app.command()(toolkit.toolkit)
+app.command(context_settings={**_PASS_ON, "ignore_unknown_options": True})(toolkit.cc)
+app.command(context_settings=_PASS_ON)(toolkit.check)

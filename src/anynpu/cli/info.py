@@ -40,7 +40,10 @@ def _table(facts: dict[str, Any]) -> Table:
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show the CPU, the instruction set tier and why better ones are not used, OpenMP, threads and devices."""
+    """Show what this process runs on.
+
+    The CPU, the instruction set tier and why better ones are not used, OpenMP runtimes, threads, devices.
+    """
     facts = environment.collect()
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-import anynpu
 from anynpu.cli.errors import USAGE, fail
+from anynpu.compat import install
 from anynpu.compat.run import run_script
 
 
@@ -30,11 +30,14 @@ def run(
     device: Annotated[Device, typer.Option(help="What the device name npu stands for.")] = Device.cpu,
     soc: Annotated[str | None, typer.Option(help="The chip name to report. [default: Ascend910B]")] = None,
 ) -> None:
-    """Run an unmodified torch_npu script. The options of anynpu come before SCRIPT."""
+    """Run an unmodified torch_npu script.
+
+    The options of anynpu come before the script, what follows belongs to it.
+    """
     if not module and not Path(script).exists():
         fail(f"no such script: {script}", USAGE)
     try:
-        anynpu.install(device.value, soc)
+        install(device.value, soc)
     except (ValueError, RuntimeError) as error:
         fail(str(error), USAGE)
     try:
@@ -46,9 +49,9 @@ def run(
 
 def _frames_of_the_script(frames: TracebackType | None) -> TracebackType | None:
     """The traceback as ``python script`` would show it, without the frames that lead to the script."""
-    position, own = frames, frames
-    while position is not None:
-        if position.tb_frame.f_globals.get("__name__") == "runpy":
-            own = position.tb_next
-        position = position.tb_next
-    return own
+    while frames is not None and frames.tb_frame.f_code is not run_script.__code__:
+        frames = frames.tb_next
+    frames = frames and frames.tb_next
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") == "runpy":
+        frames = frames.tb_next
+    return frames

@@ -44,7 +44,10 @@ def selftest(
     operator: Annotated[list[str] | None, typer.Option(help="Only this operator; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare every operator on every device and instruction set tier with its reference. Exit code 1 on a failure."""
+    """Compare every operator with its reference.
+
+    On every device and instruction set tier of this machine. The exit code is 1 when something differs.
+    """
     names = operator or []
     if unknown := [name for name in names if name not in operators]:
         fail(f"no operator {unknown[0]!r}; there are {', '.join(sorted(operators))}", USAGE)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from pydoc_data.topics import topics
@@ -45,7 +44,7 @@ def decode(model: torch.nn.Module, prompt: Any, new_tokens: int) -> tuple[torch.
     return tokens, (new_tokens - 1) / (seconds - first_seconds)
 
 
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers, memory that several of them share counted once."""
-    storages = (tensor.untyped_storage() for tensor in itertools.chain(model.parameters(), model.buffers()))
+def saved_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the model's state as a file would hold it, memory that several tensors share counted once."""
+    storages = (tensor.untyped_storage() for tensor in model.state_dict().values())
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

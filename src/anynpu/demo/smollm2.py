@@ -48,10 +48,10 @@ def _sha256(file: Any) -> str:
 def load() -> tuple[torch.nn.Module, Any]:
     """The model with float32 weights, which lie on the file's 4-bit grid, and its tokenizer."""
     path = locate()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: everything is in the file
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are read by imports: everything is in the file,
+    os.environ.setdefault("TQDM_DISABLE", "1")  # and progress bars would go through the demo's output
     import transformers
 
-    transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     return model.eval(), tokenizer

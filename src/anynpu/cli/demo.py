@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``anynpu demo``: a torch_npu example, and a real language model on anynpu's operators."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from anynpu.cli.errors import USAGE, fail
+from anynpu.demo import compare, quickstart, smollm2
+
+
+def _table(rows: list[compare.Row], predictions: int) -> Table:
+    table = Table("SmolLM2-135M-Instruct")
+    for title in ("saved, MB", "tokens/s", f"perplexity ({predictions} tokens)"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(row.name, f"{row.megabytes:.1f}", f"{row.tokens_per_second:.1f}", f"{row.perplexity:.3f}")
+    return table
+
+
+def _run_quickstart(console: Console) -> str:
+    console.print(f"anynpu run {quickstart.locate()}", style="bold", soft_wrap=True)
+    try:
+        output = quickstart.run()
+    except subprocess.CalledProcessError as error:
+        fail(f"the example failed with exit code {error.returncode}")
+    console.print(output, markup=False, highlight=False)
+    return output
+
+
+def _measure(console: Console, predictions: int, tokens: int) -> list[compare.Row]:
+    with console.status("loading SmolLM2-135M-Instruct"):
+        model, tokenizer = smollm2.load()
+    rows = []
+    with console.status("measuring") as status:
+        for row in compare.rows(model, tokenizer, predictions, tokens):
+            rows.append(row)
+            status.update(f"measuring: {row.name} done")
+    return rows
+
+
+def demo(
+    full: Annotated[bool, typer.Option(help="Take the perplexity over 4095 tokens instead of 1024.")] = False,
+    tokens: Annotated[int, typer.Option(min=2, help="How many tokens to generate for the speed.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the operators at work on a real model.
+
+    Runs a torch_npu example, then compares a language model in float and with quantised weights.
+    """
+    console = Console(stderr=as_json)
+    try:
+        smollm2.locate()
+        output = _run_quickstart(console)
+        predictions = 4095 if full else 1024
+        rows = _measure(console, predictions, tokens)
+    except smollm2.ModelUnavailable as error:
+        fail(str(error), USAGE)
+    if as_json:
+        told = {"quickstart": output, "predictions": predictions, "rows": [dataclasses.asdict(row) for row in rows]}
+        print(json.dumps(told, indent=2))
+        return
+    console.print(_table(rows, predictions))
+    console.print(f"{compare.QUESTION}\n", style="bold")
+    for row in rows:
+        console.print(f"{row.name}: {row.text}", markup=False, highlight=False)
