@@ -8,12 +8,14 @@ a graph is captured.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import anynpu
+from anynpu._check import dtype_name
 from anynpu._strict import check_weight_quant_matmul_nz_limits, strict_soc
 from anynpu.compat import formats
 from anynpu.compat.device import mark
@@ -54,7 +56,7 @@ def _torch_dtype(name: str, value: int | torch.dtype) -> torch.dtype:
     return _DTYPES[value]
 
 
-def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda *args: PARAM_INVALID) -> Callable:
+def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda **arguments: PARAM_INVALID) -> Callable:
     """Gives a function its operator ``torch.ops.npu.<name>`` and the vendor's shape of errors.
 
     ``code`` tells the status code of a refused call from its arguments.
@@ -62,13 +64,25 @@ def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda *args:
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
+        names = inspect.get_annotations(body)
+        required = [argument for argument, annotation in names.items() if annotation == "torch.Tensor"]
+        required.remove("return")
+
+        def described(error: Exception, args: tuple, kwargs: dict[str, Any]) -> Exception:
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            for tensor in required:
+                value = arguments.get(tensor)
+                if not isinstance(value, torch.Tensor):
+                    wrong = TypeError(f"{tensor} must be a tensor, got {type(value).__name__}")
+                    return vendor_error(wrong, name, aclnn, PARAM_NULLPTR if value is None else PARAM_INVALID)
+            return error if isinstance(error, AttributeError) else vendor_error(error, name, aclnn, code(**arguments))
 
         @functools.wraps(body)
         def checked(*args: Any, **kwargs: Any) -> Any:
             try:
                 return body(*args, **kwargs)
-            except (TypeError, ValueError, NotImplementedError) as error:
-                raise vendor_error(error, name, aclnn, code(*args)) from error
+            except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+                raise described(error, args, kwargs) from error
 
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, checked, "CompositeImplicitAutograd")
@@ -84,9 +98,7 @@ def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda *args:
     return decorate
 
 
-def _pack_code(weight: torch.Tensor | None = None, *rest: Any) -> int:
-    if weight is None:
-        return PARAM_NULLPTR
+def _pack_code(weight: torch.Tensor, **options: Any) -> int:
     try:
         pack_shape(weight, torch.int32)
     except (TypeError, ValueError):
@@ -104,16 +116,14 @@ def npu_convert_weight_to_int4pack(weight: torch.Tensor, inner_k_tiles: int = 0)
 
     ``inner_k_tiles`` is reserved. The result is in FRACTAL_NZ when ``weight`` is.
     """
-    if weight.dtype not in (torch.int32, torch.float32):
-        raise TypeError(f"weight dtype only support int32 and float32, but it is {weight.dtype}")
-    if weight.dtype == torch.float32:
-        raise NotImplementedError("a float32 weight, which holds float4 values, is not implemented by anynpu")
+    if weight.dtype != torch.int32:
+        got = dtype_name(weight.dtype)
+        raise TypeError(
+            f"int4_pack: weight must be int32, got {got}: weight dtype only support int32 and float32, but it is {got} "
+            "(float32, which holds float4 values, is not implemented by anynpu)"
+        )
     packed = mark(anynpu.int4_pack(weight))
     return formats.set_format(packed, Format.FRACTAL_NZ) if formats.is_nz(weight) else packed
-
-
-def _matmul_code(*tensors: torch.Tensor | None) -> int:
-    return PARAM_NULLPTR if None in tensors[:3] else PARAM_INVALID
 
 
 @_published(
@@ -121,7 +131,6 @@ def _matmul_code(*tensors: torch.Tensor | None) -> int:
     "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, SymInt antiquant_group_size=0, "
     "int inner_precise=0, int? weight_dtype=None) -> Tensor",
     "aclnnWeightQuantBatchMatmulV2",
-    _matmul_code,
 )
 def npu_weight_quant_batchmatmul(
     x: torch.Tensor,

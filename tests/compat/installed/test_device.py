@@ -236,7 +236,9 @@ def test_graph_capture(name):
 
 def test_inductor_compiles_code_that_names_npu():
     torch.compiler.reset()
-    compiled = torch.compile(lambda x: (x.npu() + torch.ones(3, device="npu")).to("npu:0"), fullgraph=True, dynamic=True)
+    compiled = torch.compile(
+        lambda x: (x.npu() + torch.ones(3, device="npu")).to("npu:0"), fullgraph=True, dynamic=True
+    )
     assert compiled(torch.ones(2, 3)).tolist() == [[2, 2, 2]] * 2
 
 

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions of torch_npu: published names and errors over the operators of anynpu."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import gc
+import threading
+import weakref
+
+import case_table
+import pytest
+import torch
+import torch_npu
+
+import anynpu
+
+# Table and torch_npu function of each operator; the argument names of the function by those of the table.
+FUNCTIONS = {
+    "int4_pack": ("npu_convert_weight_to_int4pack", {"weight": "weight"}),
+    "weight_quant_matmul": (
+        "npu_weight_quant_batchmatmul",
+        {
+            "x": "x",
+            "weight": "weight",
+            "scale": "antiquant_scale",
+            "offset": "antiquant_offset",
+            "quant_scale": "quant_scale",
+            "quant_offset": "quant_offset",
+            "bias": "bias",
+            "group_size": "antiquant_group_size",
+            "inner_precise": "inner_precise",
+        },
+    ),
+    "trans_quant_param": (
+        "npu_trans_quant_param",
+        {"scale": "scale", "offset": "offset", "round_mode": "round_mode"},
+    ),
+    "quantize": (
+        "npu_quantize",
+        {
+            "x": "input",
+            "scales": "scales",
+            "zero_points": "zero_points",
+            "dtype": "dtype",
+            "axis": "axis",
+            "div_mode": "div_mode",
+        },
+    ),
+}
+
+
+def rows(valid):
+    return [
+        pytest.param(operator, case, id=f"{operator}: {case.name}")
+        for operator, (_, names) in FUNCTIONS.items()
+        for case in case_table.load(operator)
+        if (case.error is None) == valid and case.args.keys() <= names.keys()
+    ]
+
+
+def keywords(operator, case):
+    arguments = {FUNCTIONS[operator][1][name]: value for name, value in case.args.items()}
+    if operator == "quantize":
+        arguments.setdefault("zero_points", None)
+    if case.spec["args"].get("weight", {}).get("format") == "NZ":
+        arguments["weight"] = torch_npu.npu_format_cast(arguments["weight"], 29)
+    return arguments
+
+
+@pytest.mark.parametrize("operator, case", rows(valid=True))
+def test_equals_the_operator(operator, case):
+    arguments = keywords(operator, case)
+    result = getattr(torch_npu, FUNCTIONS[operator][0])(**arguments)
+    defaults = {"zero_points": None} if operator == "quantize" else {}
+    expected = getattr(anynpu, operator)(**{**defaults, **case.args})
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("operator, case", rows(valid=False))
+def test_errors_keep_both_shapes(operator, case):
+    function = getattr(torch_npu, FUNCTIONS[operator][0])
+    with pytest.raises(RuntimeError, match=case.error["match"]) as caught:  # what users of torch_npu catch
+        function(**keywords(operator, case))
+    assert isinstance(caught.value, getattr(builtins, case.error["python"]))
+    assert f"error code is {case.error.get('status', 161002)} " in str(caught.value)
+    assert f"[ERROR] {function.__name__}: call aclnn" in str(caught.value)
+
+
+def random_int4(*shape, seed=0):
+    return torch.randint(-8, 8, shape, dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+
+
+def reals(*shape, dtype=torch.float16, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_published_error_texts_of_the_packer():
+    pack = torch_npu.npu_convert_weight_to_int4pack
+    for weight, text in (
+        (random_int4(16, 8).t(), "weight should be contiguous"),
+        (random_int4(8), "weight shape only support dim num 2/3, but it is 1"),
+        (random_int4(8, 8).to(torch.int8), "weight dtype only support int32 and float32, but it is int8"),
+        (random_int4(0, 8), "weight dim should be greater than 0"),
+        (random_int4(8, 12), "weight last dim should be the multiple of 8, but it is 12"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            pack(weight)
+    with pytest.raises(TypeError, match=r"weight must be a tensor, got NoneType(.|\n)*error code is 161001"):
+        pack(None)
+    with pytest.raises(TypeError, match=r"weight must be a tensor, got list(.|\n)*error code is 161002"):
+        pack([[1]])
+    with pytest.raises(TypeError, match="antiquant_scale must be a tensor, got NoneType"):
+        torch_npu.npu_weight_quant_batchmatmul(reals(2, 64), nz_weight(), None)
+
+
+def call(name):
+    """A small valid call of each operator of torch.ops.npu."""
+    packed = anynpu.int4_pack(random_int4(64, 32))
+    scales = reals(2, 32, dtype=torch.float32).abs()
+    return {
+        "npu_convert_weight_to_int4pack": (random_int4(16, 24), 0),
+        "npu_weight_quant_batchmatmul": (reals(3, 64), packed, scales.half(), None, None, None, None, 32),
+        "npu_trans_quant_param": (scales[0], scales[1]),
+        "npu_quantize": (reals(3, 32), scales[0], None, torch.qint8, -1, False),
+        "npu_format_cast": (reals(16, 32), 29),
+    }[name]
+
+
+OPERATORS = [
+    "npu_convert_weight_to_int4pack",
+    "npu_weight_quant_batchmatmul",
+    "npu_trans_quant_param",
+    "npu_quantize",
+    "npu_format_cast",
+]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_is_an_operator_of_torch(name):
+    operator, function = getattr(torch.ops.npu, name), getattr(torch_npu, name)
+    torch.testing.assert_close(operator(*call(name)), function(*call(name)), rtol=0, atol=0)
+    torch.library.opcheck(operator.default, call(name))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_graph_capture(name, backend):
+    function = getattr(torch_npu, name)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *args: function(*args), backend=backend, fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(*call(name)), function(*call(name)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_graph_capture_decides_the_layout_by_strides(backend):
+    def model(x, weight, scale, group_size):
+        return torch_npu.npu_weight_quant_batchmatmul(
+            x, weight.transpose(-1, -2), scale.transpose(-1, -2), antiquant_group_size=group_size
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    for m, n in ((3, 16), (5, 40)):
+        values, scale = random_int4(n, 64, seed=n), reals(n, 2).abs()
+        weight = torch_npu.npu_convert_weight_to_int4pack(values.npu())
+        expected = model(reals(m, 64), weight, scale, 32)
+        assert torch.equal(compiled(reals(m, 64), weight, scale, 32), expected)
+        real = reals(m, 64).double() @ (values.t().double() * scale.t().double().repeat_interleave(32, 0))
+        torch.testing.assert_close(expected.double(), real, rtol=2**-10, atol=2**-10)
+
+
+def test_errors_in_a_graph_name_the_rule():
+    torch.compiler.reset()
+    compiled = torch.compile(torch_npu.npu_convert_weight_to_int4pack, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="weight last dim should be the multiple of 8, but it is 12"):
+        compiled(random_int4(4, 12))
+
+
+def test_formats():
+    plain = reals(15, 17).npu()
+    assert torch_npu.get_npu_format(plain) == torch_npu.Format.ND == 2
+    nz = torch_npu.npu_format_cast(plain, 29)
+    assert torch_npu.get_npu_format(nz) == torch_npu.Format.FRACTAL_NZ == 29
+    assert nz.data_ptr() != plain.data_ptr() and torch.equal(nz, plain)
+    assert torch_npu.npu_format_cast(nz, torch_npu.Format.FRACTAL_NZ) is nz is nz.npu()
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(plain, nz)) == 29
+    back = torch_npu.npu_format_cast(nz, torch_npu.Format.ND, customize_dtype=torch.int8)
+    assert torch_npu.get_npu_format(back) == 2 and torch.equal(back, plain)
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(reals(5), 29)) == 2
+    assert torch_npu.npu_format_cast_(plain, 29) is plain and torch_npu.get_npu_format(plain) == 29
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast_(back, plain)) == 29
+    x = reals(4, 4, dtype=torch.float32).requires_grad_()
+    torch_npu.npu_format_cast(x, 29).square().sum().backward()
+    assert torch.equal(x.grad, 2 * x.detach())
+    with pytest.raises(ValueError, match=r"acl_format must be one of NCHW 0, .*FRACTAL_NZ 29.*, got 5"):
+        torch_npu.npu_format_cast(plain, 5)
+
+
+def nz_weight(k=64, n=32, seed=0):
+    return torch_npu.npu_convert_weight_to_int4pack(torch_npu.npu_format_cast(random_int4(k, n, seed=seed).npu(), 29))
+
+
+def test_the_format_goes_with_the_storage():
+    weight = nz_weight()
+    assert torch_npu.get_npu_format(weight) == 29
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    for shared in (weight.t(), weight[:1], weight.detach(), module.weight, module.state_dict()["weight"]):
+        assert torch_npu.get_npu_format(shared) == 29
+    torch_npu.npu_weight_quant_batchmatmul(reals(1, 64), weight, reals(1, 32))
+    for copied in (weight.clone(), copy.deepcopy(module).weight, weight.cpu()):
+        assert torch_npu.get_npu_format(copied) == 2 and torch.equal(copied, weight)
+
+
+def test_tagged_tensors_are_saved_as_plain_ones(tmp_path):
+    weight = nz_weight()
+    torch_npu.npu_weight_quant_batchmatmul(reals(1, 64), weight, reals(1, 32))
+    torch.save({"weight": weight}, tmp_path / "a.pt")
+    loaded = torch.load(tmp_path / "a.pt", weights_only=True)["weight"]
+    assert torch.equal(loaded, weight) and torch_npu.get_npu_format(loaded) == 2
+    assert (tmp_path / "a.pt").stat().st_size < weight.nbytes + 4096
+
+
+@pytest.fixture
+def prepack_count(monkeypatch):
+    calls = []
+    original = anynpu.weight_quant_prepack
+    monkeypatch.setattr(anynpu, "weight_quant_prepack", lambda weight: calls.append(weight.shape) or original(weight))
+    return lambda: len(calls)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_tagged_weight_is_prepacked_once_and_gives_equal_numbers(prepack_count, dtype, transposed):
+    values = random_int4(72, 40)
+    plain = anynpu.int4_pack(values.t().contiguous()).t() if transposed else anynpu.int4_pack(values)
+    nz = torch_npu.npu_format_cast(plain, 29)
+    assert nz.stride() == plain.stride()
+    scale, offset = reals(3, 40, dtype=dtype), reals(3, 40, dtype=dtype, seed=1)
+    for m in (1, 4, 33):
+        x = reals(m, 72, dtype=dtype)
+        expected = torch_npu.npu_weight_quant_batchmatmul(x, plain, scale, offset, antiquant_group_size=32)
+        assert torch.equal(
+            torch_npu.npu_weight_quant_batchmatmul(x, nz, scale, offset, antiquant_group_size=32), expected
+        )
+    assert prepack_count() == 1
+    compiled = torch.compile(torch_npu.npu_weight_quant_batchmatmul, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.compiler.reset()
+    assert torch.equal(compiled(x, nz, scale, offset, antiquant_group_size=32), expected)
+    assert prepack_count() == 1
+
+
+@pytest.mark.parametrize("write", ["in place", "through data", "inference"])
+def test_a_changed_weight_is_prepacked_again(prepack_count, write):
+    x, scale, other = reals(2, 64), reals(1, 32), anynpu.int4_pack(random_int4(64, 32, seed=9))
+    with torch.inference_mode(write == "inference"):
+        weight = nz_weight()
+        before = torch_npu.npu_weight_quant_batchmatmul(x, weight, scale)
+        (weight.data if write == "through data" else weight).copy_(other)
+        after = torch_npu.npu_weight_quant_batchmatmul(x, weight, scale)
+    assert torch.equal(after, torch_npu.npu_weight_quant_batchmatmul(x, other, scale))
+    assert not torch.equal(before, after) and prepack_count() == 2
+
+
+def test_the_prepacked_copy_is_freed_with_the_weight(monkeypatch):
+    blobs = []
+    original = anynpu.weight_quant_prepack
+
+    def prepack(weight):
+        blob = original(weight)
+        blobs.append(weakref.ref(blob))
+        return blob
+
+    monkeypatch.setattr(anynpu, "weight_quant_prepack", prepack)
+    weight = nz_weight()
+    torch_npu.npu_weight_quant_batchmatmul(reals(1, 64), weight, reals(1, 32))
+    assert blobs[0]() is not None
+    del weight
+    gc.collect()
+    assert blobs[0]() is None
+
+
+def test_a_tagged_weight_refuses_a_wrong_x_like_a_plain_one():
+    for k in (63, 65, 61):
+        with pytest.raises(ValueError, match=f"x_k_dim is {k}, weight_k_dim is 64"):
+            torch_npu.npu_weight_quant_batchmatmul(reals(2, k), nz_weight(), reals(1, 32))
+
+
+def test_threads_share_a_tagged_weight():
+    weight, x, scale = nz_weight(256, 256), reals(4, 256), reals(1, 256)
+    expected = torch_npu.npu_weight_quant_batchmatmul(x, weight.clone(), scale)
+    results = []
+    threads = [
+        threading.Thread(
+            target=lambda: results.extend(
+                torch.equal(torch_npu.npu_weight_quant_batchmatmul(x, weight, scale), expected) for _ in range(10)
+            )
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 40
+
+
+def test_weight_dtype():
+    x, scale = reals(2, 64), reals(1, 32)
+    weight = nz_weight()
+    expected = torch_npu.npu_weight_quant_batchmatmul(x, weight, scale)
+    for dtype in (torch_npu.int4, None):
+        assert torch.equal(torch_npu.npu_weight_quant_batchmatmul(x, weight, scale, weight_dtype=dtype), expected)
+    with pytest.raises(TypeError, match="weight must be torch.int8 for weight_dtype torch.int8, got torch.int32"):
+        torch_npu.npu_weight_quant_batchmatmul(x, weight, scale, weight_dtype=torch.int8)
+    with pytest.raises(NotImplementedError, match="weight_dtype 296 is not implemented by anynpu"):
+        torch_npu.npu_weight_quant_batchmatmul(x, weight, scale, weight_dtype=296)
+
+
+def test_quantize_takes_published_dtype_numbers():
+    x, scale = reals(4, 16, dtype=torch.float32), torch.full((16,), 0.1)
+    for number, dtype in ((1, torch.int8), (12, torch.qint8), (13, torch.quint8), (3, torch.int32)):
+        assert torch.equal(torch_npu.npu_quantize(x, scale, None, number), anynpu.quantize(x, scale, None, dtype))
+        assert torch.equal(torch.ops.npu.npu_quantize(x, scale, None, dtype), anynpu.quantize(x, scale, None, dtype))
+    with pytest.raises(NotImplementedError, match="dtype 290 is a dtype that anynpu does not implement"):
+        torch_npu.npu_quantize(x, scale, None, 290)
+
+
+STRICT = {
+    "group size": (dict(k=512, n=64, group=256), r"group_size in \{64, 128\}, got 256"),
+    "ragged group": (dict(k=96, n=64, group=64), "K % group_size == 0, got 96 % 64"),
+    "columns": (dict(k=128, n=40, group=64), "N % 64 == 0, got N = 40"),
+    "per channel": (dict(k=64, n=64, group=0), "wants a transposed weight"),
+    "quant scale": (dict(k=64, n=64, group=0, quant=True), "no quant_scale with a FRACTAL_NZ weight"),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_mode_enforces_the_rules_of_tagged_weights(name):
+    sizes, rule = STRICT[name]
+    groups = max(1, -(-sizes["k"] // sizes["group"])) if sizes["group"] else 1
+    arguments = dict(
+        x=reals(2, sizes["k"]),
+        antiquant_scale=reals(groups, sizes["n"]),
+        antiquant_group_size=sizes["group"],
+        quant_scale=torch.ones(1) if sizes.get("quant") else None,
+    )
+    weight = nz_weight(sizes["k"], sizes["n"])
+    torch_npu.npu_weight_quant_batchmatmul(weight=weight, **arguments)
+    with anynpu.strict("Ascend910B"):
+        with pytest.raises(RuntimeError, match=rf"Ascend910B \(Atlas A2\).*{rule}(.|\n)*161002"):
+            torch_npu.npu_weight_quant_batchmatmul(weight=weight, **arguments)
+        torch_npu.npu_weight_quant_batchmatmul(weight=weight.clone(), **arguments)
+
+
+def test_strict_mode_accepts_what_the_chip_accepts():
+    with anynpu.strict("Ascend910_9391"):
+        torch_npu.npu_weight_quant_batchmatmul(reals(2, 128), nz_weight(128, 64), reals(2, 64), antiquant_group_size=64)
+        transposed = torch_npu.npu_format_cast(anynpu.int4_pack(random_int4(64, 128)), 29).t()
+        torch_npu.npu_weight_quant_batchmatmul(reals(2, 128), transposed, reals(1, 64))
+
+
+def test_a_name_that_is_missing_says_what_is_there():
+    with pytest.raises(
+        AttributeError, match="torch_npu.npu_quantise is not implemented by anynpu. Close matches: npu_q"
+    ):
+        torch_npu.npu_quantise  # noqa: B018
+    with pytest.raises(NotImplementedError, match="Implemented in torch_npu: Format, .*npu_weight_quant_batchmatmul"):
+        torch_npu.npu_moe_gating_top_k  # noqa: B018
+    for statement, text in (
+        ("from torch_npu import npu_swiglu", "torch_npu.npu_swiglu is not implemented by anynpu"),
+        ("import torch_npu.profiler", "torch_npu.profiler is not implemented by anynpu.*contrib, .*testing"),
+        ("from torch_npu.npu import NPUGraph", "torch_npu.npu.NPUGraph is not implemented by anynpu"),
+        ("from torch_npu.testing.testcase import X", "torch_npu.testing.testcase.X is not implemented .*TestCase"),
+    ):
+        with pytest.raises(ImportError, match=text):
+            exec(statement, {})
+    assert not hasattr(torch_npu, "npu_fusion_attention") and not hasattr(torch.npu, "NPUGraph")
