@@ -211,6 +211,31 @@ typedef struct {
 ANYNPU_API int32_t anynpu_rope_kv_cache_check(const anynpu_rope_kv_cache_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_rope_kv_cache(const anynpu_rope_kv_cache_args* args, void* workspace, size_t workspace_bytes);
 
+/* kv_cache_attention: softmax(q @ k^T * softmax_scale) @ v with k = (k_code - offset_k) * scale_k, and v likewise.
+ * q [B, S, Nq, D], FLOAT16, BFLOAT16 or FLOAT32; k_cache, v_cache INT8 [C1, C2, Nkv, D], contiguous; lengths INT32 [B],
+ * the rows of each sequence, those of q last; scale_k, scale_v, offset_k, offset_v FLOAT32 [Nkv, D]; out as q, contiguous.
+ * Sequence b lies in plane b of the caches; with block_table, INT32 [B, blocks], row r in plane block_table[b, r / C2].
+ * starts INT32 [B]: rows before it are not seen. Offsets, block_table and starts may be absent.
+ * causal: query s sees rows before lengths[b] - S + s + 1. A query that sees no row gets zeros. */
+typedef struct {
+  anynpu_tensor q;
+  anynpu_tensor k_cache;
+  anynpu_tensor v_cache;
+  anynpu_tensor lengths;
+  anynpu_tensor scale_k;
+  anynpu_tensor scale_v;
+  anynpu_tensor offset_k;
+  anynpu_tensor offset_v;
+  anynpu_tensor block_table;
+  anynpu_tensor starts;
+  anynpu_tensor out;
+  float softmax_scale;
+  int32_t causal;
+} anynpu_kv_cache_attention_args;
+ANYNPU_API int32_t anynpu_kv_cache_attention_check(const anynpu_kv_cache_attention_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_args* args, void* workspace,
+                                             size_t workspace_bytes);
+
 /* weight_compress: an int8 weight in the lossless format c8 of docs/formats.md. weight INT8 (N, K), any strides;
  * stream INT8 [ceil(N / 64) * 64 * ceil(K / 4) * 4], of which the first *stream_bytes (INT64 [1]) are the result;
  * index INT8 [ceil(K / 256) * ceil(N / 128) * 8]. */

@@ -25,7 +25,8 @@ NATIVE_LAYERS = {
     "core": ("core",),
     "simd": ("core", "simd"),
     "gemm": ("core", "simd", "gemm"),
-    "ops": ("core", "simd", "gemm", "ops"),
+    "codec": ("core", "simd", "codec"),
+    "ops": ("core", "simd", "gemm", "codec", "ops"),
     "acl": ("core", "acl"),
 }
 
@@ -79,8 +80,8 @@ def test_kernel_units_define_no_weak_symbols(tmp_path):
         pytest.skip("needs a C++ compiler and nm")
     flags = {
         "portable": [],
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512vnni": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(),
+        "avx2": ["-mavx2", "-mbmi2", "-mfma", "-mf16c"],
+        "avx512vnni": "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(),
     }
     flags["avx512bf16"] = [*flags["avx512vnni"], "-mavx512bf16"]
     units = sorted((ROOT / "csrc").rglob("kernel_*.cc"))

@@ -19,6 +19,12 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"quantize_args", sizeof(anynpu_quantize_args)},
       {"format_cast_args", sizeof(anynpu_format_cast_args)},
       {"rope_kv_cache_args", sizeof(anynpu_rope_kv_cache_args)},
+      {"kv_cache_attention_args", sizeof(anynpu_kv_cache_attention_args)},
+      {"weight_compress_args", sizeof(anynpu_weight_compress_args)},
+      {"weight_decompress_args", sizeof(anynpu_weight_decompress_args)},
+      {"quant_matmul_args", sizeof(anynpu_quant_matmul_args)},
+      {"compressed_matmul_args", sizeof(anynpu_compressed_matmul_args)},
+      {"dynamic_quant_args", sizeof(anynpu_dynamic_quant_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {

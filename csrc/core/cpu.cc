@@ -25,8 +25,9 @@ const char* cpu_refusal(Isa isa) {
   switch (isa) {
     case Isa::portable: return nullptr;
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
-                 ? nullptr : "the CPU lacks AVX2, FMA or F16C";
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("f16c")
+                 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
     case Isa::avx512vnni: return avx512 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
     case Isa::avx512bf16:
 #if defined(ANYNPU_EMULATE_BF16)

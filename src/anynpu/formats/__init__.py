@@ -2,6 +2,7 @@
 """Weights of other producers, converted to the convention of weight_quant_matmul."""
 
 from anynpu.formats.awq import from_awq
+from anynpu.formats.compressed import CompressedWeight, Int8Codec, compress_weight, decompress_weight
 from anynpu.formats.compressed_tensors import from_compressed_tensors
 from anynpu.formats.gguf import from_gguf
 from anynpu.formats.gptq import from_gptq
@@ -9,7 +10,11 @@ from anynpu.formats.msmodelslim import from_msmodelslim_w4a8
 from anynpu.formats.quantized_weight import QuantizedWeight
 
 __all__ = [
+    "CompressedWeight",
+    "Int8Codec",
     "QuantizedWeight",
+    "compress_weight",
+    "decompress_weight",
     "from_awq",
     "from_compressed_tensors",
     "from_gguf",

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codec/decode.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace anynpu::codec {
+
+#define ANYNPU_KERNEL(tier) extern const Kernel codec_##tier;
+#include "codec/kernels.def"
+#undef ANYNPU_KERNEL
+
+namespace {
+
+constexpr const Kernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &codec_##tier,
+#include "codec/kernels.def"
+#undef ANYNPU_KERNEL
+};
+
+constexpr const char* kBitsMissing = "its bits run out";
+constexpr const char* kBitsLeft = "bits are left over";
+constexpr const char* kBadTable = "a table holds a bit count above 7";
+
+// A coded payload, taken apart. Levels count from 1, the values.
+struct Coded {
+  int levels;
+  bool folded;
+  int tables_log2;
+  const uint8_t* value_tables;
+  const uint8_t* level_tables;  // order and table of levels 2, 3, ...
+  BitSource extras[kMaxLevels + 1];
+  const uint8_t* nibbles;  // of the last level
+};
+
+const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, Coded* coded) {
+  if (bytes < kHeaderBytes) return "its header is cut off";
+  coded->levels = payload[0];
+  coded->folded = payload[1] != 0;
+  coded->tables_log2 = payload[2];
+  if (!levels_fit(values, coded->levels) || payload[1] > 1 || coded->tables_log2 > kMaxTablesLog2 || payload[3] != 0) {
+    return "its header names no known coding";
+  }
+  coded->value_tables = payload + kHeaderBytes;
+  coded->level_tables = coded->value_tables + (kTableBytes << coded->tables_log2);
+  int64_t at = coded->level_tables - payload + (coded->levels - 1) * kLevelBytes;
+  for (int level = coded->levels; level >= 1; --level) {
+    const int64_t extras_bytes = payload[2 + 2 * level] | payload[3 + 2 * level] << 8;
+    coded->extras[level] = {payload + at, extras_bytes, 0};
+    at += extras_bytes;
+  }
+  coded->nibbles = payload + at;
+  at += values >> coded->levels;
+  return (at + 7) / 8 * 8 == bytes ? nullptr : "its parts do not add up to its length";
+}
+
+bool read_bits(const uint8_t* from, Table* table) {
+  bool valid = true;
+  for (int i = 0; i < kClasses; ++i) {
+    table->bits[i] = from[i / 2] >> (i % 2 * 4) & 15;
+    valid = valid && table->bits[i] <= kMaxClassBits;
+  }
+  return valid;
+}
+
+bool read_table(const uint8_t* from, Table* table) {
+  std::memcpy(table->base, from, kClasses);
+  return read_bits(from + kClasses, table);
+}
+
+// Ranks have no gaps, so that the bit counts alone say where a class begins.
+bool read_rank_table(const uint8_t* from, Table* table) {
+  if (!read_bits(from, table)) return false;
+  uint32_t base = 0;
+  for (int i = 0; i < kClasses; base += 1u << table->bits[i++]) table->base[i] = static_cast<uint8_t>(base);
+  return true;
+}
+
+bool all_read(const BitSource& extras) { return (extras.position + 7) / 8 == extras.bytes; }
+
+// The class nibbles of the level below `level`: each decoded byte is a rank, each rank stands for two nibbles.
+const char* decode_nibbles(Coded* coded, int level, const uint8_t* nibbles, int64_t count, uint8_t* out) {
+  const uint8_t* order = coded->level_tables + (level - 2) * kLevelBytes;
+  Table table;
+  if (!read_rank_table(order + kClasses, &table)) return kBadTable;
+  const LaneTable lanes = lane_table({&table, &table, &table, &table});
+  if (!kernel().expand(nibbles, count, &lanes, 1, false, &coded->extras[level], out)) return kBitsMissing;
+  if (!all_read(coded->extras[level])) return kBitsLeft;
+  uint8_t map[256];
+  if (!rank_map(order, map)) return "an order holds a weight above 127";
+  kernel().permute(map, count, out);
+  return nullptr;
+}
+
+const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* nibbles, uint8_t* out) {
+  Table tables[1 << kMaxTablesLog2];
+  for (int i = 0; i < 1 << coded->tables_log2; ++i) {
+    if (!read_table(coded->value_tables + i * kTableBytes, &tables[i])) return kBadTable;
+  }
+  const int64_t count = shape.panel_values();
+  for (int64_t panel = 0; panel < shape.panels(); ++panel) {
+    LaneTable lanes[4];
+    for (int64_t piece = 0; piece < 4; ++piece) {
+      const Table* of_lane[4];
+      for (int64_t lane = 0; lane < 4; ++lane) {
+        of_lane[lane] = &tables[table_of_lane(16 * panel + 4 * piece + lane, coded->tables_log2)];
+      }
+      lanes[piece] = lane_table(of_lane);
+    }
+    const uint8_t* from = nibbles + panel * count / 2;
+    if (!kernel().expand(from, count, lanes, 4, coded->folded, &coded->extras[1], out + panel * count)) {
+      return kBitsMissing;
+    }
+  }
+  return all_read(coded->extras[1]) ? nullptr : kBitsLeft;
+}
+
+const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t* out) {
+  Coded coded;
+  if (const char* error = parse(payload, bytes, shape.values(), &coded)) return error;
+  alignas(64) uint8_t buffers[2][kMaxBlockValues / 2];
+  const uint8_t* nibbles = coded.nibbles;
+  for (int level = coded.levels; level >= 2; --level) {
+    uint8_t* lower = buffers[level % 2];
+    if (const char* error = decode_nibbles(&coded, level, nibbles, shape.values() >> (level - 1), lower)) return error;
+    nibbles = lower;
+  }
+  return decode_values(&coded, shape, nibbles, out);
+}
+
+const char* check_entry(const Entry& entry, int64_t values) {
+  if (entry.mark != kMark) return "has no mark of this format";
+  const int64_t bytes = 8 * int64_t{entry.words};
+  switch (static_cast<Kind>(entry.kind)) {
+    case Kind::raw: return bytes == values ? nullptr : "has a wrong length";
+    case Kind::constant: return bytes == 8 ? nullptr : "has a wrong length";
+    case Kind::coded: return bytes >= kHeaderBytes && bytes <= values ? nullptr : "has a wrong length";
+  }
+  return "names no known kind of block";
+}
+
+}  // namespace
+
+const Kernel& kernel() { return pick(kKernels); }
+
+BlockShape block_shape(const Geometry& geometry, int64_t block) {
+  const int64_t k = block % geometry.k_blocks() * kBlockK, n = block / geometry.k_blocks() * kBlockN;
+  return {k, n, std::min(kBlockK, geometry.k - k), std::min(kBlockN, geometry.n - n)};
+}
+
+Entry read_entry(const uint8_t* index, int64_t block) {
+  Entry entry;
+  std::memcpy(&entry, index + block * kEntryBytes, sizeof(entry));
+  return entry;
+}
+
+uint32_t block_seed(const Geometry& geometry, int64_t block, uint8_t kind) {
+  uint64_t seed = kMark;
+  for (const int64_t part : {geometry.k, geometry.n, block, int64_t{kind}}) {
+    seed = (seed ^ static_cast<uint64_t>(part)) * 0x9e3779b97f4a7c15u;
+    seed ^= seed >> 32;
+  }
+  return static_cast<uint32_t>(seed);
+}
+
+LaneTable lane_table(const Table* const (&tables)[4]) {
+  LaneTable lanes;
+  for (int i = 0; i < kPiece; ++i) {
+    const Table& table = *tables[i / kClasses];
+    lanes.base[i] = table.base[i % kClasses];
+    lanes.bits[i] = table.bits[i % kClasses];
+    lanes.mask[i] = static_cast<uint8_t>((1 << lanes.bits[i]) - 1);
+  }
+  return lanes;
+}
+
+bool rank_map(const uint8_t* order, uint8_t* map) {
+  constexpr int kSums = 2 * kMaxOrderWeight + 1;
+  for (int i = 0; i < kClasses; ++i) {
+    if (order[i] > kMaxOrderWeight) return false;
+  }
+  int first[kSums + 1] = {};
+  for (int pair = 0; pair < 256; ++pair) ++first[order[pair & 15] + order[pair >> 4] + 1];
+  for (int sum = 0; sum < kSums; ++sum) first[sum + 1] += first[sum];
+  for (int pair = 0; pair < 256; ++pair) map[first[order[pair & 15] + order[pair >> 4]]++] = static_cast<uint8_t>(pair);
+  return true;
+}
+
+const char* find_blocks(const Stream& stream, int64_t* offsets, int64_t* block) {
+  int64_t at = 0;
+  for (*block = 0; *block < stream.geometry.blocks(); ++*block) {
+    const Entry entry = read_entry(stream.index, *block);
+    if (const char* error = check_entry(entry, block_shape(stream.geometry, *block).values())) return error;
+    offsets[*block] = at;
+    at += 8 * int64_t{entry.words};
+  }
+  *block = stream.geometry.blocks() - 1;
+  return at == stream.bytes ? nullptr : "does not end where the stream ends";
+}
+
+const char* decode_block(const Stream& stream, int64_t block, uint8_t* values) {
+  const Entry entry = read_entry(stream.index, block);
+  const BlockShape shape = block_shape(stream.geometry, block);
+  const uint8_t* payload = stream.data + stream.offsets[block];
+  const int64_t bytes = 8 * int64_t{entry.words};
+  // Once more, because the caller's memory may have changed since.
+  if (check_entry(entry, shape.values()) != nullptr || bytes > stream.bytes - stream.offsets[block]) {
+    return "its index entry has changed";
+  }
+  if (kernel().checksum(payload, bytes, block_seed(stream.geometry, block, entry.kind)) != entry.checksum) {
+    return "its checksum does not match";
+  }
+  switch (static_cast<Kind>(entry.kind)) {
+    case Kind::raw: std::memcpy(values, payload, static_cast<size_t>(bytes)); return nullptr;
+    case Kind::constant: std::memset(values, payload[0], static_cast<size_t>(shape.values())); return nullptr;
+    case Kind::coded: return decode_coded(payload, bytes, shape, values);
+  }
+  return "it has no known kind";
+}
+
+}  // namespace anynpu::codec

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// The compressed int8 format "c8" version 1 of docs/formats.md. No STL: the kernel units include this too.
+#pragma once
+
+#include <cstdint>
+
+namespace anynpu::codec {
+
+constexpr int64_t kBlockK = 256;         // k of a block
+constexpr int64_t kBlockN = 128;         // columns of a block
+constexpr int64_t kPanelColumns = 64;    // columns of a panel
+constexpr int64_t kPiece = 64;           // values that kernels handle at a time
+constexpr int64_t kMaxBlockValues = kBlockK * kBlockN;
+constexpr int64_t kEntryBytes = 8;       // of the index, for each block
+constexpr int64_t kClasses = 16;
+constexpr int kMaxClassBits = 7;         // so that the extra bits of eight values fit in one 64-bit read
+constexpr int kMaxLevels = 6;
+constexpr int kMaxTablesLog2 = 5;        // a table for 4 of 128 columns
+constexpr int64_t kHeaderBytes = 16;     // of a coded payload
+constexpr int64_t kTableBytes = 24;      // of level 1: 16 bases, 16 nibbles of bit counts
+constexpr int64_t kLevelBytes = 24;      // of a further level: 16 weights of its order, 16 nibbles of bit counts
+constexpr int kMaxOrderWeight = 127;
+constexpr uint8_t kMark = 0xc8;          // of version 1
+
+enum class Kind : uint8_t { raw = 0, constant = 1, coded = 2 };
+
+// Entry of the index: where a block ends follows from the lengths before it.
+struct Entry {
+  uint32_t checksum;
+  uint16_t words;  // payload length in 8 bytes
+  uint8_t kind;
+  uint8_t mark;
+};
+static_assert(sizeof(Entry) == kEntryBytes);
+
+// A value of class c is base[c] plus the next bits[c] bits of the stream.
+struct Table {
+  uint8_t base[kClasses];
+  uint8_t bits[kClasses];
+};
+
+// The tables of 64 neighbouring values, one for each 16, as byte shuffles want them.
+struct LaneTable {
+  alignas(64) uint8_t base[kPiece];
+  uint8_t bits[kPiece];
+  uint8_t mask[kPiece];  // (1 << bits) - 1
+};
+
+// Shape of the compressed matrix, W.T of shape (k, n), and of its blocks. Block b covers k block b % k_blocks.
+struct Geometry {
+  int64_t k;
+  int64_t n;
+  int64_t k_blocks() const { return (k + kBlockK - 1) / kBlockK; }
+  int64_t n_blocks() const { return (n + kBlockN - 1) / kBlockN; }
+  int64_t blocks() const { return k_blocks() * n_blocks(); }
+};
+
+// One block: [panels][steps][64 columns][4 k] values.
+struct BlockShape {
+  int64_t k;  // first
+  int64_t n;  // first
+  int64_t k_count;
+  int64_t n_count;
+  int64_t steps() const { return (k_count + 3) / 4; }
+  int64_t panels() const { return (n_count + kPanelColumns - 1) / kPanelColumns; }
+  int64_t panel_values() const { return steps() * kPanelColumns * 4; }
+  int64_t values() const { return panels() * panel_values(); }
+};
+
+// Every level of a block of `values` values is whole pieces, and 64 bytes of nibbles follow the extra bits.
+inline bool levels_fit(int64_t values, int levels) {
+  return levels >= 1 && levels <= kMaxLevels && values % (kPiece << (levels - 1)) == 0 && (values >> levels) >= kPiece;
+}
+
+}  // namespace anynpu::codec

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the codec needs from an instruction set tier.
+#pragma once
+
+#include "codec/format.h"
+#include "core/cpu.h"
+
+namespace anynpu::codec {
+
+// Extra bits, first bit lowest. At least 64 bytes after `bytes` are readable.
+struct BitSource {
+  const uint8_t* data;
+  int64_t bytes;
+  int64_t position;  // in bits
+};
+
+struct Kernel {
+  Isa isa;
+  // Reads count / 2 bytes of class nibbles (count a multiple of 64), piece i with tables[i % period] (a power
+  // of two), and writes the values; folded ones (0, -1, 1, -2, ...) are unfolded to value + 128. Returns zero when the extra bits run out.
+  int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, int64_t period, bool folded,
+                    BitSource* extras, uint8_t* out);
+  // bytes[i] = map[bytes[i]]; count is a multiple of 64.
+  void (*permute)(const uint8_t* map, int64_t count, uint8_t* bytes);
+  // The hash of docs/formats.md of `count` bytes, a multiple of 8.
+  uint32_t (*checksum)(const uint8_t* bytes, int64_t count, uint32_t seed);
+};
+
+// The kernels of the tier in force.
+const Kernel& kernel();
+
+}  // namespace anynpu::codec

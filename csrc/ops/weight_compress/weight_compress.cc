@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lossless compression of int8 weights and its inverse. The format is csrc/codec and docs/formats.md.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "codec/decode.h"
+#include "codec/encode.h"
+#include "codec/stream.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "core/tensor.h"
+
+namespace anynpu {
+namespace {
+
+using codec::kBlockN;
+using codec::kEntryBytes;
+
+int32_t check_weight(const char* op, const anynpu_tensor& weight) {
+  ANYNPU_TRY(check_required(op, "weight", weight));
+  if (weight.dtype != ANYNPU_INT8) return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int8, got %s", op, dtype_name(weight.dtype));
+  if (weight.ndim != 2 || weight.format != ANYNPU_ND || element_count(weight) == 0) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: weight must be ND of shape (N, K), not empty, got %s", op, shape_text(weight));
+  }
+  return ANYNPU_OK;
+}
+
+codec::Geometry geometry_of(const anynpu_tensor& weight) { return {weight.shape[1], weight.shape[0]}; }
+
+int32_t check_compress(const anynpu_weight_compress_args& args) {
+  constexpr const char* op = "weight_compress";
+  ANYNPU_TRY(check_weight(op, args.weight));
+  const codec::Geometry geometry = geometry_of(args.weight);
+  ANYNPU_TRY(codec::check_geometry(op, geometry));
+  ANYNPU_TRY(codec::check_bytes(op, "stream", args.stream, codec::most_bytes(geometry)));
+  ANYNPU_TRY(codec::check_bytes(op, "index", args.index, geometry.blocks() * kEntryBytes));
+  ANYNPU_TRY(check_required(op, "stream_bytes", args.stream_bytes));
+  if (args.stream_bytes.dtype != ANYNPU_INT64 || element_count(args.stream_bytes) != 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: stream_bytes must be one int64, got %s of shape %s", op,
+                dtype_name(args.stream_bytes.dtype), shape_text(args.stream_bytes));
+  }
+  return ANYNPU_OK;
+}
+
+// Where the payload of a block is written before the gaps are closed: every earlier block may be stored raw.
+int64_t first_slot(const codec::Geometry& geometry, int64_t block) {
+  const codec::BlockShape shape = codec::block_shape(geometry, block);
+  return shape.n * ((geometry.k + 3) / 4 * 4) + shape.panels() * 64 * shape.k;
+}
+
+int32_t compress(const anynpu_weight_compress_args& args) {
+  const anynpu_tensor& weight = args.weight;
+  const codec::Matrix matrix = {static_cast<const int8_t*>(weight.data), weight.strides[0], weight.strides[1],
+                                geometry_of(weight)};
+  auto* stream = static_cast<uint8_t*>(args.stream.data);
+  auto* index = static_cast<uint8_t*>(args.index.data);
+  std::atomic<bool> no_memory{false};
+  const int64_t blocks = matrix.geometry.blocks();
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    codec::Encoder encoder;
+    if (!encoder.ok()) no_memory.store(true);
+    for (int64_t block = begin; block < end && encoder.ok(); ++block) {
+      const codec::Entry entry = encoder.encode_block(matrix, block, stream + first_slot(matrix.geometry, block));
+      std::memcpy(index + block * kEntryBytes, &entry, sizeof(entry));
+    }
+  });
+  if (no_memory.load()) return fail(ANYNPU_NO_MEMORY, "weight_compress: no memory for the encoder");
+  int64_t used = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t bytes = 8 * int64_t{codec::read_entry(index, block).words};
+    std::memmove(stream + used, stream + first_slot(matrix.geometry, block), static_cast<size_t>(bytes));
+    used += bytes;
+  }
+  *static_cast<int64_t*>(args.stream_bytes.data) = used;
+  return ANYNPU_OK;
+}
+
+int32_t check_decompress(const anynpu_weight_decompress_args& args) {
+  constexpr const char* op = "weight_decompress";
+  ANYNPU_TRY(check_weight(op, args.weight));
+  if (!is_contiguous(args.weight)) return fail(ANYNPU_BAD_SHAPE, "%s: weight must be contiguous", op);
+  const codec::Geometry geometry = geometry_of(args.weight);
+  return codec::check_stream(op, geometry, args.stream, args.index);
+}
+
+void scatter(const uint8_t* values, const codec::BlockShape& shape, int64_t k, int8_t* weight) {
+  for (int64_t n = 0; n < shape.n_count; ++n) {
+    const uint8_t* from = values + n / 64 * shape.panel_values() + n % 64 * 4;
+    int8_t* to = weight + (shape.n + n) * k + shape.k;
+    for (int64_t i = 0; i < shape.k_count; ++i) to[i] = static_cast<int8_t>(from[i / 4 * 256 + i % 4] ^ 0x80);
+  }
+}
+
+int32_t decompress(const anynpu_weight_decompress_args& args) {
+  constexpr const char* op = "weight_decompress";
+  codec::Stream stream;
+  ANYNPU_TRY(codec::open_stream(op, geometry_of(args.weight), args.stream, args.index, &stream));
+  const int64_t blocks = stream.geometry.blocks();
+  // Checked before anything is written: damage leaves the output alone.
+  for (const bool write : {false, true}) {
+    std::atomic<int64_t> bad{blocks};  // the first one, whatever the order of the threads
+    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+      alignas(64) uint8_t values[codec::kMaxBlockValues];
+      for (int64_t block = begin; block < end; ++block) {
+        if (codec::decode_block(stream, block, values) != nullptr) {
+          int64_t first = bad.load();
+          while (block < first && !bad.compare_exchange_weak(first, block)) {
+          }
+        } else if (write) {
+          scatter(values, codec::block_shape(stream.geometry, block), stream.geometry.k,
+                  static_cast<int8_t*>(args.weight.data));
+        }
+      }
+    });
+    if (bad.load() < blocks) return codec::report_block(op, stream, bad.load());
+  }
+  return ANYNPU_OK;
+}
+
+}  // namespace
+}  // namespace anynpu
+
+using anynpu::check_data;
+using anynpu::fail;
+
+extern "C" int32_t anynpu_weight_compress_check(const anynpu_weight_compress_args* args, size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "weight_compress: null argument");
+  *workspace_bytes = 0;
+  return anynpu::check_compress(*args);
+}
+
+extern "C" int32_t anynpu_weight_compress(const anynpu_weight_compress_args* args, void*, size_t) {
+  size_t workspace_bytes = 0;
+  ANYNPU_TRY(anynpu_weight_compress_check(args, &workspace_bytes));
+  ANYNPU_TRY(check_data("weight_compress", "weight", args->weight));
+  ANYNPU_TRY(check_data("weight_compress", "stream", args->stream));
+  ANYNPU_TRY(check_data("weight_compress", "index", args->index));
+  ANYNPU_TRY(check_data("weight_compress", "stream_bytes", args->stream_bytes));
+  return anynpu::compress(*args);
+}
+
+extern "C" int32_t anynpu_weight_decompress_check(const anynpu_weight_decompress_args* args, size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "weight_decompress: null argument");
+  *workspace_bytes = 0;
+  return anynpu::check_decompress(*args);
+}
+
+extern "C" int32_t anynpu_weight_decompress(const anynpu_weight_decompress_args* args, void*, size_t) {
+  size_t workspace_bytes = 0;
+  ANYNPU_TRY(anynpu_weight_decompress_check(args, &workspace_bytes));
+  ANYNPU_TRY(check_data("weight_decompress", "stream", args->stream));
+  ANYNPU_TRY(check_data("weight_decompress", "index", args->index));
+  ANYNPU_TRY(check_data("weight_decompress", "weight", args->weight));
+  return anynpu::decompress(*args);
+}
