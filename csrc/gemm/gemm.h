@@ -115,6 +115,21 @@ struct RowOutput {
   const float* quant_offset;  // present with quant_scale
 };
 
+// The weights of one k block, straight from a raw layout, times one tile of digit rows: for products bound by memory.
+struct DirectProduct {
+  const WeightSource* weight;  // not packed32
+  WeightPart part;
+  WeightPart next;           // fetched ahead; k_count 0: none
+  const int32_t* x;          // one tile
+  const DigitBlock* blocks;  // [rows]
+  const float* scale;        // [part.n_count]
+  const float* offset;       // likewise, or null
+  int32_t* sums;             // scratch [part.n_count up to whole panels][rows * digits]
+  float* c;                  // [rows][c_stride], added to
+  int64_t rows;
+  int64_t c_stride;
+};
+
 struct GemmKernel {
   Isa isa;
   // Reads `count` values (float32, float16 or bfloat16) that lie `stride` elements apart.
@@ -135,6 +150,7 @@ struct GemmKernel {
                       const PackedRow& row);
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
+  void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);
 
   // Scheme bf16, null where the tier has none.
   bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, const PackedRow& row);

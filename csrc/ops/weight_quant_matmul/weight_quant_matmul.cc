@@ -21,6 +21,7 @@ constexpr const char* kOp = "weight_quant_matmul";
 constexpr int64_t kRowsAtOnce = 512;         // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;       // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;       // values of x a thread
+constexpr int64_t kDirectSums = 6144;        // 24 KiB
 constexpr int64_t kRowMultiple = 12;         // whole tiles of every scheme
 
 enum class Scheme { f32, digits, bf16 };
@@ -49,6 +50,7 @@ struct ThreadScratch {
   float* row;        // one row of x, padded to whole steps
   uint8_t* panels;   // one span of a block of columns
   int32_t* operand;  // one panel in the operand form of the scheme
+  int32_t* sums;     // of direct products
   float* scale;      // of the blocks of a span
   float* offset;
   float* c;
@@ -61,6 +63,7 @@ struct Plan {
   int64_t tile_rows;
   int64_t row_dwords;  // packed size of one row
   bool stream;         // prepacked weights and so few rows that they are one tile
+  bool direct;         // raw weights, likewise
   int64_t chunk_rows;  // rows of x packed at once
   int64_t block_count;
   int64_t column_block;
@@ -110,8 +113,12 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   plan.step_k = plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
   plan.tile_rows = plan.scheme == Scheme::f32 ? kernel.f32_tile_rows : kTileDigitRows / plan.digits;
   const int64_t stream_rows = kStreamDigitRows / plan.digits;
-  plan.stream = plan.scheme == Scheme::digits && problem.args->weight.dtype == ANYNPU_UINT8 && problem.rows <= stream_rows;
-  if (plan.stream) plan.tile_rows = stream_rows;
+  const bool one_tile = plan.scheme == Scheme::digits && problem.rows <= stream_rows;
+  const WeightSource& source = problem.weight.source;
+  const bool by_k = source.order == WeightOrder::rows_of_k;
+  plan.stream = one_tile && problem.args->weight.dtype == ANYNPU_UINT8;
+  plan.direct = one_tile && !plan.stream && (source.bits == 8 || (by_k ? problem.n : problem.k) % 2 == 0);
+  if (plan.stream || plan.direct) plan.tile_rows = stream_rows;
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
@@ -120,7 +127,10 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(plan.chunk_rows);
   const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
-  const int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
+  int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
+  if (plan.direct) {  // long runs of rows of k, as long as the sums stay in the nearest cache; the rest streams by itself
+    widest = by_k && source.chunk_bytes == 0 ? kDirectSums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns : 64;
+  }
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
   plan.column_block = std::max(kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)),
                                                        kPanelColumns));
@@ -149,10 +159,11 @@ Storage lay_out(const WeightQuantProblem& problem, const Plan& plan, void* base)
   const int64_t scale_blocks = std::max(plan.stream ? plan.block_count : 0, kSpan / 32);  // only the last block is under 32
   const int64_t part_rows = round_up(ceil_divide(plan.chunk_rows, plan.row_parts), kRowMultiple);
   for (int64_t thread = 0; thread < plan.threads; ++thread) {
-    ThreadScratch scratch;
+    ThreadScratch scratch = {};
     scratch.row = carver.take<float>(round_up(problem.k, 64) + 64);
     scratch.panels = carver.take<uint8_t>(plan.column_block * span);
     scratch.operand = carver.take<int32_t>(kPanelColumns * span);
+    if (plan.direct) scratch.sums = carver.take<int32_t>(plan.column_block * plan.chunk_rows * plan.digits);
     scratch.scale = carver.take<float>(plan.column_block * scale_blocks);
     scratch.offset = carver.take<float>(plan.column_block * scale_blocks);
     scratch.c = carver.take<float>(plan.column_block * part_rows);
@@ -315,8 +326,13 @@ class Product {
   void multiply_block(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                       const ThreadScratch& scratch) {
     std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
-    plan_.stream && x.scheme == Scheme::digits ? add_streams(x, column, columns, scratch)
-                                               : add_panels(x, row, rows, column, columns, scratch);
+    if (plan_.stream && x.scheme == Scheme::digits) {
+      add_streams(x, column, columns, scratch);
+    } else if (plan_.direct && x.scheme == Scheme::digits) {
+      add_direct(x, column, columns, scratch);
+    } else {
+      add_panels(x, row, rows, column, columns, scratch);
+    }
     for (int64_t each = 0; each < rows; ++each) write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
   }
 
@@ -337,6 +353,27 @@ class Product {
       product.offset = problem_.has_offset ? scratch.offset + first : nullptr;
       product.c = scratch.c + first;
       kernel_.stream_digits[plan_.digits](product);
+    }
+  }
+
+  void add_direct(const Packed& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const {
+    DirectProduct product;
+    product.weight = &weight_;
+    product.scale = scratch.scale;
+    product.offset = problem_.has_offset ? scratch.offset : nullptr;
+    product.sums = scratch.sums;
+    product.c = scratch.c;
+    product.rows = x.rows;
+    product.c_stride = plan_.column_block;
+    for (int64_t block = 0; block < plan_.block_count; ++block) {
+      const KBlock& k = storage_.blocks[block];
+      load_scales(block, 0, column, columns, scratch);
+      product.part = {k.k, k.count, column, columns};
+      product.next = {};
+      if (block + 1 < plan_.block_count) product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
+      product.x = x.data + k.k / 4 * x.rows * plan_.digits;
+      product.blocks = storage_.digit_blocks + block * x.rows;
+      kernel_.direct_digits[plan_.digits](product);
     }
   }
 
