@@ -11,6 +11,7 @@ from anynpu.ops.weight_quant_matmul import spec
 
 _MAGIC = {4: b"ANPUw4p3", 8: b"ANPUw8p3"}
 _FLOAT32_ROUNDING = 2.0**-24  # relative error of one float32 operation
+_FIXED_POINT_BLOCK = 256  # most k that share an exponent
 
 
 def weight_quant_matmul(
@@ -133,8 +134,9 @@ def error_bound(
 
     Before its last rounding a kernel rounds, for each output, at most K products, K sums, K sums of the row of x that
     the offset is multiplied with, and a handful of factors, each by 2**-24 of at most
-    ``magnitude = |x| @ ((|weight| + |offset|) * |scale|) + |bias|``. Sums of fixed-point digits add the error of x in
-    fixed point, 2**-24 (2**-16 with inner_precise) of the largest |x| of a row for every weight.
+    ``magnitude = |x| @ ((|weight| + |offset|) * |scale|) + |bias|``: together ``(2 K + 8) * 2**-24 * magnitude``.
+    A kernel that holds x in fixed point, in blocks of at most 256 k of one group, adds for each block 2**-23 (2**-15
+    with inner_precise) of the largest |x| in it, times its sum of ``(|weight| + |offset|) * |scale|``.
     The last rounding then adds half a unit of the result's dtype; int8 results differ only near a tie.
     """
     arguments = (x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n)
@@ -165,12 +167,17 @@ def _sum_error(
     if offset is not None:
         magnitude = magnitude + _spread(offset.double().abs(), group_size, k)
     magnitude = magnitude * _spread(decoded_scale(scale).abs(), group_size, k)
-    largest = x.double().abs().amax(-1, keepdim=True)
-    fixed_point = 2.0**-16 if inner_precise else 2.0**-24
-    products = x.double().abs() @ magnitude
+    error = (2 * k + 8) * _FLOAT32_ROUNDING * (x.double().abs() @ magnitude)
     if bias is not None:
-        products = products + bias.double().abs()
-    return (2 * k + 8) * _FLOAT32_ROUNDING * products + fixed_point * largest * magnitude.sum(-2, keepdim=True)
+        error = error + (2 * k + 8) * _FLOAT32_ROUNDING * bias.double().abs()
+    fixed_point = 2.0**-15 if inner_precise else 2.0**-23
+    for group in range(0, k, group_size or max(k, 1)):
+        group_end = min(group + (group_size or k), k)
+        for first in range(group, group_end, _FIXED_POINT_BLOCK):
+            block = slice(first, min(first + _FIXED_POINT_BLOCK, group_end))
+            largest = x[..., block].double().abs().amax(-1, keepdim=True)
+            error = error + fixed_point * largest * magnitude[..., block, :].sum(-2, keepdim=True)
+    return error
 
 
 def weight_quant_prepack(weight: torch.Tensor) -> torch.Tensor:
