@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchair: the backend for torch.compile and its options."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch_npu
+import torch_npu.dynamo.torchair
+import torchair
+from torchair.configs.compiler_config import CompilerConfig
+
+
+class Model(torch.nn.Module):
+    def forward(self, x, weight, scale):
+        return torch_npu.npu_weight_quant_batchmatmul(x, weight, scale) * 2
+
+
+def arguments(m):
+    generator = torch.Generator().manual_seed(m)
+    values = torch.randint(-8, 8, (17, 72), dtype=torch.int32, generator=generator)
+    x = torch.randn(m, 17, generator=generator).half()
+    return x.npu(), torch_npu.npu_convert_weight_to_int4pack(values.npu()), torch.ones(1, 72, dtype=torch.float16).npu()
+
+
+def test_compiles_with_inductor_when_a_compiler_is_there(caplog):
+    backend = torchair.get_npu_backend(compiler_config=CompilerConfig())
+    if backend.description != "compiles with Inductor":
+        pytest.skip(backend.description)
+    torch.compiler.reset()
+    model = torch.compile(Model().npu(), backend=backend, dynamic=True, fullgraph=True)
+    with caplog.at_level(logging.INFO, "torchair"):
+        for m in (16, 5):
+            torch.testing.assert_close(model(*arguments(m)), Model()(*arguments(m)), rtol=0, atol=0)
+    assert "get_npu_backend: compiles with Inductor" in caplog.text
+
+
+@pytest.mark.parametrize("reason", ["no C++ compiler was found", "config.debug.run_eagerly is set"])
+def test_runs_the_captured_graph_otherwise(monkeypatch, caplog, reason):
+    config = CompilerConfig()
+    if reason.startswith("config"):
+        config.debug.run_eagerly = True
+    else:
+        monkeypatch.setattr("torchair._backend._why_not_inductor", lambda: reason)
+    backend = torchair.get_npu_backend(compiler_config=config)
+    assert backend.description == f"runs the captured graph, because {reason}"
+    torch.compiler.reset()
+    model = torch.compile(Model(), backend=backend, dynamic=True, fullgraph=True)
+    with caplog.at_level(logging.INFO, "torchair"):
+        for m in (16, 5):
+            torch.testing.assert_close(model(*arguments(m)), Model()(*arguments(m)), rtol=0, atol=0)
+    assert reason in caplog.text
+
+
+def test_custom_decompositions_reach_inductor():
+    backend = torchair.get_npu_backend(
+        custom_decompositions={torch.ops.aten.cosh.default: lambda x: torch.full_like(x, 7.0)}
+    )
+    if backend.description != "compiles with Inductor":
+        pytest.skip(backend.description)
+    torch.compiler.reset()
+    assert torch.compile(torch.cosh, backend=backend)(torch.ones(2)).tolist() == [7, 7]
+
+
+def test_options():
+    config = CompilerConfig()
+    assert config.mode.value == "max-autotune" == config.mode
+    config.mode = "reduce-overhead"
+    config.debug.graph_dump.type = "pbtxt"
+    config.experimental_config.frozen_parameter = True
+    config.experimental_config.static_model_ops_lower_limit = 3
+    config.ge_config.oo_level = "O1"
+    config.aoe_config.aoe_mode = "2"
+    config.inference_config.dynamic_gears_merge_policy = "product"
+    assert (config.mode.value, config.debug.graph_dump.type.value) == ("reduce-overhead", "pbtxt")
+    assert config.experimental_config.frozen_parameter
+    assert CompilerConfig().mode == "max-autotune"
+
+
+@pytest.mark.parametrize(
+    "assign, text",
+    [
+        (lambda c: setattr(c, "modes", "x"), "CompilerConfig has no option 'modes', it has mode, debug, "),
+        (lambda c: c.speed, "CompilerConfig has no option 'speed'"),
+        (lambda c: setattr(c, "mode", "fast"), r"CompilerConfig.mode must be one of \['max-autotune', .*got 'fast'"),
+        (lambda c: setattr(c.debug.graph_dump, "type", "png"), "CompilerConfig.debug.graph_dump.type must be one of"),
+        (lambda c: setattr(c.ge_config, "level", 1), "CompilerConfig.ge_config has no option 'level'"),
+        (lambda c: setattr(c, "debug", True), "CompilerConfig.debug is a group of options"),
+    ],
+)
+def test_wrong_options_are_refused(assign, text):
+    with pytest.raises(ValueError, match=text):
+        assign(CompilerConfig())
+
+
+def test_what_is_not_implemented_says_so():
+    config = CompilerConfig()
+    config.export.export_mode = True
+    with pytest.raises(NotImplementedError, match="export_mode is not implemented by anynpu"):
+        torchair.get_npu_backend(compiler_config=config)
+    with pytest.raises(TypeError, match="compiler_config must be a CompilerConfig, got dict"):
+        torchair.get_npu_backend(compiler_config={})
+    for function in (torchair.scope.npu_stream_switch, torchair.inference.cache_compile, torchair.dynamo_export):
+        with pytest.raises(NotImplementedError, match=rf"torchair.*{function.__name__} is not implemented by anynpu"):
+            function("x")
+    with pytest.raises(ImportError, match="torchair.ge_concrete_graph is not implemented by anynpu.*CompilerConfig"):
+        exec("import torchair.ge_concrete_graph", {})
+
+
+def test_the_second_name_is_the_same_module():
+    import torch_npu.dynamo.torchair.configs.compiler_config as second
+
+    assert torch_npu.dynamo.torchair is torchair
+    assert second.CompilerConfig is CompilerConfig
+    assert torchair.__spec__.name == "torchair"

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""install() and run_script() as a program sees them: each case in a process of its own, forked after the imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import anynpu
+
+ROOT = Path(__file__).parents[2]
+SEED = ROOT.parent / "shared" / "seeds" / "npu_convert_weight_to_int4pack.txt"
+
+PROLOGUE = """
+import os, sys, traceback
+sys.path[:0] = paths
+os.environ.pop("ANYNPU_STRICT", None)
+os.environ.update(variables)
+try:
+    exec(code, {"__name__": "__main__"})
+except BaseException:
+    with open(report, "w") as file:
+        traceback.print_exc(file=file)
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs code in a process of its own, where anynpu is imported and nothing installed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["anynpu"])
+    report = tmp_path / "report"
+
+    def run(code, *paths, **variables):
+        names = {"code": textwrap.dedent(code), "paths": [*map(str, paths)], "variables": variables}
+        process = context.Process(target=exec, args=(PROLOGUE, {**names, "report": str(report)}))
+        process.start()
+        process.join()
+        assert not report.exists(), report.read_text()
+        assert process.exitcode == 0
+
+    return run
+
+
+def test_importing_anynpu_installs_nothing():
+    assert callable(anynpu.install)
+    assert not hasattr(torch, "npu") and not hasattr(torch.Tensor, "npu")
+    assert type(torch.Tensor.to).__name__ == type(torch.Tensor.cpu).__name__ == "method_descriptor"
+    assert torch._C._get_privateuse1_backend_name() == "privateuseone"
+    for name in ("torch_npu", "torchair"):
+        with pytest.raises(ModuleNotFoundError, match=f"No module named '{name}'"):
+            __import__(name)
+
+
+def test_install_again_changes_the_chip_only(python):
+    python(
+        """
+        import anynpu, pytest, torch
+        anynpu.install()
+        assert (torch.npu.get_device_name(), torch.npu.get_soc_version()) == ("Ascend910_9391", 250)
+        anynpu.install(soc="Ascend310P3")
+        assert (torch.npu.get_device_name(), torch.npu.get_soc_version()) == ("Ascend310P3", 202)
+        with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'npu'"):
+            anynpu.install("npu")
+        with pytest.raises(ValueError, match="soc must be a chip name such as Ascend910B .*, got 'H100'"):
+            anynpu.install(soc="H100")
+        if not torch.cuda.is_available():
+            with pytest.raises(RuntimeError, match="device is 'cuda', but torch.cuda.is_available"):
+                anynpu.install("cuda")
+        """,
+        ANYNPU_SOC="Ascend910_9391",
+    )
+
+
+def test_install_in_threads(python):
+    python(
+        """
+        import threading, anynpu, sys
+        from anynpu.compat.finder import Finder
+        threads = [threading.Thread(target=anynpu.install) for _ in range(4)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert sum(isinstance(finder, Finder) for finder in sys.meta_path) == 1
+        import torch
+        assert torch.zeros(2, device="npu").is_npu
+        """
+    )
+
+
+@pytest.mark.parametrize("what", ["distribution", "module"])
+def test_refuses_beside_the_real_one(python, tmp_path, what):
+    if what == "distribution":
+        (tmp_path / "torch_npu-2.6.0.dist-info").mkdir()
+        (tmp_path / "torch_npu-2.6.0.dist-info" / "METADATA").write_text("Name: torch-npu\nVersion: 2.6.0\n")
+        text = "the real torch-npu 2.6.0 is installed"
+    else:
+        (tmp_path / "torch_npu.py").write_text("real = True\n")
+        text = "the real torch_npu is found at"
+    python(
+        f"""
+        import anynpu, pytest, torch
+        with pytest.raises(RuntimeError, match={text!r}):
+            anynpu.install()
+        assert not hasattr(torch.Tensor, "npu")
+        """,
+        tmp_path,
+    )
+
+
+SCRIPT = """
+import sys, torch_npu, helper
+if __name__ == "__main__":
+    with open("said", "w") as said:
+        said.write(f"{sys.argv[1:]} {helper.VALUE} {torch_npu.npu.get_device_name()} {__file__.endswith('.py')}")
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("script, module", [("program.py", False), ("program", True), ("folder", False)])
+def test_run_script_is_like_python_script(python, tmp_path, script, module):
+    (tmp_path / "folder").mkdir()
+    for folder in (tmp_path, tmp_path / "folder"):
+        (folder / "helper.py").write_text("VALUE = 7\n")
+    (tmp_path / "program.py").write_text(SCRIPT)
+    (tmp_path / "folder" / "__main__.py").write_text(SCRIPT)
+    python(
+        f"""
+        import os, pytest
+        from anynpu.compat.run import run_script
+        os.chdir({str(tmp_path)!r})
+        with pytest.raises(SystemExit) as stop:
+            run_script({script!r}, ["-m", "x"], soc="Ascend910B2", module={module})
+        assert stop.value.code == 3
+        """
+    )
+    assert (tmp_path / "said").read_text() == "['-m', 'x'] 7 Ascend910B2 True"
+
+
+def test_run_script_names_a_missing_script():
+    from anynpu.compat.run import run_script
+
+    with pytest.raises(FileNotFoundError, match="run: no such script: nowhere.py"):
+        run_script("nowhere.py")
+
+
+def test_transfer_to_npu(python):
+    python(
+        """
+        import anynpu, torch
+        anynpu.install()
+        import torch_npu
+        from torch_npu.contrib import transfer_to_npu
+        layer = torch.nn.Linear(3, 3, device="cuda").cuda()
+        x = torch.randn(2, 3, device="cuda:0")
+        assert torch.cuda.is_available() and torch.cuda.get_device_name() == "Ascend910B" and x.is_npu
+        torch.cuda.synchronize()
+        with torch.autocast("cuda"), torch.cuda.stream(torch.cuda.Stream()):
+            assert layer(x).dtype == torch.float16
+        torch.amp.GradScaler("cuda").scale(layer(x).sum()).backward()
+        function = lambda x: layer(x.cuda()).to("cuda") + torch.ones(3, device="cuda")
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0)
+        """
+    )
+
+
+def test_a_torch_without_python_device_guards(python):
+    python(
+        """
+        import torch
+        del torch._C._acc
+        import anynpu
+        anynpu.install()
+        for made in (torch.tensor([1], device="npu"), torch.as_tensor([1], device="npu"), torch.ones(1).to("npu"),
+                     torch.zeros(1, device="npu"), torch.ones(1).npu(), torch.ones(1).new_tensor([1], device="npu")):
+            assert made.is_npu and made.npu() is made
+        """
+    )
+
+
+def code_blocks():
+    """The samples of the seed: four spaces before each line of code, after a column of line numbers."""
+    blocks, lines = [], []
+    for line in [*SEED.read_text().splitlines(), "end"]:
+        if line.startswith("    ") and not re.fullmatch(r" +\d+", line):
+            lines.append(line[4:])
+        elif line.strip() and lines:
+            blocks.append("\n".join(lines))
+            lines = []
+        elif lines:
+            lines.append("")
+    return [block for block in blocks if "import torch_npu" in block]
+
+
+@pytest.mark.skipif(not SEED.exists(), reason=f"the document {SEED.name} is not there")
+@pytest.mark.parametrize("index", [0, 1], ids=["single operator", "graph mode"])
+def test_samples_of_the_document_run_unmodified(python, tmp_path, index):
+    blocks = code_blocks()
+    assert len(blocks) == 2
+    (tmp_path / "sample.py").write_text(blocks[index])
+    python(
+        f"""
+        import runpy, torch, anynpu
+        from anynpu.compat.run import run_script
+        from anynpu.ops.weight_quant_matmul.reference import error_bound
+        kept = {{}}
+        run_path = runpy.run_path
+        runpy.run_path = lambda *args, **options: kept.update(run_path(*args, **options))
+        run_script({str(tmp_path / "sample.py")!r})
+        weight = anynpu.int4_pack(kept["cpu_weight"])
+        arguments = (kept["cpu_x"], weight, kept["cpu_antiquantscale"], kept["cpu_antiquantoffset"])
+        reference = anynpu.reference.weight_quant_matmul(*arguments)
+        assert kept["npu_out"].shape == reference.shape and kept["npu_out"].dtype == torch.float16
+        difference = (kept["npu_out"].double() - reference.double()).abs()
+        assert (difference <= error_bound(*arguments)).all()
+        """
+    )
