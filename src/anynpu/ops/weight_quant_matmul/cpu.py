@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from anynpu import _native
@@ -12,8 +14,9 @@ from anynpu.ops.weight_quant_matmul.spec import matmul_result, prepacked_size
 _matmul = _native.Call("weight_quant_matmul", tensors=8, scalars="q2i")
 _prepack = _native.Call("weight_quant_prepack", tensors=2)
 
+# Checking takes longer than a small product, and calls alike in everything but data get the same answer.
 _MAX_CHECKED = 4096
-_checked: dict[tuple, tuple[list[int], torch.dtype]] = {}
+_checked: dict[tuple, tuple[list[int], torch.dtype, Callable[..., None]]] = {}
 
 
 def weight_quant_matmul(
@@ -30,26 +33,26 @@ def weight_quant_matmul(
 ) -> torch.Tensor:
     """See ``anynpu.weight_quant_matmul``."""
     tensors = (x, weight, scale, offset, bias, quant_scale, quant_offset)
-    shape, dtype = _check_once(tensors, (group_size, inner_precise, n))
+    present = [tensor for tensor in tensors if tensor is not None]
+    key = (
+        strict_soc(),
+        (group_size, inner_precise, n),
+        *[tensor is None for tensor in tensors[3:]],
+        *[(tensor.dtype, tensor.shape, tensor.stride()) for tensor in present],
+    )
+    shape, dtype, run = _checked.get(key) or _check(key, tensors, (group_size, inner_precise, n))
     y = torch.empty(shape, dtype=dtype)
-    _matmul(*tensors, y, scalars=(group_size, inner_precise, 0))
+    run(*present, y)
     return y
 
 
-def _check_once(tensors: tuple, scalars: tuple) -> tuple[list[int], torch.dtype]:
-    # Checking takes longer than a small product, and calls alike in everything but data give the same answer.
-    key = (
-        strict_soc(),
-        scalars,
-        *[None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors],
-    )
-    result = _checked.get(key)
-    if result is None:
-        result = matmul_result(*tensors, *scalars)
-        if len(_checked) >= _MAX_CHECKED:
-            _checked.clear()
-        _checked[key] = result
-    return result
+def _check(key: tuple, tensors: tuple, scalars: tuple) -> tuple[list[int], torch.dtype, Callable[..., None]]:
+    shape, dtype = matmul_result(*tensors, *scalars)
+    run = _matmul.bind(*tensors, torch.empty(shape, dtype=dtype), scalars=(*scalars[:2], 0))
+    if len(_checked) >= _MAX_CHECKED:
+        _checked.clear()
+    _checked[key] = shape, dtype, run
+    return _checked[key]
 
 
 def weight_quant_prepack(weight: torch.Tensor) -> torch.Tensor:
