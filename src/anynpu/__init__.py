@@ -5,9 +5,11 @@ from anynpu import formats, nn, reference
 from anynpu._strict import strict
 from anynpu._version import __version__
 from anynpu.compat import install
+from anynpu.ops.anti_quant import anti_quant
 from anynpu.ops.cast import cast
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
+from anynpu.ops.kv_cache_attention import kv_cache_attention
 from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.trans_quant_param import trans_quant_param
@@ -18,6 +20,7 @@ __all__ = [
     "W4A16",
     "W8A16",
     "__version__",
+    "anti_quant",
     "cast",
     "formats",
     "install",
@@ -27,6 +30,7 @@ __all__ = [
     "nd_to_nz",
     "nn",
     "nz_to_nd",
+    "kv_cache_attention",
     "quantize",
     "quantize_",
     "reference",

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oracles: plain PyTorch in float64 or exact integers, one for every operator, with the operator's arguments."""
 
+from anynpu.ops.anti_quant.reference import anti_quant
 from anynpu.ops.cast.reference import cast
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
+from anynpu.ops.kv_cache_attention.reference import kv_cache_attention
 from anynpu.ops.quantize.reference import quantize
 from anynpu.ops.rope_kv_cache.reference import rope_kv_cache
 from anynpu.ops.trans_quant_param.reference import decode_quant_param, trans_quant_param
 from anynpu.ops.weight_quant_matmul.reference import weight_quant_matmul, weight_quant_prepack
 
 __all__ = [
+    "anti_quant",
     "cast",
     "decode_quant_param",
     "int4_pack",
     "int4_unpack",
     "nd_to_nz",
     "nz_to_nd",
+    "kv_cache_attention",
     "quantize",
     "rope_kv_cache",
     "trans_quant_param",

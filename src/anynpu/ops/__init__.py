@@ -1,6 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators: a folder each, all of the same shape. Importing this package registers them with torch."""
 
-from anynpu.ops import cast, format_cast, int4_pack, quantize, rope_kv_cache, trans_quant_param, weight_quant_matmul
+from anynpu.ops import (
+    anti_quant,
+    cast,
+    format_cast,
+    int4_pack,
+    quantize,
+    rope_kv_cache,
+    trans_quant_param,
+    weight_quant_matmul,
+)
 
-__all__ = ["cast", "format_cast", "int4_pack", "quantize", "rope_kv_cache", "trans_quant_param", "weight_quant_matmul"]
+__all__ = [
+    "anti_quant",
+    "cast",
+    "format_cast",
+    "int4_pack",
+    "quantize",
+    "rope_kv_cache",
+    "trans_quant_param",
+    "weight_quant_matmul",
+]
