@@ -127,19 +127,20 @@ class WeightQuantLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
-        if self.input_order is not None:
-            x = x.index_select(-1, self.input_order)
-        weight = self._operand()
+        buffers = self._buffers  # attributes through Module.__getattr__ take as long as a small product
+        order = buffers["input_order"]
+        if order is not None:
+            x = x.index_select(-1, order)
         y = weight_quant_matmul(
-            x.reshape(-1, self.in_features),
-            weight,
-            self.scale,
-            self.offset,
-            self.bias,
+            x if x.dim() > 1 else x.unsqueeze(0),
+            self._operand(),
+            buffers["scale"],
+            buffers["offset"],
+            buffers["bias"],
             group_size=self.group_size,
             n=self.out_features,
         )
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y if x.dim() > 1 else y.squeeze(0)
 
     def matrix(self) -> torch.Tensor:
         """The stored weight as the argument ``[K, N]`` of :func:`anynpu.weight_quant_matmul`."""
@@ -159,14 +160,14 @@ class WeightQuantLinear(torch.nn.Module):
         self._prepacked_from = None
 
     def _operand(self) -> torch.Tensor:
+        weight, prepacked = self._buffers["weight"], self._buffers["prepacked"]
         if torch.compiler.is_compiling():  # a graph must not contain the packing: prepack() before compiling
-            return self.matrix() if self.prepacked is None else self.prepacked
-        if self.weight.device.type != "cpu":
-            return self.matrix()
+            return self.matrix() if prepacked is None else prepacked
         source = self._prepacked_from
-        if source is None or source[0] is not self.weight or source[1] != _version(self.weight):
-            self.prepack()
-        return self.prepacked
+        if source is not None and source[0] is weight and source[1] == _version(weight):
+            return prepacked
+        self.prepack()
+        return self.matrix() if self.prepacked is None else self.prepacked
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WeightQuantLinear:
         kept = {name: getattr(self, name) for name in ("scale", "offset", "bias")}
