@@ -21,6 +21,27 @@ inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 
+// b where either is NaN.
+inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline float largest(Vec value) {
+  const __m128 quad = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+  const __m128 pair = _mm_max_ps(quad, _mm_movehl_ps(quad, quad));
+  return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
+}
+// value * 2^n for n = exponent - 1.5 * 2^23, as a rounding addition of that constant leaves it.
+inline Vec shift_exponent(Vec value, Vec exponent) {
+  const __m256i shift = _mm256_slli_epi32(_mm256_castps_si256(exponent), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(value), shift));
+}
+// The sums of the lanes of four vectors.
+inline void store_sums(float* to, const Vec (&parts)[4]) {
+  const Vec quads = _mm256_hadd_ps(_mm256_hadd_ps(parts[0], parts[1]), _mm256_hadd_ps(parts[2], parts[3]));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+}
+
+inline Vec load_int8(const int8_t* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
 inline Vec load_int32(const int32_t* from) {
   return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }

@@ -21,6 +21,26 @@ inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 
+// b where either is NaN.
+inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline float largest(Vec value) { return _mm512_reduce_max_ps(value); }
+// value * 2^n for n = exponent - 1.5 * 2^23, as a rounding addition of that constant leaves it.
+inline Vec shift_exponent(Vec value, Vec exponent) {
+  const __m512i shift = _mm512_slli_epi32(_mm512_castps_si512(exponent), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(value), shift));
+}
+// The sums of the lanes of four vectors.
+inline void store_sums(float* to, const Vec (&parts)[4]) {
+  const auto pairs = [](Vec a, Vec b) { return add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); };
+  const Vec low = pairs(parts[0], parts[2]), high = pairs(parts[1], parts[3]);
+  const Vec quads = pairs(low, high);  // in each 128 bits a share of the four sums
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+
+inline Vec load_int8(const int8_t* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
 inline Vec load_int32(const int32_t* from) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(from)); }
 // a + b, exact before the one rounding to float also where it leaves the range of int32.
 inline Vec load_int32_sum(const int32_t* from_a, const int32_t* from_b) {

@@ -23,6 +23,32 @@ inline Vec subtract(Vec a, Vec b) { return a - b; }
 inline Vec multiply(Vec a, Vec b) { return a * b; }
 inline Vec divide(Vec a, Vec b) { return a / b; }
 
+// b where either is NaN.
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline float largest(Vec value) {
+  const float low = value[0] > value[1] ? value[0] : value[1];
+  const float high = value[2] > value[3] ? value[2] : value[3];
+  return low > high ? low : high;
+}
+// value * 2^n for n = exponent - 1.5 * 2^23, as a rounding addition of that constant leaves it.
+inline Vec shift_exponent(Vec value, Vec exponent) {
+  typedef uint32_t Bits __attribute__((vector_size(16)));
+  Bits bits, shift;
+  memcpy(&bits, &value, sizeof(bits));
+  memcpy(&shift, &exponent, sizeof(shift));
+  bits += shift << 23;
+  memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+// The sums of the lanes of four vectors.
+inline void store_sums(float* to, const Vec (&parts)[4]) {
+  for (int i = 0; i < 4; ++i) to[i] = (parts[i][0] + parts[i][1]) + (parts[i][2] + parts[i][3]);
+}
+
+inline Vec load_int8(const int8_t* from) {
+  return Vec{static_cast<float>(from[0]), static_cast<float>(from[1]), static_cast<float>(from[2]),
+             static_cast<float>(from[3])};
+}
 inline Vec load_int32(const int32_t* from) {
   typedef int32_t Ints __attribute__((vector_size(16)));
   Ints values;

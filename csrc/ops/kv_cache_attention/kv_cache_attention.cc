@@ -1,0 +1,517 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/kv_cache_attention/kv_cache_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "core/strided.h"
+
+namespace anynpu {
+
+#define ANYNPU_KERNEL(tier) extern const AttentionKernel kv_cache_attention_##tier;
+#include "ops/kv_cache_attention/kernels.def"
+#undef ANYNPU_KERNEL
+
+namespace {
+
+constexpr const AttentionKernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &kv_cache_attention_##tier,
+#include "ops/kv_cache_attention/kernels.def"
+#undef ANYNPU_KERNEL
+};
+
+constexpr const char* kOp = "kv_cache_attention";
+constexpr int64_t kSplitRows = 256;    // of a sequence, when few queries share them; a choice by shape, not by threads
+constexpr int64_t kFewQueries = 16;    // of one kv head: up to here the rows are split, not the queries
+constexpr int64_t kManyQueries = 8;    // above, a tile is converted once for all of them
+constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
+constexpr int64_t kGrain = 1 << 16;    // codes a thread; below it a second thread costs more than it gives
+using Args = anynpu_kv_cache_attention_args;
+
+long long wide(int64_t value) { return value; }
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t batch_size(const Args& args) { return args.q.shape[0]; }
+int64_t query_length(const Args& args) { return args.q.shape[1]; }
+int64_t q_heads(const Args& args) { return args.q.shape[2]; }
+int64_t head_size(const Args& args) { return args.q.shape[3]; }
+int64_t kv_heads(const Args& args) { return args.k_cache.shape[2]; }
+bool is_paged(const Args& args) { return present(args.block_table); }
+// Rows that one sequence can have.
+int64_t capacity(const Args& args) {
+  return is_paged(args) ? args.block_table.shape[1] * args.k_cache.shape[1] : args.k_cache.shape[1];
+}
+
+int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes) {
+  ANYNPU_TRY(check_required(kOp, name, tensor));
+  char expected[96] = "";
+  for (const int32_t dtype : dtypes) {
+    if (expected[0] != '\0') std::strcat(expected, " or ");
+    std::strcat(expected, dtype_name(dtype));
+  }
+  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
+  }
+  if (tensor.format != ANYNPU_ND) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", kOp, name, tensor.format);
+  }
+  return check_strides(kOp, name, tensor, Access::read);
+}
+
+bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape) {
+  return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
+}
+
+int32_t check_contiguous(const char* name, const anynpu_tensor& tensor) {
+  if (is_contiguous(tensor)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", kOp, name);
+}
+
+int32_t check_caches(const Args& args) {
+  ANYNPU_TRY(check_view("k_cache", args.k_cache, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_view("v_cache", args.v_cache, {ANYNPU_INT8}));
+  if (args.k_cache.ndim != 4 || kv_heads(args) < 1 || args.k_cache.shape[3] < 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must be [C1, C2, Nkv, D], got shape %s", kOp, shape_text(args.k_cache));
+  }
+  if (args.v_cache.ndim != 4 || !std::equal(args.k_cache.shape, args.k_cache.shape + 4, args.v_cache.shape)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the shape of k_cache, %s, got %s", kOp,
+                shape_text(args.k_cache), shape_text(args.v_cache));
+  }
+  ANYNPU_TRY(check_contiguous("k_cache", args.k_cache));
+  return check_contiguous("v_cache", args.v_cache);
+}
+
+int32_t check_q(const Args& args) {
+  ANYNPU_TRY(check_view("q", args.q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
+  if (args.q.ndim != 4) return fail(ANYNPU_BAD_SHAPE, "%s: q must be [B, S, Nq, D], got shape %s", kOp, shape_text(args.q));
+  if (head_size(args) != args.k_cache.shape[3]) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: q.shape[3] must be D = k_cache.shape[3] = %lld, got %lld", kOp,
+                wide(args.k_cache.shape[3]), wide(head_size(args)));
+  }
+  if (q_heads(args) < 1 || q_heads(args) % kv_heads(args) != 0) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: q.shape[2] must be a multiple of Nkv = k_cache.shape[2] = %lld, got %lld", kOp,
+                wide(kv_heads(args)), wide(q_heads(args)));
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check_per_batch(const Args& args, const char* name, const anynpu_tensor& tensor) {
+  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_INT32}));
+  if (has_shape(tensor, {batch_size(args)})) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [B] = (%lld,), got %s", kOp, name, wide(batch_size(args)),
+              shape_text(tensor));
+}
+
+int32_t check_places(const Args& args) {
+  ANYNPU_TRY(check_per_batch(args, "lengths", args.lengths));
+  if (present(args.starts)) ANYNPU_TRY(check_per_batch(args, "starts", args.starts));
+  if (!is_paged(args)) {
+    if (args.k_cache.shape[0] >= batch_size(args)) return ANYNPU_OK;
+    return fail(ANYNPU_BAD_SHAPE, "%s: k_cache.shape[0] must be at least B = %lld, got %lld", kOp,
+                wide(batch_size(args)), wide(args.k_cache.shape[0]));
+  }
+  ANYNPU_TRY(check_view("block_table", args.block_table, {ANYNPU_INT32}));
+  if (args.block_table.ndim == 2 && args.block_table.shape[0] == batch_size(args)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: block_table must be [B, blocks] with B = %lld, got shape %s", kOp,
+              wide(batch_size(args)), shape_text(args.block_table));
+}
+
+int32_t check_head_parameter(const Args& args, const char* name, const anynpu_tensor& tensor) {
+  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_FLOAT32}));
+  if (has_shape(tensor, {kv_heads(args), head_size(args)})) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [Nkv, D] = (%lld, %lld), got %s", kOp, name,
+              wide(kv_heads(args)), wide(head_size(args)), shape_text(tensor));
+}
+
+int32_t check_out(const Args& args) {
+  ANYNPU_TRY(check_view("out", args.out, {args.q.dtype}));
+  if (args.out.ndim != 4 || !std::equal(args.q.shape, args.q.shape + 4, args.out.shape)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: out must have the shape of q, %s, got %s", kOp, shape_text(args.q),
+                shape_text(args.out));
+  }
+  return check_contiguous("out", args.out);
+}
+
+int32_t check(const Args& args) {
+  ANYNPU_TRY(check_caches(args));
+  ANYNPU_TRY(check_q(args));
+  ANYNPU_TRY(check_places(args));
+  ANYNPU_TRY(check_head_parameter(args, "scale_k", args.scale_k));
+  ANYNPU_TRY(check_head_parameter(args, "scale_v", args.scale_v));
+  if (present(args.offset_k)) ANYNPU_TRY(check_head_parameter(args, "offset_k", args.offset_k));
+  if (present(args.offset_v)) ANYNPU_TRY(check_head_parameter(args, "offset_v", args.offset_v));
+  return check_out(args);
+}
+
+int32_t check_all_data(const Args& args) {
+  const struct {
+    const char* name;
+    const anynpu_tensor* tensor;
+  } tensors[] = {{"q", &args.q}, {"k_cache", &args.k_cache}, {"v_cache", &args.v_cache}, {"lengths", &args.lengths},
+                 {"scale_k", &args.scale_k}, {"scale_v", &args.scale_v}, {"offset_k", &args.offset_k},
+                 {"offset_v", &args.offset_v}, {"block_table", &args.block_table}, {"starts", &args.starts},
+                 {"out", &args.out}};
+  for (const auto& entry : tensors) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));
+  return ANYNPU_OK;
+}
+
+int32_t int_at(const anynpu_tensor& tensor, int64_t row, int64_t column = 0) {
+  const int64_t offset = row * tensor.strides[0] + (tensor.ndim == 2 ? column * tensor.strides[1] : 0);
+  return static_cast<const int32_t*>(tensor.data)[offset];
+}
+
+// Rows [start, length) of the cache belong to sequence `batch`.
+int64_t length_of(const Args& args, int64_t batch) { return int_at(args.lengths, batch); }
+int64_t start_of(const Args& args, int64_t batch) { return present(args.starts) ? int_at(args.starts, batch) : 0; }
+
+int32_t check_values(const Args& args, int64_t* longest) {
+  const int64_t least = args.causal ? query_length(args) : 1;
+  *longest = 0;
+  for (int64_t batch = 0; batch < batch_size(args); ++batch) {
+    const int64_t length = length_of(args, batch), start = start_of(args, batch);
+    if (length < least || length > capacity(args)) {
+      return fail(ANYNPU_BAD_VALUE, "%s: lengths must be in [%lld, %lld], from %s to the rows of the cache, got %lld at [%lld]",
+                  kOp, wide(least), wide(capacity(args)), args.causal ? "S" : "1", wide(length), wide(batch));
+    }
+    if (start < 0 || start > length) {
+      return fail(ANYNPU_BAD_VALUE, "%s: starts must be in [0, lengths] = [0, %lld], got %lld at [%lld]", kOp,
+                  wide(length), wide(start), wide(batch));
+    }
+    *longest = std::max(*longest, length);
+    if (!is_paged(args)) continue;
+    const int64_t size = args.k_cache.shape[1];
+    for (int64_t block = start / size; block * size < length; ++block) {
+      const int64_t index = int_at(args.block_table, batch, block);
+      if (index < 0 || index >= args.k_cache.shape[0]) {
+        return fail(ANYNPU_BAD_VALUE, "%s: block_table must be in [0, C1) = [0, %lld) where rows are used, got %lld at [%lld, %lld]",
+                    kOp, wide(args.k_cache.shape[0]), wide(index), wide(batch), wide(block));
+      }
+    }
+  }
+  return ANYNPU_OK;
+}
+
+// How the work is cut: into items of a batch, a range of kv heads, a block of query positions and a split of the rows.
+// The cut of positions and rows depends on shapes and lengths alone, so that results do not depend on the threads.
+struct Plan {
+  int64_t group, padded, positions, blocks, splits, split_rows, heads, head_groups, items, queries;
+
+  Plan(const Args& args, int64_t longest, int threads) {
+    const int64_t length = query_length(args), all_heads = kv_heads(args);
+    group = q_heads(args) / all_heads;
+    padded = round_up(head_size(args), kAttentionPadding);
+    const bool few = length * group <= kFewQueries;
+    positions = few ? length : std::max<int64_t>(1, kBlockQueries / group);
+    positions = std::min(positions, length);
+    queries = positions * group;
+    blocks = (length + positions - 1) / positions;
+    splits = few ? std::max<int64_t>(1, (longest + kSplitRows - 1) / kSplitRows) : 1;
+    split_rows = splits == 1 ? longest : kSplitRows;
+    const int64_t units = batch_size(args) * blocks * splits;
+    head_groups = !few ? all_heads : units >= 2 * threads ? 1 : std::min<int64_t>(all_heads, 2 * threads / std::max<int64_t>(1, units));
+    heads = (all_heads + head_groups - 1) / head_groups;
+    head_groups = (all_heads + heads - 1) / heads;
+    items = units * head_groups;
+  }
+  int64_t state_floats() const { return queries * (padded + 2); }
+  int64_t state_floats_all(const Args& args) const {
+    return splits == 1 ? 0 : batch_size(args) * kv_heads(args) * splits * state_floats();
+  }
+  bool expands() const { return queries > kManyQueries; }
+  // What one thread needs, see Scratch.
+  int64_t slot_floats() const {
+    const int64_t floats = heads * (queries * padded + state_floats()) + queries * (kAttentionTileRows + 1) +
+                           (expands() ? kAttentionTileRows * padded : 0);
+    const int64_t integers = queries + 2 * 2 * kAttentionTileRows, addresses = 4 * 2 * kAttentionTileRows;
+    return round_up(floats + integers + addresses + 16, 16);
+  }
+};
+
+int threads_for(const Args& args, int64_t longest) {
+  const int64_t work = batch_size(args) * longest * q_heads(args) * head_size(args);
+  return work <= kGrain ? 1 : thread_count(std::numeric_limits<int32_t>::max(), 1);
+}
+
+size_t workspace_size(const Args& args) {
+  const int64_t longest = capacity(args);  // lengths are not known yet
+  const int threads = threads_for(args, longest);
+  const Plan plan(args, longest, threads);
+  return (plan.state_floats_all(args) + threads * plan.slot_floats()) * sizeof(float);
+}
+
+// The memory of one thread.
+struct Scratch {
+  float* q;       // [heads, queries, padded]
+  float* states;  // [heads], used when the rows are not split
+  float* scores;
+  float* factors;
+  float* expanded;
+  int32_t* visible;
+  int64_t* offsets;            // of the rows of this tile and of the next
+  const int8_t** addresses[4];  // of k, of v, what to prefetch of k, of v
+
+  Scratch(const Plan& plan, float* memory) {
+    char* next = reinterpret_cast<char*>(memory);
+    const auto take = [&next](int64_t bytes) {
+      char* taken = next;
+      next += round_up(bytes, sizeof(int64_t));
+      return taken;
+    };
+    const auto take_floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count * sizeof(float))); };
+    q = take_floats(plan.heads * plan.queries * plan.padded);
+    states = take_floats(plan.heads * plan.state_floats());
+    scores = take_floats(plan.queries * kAttentionTileRows);
+    expanded = plan.expands() ? take_floats(kAttentionTileRows * plan.padded) : nullptr;
+    factors = take_floats(plan.queries);
+    visible = reinterpret_cast<int32_t*>(take(plan.queries * sizeof(int32_t)));
+    offsets = reinterpret_cast<int64_t*>(take(2 * kAttentionTileRows * sizeof(int64_t)));
+    for (auto& list : addresses) list = reinterpret_cast<const int8_t**>(take(kAttentionTileRows * sizeof(int8_t*)));
+  }
+};
+
+AttentionFloat float_kind(int32_t dtype) {
+  return dtype == ANYNPU_FLOAT32 ? kAttentionFloat32 : dtype == ANYNPU_FLOAT16 ? kAttentionFloat16 : kAttentionBFloat16;
+}
+
+class Run {
+ public:
+  Run(const Args& args, int64_t longest, int threads, float* memory)
+      : args_(args), plan_(args, longest, threads), kernel_(pick(kKernels)), states_(memory),
+        slots_(memory + plan_.state_floats_all(args)) {}
+
+  int64_t items() const { return plan_.items; }
+
+  void slot(int64_t slot, int64_t begin, int64_t end) const {
+    for (int64_t item = begin; item < end; ++item) run_item(item, slots_ + slot * plan_.slot_floats());
+  }
+
+  // Joins the splits of one batch and kv head.
+  void join(int64_t batch, int64_t head) const {
+    if (plan_.splits == 1) return;
+    const AttentionState first = split_state(batch, head, 0);
+    finish(batch, head, 0, query_length(args_), first);
+  }
+
+ private:
+  struct Item {
+    int64_t batch, split, first_head, last_head, first_position, last_position, first_row, last_row;
+  };
+
+  Item item_at(int64_t index) const {
+    Item item;
+    const int64_t head_group = plan_.splits > 1 ? index % plan_.head_groups : index / plan_.blocks % plan_.head_groups;
+    item.split = plan_.splits > 1 ? index / plan_.head_groups % plan_.splits : 0;
+    const int64_t block = plan_.splits > 1 ? 0 : index % plan_.blocks;
+    item.batch = index / (plan_.head_groups * plan_.splits * plan_.blocks);
+    item.first_head = head_group * plan_.heads;
+    item.last_head = std::min(item.first_head + plan_.heads, kv_heads(args_));
+    item.first_position = block * plan_.positions;
+    item.last_position = std::min(item.first_position + plan_.positions, query_length(args_));
+    item.first_row = std::max(item.split * plan_.split_rows, start_of(args_, item.batch));
+    item.last_row = std::min((item.split + 1) * plan_.split_rows, rows_seen(item.batch, item.last_position - 1));
+    return item;
+  }
+
+  // Query position s sees the rows before this one.
+  int64_t rows_seen(int64_t batch, int64_t position) const {
+    const int64_t length = length_of(args_, batch);
+    return args_.causal ? length - query_length(args_) + position + 1 : length;
+  }
+
+  AttentionState state_at(float* memory) const {
+    return {memory, memory + plan_.queries * plan_.padded, memory + plan_.queries * (plan_.padded + 1)};
+  }
+  AttentionState split_state(int64_t batch, int64_t head, int64_t split) const {
+    return state_at(states_ + ((batch * kv_heads(args_) + head) * plan_.splits + split) * plan_.state_floats());
+  }
+
+  void reset(const AttentionState& state) const {
+    std::fill_n(state.accumulator, plan_.queries * plan_.padded, 0.0f);
+    std::fill_n(state.maximum, plan_.queries, -std::numeric_limits<float>::infinity());
+    std::fill_n(state.weight_sum, plan_.queries, 0.0f);
+  }
+
+  // q of one kv head, times what turns codes of k into scores.
+  void fold_q(const Item& item, int64_t head, float* to) const {
+    AttentionFold fold{};
+    fold.head_size = head_size(args_);
+    fold.padded = plan_.padded;
+    fold.scale = static_cast<const float*>(args_.scale_k.data) + head * args_.scale_k.strides[0];
+    fold.scale_stride = args_.scale_k.strides[1];
+    fold.q_stride = args_.q.strides[3];
+    fold.softmax_scale = args_.softmax_scale;
+    for (int64_t position = item.first_position; position < item.last_position; ++position) {
+      for (int64_t g = 0; g < plan_.group; ++g, to += plan_.padded) {
+        const int64_t from = item.batch * args_.q.strides[0] + position * args_.q.strides[1] +
+                             (head * plan_.group + g) * args_.q.strides[2];
+        fold.q = static_cast<const char*>(args_.q.data) + from * (dtype_bits(args_.q.dtype) / 8);
+        fold.to = to;
+        kernel_.fold[float_kind(args_.q.dtype)](fold);
+      }
+    }
+  }
+
+  // Offset of a row of sequence `batch` in both caches.
+  int64_t row_offset(int64_t batch, int64_t row) const {
+    const int64_t rows = args_.k_cache.shape[1];
+    const int64_t plane = is_paged(args_) ? int_at(args_.block_table, batch, row / rows) : batch;
+    return (plane * rows + (is_paged(args_) ? row % rows : row)) * kv_heads(args_) * head_size(args_);
+  }
+
+  void run_item(int64_t index, float* memory) const {
+    const Item item = item_at(index);
+    const int64_t heads = item.last_head - item.first_head;
+    const Scratch scratch(plan_, memory);
+    const auto state = [&](int64_t head) {
+      return plan_.splits > 1 ? split_state(item.batch, item.first_head + head, item.split)
+                              : state_at(scratch.states + head * plan_.state_floats());
+    };
+    for (int64_t head = 0; head < heads; ++head) {
+      fold_q(item, item.first_head + head, scratch.q + head * plan_.queries * plan_.padded);
+      reset(state(head));
+    }
+    AttentionTile tile{};
+    tile.head_size = head_size(args_);
+    tile.padded = plan_.padded;
+    tile.queries = static_cast<int32_t>((item.last_position - item.first_position) * plan_.group);
+    tile.visible = scratch.visible;
+    tile.scores = scratch.scores;
+    tile.factors = scratch.factors;
+    tile.expanded = scratch.expanded;
+    for (int64_t row = item.first_row; row < item.last_row; row += kAttentionTileRows) {
+      tile.rows = static_cast<int32_t>(std::min<int64_t>(kAttentionTileRows, item.last_row - row));
+      set_visible(item, row, tile, scratch);
+      set_offsets(item, row, scratch.offsets);
+      for (int64_t head = 0; head < heads; ++head) {
+        set_addresses(item, row, head, scratch, &tile);
+        tile.q = scratch.q + head * plan_.queries * plan_.padded;
+        tile.state = state(head);
+        kernel_.tile(tile);
+      }
+    }
+    if (plan_.splits > 1) return;
+    for (int64_t head = 0; head < heads; ++head) {
+      finish(item.batch, item.first_head + head, item.first_position, item.last_position, state(head));
+    }
+  }
+
+  void set_visible(const Item& item, int64_t row, const AttentionTile& tile, const Scratch& scratch) const {
+    for (int32_t query = 0; query < tile.queries; ++query) {
+      const int64_t seen = rows_seen(item.batch, item.first_position + query / plan_.group) - row;
+      scratch.visible[query] = static_cast<int32_t>(std::clamp<int64_t>(seen, 0, tile.rows));
+    }
+  }
+
+  void set_offsets(const Item& item, int64_t row, int64_t* offsets) const {
+    const int64_t rows = std::min<int64_t>(2 * kAttentionTileRows, item.last_row - row);
+    for (int64_t i = 0; i < rows; ++i) offsets[i] = row_offset(item.batch, row + i);
+  }
+
+  // The rows of one head; and for each a part of the next tile to prefetch, in the order of memory.
+  void set_addresses(const Item& item, int64_t row, int64_t head, const Scratch& scratch, AttentionTile* tile) const {
+    const int64_t size = head_size(args_), heads = item.last_head - item.first_head;
+    const auto* k = static_cast<const int8_t*>(args_.k_cache.data);
+    const auto* v = static_cast<const int8_t*>(args_.v_cache.data);
+    const int64_t column = (item.first_head + head) * size;
+    for (int64_t i = 0; i < tile->rows; ++i) {
+      scratch.addresses[0][i] = k + scratch.offsets[i] + column;
+      scratch.addresses[1][i] = v + scratch.offsets[i] + column;
+    }
+    tile->k_rows = scratch.addresses[0];
+    tile->v_rows = scratch.addresses[1];
+    const bool more = row + 2 * kAttentionTileRows <= item.last_row;
+    tile->k_next = more ? scratch.addresses[2] : nullptr;
+    tile->v_next = more ? scratch.addresses[3] : nullptr;
+    int64_t next_row = kAttentionTileRows + head * kAttentionTileRows / heads;
+    int64_t next_head = head * kAttentionTileRows % heads;
+    for (int64_t i = 0; more && i < kAttentionTileRows; ++i) {
+      const int64_t offset = scratch.offsets[next_row] + (item.first_head + next_head) * size;
+      scratch.addresses[2][i] = k + offset;
+      scratch.addresses[3][i] = v + offset;
+      if (++next_head < heads) continue;
+      next_head = 0;
+      ++next_row;
+    }
+  }
+
+  void finish(int64_t batch, int64_t head, int64_t first_position, int64_t last_position,
+              const AttentionState& state) const {
+    const bool offsets = present(args_.offset_v);
+    AttentionFinish finish{};
+    finish.head_size = head_size(args_);
+    finish.splits = plan_.splits;
+    finish.stride = plan_.state_floats();
+    finish.scale_v = static_cast<const float*>(args_.scale_v.data) + head * args_.scale_v.strides[0];
+    finish.scale_stride = args_.scale_v.strides[1];
+    if (offsets) {
+      finish.offset_v = static_cast<const float*>(args_.offset_v.data) + head * args_.offset_v.strides[0];
+      finish.offset_stride = args_.offset_v.strides[1];
+    }
+    int64_t query = 0;
+    for (int64_t position = first_position; position < last_position; ++position) {
+      for (int64_t g = 0; g < plan_.group; ++g, ++query) {
+        finish.state = {state.accumulator + query * plan_.padded, state.maximum + query, state.weight_sum + query};
+        const int64_t row = (batch * query_length(args_) + position) * q_heads(args_) + head * plan_.group + g;
+        finish.output =
+            static_cast<char*>(args_.out.data) + row * finish.head_size * (dtype_bits(args_.q.dtype) / 8);
+        kernel_.finish[float_kind(args_.q.dtype)](finish);
+      }
+    }
+  }
+
+  const Args& args_;
+  Plan plan_;
+  const AttentionKernel& kernel_;
+  float* states_;
+  float* slots_;
+};
+
+int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
+  int64_t longest = 0;
+  ANYNPU_TRY(check_values(args, &longest));
+  if (element_count(args.q) == 0) return ANYNPU_OK;
+  const int threads = threads_for(args, longest);
+  const Plan plan(args, longest, threads);
+  const size_t bytes = (plan.state_floats_all(args) + threads * plan.slot_floats()) * sizeof(float);
+  void* memory = workspace != nullptr && workspace_bytes >= bytes ? workspace : scratch(ScratchSlot::main, bytes);
+  if (memory == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of workspace", kOp, bytes);
+  const Run run(args, longest, threads, static_cast<float*>(memory));
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      run.slot(slot, run.items() * slot / threads, run.items() * (slot + 1) / threads);
+    }
+  });
+  const int64_t heads = kv_heads(args);
+  parallel_for(plan.splits == 1 ? 0 : batch_size(args) * heads, std::max<int64_t>(1, (1 << 14) / (plan.splits * plan.state_floats())),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t unit = begin; unit < end; ++unit) run.join(unit / heads, unit % heads);
+               });
+  return ANYNPU_OK;
+}
+
+}  // namespace
+}  // namespace anynpu
+
+extern "C" int32_t anynpu_kv_cache_attention_check(const anynpu_kv_cache_attention_args* args,
+                                                   size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) {
+    return anynpu::fail(ANYNPU_NULL_ARG, "kv_cache_attention: null argument");
+  }
+  *workspace_bytes = 0;
+  ANYNPU_TRY(anynpu::check(*args));
+  *workspace_bytes = anynpu::workspace_size(*args);
+  return ANYNPU_OK;
+}
+
+extern "C" int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_args* args, void* workspace,
+                                             size_t workspace_bytes) {
+  size_t wanted = 0;
+  ANYNPU_TRY(anynpu_kv_cache_attention_check(args, &wanted));
+  ANYNPU_TRY(anynpu::check_all_data(*args));
+  return anynpu::run(*args, workspace, workspace_bytes);
+}

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Oracle of kv_cache_attention: float64 attention over the dequantised cache, and how far a float32 kernel may be."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu.ops.kv_cache_attention.spec import OP, check
+
+
+def _check_values(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    block_table: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    causal: bool,
+) -> None:
+    rows = k_cache.shape[1]
+    capacity = rows if block_table is None else block_table.shape[1] * rows
+    least, symbol = (q.shape[1], "S") if causal else (1, "1")
+    for batch, length in enumerate(lengths.tolist()):
+        if not least <= length <= capacity:
+            raise ValueError(
+                f"{OP}: lengths must be in [{least}, {capacity}], from {symbol} to the rows of the cache, "
+                f"got {length} at [{batch}]"
+            )
+        start = 0 if starts is None else int(starts[batch])
+        if not 0 <= start <= length:
+            raise ValueError(f"{OP}: starts must be in [0, lengths] = [0, {length}], got {start} at [{batch}]")
+        if block_table is None:
+            continue
+        for block in range(start // rows, -(-length // rows)):
+            index, planes = int(block_table[batch, block]), k_cache.shape[0]
+            if not 0 <= index < planes:
+                raise ValueError(
+                    f"{OP}: block_table must be in [0, C1) = [0, {planes}) where rows are used, "
+                    f"got {index} at [{batch}, {block}]"
+                )
+
+
+def _codes(cache: torch.Tensor, batch: int, first: int, last: int, block_table: torch.Tensor | None) -> torch.Tensor:
+    """float64 [Nkv, rows, D] of rows first .. last - 1 of one sequence."""
+    if block_table is None:
+        rows = cache[batch, first:last]
+    else:
+        at = torch.arange(first, last)
+        rows = cache[block_table[batch, at // cache.shape[1]].long(), at % cache.shape[1]]
+    return rows.double().transpose(0, 1)
+
+
+def _visible(length: int, start: int, queries: int, causal: bool) -> torch.Tensor:
+    """Which rows start .. length - 1 each query sees: bool [S, rows]."""
+    row = torch.arange(start, length)
+    if not causal:
+        return torch.ones(queries, len(row), dtype=torch.bool)
+    return row < (length - queries + 1 + torch.arange(queries)).unsqueeze(1)
+
+
+def _dequantise(codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    if offset is not None:
+        codes = codes - offset.double().unsqueeze(1)
+    return codes * scale.double().unsqueeze(1)
+
+
+def _weights(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Softmax over the visible rows; zeros for a query that sees none."""
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    return weights.masked_fill(~visible, 0.0)
+
+
+def _grouped(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """[S, Nq, D] -> float64 [Nkv, G, S, D]: query head h reads kv head h // G."""
+    return q.double().unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+
+
+def _ungrouped(out: torch.Tensor) -> torch.Tensor:
+    return out.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def kv_cache_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale_k: torch.Tensor,
+    scale_v: torch.Tensor,
+    offset_k: torch.Tensor | None = None,
+    offset_v: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+) -> torch.Tensor:
+    """Sequence by sequence, with the cache dequantised as a whole."""
+    check(q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts)
+    _check_values(q, k_cache, lengths, block_table, starts, causal)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for batch, length in enumerate(lengths.tolist()):
+        start = 0 if starts is None else int(starts[batch])
+        k = _dequantise(_codes(k_cache, batch, start, length, block_table), scale_k, offset_k)
+        v = _dequantise(_codes(v_cache, batch, start, length, block_table), scale_v, offset_v)
+        scores = _grouped(q[batch], k.shape[0]) @ k.unsqueeze(1).transpose(-1, -2) * scale
+        weights = _weights(scores, _visible(length, start, q.shape[1], causal))
+        out[batch] = _ungrouped(weights @ v.unsqueeze(1))
+    return out.to(q.dtype)
+
+
+_U = 2.0**-24  # half a unit in the last place of float32
+
+
+def error_bound(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale_k: torch.Tensor,
+    scale_v: torch.Tensor,
+    offset_k: torch.Tensor | None = None,
+    offset_v: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+) -> torch.Tensor:
+    """float32 rounding errors, and one unit in the last place of the output.
+
+    A score is a float32 sum of D products, so it is off by at most e = (D + 4) u sum(|q| |scale_k| |code|); an offset of
+    k moves all scores of a query alike and costs nothing. Every weight is then off by a factor of at most
+    1 + 2 max(e) + 9 u (two scores, two exponentials of relative error 4 u, their product), numerator and denominator are
+    sums of as many terms as there are rows, and the last steps round four times.
+    """
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    bound = torch.empty(q.shape, dtype=torch.float64)
+    result = kv_cache_attention(
+        q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts, softmax_scale, causal
+    )
+    for batch, length in enumerate(lengths.tolist()):
+        start = 0 if starts is None else int(starts[batch])
+        k = _codes(k_cache, batch, start, length, block_table) * scale_k.double().unsqueeze(1)
+        v_codes = _codes(v_cache, batch, start, length, block_table)
+        visible = _visible(length, start, q.shape[1], causal)
+        grouped = _grouped(q[batch], k.shape[0])
+        sizes = grouped.abs() @ k.abs().unsqueeze(1).transpose(-1, -2) * abs(scale)
+        worst = sizes.masked_fill(~visible, 0.0).amax(-1, keepdim=True) if length > start else sizes.sum(-1, True)
+        scores = grouped @ k.unsqueeze(1).transpose(-1, -2) * scale
+        weights = _weights(scores, visible)
+        rows = length - start
+        relative = 2 * ((q.shape[-1] + 4) * _U * worst + 9 * _U) + 2 * (rows + 4) * _U
+        offset = torch.zeros(v_codes.shape[0], v_codes.shape[-1]) if offset_v is None else offset_v
+        size = weights @ v_codes.abs().unsqueeze(1)
+        error = relative * size + 4 * _U * (size + offset.double().abs()[:, None, None])
+        bound[batch] = _ungrouped(error * scale_v.double().abs()[:, None, None])
+    exponent = result.double().abs().clamp(torch.finfo(q.dtype).smallest_normal, torch.finfo(q.dtype).max).log2().floor()
+    return bound + torch.exp2(exponent) * torch.finfo(q.dtype).eps

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument rules and sample calls of kv_cache_attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from anynpu._check import require, require_dtype, require_tensor
+from anynpu._register import Sample
+
+OP = "kv_cache_attention"
+SCHEMA = (
+    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor scale_k, Tensor scale_v, "
+    "Tensor? offset_k=None, Tensor? offset_v=None, Tensor? block_table=None, Tensor? starts=None, "
+    "float? softmax_scale=None, bool causal=True) -> Tensor"
+)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        require_tensor(OP, name, cache)
+        require_dtype(OP, name, cache, (torch.int8,))
+    shape = tuple(k_cache.shape)
+    valid = len(shape) == 4 and shape[2] >= 1 and shape[3] >= 1
+    require(OP, valid, f"k_cache must be [C1, C2, Nkv, D], got shape {shape}")
+    same = tuple(v_cache.shape) == shape
+    require(OP, same, f"v_cache must have the shape of k_cache, {shape}, got {tuple(v_cache.shape)}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        require(OP, cache.is_contiguous(), f"{name} should be contiguous")
+
+
+def _check_q(q: torch.Tensor, kv_heads: int, head_size: int) -> None:
+    require_tensor(OP, "q", q)
+    require_dtype(OP, "q", q, FLOATS)
+    require(OP, q.dim() == 4, f"q must be [B, S, Nq, D], got shape {tuple(q.shape)}")
+    size, heads = q.shape[3], q.shape[2]
+    require(OP, size == head_size, f"q.shape[3] must be D = k_cache.shape[3] = {head_size}, got {size}")
+    valid = heads >= 1 and heads % kv_heads == 0
+    require(OP, valid, f"q.shape[2] must be a multiple of Nkv = k_cache.shape[2] = {kv_heads}, got {heads}")
+
+
+def _check_per_batch(name: str, tensor: torch.Tensor, batch: int) -> None:
+    require_tensor(OP, name, tensor)
+    require_dtype(OP, name, tensor, (torch.int32,))
+    shape = tuple(tensor.shape)
+    require(OP, shape == (batch,), f"{name} must have shape [B] = {(batch,)}, got {shape}")
+
+
+def _check_places(
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    planes: int,
+    batch: int,
+) -> None:
+    _check_per_batch("lengths", lengths, batch)
+    if starts is not None:
+        _check_per_batch("starts", starts, batch)
+    if block_table is None:
+        require(OP, planes >= batch, f"k_cache.shape[0] must be at least B = {batch}, got {planes}")
+        return
+    require_tensor(OP, "block_table", block_table)
+    require_dtype(OP, "block_table", block_table, (torch.int32,))
+    valid = block_table.dim() == 2 and block_table.shape[0] == batch
+    shape = tuple(block_table.shape)
+    require(OP, valid, f"block_table must be [B, blocks] with B = {batch}, got shape {shape}")
+
+
+def check(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    scale_k: torch.Tensor,
+    scale_v: torch.Tensor,
+    offset_k: torch.Tensor | None = None,
+    offset_v: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+) -> None:
+    """Checks what can be checked without data."""
+    _check_caches(k_cache, v_cache)
+    planes, _, kv_heads, head_size = k_cache.shape
+    _check_q(q, kv_heads, head_size)
+    _check_places(lengths, starts, block_table, planes, q.shape[0])
+    parameters = {"scale_k": scale_k, "scale_v": scale_v, "offset_k": offset_k, "offset_v": offset_v}
+    for name, parameter in parameters.items():
+        if parameter is None and name.startswith("offset"):
+            continue
+        require_tensor(OP, name, parameter)
+        require_dtype(OP, name, parameter, (torch.float32,))
+        full, shape = (kv_heads, head_size), tuple(parameter.shape)
+        require(OP, shape == full, f"{name} must have shape [Nkv, D] = {full}, got {shape}")
+
+
+def fake(q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    """Fake kernel of kv_cache_attention."""
+    check(q, *args, **kwargs)
+    return q.new_empty(q.shape)
+
+
+def sample_arguments(
+    batch: int,
+    length: int,
+    heads: tuple[int, int],
+    head_size: int,
+    dtype: torch.dtype,
+    cache: tuple[int, int],
+    lengths: Sequence[int],
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Random required arguments of realistic size: Nq and Nkv are ``heads``, C1 and C2 are ``cache``."""
+    generator = torch.Generator().manual_seed(seed)
+    q_heads, kv_heads = heads
+    caches = [
+        torch.randint(-128, 128, (*cache, kv_heads, head_size), dtype=torch.int8, generator=generator) for _ in "kv"
+    ]
+    scales = [torch.rand(kv_heads, head_size, generator=generator) * 0.03 + 0.01 for _ in "kv"]
+    return {
+        "q": torch.randn(batch, length, q_heads, head_size, generator=generator).to(dtype),
+        "k_cache": caches[0],
+        "v_cache": caches[1],
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
+        "scale_k": scales[0],
+        "scale_v": scales[1],
+    }
+
+
+def samples() -> Iterator[Sample]:
+    """Valid calls of kv_cache_attention."""
+    decode = sample_arguments(2, 1, (6, 2), 32, torch.float32, (2, 90), [90, 17])
+    yield Sample("decode", tuple(decode.values()))
+    prefill = sample_arguments(1, 37, (4, 1), 40, torch.bfloat16, (1, 100), [80])
+    offset = torch.linspace(-40, 40, 40).reshape(1, 40)
+    yield Sample("chunked prefill, offsets", (*prefill.values(), offset, -offset))
+    paged = sample_arguments(2, 2, (2, 2), 16, torch.float16, (9, 8), [30, 3])
+    table = torch.tensor([[8, 0, 3, 5], [2, -1, -1, -1]], dtype=torch.int32)
+    yield Sample("paged", (*paged.values(), None, None, table, torch.tensor([9, 0], dtype=torch.int32)))
+    split = sample_arguments(1, 1, (4, 2), 64, torch.float16, (1, 700), [700])
+    yield Sample("split rows, not causal", (*split.values(), None, None, None, None, 0.1, False))
