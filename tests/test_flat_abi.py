@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flat C ABI called with structs that the Python front end never makes: nonsense, strided and int4 outputs."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import struct
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+import anynpu
+from anynpu import _native
+
+HEADER = Path(__file__).parents[1] / "include" / "anynpu.h"
+CHECKS = dict(re.findall(r"anynpu_(\w+)_check\(const anynpu_(\w+)_args\*", HEADER.read_text()))
+TENSOR = struct.Struct("@P4i8q8q")
+OK, NULL_ARG, BAD_DTYPE, BAD_SHAPE = range(4)
+ND, NZ = 2, 29
+INT4 = 29
+
+
+def run(name, arguments):
+    return getattr(_native.library, f"anynpu_{name}")(arguments, None, ctypes.c_size_t(0))
+
+
+def check(name, arguments):
+    return getattr(_native.library, f"anynpu_{name}_check")(arguments, ctypes.byref(ctypes.c_size_t()))
+
+
+def view(tensor, dtype=None, shape=None, strides=None, format=ND, nz_c0=0):
+    """A torch tensor as an anynpu_tensor, with whatever is named replaced."""
+    shape = list(tensor.shape if shape is None else shape)
+    strides = list(tensor.stride() if strides is None else strides)
+    padding = [0] * (8 - len(shape))
+    code = _native.DTYPE_CODES[tensor.dtype] if dtype is None else dtype
+    return TENSOR.pack(tensor.data_ptr(), code, format, len(shape), nz_c0, *shape, *padding, *strides, *padding)
+
+
+def nonsense(random):
+    """An anynpu_tensor without data whose members are each plausible, extreme or wrong."""
+    sizes = [0, 1, 2, 3, 8, 16, 40, 2**31, 2**62, 2**63 - 1, -1, -(2**63)]
+    return TENSOR.pack(
+        0,
+        random.choice([*_native.DTYPE_CODES.values(), INT4, 5, -1, 2**31 - 1]),
+        random.choice([ND, ND, ND, NZ, NZ, 0, 1, -1]),
+        random.choice([1, 2, 2, 3, 3, 4, 8, 0, 9, -1, 2**31 - 1]),
+        random.choice([0, 0, 8, 16, 1, 7, -1, 2**31 - 1]),
+        *random.choices(sizes, weights=[1, 6, 6, 6, 6, 6, 6, 1, 1, 1, 1, 1], k=16),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_nonsense_is_refused_in_a_sentence(name):
+    random = Random(name)
+    size = _native.library.anynpu_sizeof(f"{CHECKS[name]}_args".encode())
+    assert size > 0
+    for _ in range(1000):
+        same = nonsense(random)  # tensors that agree get further into a check
+        views = [same if random.random() < 0.7 else nonsense(random) for _ in range(size // TENSOR.size)]
+        rest = random.choice([bytes(size % TENSOR.size), random.randbytes(size % TENSOR.size)])
+        arguments = b"".join(views) + rest
+        status = check(name, arguments)
+        assert 0 <= status <= 7
+        if status != OK:
+            assert re.match(r"\w+: .{8}", _native.library.anynpu_last_error().decode())
+            assert run(name, arguments) == status
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_null_pointers_are_refused(name):
+    assert check(name, None) == NULL_ARG
+    assert run(name, None) == NULL_ARG
+    size = _native.library.anynpu_sizeof(f"{CHECKS[name]}_args".encode())
+    assert getattr(_native.library, f"anynpu_{name}_check")(bytes(size), None) == NULL_ARG
+    assert run(name, bytes(size)) == NULL_ARG
+
+
+def test_present_tensor_without_data_is_refused():
+    empty = view(torch.zeros(0, 4))
+    arguments = b"\0" * 8 + view(torch.zeros(3, 4))[8:]
+    assert run("cast", arguments + view(torch.zeros(3, 4))) == NULL_ARG
+    assert _native.library.anynpu_last_error() == b"cast: data of x is a null pointer"
+    assert run("cast", b"\0" * 8 + empty[8:] + empty) == OK
+
+
+@pytest.mark.parametrize("strides", [(1, 7), (20, 2), (-9, 1), (5, -1)])
+def test_cast_into_a_strided_view_writes_nothing_else(strides, isa):
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.full((400,), -1, dtype=torch.int16)
+    inside = y[200:]
+    assert run("cast", view(x * 100) + view(inside, shape=(7, 5), strides=strides)) == OK
+    expected = torch.full((400,), -1, dtype=torch.int16)
+    places = 200 + torch.arange(7)[:, None] * strides[0] + torch.arange(5) * strides[1]
+    expected[places] = anynpu.reference.cast(x * 100, torch.int16)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("strides", [(0, 1), (4, 1), (1, 1), (2, 3), (5, 0)])
+def test_output_that_overlaps_itself_is_refused(strides):
+    y = torch.zeros(100)
+    assert check("cast", view(torch.zeros(7, 5)) + view(y, shape=(7, 5), strides=strides)) == BAD_SHAPE
+    assert b"y must not overlap itself" in _native.library.anynpu_last_error()
+
+
+def test_cast_reads_negative_strides():
+    x = torch.arange(12, dtype=torch.int32)
+    y = torch.empty(3, 4)
+    assert run("cast", view(x[11:], shape=(3, 4), strides=(-4, -1)) + view(y)) == OK
+    assert torch.equal(y, x.flip(0).reshape(3, 4).float())
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (3, 10)])
+def test_quantize_writes_int4_bytes(shape, isa):
+    x = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    y = torch.full((shape[0] * shape[1] // 2 + 32,), 0x55, dtype=torch.uint8)
+    absent = bytes(TENSOR.size)
+    output = view(y[16:], dtype=INT4, shape=shape, strides=(shape[1], 1))
+    assert run("quantize", view(x) + view(torch.ones(1)) + absent + output + struct.pack("q2i", -1, 0, 0)) == OK
+    codes = anynpu.reference.quantize(x.clamp(-8, 7), torch.ones(1), None, torch.int8)
+    assert torch.equal(y[16:-16].reshape(shape[0], -1), anynpu.reference.int4_pack(codes.int(), torch.uint8))
+    assert y[:16].eq(0x55).all() and y[-16:].eq(0x55).all()
+
+
+def test_quantize_into_a_transposed_view():
+    x = 50 * torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(40, 30, dtype=torch.int8)
+    scales, absent = torch.rand(40) + 0.5, bytes(TENSOR.size)
+    assert run("quantize", view(x) + view(scales) + absent + view(y.t()) + struct.pack("q2i", 1, 1, 0)) == OK
+    assert torch.equal(y.t(), anynpu.reference.quantize(x, scales, None, torch.int8))
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (20, 130), (2, 33, 66)])
+def test_format_cast_of_int4_tensors(shape):
+    values = torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    x = anynpu.int4_pack(values, torch.uint8)
+    expected = anynpu.reference.nd_to_nz(x)  # 32 bytes are 64 columns
+    storage = torch.full(expected.shape, 0x55, dtype=torch.uint8)
+    strides = values.stride()
+    logical = view(x, dtype=INT4, shape=shape, strides=strides)
+    nz = view(storage, dtype=INT4, shape=shape, strides=strides, format=NZ)
+    assert run("format_cast", logical + nz) == OK
+    assert torch.equal(storage, expected)
+    back = torch.zeros_like(x)
+    assert run("format_cast", nz + view(back, dtype=INT4, shape=shape, strides=strides)) == OK
+    assert torch.equal(back, x)
+
+
+def test_format_cast_of_a_transposed_view():
+    """Shape and strides of the FRACTAL_NZ tensor are those of w.t(), its bytes those of w."""
+    w = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    storage = anynpu.reference.nd_to_nz(w)
+    out = torch.empty(50, 20)
+    nz = view(storage, shape=(50, 20), strides=(1, 50), format=NZ)
+    assert run("format_cast", nz + view(out)) == OK
+    assert torch.equal(out, w.t())
+    written = torch.full_like(storage, 7)
+    assert run("format_cast", view(out) + view(written, shape=(50, 20), strides=(1, 50), format=NZ)) == OK
+    assert torch.equal(written, storage)
+
+
+def test_trans_quant_param_writes_unsigned_and_strided_words():
+    scale = torch.rand(10)
+    words = torch.zeros(20, dtype=torch.uint64)
+    param = view(words, shape=(10,), strides=(2,))
+    assert run("trans_quant_param", view(scale) + bytes(TENSOR.size) + param + struct.pack("2i", 0, 0)) == OK
+    assert torch.equal(words.view(torch.int64)[::2], anynpu.reference.trans_quant_param(scale))
+    assert words.view(torch.int64)[1::2].eq(0).all()
