@@ -226,6 +226,35 @@ def npu_quantize(
     return anynpu.quantize(input, scales, zero_points, _torch_dtype("dtype", dtype), axis, div_mode)
 
 
+@_published(
+    "npu_anti_quant(Tensor x, Tensor scale, *, Tensor? offset=None, int? dst_dtype=None, int? src_dtype=None) "
+    "-> Tensor",
+    "aclnnAscendAntiQuant",
+)
+def npu_anti_quant(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offset: torch.Tensor | None = None,
+    dst_dtype: int | torch.dtype | None = None,
+    src_dtype: int | torch.dtype | None = None,
+) -> torch.Tensor:
+    """Dequantises int8 or packed int4 codes; see :func:`anynpu.anti_quant`."""
+    _require_src_dtype(x, src_dtype)
+    dtype = torch.float16 if dst_dtype is None else _torch_dtype("dst_dtype", dst_dtype)
+    return anynpu.anti_quant(x, scale, offset, dtype)
+
+
+def _require_src_dtype(x: torch.Tensor, src_dtype: int | torch.dtype | None) -> None:
+    if src_dtype is None:
+        return
+    int4 = src_dtype in (INT4, 16, torch.quint4x2)
+    if x.dtype == torch.int32 and not int4:
+        raise TypeError(f"The datatype of x is int32, src_dtype must be int4, got {src_dtype}")
+    if x.dtype != torch.int32 and (int4 or _torch_dtype("src_dtype", src_dtype) != x.dtype):
+        raise TypeError(f"The datatype of x must match src_dtype, got {dtype_name(x.dtype)} and {src_dtype}")
+
+
 def _format(value: int) -> Format:
     try:
         format = Format(value)

@@ -33,6 +33,10 @@ FUNCTIONS = {
             "inner_precise": "inner_precise",
         },
     ),
+    "anti_quant": (
+        "npu_anti_quant",
+        {"x": "x", "scale": "scale", "offset": "offset", "dtype": "dst_dtype"},
+    ),
     "trans_quant_param": (
         "npu_trans_quant_param",
         {"scale": "scale", "offset": "offset", "round_mode": "round_mode"},
@@ -123,6 +127,7 @@ def call(name):
         "npu_convert_weight_to_int4pack": (random_int4(16, 24), 0),
         "npu_weight_quant_batchmatmul": (reals(3, 64), packed, scales.half(), None, None, None, None, 32),
         "npu_trans_quant_param": (scales[0], scales[1]),
+        "npu_anti_quant": (packed, scales[0]),
         "npu_quantize": (reals(3, 32), scales[0], None, torch.qint8, -1, False),
         "npu_format_cast": (reals(16, 32), 29),
     }[name]
@@ -132,6 +137,7 @@ OPERATORS = [
     "npu_convert_weight_to_int4pack",
     "npu_weight_quant_batchmatmul",
     "npu_trans_quant_param",
+    "npu_anti_quant",
     "npu_quantize",
     "npu_format_cast",
 ]
@@ -326,6 +332,18 @@ def test_quantize_takes_published_dtype_numbers():
         assert torch.equal(torch.ops.npu.npu_quantize(x, scale, None, dtype), anynpu.quantize(x, scale, None, dtype))
     with pytest.raises(NotImplementedError, match="dtype 290 is a dtype that anynpu does not implement"):
         torch_npu.npu_quantize(x, scale, None, 290)
+
+
+def test_anti_quant_checks_the_source_dtype():
+    packed, codes, scale = anynpu.int4_pack(random_int4(4, 16)), torch.ones(4, 16, dtype=torch.int8), torch.ones(16)
+    for x, dtypes in ((packed, (torch_npu.int4, torch.quint4x2, 16)), (codes, (torch.int8, 1))):
+        for dtype in dtypes:
+            result = torch_npu.npu_anti_quant(x, scale, dst_dtype=torch.bfloat16, src_dtype=dtype)
+            assert torch.equal(result, anynpu.anti_quant(x, scale, dtype=torch.bfloat16))
+    with pytest.raises(RuntimeError, match="The datatype of x is int32, src_dtype must be int4"):
+        torch_npu.npu_anti_quant(packed, scale, src_dtype=torch.int8)
+    with pytest.raises(RuntimeError, match="The datatype of x must match src_dtype"):
+        torch_npu.npu_anti_quant(codes, scale, src_dtype=torch_npu.int4)
 
 
 STRICT = {

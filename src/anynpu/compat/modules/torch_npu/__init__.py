@@ -11,6 +11,7 @@ from anynpu.compat.formats import Format
 from anynpu.compat.operators import INT4 as int4
 from anynpu.compat.operators import (
     get_npu_format,
+    npu_anti_quant,
     npu_convert_weight_to_int4pack,
     npu_format_cast,
     npu_format_cast_,
@@ -27,6 +28,7 @@ __all__ = [
     "get_npu_format",
     "int4",
     "npu",
+    "npu_anti_quant",
     "npu_convert_weight_to_int4pack",
     "npu_format_cast",
     "npu_format_cast_",
