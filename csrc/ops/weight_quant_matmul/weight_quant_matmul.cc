@@ -21,7 +21,7 @@ constexpr const char* kOp = "weight_quant_matmul";
 constexpr int64_t kRowsAtOnce = 512;         // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;       // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;       // values of x a thread
-constexpr int64_t kDirectSums = 6144;        // 24 KiB
+constexpr int64_t kDirectSums = 49152;  // 192 KiB: longer runs of each row are worth more than the nearest cache
 constexpr int64_t kRowMultiple = 12;         // whole tiles of every scheme
 
 enum class Scheme { f32, digits, bf16 };
