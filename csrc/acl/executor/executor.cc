@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "acl/executor/executor.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -252,6 +253,15 @@ void Stage::take(const char* name, const aclTensor* handle, size_t field, bool i
   auto& description = *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args_.get()) + field);
   status_ = describe(call_.c_str(), name, *tensor, is_output, &description, &span);
   slots_.push_back({name, handle, field, is_output, span.begin, span.end});
+}
+
+void Stage::ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count) {
+  if (!ok()) return;
+  std::shared_ptr<IntArray> array;
+  status_ = int_arrays().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &array);
+  if (!ok()) return;
+  require(array->values.size() == count, "%s must hold %zu values, got %zu", name, count, array->values.size());
+  if (ok()) std::copy(array->values.begin(), array->values.end(), values);
 }
 
 void Stage::require(bool holds, const char* format, ...) {

@@ -48,6 +48,8 @@ class ACL_FUNC_VISIBILITY Stage {
  public:
   Stage(const Operator& op, std::shared_ptr<void> args);
 
+  // The values of a required array of exactly `count` numbers.
+  void ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count);
   // A rule of the document that the kernels' own check does not know: 161002 unless it holds.
   void require(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
   // A limit that only the chips have, enforced in strict mode; the sentence goes on after the name of the chip.
