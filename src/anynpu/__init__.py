@@ -10,6 +10,7 @@ from anynpu.ops.cast import cast
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention import kv_cache_attention
+from anynpu.ops.quant_matmul import quant_matmul
 from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.trans_quant_param import trans_quant_param
@@ -26,11 +27,12 @@ __all__ = [
     "install",
     "int4_pack",
     "int4_unpack",
+    "kv_cache_attention",
     "load_quantized",
     "nd_to_nz",
     "nn",
     "nz_to_nd",
-    "kv_cache_attention",
+    "quant_matmul",
     "quantize",
     "quantize_",
     "reference",

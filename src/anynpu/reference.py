@@ -6,6 +6,7 @@ from anynpu.ops.cast.reference import cast
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention.reference import kv_cache_attention
+from anynpu.ops.quant_matmul.reference import quant_matmul
 from anynpu.ops.quantize.reference import quantize
 from anynpu.ops.rope_kv_cache.reference import rope_kv_cache
 from anynpu.ops.trans_quant_param.reference import decode_quant_param, trans_quant_param
@@ -17,9 +18,10 @@ __all__ = [
     "decode_quant_param",
     "int4_pack",
     "int4_unpack",
+    "kv_cache_attention",
     "nd_to_nz",
     "nz_to_nd",
-    "kv_cache_attention",
+    "quant_matmul",
     "quantize",
     "rope_kv_cache",
     "trans_quant_param",
