@@ -84,6 +84,11 @@ def test_filter_and_patterns_choose_layers():
     assert isinstance(model.down, WeightQuantLinear) and isinstance(model.up, torch.nn.Linear)
 
 
+def test_nothing_to_quantise_is_said():
+    with pytest.warns(UserWarning, match="no torch.nn.Linear was chosen"):
+        anynpu.quantize_(torch.nn.Sequential(torch.nn.ReLU()), CONFIGS[0])
+
+
 def test_a_model_that_is_one_layer():
     linear = torch.nn.Linear(64, 8)
     layer = anynpu.quantize_(linear, CONFIGS[0])

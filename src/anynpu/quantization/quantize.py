@@ -26,7 +26,8 @@ def quantize_(
     Only modules whose class is exactly ``torch.nn.Linear`` are replaced: subclasses have a meaning of their own. All
     layers are quantised before the first is replaced, so that an error leaves the model as it was. A layer that is
     used in several places stays one layer. A weight that is tied to another parameter (an embedding) is copied: the
-    other one keeps its float weight, and a warning says so; ``skip=("lm_head",)`` leaves such a layer alone.
+    other one keeps its float weight, and a warning says so; ``skip=("lm_head",)`` leaves such a layer alone. Another
+    warning says when there was nothing to quantise.
 
     Args:
         model: any module; a model that is itself a Linear is not changed, use the result.
@@ -50,6 +51,8 @@ def quantize_(
     if not isinstance(config, WeightQuantConfig):
         raise TypeError(f"quantize_: config must be W4A16(...) or W8A16(...), got {config!r}")
     chosen = _chosen(model, filter_fn, skip)
+    if not chosen:
+        warnings.warn("quantize_: no torch.nn.Linear was chosen, the model is as it was", stacklevel=2)
     replacements: dict[torch.nn.Linear, WeightQuantLinear] = {}
     for name, linear in chosen.items():
         if linear not in replacements:
