@@ -15,6 +15,8 @@ from rich.table import Table
 from anynpu.cli.errors import USAGE, fail
 from anynpu.demo import compare, quickstart, smollm2
 
+_SLICE, _FULL = 1024, 4095  # predictions for the perplexity
+
 
 def _table(rows: list[compare.Row], predictions: int) -> Table:
     table = Table("SmolLM2-135M-Instruct")
@@ -47,7 +49,7 @@ def _measure(console: Console, predictions: int, tokens: int) -> list[compare.Ro
 
 
 def demo(
-    full: Annotated[bool, typer.Option(help="Take the perplexity over 4095 tokens instead of 1024.")] = False,
+    full: Annotated[bool, typer.Option(help=f"Take the perplexity over {_FULL} tokens instead of {_SLICE}.")] = False,
     tokens: Annotated[int, typer.Option(min=2, help="How many tokens to generate for the speed.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -59,7 +61,7 @@ def demo(
     try:
         smollm2.locate()
         output = _run_quickstart(console)
-        predictions = 4095 if full else 1024
+        predictions = _FULL if full else _SLICE
         rows = _measure(console, predictions, tokens)
     except smollm2.ModelUnavailable as error:
         fail(str(error), USAGE)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,13 @@ def _sha256(file: Any) -> str:
 def load() -> tuple[torch.nn.Module, Any]:
     """The model with float32 weights, which lie on the file's 4-bit grid, and its tokenizer."""
     path = locate()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are read by imports: everything is in the file,
-    os.environ.setdefault("TQDM_DISABLE", "1")  # and progress bars would go through the demo's output
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: everything is in the file
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no option turns off
+        model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     return model.eval(), tokenizer
 
 
