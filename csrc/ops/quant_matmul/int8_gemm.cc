@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/quant_matmul/int8_gemm.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "ops/quant_matmul/int8_kernel.h"
+
+namespace anynpu {
+
+#define ANYNPU_KERNEL(tier) extern const Int8Kernel int8_##tier;
+#include "ops/quant_matmul/kernels.def"
+#undef ANYNPU_KERNEL
+
+namespace {
+
+constexpr const Int8Kernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &int8_##tier,
+#include "ops/quant_matmul/kernels.def"
+#undef ANYNPU_KERNEL
+};
+
+constexpr int64_t kRowsAtOnce = 504;    // rows of x packed at once: whole tiles of every tier
+constexpr int64_t kColumns = 128;       // of a task
+constexpr int64_t kRowPart = 12;        // rows of a task are a multiple of this, whole tiles of every tier
+constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
+constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
+
+int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
+int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, multiple) * multiple; }
+
+class Gemm {
+ public:
+  Gemm(const Int8Problem& problem, const PanelSource& weight)
+      : problem_(problem), weight_(weight), kernel_(pick(kKernels)), row_steps_(ceil_divide(problem.k, 4)) {
+    chunk_rows_ = std::min(problem.rows, kRowsAtOnce);
+    column_tasks_ = ceil_divide(problem.n, kColumns);
+    const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
+    threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
+    // With few columns the rows are split too: then every part decodes or unpacks the same weights once more.
+    const int64_t parts = column_tasks_ >= threads_ ? 1 : ceil_divide(threads_, column_tasks_);
+    part_rows_ = round_up(ceil_divide(chunk_rows_, parts), kRowPart);
+    row_tasks_ = ceil_divide(chunk_rows_, part_rows_);
+    threads_ = std::min(threads_, column_tasks_ * row_tasks_);
+  }
+
+  bool allocate() {
+    const int64_t packed = round_up(chunk_rows_ * row_steps_ * 4, 64), compensation = round_up(chunk_rows_ * 4, 64);
+    const int64_t panels = kColumns * kSpan, sums = round_up(part_rows_ * kColumns * 4, 64);
+    auto* memory = static_cast<uint8_t*>(
+        scratch(ScratchSlot::main, static_cast<size_t>(packed + compensation + threads_ * (panels + sums))));
+    if (memory == nullptr) return false;
+    packed_ = reinterpret_cast<int32_t*>(memory);
+    compensation_ = reinterpret_cast<int32_t*>(memory + packed);
+    thread_memory_ = memory + packed + compensation;
+    thread_bytes_ = panels + sums;
+    return true;
+  }
+
+  bool run() {
+    for (int64_t first = 0; first < problem_.rows && !damaged_.load(); first += chunk_rows_) {
+      const int64_t rows = std::min(chunk_rows_, problem_.rows - first);
+      pack(first, rows);
+      multiply(first, rows);
+    }
+    return !damaged_.load();
+  }
+
+ private:
+  // Row `row` of a chunk, four k to a word, beside the other rows of its tile; zeros beyond k.
+  void pack_row(int64_t first, int64_t row, int64_t rows) {
+    const int64_t tile = row / kernel_.tile_rows * kernel_.tile_rows;
+    const int64_t height = std::min(kernel_.tile_rows, rows - tile);
+    int32_t* to = packed_ + tile * row_steps_ + (row - tile);
+    const anynpu_tensor& view = *problem_.x_view;
+    const int8_t* from = problem_.x + row_elements(view, first + row);
+    const int64_t stride = view.strides[view.ndim - 1], k = problem_.k;
+    int32_t sum = 0;
+    if (stride == 1 || k == 1) {
+      for (int64_t i = 0; i < k; ++i) sum += from[i];
+      for (int64_t step = 0; step < k / 4; ++step) std::memcpy(to + step * height, from + 4 * step, 4);
+    } else {
+      for (int64_t step = 0; step < k / 4; ++step) {
+        int8_t values[4];
+        for (int i = 0; i < 4; ++i) sum += values[i] = from[(4 * step + i) * stride];
+        std::memcpy(to + step * height, values, 4);
+      }
+      for (int64_t i = k / 4 * 4; i < k; ++i) sum += from[i * stride];
+    }
+    if (k % 4 != 0) {
+      int8_t values[4] = {};
+      for (int64_t i = k / 4 * 4; i < k; ++i) values[i % 4] = from[i * stride];
+      std::memcpy(to + k / 4 * height, values, 4);
+    }
+    compensation_[row] = 128 * sum;
+  }
+
+  void pack(int64_t first, int64_t rows) {
+    parallel_for(rows, std::max<int64_t>(1, kPackWork / problem_.k), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) pack_row(first, row, rows);
+    });
+  }
+
+  void multiply(int64_t first, int64_t rows) {
+    const int64_t tasks = column_tasks_ * ceil_divide(rows, part_rows_);
+    const int64_t slices = std::min(threads_, tasks);
+    parallel_for(slices, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) {
+        for (int64_t task = tasks * slice / slices; task < tasks * (slice + 1) / slices; ++task) {
+          const int64_t row = task / column_tasks_ * part_rows_;
+          multiply_block(first, row, std::min(part_rows_, rows - row), task % column_tasks_ * kColumns,
+                         thread_memory_ + slice * thread_bytes_);
+        }
+      }
+    });
+  }
+
+  void multiply_block(int64_t first, int64_t row, int64_t rows, int64_t column, uint8_t* memory) {
+    const int64_t columns = std::min(kColumns, problem_.n - column);
+    uint8_t* panels = memory;
+    int32_t* sums = reinterpret_cast<int32_t*>(memory + kColumns * kSpan);
+    std::fill(sums, sums + rows * kColumns, 0);
+    for (int64_t k = 0; k < problem_.k; k += kSpan) {
+      const WeightPart part = {k, std::min(kSpan, problem_.k - k), column, columns};
+      if (!weight_.fill(part, panels)) {
+        damaged_.store(true);
+        return;
+      }
+      const int64_t steps = ceil_divide(part.k_count, 4);
+      for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
+        const Int8Product product = {panels + panel * steps * 4, packed_ + row * row_steps_, sums + panel, rows, k / 4,
+                                     steps, row_steps_, kColumns};
+        kernel_.multiply(product);
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) store_row(first + row + i, compensation_[row + i], sums + i * kColumns, column, columns);
+  }
+
+  void store_row(int64_t row, int32_t compensation, const int32_t* sums, int64_t column, int64_t columns) const {
+    const auto at = [&](auto* of_columns) { return of_columns == nullptr ? nullptr : of_columns + column; };
+    const int64_t bytes = dtype_bits(problem_.y_dtype) / 8;
+    const float* row_scale = problem_.row_scale == nullptr
+                                 ? nullptr
+                                 : problem_.row_scale + row % problem_.row_scale_count * problem_.row_scale_stride;
+    kernel_.store({sums, compensation, columns, problem_.y_dtype,
+                   static_cast<uint8_t*>(problem_.y) + (row * problem_.n + column) * bytes, at(problem_.scale),
+                   at(problem_.bias), at(problem_.float_bias), at(problem_.offset), row_scale});
+  }
+
+  const Int8Problem& problem_;
+  const PanelSource& weight_;
+  const Int8Kernel& kernel_;
+  int64_t row_steps_, chunk_rows_, column_tasks_, threads_, part_rows_, row_tasks_, thread_bytes_ = 0;
+  int32_t* packed_ = nullptr;
+  int32_t* compensation_ = nullptr;
+  uint8_t* thread_memory_ = nullptr;
+  std::atomic<bool> damaged_{false};
+};
+
+}  // namespace
+
+int64_t row_elements(const anynpu_tensor& tensor, int64_t row) {
+  int64_t elements = 0;
+  for (int axis = tensor.ndim - 2; axis >= 0; --axis) {
+    elements += row % tensor.shape[axis] * tensor.strides[axis];
+    row /= tensor.shape[axis];
+  }
+  return elements;
+}
+
+int32_t run_int8_gemm(const char* op, const Int8Problem& problem, const PanelSource& weight) {
+  Gemm gemm(problem, weight);
+  if (!gemm.allocate()) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the packed x", op);
+  return gemm.run() ? ANYNPU_OK : ANYNPU_BAD_VALUE;
+}
+
+}  // namespace anynpu

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the int8 matrix products need from an instruction set tier. No STL: the kernel units include this.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cpu.h"
+
+namespace anynpu {
+
+// One panel of the canonical form of gemm/gemm.h, bytes w + 128, times the packed rows [0, rows) of x. Rows come in tiles of
+// `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps][r rows] of four int8.
+struct Int8Product {
+  const uint8_t* panel;  // [steps][64 columns][4 k]
+  const int32_t* x;      // the first tile
+  int32_t* c;            // [rows][c_stride], added to, modulo 2^32
+  int64_t rows;
+  int64_t first_step;  // of the panel in the rows of x
+  int64_t steps;
+  int64_t row_steps;
+  int64_t c_stride;
+};
+
+// y = (sums + bias) * scale * row_scale + float_bias + offset, rounded to dtype; INT32: sums + bias.
+struct Int8Output {
+  const int32_t* sums;  // of x * (w + 128)
+  int32_t compensation;  // 128 * sum of x
+  int64_t count;
+  int32_t dtype;
+  void* y;
+  const float* scale;
+  const int32_t* bias;      // or null
+  const float* float_bias;  // or null
+  const float* offset;      // or null
+  const float* row_scale;   // one value, or null
+};
+
+struct Int8Kernel {
+  Isa isa;
+  int64_t tile_rows;
+  void (*multiply)(const Int8Product& product);
+  void (*store)(const Int8Output& output);
+};
+
+}  // namespace anynpu

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "simd/vec_avx512vnni.h"
+
+#include "ops/quant_matmul/store.inc"
+
+namespace anynpu {
+namespace {
+
+constexpr int kTileRows = 6;  // six rows of 64 columns fill the registers
+
+// sum += weights (unsigned) * x (signed), four bytes a lane. GCC 12 copies and spills the accumulators of the intrinsic;
+// the operand tied here stays where it is.
+inline void dot_bytes(__m512i& sum, __m512i weights, __m512i x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(x));
+}
+
+template <int kRows>
+void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c) {
+  __m512i sums[kRows][4];
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int vec = 0; vec < 4; ++vec) sums[row][vec] = _mm512_loadu_si512(c + row * product.c_stride + 16 * vec);
+  }
+  const uint8_t* panel = product.panel;
+  for (int64_t step = 0; step < product.steps; ++step, panel += 256, x += kRows) {
+    __m512i weights[4];
+#pragma GCC unroll 4
+    for (int vec = 0; vec < 4; ++vec) weights[vec] = _mm512_loadu_si512(panel + 64 * vec);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const __m512i value = _mm512_set1_epi32(x[row]);
+#pragma GCC unroll 4
+      for (int vec = 0; vec < 4; ++vec) dot_bytes(sums[row][vec], weights[vec], value);
+    }
+  }
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int vec = 0; vec < 4; ++vec) _mm512_storeu_si512(c + row * product.c_stride + 16 * vec, sums[row][vec]);
+  }
+}
+
+template <int kRows>
+void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile<kRows - 1>(rows, product, x, c);
+  }
+  tile_rows<kRows>(product, x, c);
+}
+
+void multiply(const Int8Product& product) {
+  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) { tile<kTileRows>(rows, product, x, c); });
+}
+
+}  // namespace
+
+extern const Int8Kernel int8_avx512vnni;
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, store};
+
+}  // namespace anynpu

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/quant_param.h"
+#include "core/strided.h"
+#include "gemm/weight_view.h"
+#include "ops/quant_matmul/columns.h"
+#include "ops/quant_matmul/int8_gemm.h"
+
+namespace anynpu {
+namespace {
+
+constexpr const char* kOp = "quant_matmul";
+
+long long text(int64_t value) { return static_cast<long long>(value); }
+
+bool is_one_of(int32_t dtype, std::initializer_list<int32_t> allowed) {
+  return std::find(allowed.begin(), allowed.end(), dtype) != allowed.end();
+}
+
+int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed,
+                    const char* expected) {
+  if (!present(tensor) || is_one_of(tensor.dtype, allowed)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
+}
+
+int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
+  for (const anynpu_tensor* x : {&args.x1, &args.x2}) {
+    if (x->dtype == ANYNPU_INT32 || x->dtype == ANYNPU_INT4) {
+      return fail(ANYNPU_UNSUPPORTED, "%s: int4 inputs (int32 x1 or x2) are not implemented, use weight_quant_matmul", kOp);
+    }
+  }
+  ANYNPU_TRY(check_dtype("x1", args.x1, {ANYNPU_INT8}, "int8"));
+  ANYNPU_TRY(check_dtype("x2", args.x2, {ANYNPU_INT8}, "int8"));
+  ANYNPU_TRY(check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32, ANYNPU_BFLOAT16},
+                         "int64, uint64, float32 or bfloat16"));
+  ANYNPU_TRY(check_dtype("offset", args.offset, {ANYNPU_FLOAT32}, "float32"));
+  ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
+  ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16},
+                         "int32, bfloat16, float16 or float32"));
+  ANYNPU_TRY(check_dtype("y", args.y, {ANYNPU_INT8, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_INT32},
+                         "int8, float16, bfloat16 or int32"));
+  const int32_t y = args.y.dtype;
+  if (present(args.bias) && args.bias.dtype == ANYNPU_BFLOAT16 && y != ANYNPU_BFLOAT16) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: When bias dtype is bfloat16, output_dtype must be bfloat16, but it is %s", kOp,
+                dtype_name(y));
+  }
+  if (present(args.bias) && y == ANYNPU_INT32 && args.bias.dtype != ANYNPU_INT32) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: When output_dtype dtype is int32, bias_dtype must be int32, but it is %s", kOp,
+                dtype_name(args.bias.dtype));
+  }
+  if (present(args.bias) && args.bias.dtype == ANYNPU_FLOAT16 && !present(args.pertoken_scale)) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: Bias dtype cannot be float16 when pertoken not given.", kOp);
+  }
+  if (args.scale.dtype == ANYNPU_BFLOAT16 && y != ANYNPU_BFLOAT16 && y != ANYNPU_INT32) {
+    return fail(ANYNPU_BAD_DTYPE,
+                "%s: When scale's dtype is bfloat16, output_dtype must be bfloat16 or int32, but output_dtype is %s", kOp,
+                dtype_name(y));
+  }
+  return ANYNPU_OK;
+}
+
+struct Shape {
+  int64_t m, k, n;
+  int batch_axes;
+  int64_t batch[ANYNPU_MAX_DIMS];
+  WeightView weight;
+};
+
+// Axis `axis` of `axes` leading axes of y in `tensor`: 1 where the tensor has none.
+int64_t batch_size(const anynpu_tensor& tensor, int axes, int axis) {
+  const int own = axis - (axes - (tensor.ndim - 2));
+  return own < 0 ? 1 : tensor.shape[own];
+}
+
+int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
+  const anynpu_tensor &x1 = args.x1, &x2 = args.x2;
+  for (const anynpu_tensor* x : {&x1, &x2}) {
+    if (x->ndim >= 2 && x->ndim <= 6) continue;
+    const char* name = x == &x1 ? "x1" : "x2";
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s dim num should be 2 ~ 6, please check %s dim num, got %d", kOp, name, name, x->ndim);
+  }
+  if (x1.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: x1 must be ND", kOp);
+  shape->m = x1.shape[x1.ndim - 2];
+  shape->k = x1.shape[x1.ndim - 1];
+  shape->n = x2.shape[x2.ndim - 1];
+  if (x2.shape[x2.ndim - 2] != shape->k) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: k dim of x1 and x2 need be same, please check k dim of x1 and x2: x1 is %s, x2 is %s",
+                kOp, shape_text(x1), shape_text(x2));
+  }
+  if (shape->k < 1 || shape->k > kMostInt8K) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: K must be in [1, %lld] so that int32 sums are exact, got %lld", kOp,
+                text(kMostInt8K), text(shape->k));
+  }
+  shape->batch_axes = std::max(x1.ndim, x2.ndim) - 2;
+  for (int axis = 0; axis < shape->batch_axes; ++axis) {
+    const int64_t a = batch_size(x1, shape->batch_axes, axis), b = batch_size(x2, shape->batch_axes, axis);
+    if (a != b && a != 1 && b != 1) {
+      return fail(ANYNPU_BAD_SHAPE, "%s: the batch shape cannot be broadcast: x1 is %s, x2 is %s", kOp, shape_text(x1),
+                  shape_text(x2));
+    }
+    shape->batch[axis] = a == 1 ? b : a;
+  }
+  ANYNPU_TRY(check_strides(kOp, "x1", x1, Access::read));
+  if (x2.format == ANYNPU_ND) ANYNPU_TRY(check_strides(kOp, "x2", x2, Access::read));
+  return view_weight(kOp, x2, shape->k, &shape->weight);
+}
+
+int32_t check_columns(const char* name, const anynpu_tensor& tensor, int64_t n) {
+  if (!present(tensor)) return ANYNPU_OK;
+  if (tensor.ndim != 1 || tensor.format != ANYNPU_ND) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: the %s dim num must be 1, please check %s dim num, got shape %s", kOp, name, name,
+                shape_text(tensor));
+  }
+  if (tensor.shape[0] != 1 && tensor.shape[0] != n) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, text(n),
+                shape_text(tensor));
+  }
+  return check_strides(kOp, name, tensor, Access::read);
+}
+
+int32_t check_bias(const anynpu_tensor& bias, const Shape& shape) {
+  if (!present(bias)) return ANYNPU_OK;
+  const bool plain = bias.ndim == 1 && bias.shape[0] == shape.n;
+  const bool batched = bias.ndim == 3 && shape.batch_axes == 1 && bias.shape[0] == shape.batch[0] && bias.shape[1] == 1 &&
+                       bias.shape[2] == shape.n;
+  if (bias.ndim == 3 && shape.batch_axes != 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: when bias dim is 3, out dim need to be 3, got %d", kOp, shape.batch_axes + 2);
+  }
+  if (bias.format != ANYNPU_ND || (!plain && !batched)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) = (%lld,), or (batch, 1, N) when y has 3 axes, got %s", kOp,
+                text(shape.n), shape_text(bias));
+  }
+  return check_strides(kOp, "bias", bias, Access::read);
+}
+
+int32_t check_y(const anynpu_tensor& y, const Shape& shape) {
+  anynpu_tensor expected = y;
+  expected.ndim = shape.batch_axes + 2;
+  std::copy(shape.batch, shape.batch + shape.batch_axes, expected.shape);
+  expected.shape[shape.batch_axes] = shape.m;
+  expected.shape[shape.batch_axes + 1] = shape.n;
+  if (element_count(expected) < 0) return fail(ANYNPU_BAD_SHAPE, "%s: y is too large: %s", kOp, shape_text(expected));
+  if (y.ndim == expected.ndim && std::equal(y.shape, y.shape + y.ndim, expected.shape) && y.format == ANYNPU_ND &&
+      is_contiguous(y)) {
+    return ANYNPU_OK;
+  }
+  return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected), shape_text(y));
+}
+
+int32_t check(const anynpu_quant_matmul_args& args, Shape* shape) {
+  ANYNPU_TRY(check_required(kOp, "x1", args.x1));
+  ANYNPU_TRY(check_required(kOp, "x2", args.x2));
+  ANYNPU_TRY(check_required(kOp, "scale", args.scale));
+  ANYNPU_TRY(check_tensor(kOp, "offset", args.offset));
+  ANYNPU_TRY(check_tensor(kOp, "pertoken_scale", args.pertoken_scale));
+  ANYNPU_TRY(check_tensor(kOp, "bias", args.bias));
+  ANYNPU_TRY(check_required(kOp, "y", args.y));
+  ANYNPU_TRY(check_dtypes(args));
+  ANYNPU_TRY(check_shapes(args, shape));
+  ANYNPU_TRY(check_columns("scale", args.scale, shape->n));
+  ANYNPU_TRY(check_columns("offset", args.offset, shape->n));
+  if (present(args.offset) && args.y.dtype != ANYNPU_INT8) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: offset needs an int8 output, got %s", kOp, dtype_name(args.y.dtype));
+  }
+  const anynpu_tensor& token = args.pertoken_scale;
+  if (present(token) && (token.ndim != 1 || token.shape[0] != shape->m || token.format != ANYNPU_ND)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: the pertoken_scale dim num must be 1 and its shape (M,) = (%lld,), got %s", kOp,
+                text(shape->m), shape_text(token));
+  }
+  ANYNPU_TRY(check_bias(args.bias, *shape));
+  return check_y(args.y, *shape);
+}
+
+class PlainWeight final : public PanelSource {
+ public:
+  explicit PlainWeight(const WeightSource& source) : source_(source) {}
+  bool fill(const WeightPart& part, uint8_t* panels) const override {
+    gemm_kernel().unpack(source_, part, panels);
+    return true;
+  }
+
+ private:
+  const WeightSource source_;
+};
+
+// What a batch adds to the addresses.
+struct BatchOffsets {
+  int64_t x1;        // elements
+  int64_t x2_bytes;
+  int64_t bias;      // elements
+};
+
+BatchOffsets batch_offsets(const anynpu_quant_matmul_args& args, const Shape& shape, int64_t index) {
+  BatchOffsets offsets = {};
+  for (int axis = shape.batch_axes - 1; axis >= 0; --axis) {
+    const int64_t at = index % shape.batch[axis];
+    index /= shape.batch[axis];
+    const int own1 = axis - (shape.batch_axes - (args.x1.ndim - 2)), own2 = axis - (shape.batch_axes - (args.x2.ndim - 2));
+    if (own1 >= 0 && args.x1.shape[own1] > 1) offsets.x1 += at * args.x1.strides[own1];
+    if (own2 >= 0 && args.x2.shape[own2] > 1) offsets.x2_bytes += at * shape.weight.batch_bytes[own2];
+    if (args.bias.ndim == 3) offsets.bias += at * args.bias.strides[0];
+  }
+  return offsets;
+}
+
+int64_t product(const int64_t* sizes, int count) {
+  int64_t result = 1;
+  for (int i = 0; i < count; ++i) result *= sizes[i];
+  return result;
+}
+
+int32_t run(const anynpu_quant_matmul_args& args, const Shape& shape) {
+  Columns columns;
+  if (!columns.allocate(shape.n)) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, text(shape.n));
+  columns.load_scale(args.scale, args.y.dtype == ANYNPU_INT8 && !present(args.offset), false);
+  if (present(args.offset)) columns.load_offset(args.offset);
+  const int64_t batches = product(shape.batch, shape.batch_axes);
+  // One weight for all batches: their rows are the rows of one product.
+  const bool one_weight = product(args.x2.shape, args.x2.ndim - 2) == 1 && args.bias.ndim != 3 &&
+                          product(args.x1.shape, args.x1.ndim - 2) == batches;
+  anynpu_tensor matrix = args.x1;
+  if (!one_weight) {
+    matrix.ndim = 2;
+    std::copy(args.x1.shape + args.x1.ndim - 2, args.x1.shape + args.x1.ndim, matrix.shape);
+    std::copy(args.x1.strides + args.x1.ndim - 2, args.x1.strides + args.x1.ndim, matrix.strides);
+  }
+  const int64_t element_bytes = dtype_bits(args.y.dtype) / 8;
+  for (int64_t batch = 0; batch < (one_weight ? 1 : batches); ++batch) {
+    const BatchOffsets offsets = one_weight ? BatchOffsets{} : batch_offsets(args, shape, batch);
+    if (present(args.bias) && (batch == 0 || args.bias.ndim == 3)) {
+      ANYNPU_TRY(columns.load_bias(kOp, args.bias, offsets.bias, shape.k));
+    }
+    WeightSource source = shape.weight.source;
+    source.data = static_cast<const uint8_t*>(args.x2.data) + offsets.x2_bytes;
+    Int8Problem problem = {};
+    problem.rows = one_weight ? batches * shape.m : shape.m;
+    problem.k = shape.k;
+    problem.n = shape.n;
+    problem.x = static_cast<const int8_t*>(args.x1.data) + offsets.x1;
+    problem.x_view = &matrix;
+    problem.y = static_cast<uint8_t*>(args.y.data) + batch * shape.m * shape.n * element_bytes;
+    problem.y_dtype = args.y.dtype;
+    columns.describe(&problem);
+    if (present(args.pertoken_scale)) {
+      problem.row_scale = static_cast<const float*>(args.pertoken_scale.data);
+      problem.row_scale_count = shape.m;
+      problem.row_scale_stride = args.pertoken_scale.strides[0];
+    }
+    ANYNPU_TRY(run_int8_gemm(kOp, problem, PlainWeight(source)));
+  }
+  return ANYNPU_OK;
+}
+
+}  // namespace
+}  // namespace anynpu
+
+using anynpu::check_data;
+using anynpu::fail;
+
+extern "C" int32_t anynpu_quant_matmul_check(const anynpu_quant_matmul_args* args, size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "quant_matmul: null argument");
+  *workspace_bytes = 0;
+  anynpu::Shape shape;
+  return anynpu::check(*args, &shape);
+}
+
+extern "C" int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, void*, size_t) {
+  if (args == nullptr) return fail(ANYNPU_NULL_ARG, "quant_matmul: null argument");
+  anynpu::Shape shape;
+  ANYNPU_TRY(anynpu::check(*args, &shape));
+  ANYNPU_TRY(check_data("quant_matmul", "x1", args->x1));
+  ANYNPU_TRY(check_data("quant_matmul", "x2", args->x2));
+  ANYNPU_TRY(check_data("quant_matmul", "scale", args->scale));
+  ANYNPU_TRY(check_data("quant_matmul", "offset", args->offset));
+  ANYNPU_TRY(check_data("quant_matmul", "pertoken_scale", args->pertoken_scale));
+  ANYNPU_TRY(check_data("quant_matmul", "bias", args->bias));
+  ANYNPU_TRY(check_data("quant_matmul", "y", args->y));
+  if (anynpu::element_count(args->y) == 0) return ANYNPU_OK;
+  return anynpu::run(*args, shape);
+}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INT8 x INT8 matrix product with dequantisation (W8A8)."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu._register import Operator, register
+from anynpu.ops.quant_matmul import cpu, reference, spec
+
+_op = register(
+    Operator(spec.OP, spec.SCHEMA, spec.fake, cpu.quant_matmul, reference.quant_matmul, spec.samples, spec.error_bound)
+)
+
+
+def quant_matmul(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Multiplies int8 matrices and scales the int32 sums.
+
+    ``y = (x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias + offset``; int32 output: ``x1 @ x2 + bias``,
+    without the scale.
+
+    Args:
+        x1: int8 ``[..., M, K]``, 2 to 6 axes, any strides, ``K`` at most 131071 (so that sums fit int32).
+        x2: int8 ``[..., K, N]``; a transposed view of ``[..., N, K]`` is read as it lies. Batch axes broadcast.
+        scale: ``(1,)`` or ``(N,)``, float32, bfloat16, or int64/uint64 words of ``trans_quant_param``.
+        offset: float32 ``(1,)`` or ``(N,)``, for int8 output; replaces the offset in a word.
+        pertoken_scale: float32 ``(M,)``.
+        bias: ``(N,)``, or ``(batch, 1, N)`` for 3-D results; int32 joins the sums, a float bias is added after scaling.
+        output_dtype: int8 (the default: half to even, saturated), float16, bfloat16 or int32.
+
+    Returns:
+        ``[..., M, N]``. With nothing but a scale the float result is the exact product rounded once.
+
+    Raises:
+        TypeError: a dtype, or a combination of dtypes, outside the documented table.
+        ValueError: shapes that do not fit, or an int32 bias that could overflow the sums.
+        NotImplementedError: int4 inputs.
+
+    Source: torch_npu.npu_quant_matmul.
+
+    >>> import torch, anynpu
+    >>> x, w = torch.tensor([[1, -2]], dtype=torch.int8), torch.tensor([[10], [20]], dtype=torch.int8)
+    >>> anynpu.quant_matmul(x, w, torch.tensor([0.5]), output_dtype=torch.float16)
+    tensor([[-15.]], dtype=torch.float16)
+    """
+    return _op(x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias, output_dtype=output_dtype)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Oracle of quant_matmul: exact integer sums, float64, one rounding."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu.ops.quant_matmul.spec import output_shape
+
+
+def exact_sums(x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
+    """x1 @ x2 as int64; float64 products and sums of int8 are exact far beyond any K."""
+    return torch.matmul(x1.double(), x2.double()).long()
+
+
+def scale_values(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and offset as float64: a 64-bit word holds float32 bits low, a signed 9-bit offset at bit 37."""
+    if scale.dtype not in (torch.int64, torch.uint64):
+        return scale.double(), torch.zeros(scale.shape, dtype=torch.float64)
+    words = scale.view(torch.int64)
+    offset = words >> 37 & 511
+    bits = (words & 0xFFFFFFFF).to(torch.uint32).view(torch.float32)
+    return bits.double(), torch.where(offset < 256, offset, offset - 512).double()
+
+
+def round_once(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float64 to a 16-bit float with a single rounding: torch goes through float32 and would round twice.
+
+    Rounding to odd on the way makes the second rounding right: the float32 gets an odd last bit unless it is exact.
+    """
+    nearest = value.float()
+    bits = nearest.view(torch.int32)
+    odd = (bits & 1) == 1
+    toward = torch.where(value.abs() > nearest.double().abs(), 1, -1)
+    exact = nearest.double() == value
+    fixed = torch.where(exact | odd | ~value.isfinite(), bits, bits + toward.int()).view(torch.float32)
+    return fixed.to(dtype)
+
+
+def unrounded(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """y before its rounding, and the sum of the magnitudes of its terms."""
+    sums = exact_sums(x1, x2)
+    factor, word_offset = scale_values(scale)
+    if pertoken_scale is not None:
+        factor = factor * pertoken_scale.double().unsqueeze(-1)
+    shift = word_offset if offset is None else offset.double()
+    if bias is not None and bias.dtype == torch.int32:
+        sums = sums + bias
+    elif bias is not None:
+        shift = shift + bias.double()
+    scaled = sums.double() * factor
+    return scaled + shift, scaled.abs() + shift.abs()
+
+
+def quant_matmul(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """(x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias + offset; int32 output: x1 @ x2 + bias."""
+    output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
+    dtype = output_dtype or torch.int8
+    if dtype == torch.int32:
+        sums = exact_sums(x1, x2)
+        return (sums if bias is None else sums + bias).int()
+    if dtype != torch.int8 and scale.dtype in (torch.int64, torch.uint64):
+        scale = scale_values(scale)[0].float()  # the offset of the word is for int8
+    value, _ = unrounded(x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias)
+    if dtype == torch.int8:
+        return value.nan_to_num(nan=0.0).round().clamp(-128, 127).to(torch.int8)
+    return round_once(value, dtype)
