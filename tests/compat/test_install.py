@@ -148,6 +148,13 @@ def test_run_script_names_a_missing_script():
         run_script("nowhere.py")
 
 
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "examples" / "python").glob("torch_npu_*.py")), ids=lambda path: path.stem
+)
+def test_examples(python, example):
+    python(f"from anynpu.compat.run import run_script; run_script({str(example)!r})")
+
+
 def test_transfer_to_npu(python):
     python(
         """

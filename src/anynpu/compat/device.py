@@ -88,21 +88,20 @@ def is_marked(tensor: torch.Tensor) -> bool:
 
 
 def _to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    device = kwargs["device"] if "device" in kwargs else args[0] if args else None
-    if isinstance(device, (torch.dtype, torch.Tensor)) or device is None:
-        return _tensor_to(self, *args, **kwargs)
-    if names_npu(device) or isinstance(device, int):
+    device = args[0] if args else kwargs.get("device")
+    kind = type(device)
+    if kind is int or (kind in (str, torch.device) and names_npu(device)):
         return _to_npu(self, real_device(device), args, kwargs)
     moved = _tensor_to(self, *args, **kwargs)
     # "cpu" asks for the host; a device object usually comes from another tensor and asks for nothing to happen.
-    return moved.clone() if moved is self and device == "cpu" and _target.type == "cpu" else moved
+    return moved.clone() if kind is str and moved is self and _target.type == "cpu" else moved
 
 
 def _to_npu(self: torch.Tensor, device: torch.device, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-    if "device" in kwargs:
-        kwargs["device"] = device
-    else:
+    if args:
         args = (device, *args[1:])
+    else:
+        kwargs["device"] = device
     moved = _tensor_to(self, *args, **kwargs)
     if _target.type != "cpu":
         return moved

@@ -64,13 +64,14 @@ def cast(tensor: torch.Tensor, format: Format) -> torch.Tensor:
     return set_format(mark(tensor.clone()), format)
 
 
-class _Prepacked:
+class Prepacked:
     """What one view of a weight was prepacked to, and how to see that the weight has changed since."""
 
     SAMPLES = 64
 
-    def __init__(self, weight: torch.Tensor, packed: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, packed: torch.Tensor, matrix_shape: tuple[int, int]) -> None:
         self.packed = packed
+        self.matrix_shape = matrix_shape
         self._version = None if weight.is_inference() else weight._version
         nbytes = weight.numel() * weight.element_size()
         data = (ctypes.c_ubyte * nbytes).from_address(weight.data_ptr())
@@ -84,8 +85,13 @@ class _Prepacked:
         return version == self._version and self._samples.tobytes() == self._sampled
 
 
-def prepacked(weight: torch.Tensor, prepack: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """The prepacked copy of a dense ``weight``, made by ``prepack`` at first use and again after the weight changed."""
+def prepacked(
+    weight: torch.Tensor, prepack: Callable[[torch.Tensor], tuple[torch.Tensor, tuple[int, int]]]
+) -> Prepacked:
+    """The prepacked copy of ``weight``, made by ``prepack`` at first use and again after the weight changed.
+
+    ``prepack`` returns the copy and the shape of the matrix, (K, N).
+    """
     storage = weight.untyped_storage()
     if not hasattr(storage, "_anynpu_prepacked"):
         storage._anynpu_prepacked = {}
@@ -93,5 +99,5 @@ def prepacked(weight: torch.Tensor, prepack: Callable[[torch.Tensor], torch.Tens
     key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
     entry = entries.get(key)
     if entry is None or not entry.is_current(weight):
-        entry = entries[key] = _Prepacked(weight, prepack(weight))
-    return entry.packed
+        entry = entries[key] = Prepacked(weight, *prepack(weight))
+    return entry

@@ -154,16 +154,22 @@ def npu_weight_quant_batchmatmul(
         if strict_soc() is not None:
             _check_nz_limits(x, weight, *rest)
         if _can_prepack(x, weight):
-            packed = formats.prepacked(weight, anynpu.weight_quant_prepack)
-            return anynpu.weight_quant_matmul(x, packed, *rest, matrix_shape(_MATMUL, weight)[1])
+            prepacked = formats.prepacked(weight, _prepack)
+            k, n = prepacked.matrix_shape
+            if k == x.shape[-1]:
+                return anynpu.weight_quant_matmul(x, prepacked.packed, *rest, n)
     return anynpu.weight_quant_matmul(x, weight, *rest)
 
 
 def _can_prepack(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``weight`` alone tells its layout (no axis of size 1), and it fits ``x``."""
-    if weight.device.type != "cpu" or not x.dim() == weight.dim() == 2 or min(weight.shape) <= 1:
+    if weight.device.type != "cpu" or weight.dtype not in (torch.int8, torch.int32):
         return False
-    return matrix_shape(_MATMUL, weight)[0] == x.shape[-1]
+    # Batches are not prepacked; with an axis of size 1, x has a say in what the layout is.
+    return weight.dim() == x.dim() == 2 and min(weight.shape) > 1
+
+
+def _prepack(weight: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    return anynpu.weight_quant_prepack(weight), matrix_shape(_MATMUL, weight)
 
 
 def _check_nz_limits(
