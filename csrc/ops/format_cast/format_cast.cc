@@ -68,6 +68,8 @@ struct Plan {
   void* storage;
   Nz nz;
   bool to_nz;
+  bool direct;    // nd is contiguous
+  int64_t bytes;  // of one element
 };
 
 int32_t plan(const anynpu_format_cast_args& args, Plan* plan) {
@@ -104,20 +106,21 @@ int32_t plan(const anynpu_format_cast_args& args, Plan* plan) {
     c0 /= 2;
   }
   ANYNPU_TRY(check_strides(kOp, plan->to_nz ? "x" : "y", plan->nd, plan->to_nz ? Access::read : Access::write));
+  plan->direct = is_contiguous(plan->nd);
+  plan->bytes = dtype_bits(plan->nd.dtype) / 8;
   return measure(plan->nd, c0, &plan->nz);
 }
 
 // Copies one line of the storage, the `width` elements from `first` on of the ND tensor, then zeros.
 void copy_line(const Plan& plan, int64_t first, int64_t width, char* line) {
-  const int64_t bytes = dtype_bits(plan.nd.dtype) / 8;
+  const int64_t bytes = plan.bytes;
   char* nd = static_cast<char*>(plan.nd.data) + first * bytes;
-  const bool direct = is_contiguous(plan.nd);
   if (!plan.to_nz) {
-    if (!direct) return scatter(line, plan.nd, first, width);
+    if (!plan.direct) return scatter(line, plan.nd, first, width);
     std::memcpy(nd, line, width * bytes);
     return;
   }
-  if (direct) {
+  if (plan.direct) {
     std::memcpy(line, nd, width * bytes);
   } else {
     gather(plan.nd, first, width, line);
@@ -128,7 +131,7 @@ void copy_line(const Plan& plan, int64_t first, int64_t width, char* line) {
 // Copies lines [begin, end) of the storage, a line being c0 elements of one row.
 void copy_lines(const Plan& plan, int64_t begin, int64_t end) {
   const Nz& nz = plan.nz;
-  const int64_t line_bytes = nz.c0 * dtype_bits(plan.nd.dtype) / 8;
+  const int64_t line_bytes = nz.c0 * plan.bytes;
   for (int64_t at = begin; at < end;) {
     const int64_t plane = at / nz.padded_rows / nz.blocks;
     const int64_t column = at / nz.padded_rows % nz.blocks * nz.c0;
@@ -160,7 +163,7 @@ extern "C" int32_t anynpu_format_cast(const anynpu_format_cast_args* args, void*
   ANYNPU_TRY(anynpu::plan(*args, &plan));
   ANYNPU_TRY(anynpu::check_data(anynpu::kOp, "x", args->x));
   ANYNPU_TRY(anynpu::check_data(anynpu::kOp, "y", args->y));
-  const int64_t line_bytes = plan.nz.c0 * anynpu::dtype_bits(plan.nd.dtype) / 8;
+  const int64_t line_bytes = plan.nz.c0 * plan.bytes;
   const int64_t grain = std::max<int64_t>(1, anynpu::kGrain / line_bytes);
   anynpu::parallel_for(plan.nz.lines(), grain, [&](int64_t begin, int64_t end) { copy_lines(plan, begin, end); });
   return ANYNPU_OK;
