@@ -16,7 +16,13 @@ def test_with_npu_installed():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ANYNPU_S")}
     environment |= {"PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "pytest_anynpu", "--anynpu", "-p", "no:cacheprovider", str(FOLDER)]
+    command += ["-o", "addopts=--import-mode=importlib"]  # without -q, for the header
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "npu stands for cpu, reported as Ascend910B" in done.stdout
     assert " passed" in done.stdout
+
+
+def test_the_plugin_alone_imports_neither_torch_nor_anynpu():
+    code = "import sys, pytest_anynpu; assert not {'torch', 'anynpu'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=True)
