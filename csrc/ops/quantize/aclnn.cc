@@ -3,6 +3,7 @@
 
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_ascend_quant.h"
+#include "aclnnop/aclnn_ascend_quant_v3.h"
 #include "aclnnop/aclnn_quantize.h"
 
 namespace {
@@ -13,6 +14,33 @@ using Stage = anynpu::acl::FirstStage<Args>;
 constexpr auto kQuantize = anynpu::acl::make_operator<Args, anynpu_quantize_check, anynpu_quantize>("aclnnQuantize");
 constexpr auto kAscendQuant =
     anynpu::acl::make_operator<Args, anynpu_quantize_check, anynpu_quantize>("aclnnAscendQuant");
+constexpr auto kAscendQuantV3 =
+    anynpu::acl::make_operator<Args, anynpu_quantize_check, anynpu_quantize>("aclnnAscendQuantV3");
+
+struct AscendQuant {
+  const aclTensor *x, *scale, *offset, *y;
+  bool sqrt_mode;
+  const char* round_mode;
+  int32_t dtype, axis;
+};
+
+aclnnStatus ascend_quant(const anynpu::acl::Operator& op, const AscendQuant& call, uint64_t* workspace_size,
+                         aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    stage.input("x", call.x, &Args::x);
+    stage.input("scale", call.scale, &Args::scales);
+    stage.optional("offset", call.offset, &Args::zero_points);
+    stage.output("y", call.y, &Args::y);
+    stage.require(!call.sqrt_mode, "sqrtMode is not implemented, pass the square of scale");
+    stage.require(call.round_mode == nullptr || std::strcmp(call.round_mode, "round") == 0,
+                  "roundMode %s is not implemented, only round (half to even)",
+                  call.round_mode == nullptr ? "" : call.round_mode);
+    stage.require(call.dtype == stage.args.y.dtype, "dstType is %d, but y has dtype %d", call.dtype,
+                  stage.args.y.dtype);
+    stage.args.axis = call.axis;
+    stage.args.div_mode = 0;
+  });
+}
 
 }  // namespace
 
@@ -39,21 +67,22 @@ extern "C" aclnnStatus aclnnAscendQuantGetWorkspaceSize(const aclTensor* x, cons
                                                         bool sqrtMode, const char* roundMode, int32_t dstType,
                                                         const aclTensor* y, uint64_t* workspaceSize,
                                                         aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Args>(kAscendQuant, workspaceSize, executor, [&](Stage& stage) {
-    stage.input("x", x, &Args::x);
-    stage.input("scale", scale, &Args::scales);
-    stage.optional("offset", offset, &Args::zero_points);
-    stage.output("y", y, &Args::y);
-    stage.require(!sqrtMode, "sqrtMode is not implemented, pass the square of scale");
-    stage.require(roundMode == nullptr || std::strcmp(roundMode, "round") == 0,
-                  "roundMode %s is not implemented, only round (half to even)", roundMode == nullptr ? "" : roundMode);
-    stage.require(dstType == stage.args.y.dtype, "dstType is %d, but y has dtype %d", dstType, stage.args.y.dtype);
-    stage.args.axis = -1;
-    stage.args.div_mode = 0;
-  });
+  return ascend_quant(kAscendQuant, {x, scale, offset, y, sqrtMode, roundMode, dstType, -1}, workspaceSize, executor);
 }
 
 extern "C" aclnnStatus aclnnAscendQuant(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
                                         aclrtStream stream) {
   return launch(kAscendQuant, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnAscendQuantV3GetWorkspaceSize(const aclTensor* x, const aclTensor* scale,
+                                                          const aclTensor* offset, bool sqrtMode, const char* roundMode,
+                                                          int32_t dstType, int32_t axis, const aclTensor* y,
+                                                          uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return ascend_quant(kAscendQuantV3, {x, scale, offset, y, sqrtMode, roundMode, dstType, axis}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnAscendQuantV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                          aclrtStream stream) {
+  return launch(kAscendQuantV3, workspace, workspaceSize, executor, stream);
 }

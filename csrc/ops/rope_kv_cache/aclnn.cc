@@ -13,10 +13,13 @@ using Stage = anynpu::acl::FirstStage<Args>;
 constexpr auto kDequantRopeQuantKvcache =
     anynpu::acl::make_operator<Args, anynpu_rope_kv_cache_check, anynpu_rope_kv_cache>("aclnnDequantRopeQuantKvcache");
 
-// An optional string argument: absent, or the only value there is.
-void require_text(Stage& stage, const char* name, const char* text, const char* expected) {
-  if (text != nullptr) stage.require(std::strcmp(text, expected) == 0, "%s must be %s, got %s", name, expected, text);
+// A string argument that may be absent: one of the values that there are.
+void require_text(Stage& stage, const char* name, const char* text, bool known, const char* expected) {
+  stage.require(text == nullptr || known, "rope_kv_cache: %s must be %s, got '%s'", name, expected,
+                text == nullptr ? "" : text);
 }
+
+bool is(const char* text, const char* value) { return text != nullptr && std::strcmp(text, value) == 0; }
 
 // The document's limits of Atlas A2 that do not need the data, as src/anynpu/_strict.py states them for Python.
 void limit(Stage& stage) {
@@ -63,10 +66,11 @@ extern "C" aclnnStatus aclnnDequantRopeQuantKvcacheGetWorkspaceSize(
       stage.output("kOut", kOut, &Args::k);
       stage.output("vOut", vOut, &Args::v);
     }
-    require_text(stage, "quantMode", quantModeOptional, "static");
-    require_text(stage, "layout", layoutOptional, "BSND");
-    const bool paged = cacheModeOptional != nullptr && std::strcmp(cacheModeOptional, "page") == 0;
-    if (!paged) require_text(stage, "cacheMode", cacheModeOptional, "contiguous");
+    const bool paged = is(cacheModeOptional, "page");
+    require_text(stage, "quant_mode", quantModeOptional, is(quantModeOptional, "static"), "static");
+    require_text(stage, "input_layout", layoutOptional, is(layoutOptional, "BSND"), "BSND");
+    require_text(stage, "cache_mode", cacheModeOptional, paged || is(cacheModeOptional, "contiguous"),
+                 "contiguous or page");
     stage.args.cache_mode = paged ? ANYNPU_CACHE_PAGE : ANYNPU_CACHE_CONTIGUOUS;
     limit(stage);
   });

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random descriptions of tensors for every operator: dtypes, ranks, shapes, strides, offsets, formats, storage shapes,
+// addresses and attributes, right and wrong. Every call must answer with a status; a sanitizer watches.
+// Arguments: seconds [seed]
+#include <cinttypes>
+#include <chrono>
+#include <random>
+
+#include "aclnnop/aclnn_ascend_quant.h"
+#include "aclnnop/aclnn_ascend_quant_v3.h"
+#include "aclnnop/aclnn_cast.h"
+#include "aclnnop/aclnn_convert_weight_to_int4_pack.h"
+#include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
+#include "aclnnop/aclnn_quantize.h"
+#include "aclnnop/aclnn_trans_quant_param_v2.h"
+#include "aclnnop/aclnn_trans_quant_param_v3.h"
+#include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
+#include "aclnnop/aclnn_weight_quant_batch_matmul_v3.h"
+#include "harness.h"
+
+namespace {
+
+std::mt19937_64 generator;
+
+int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+bool chance(int percent) { return pick(1, 100) <= percent; }
+// In calls that are to be wrong: one mistake here and there.
+bool wrong = false;
+bool slip(int percent) { return wrong && chance(percent); }
+template <typename T, size_t N>
+T one_of(const T (&values)[N]) {
+  return values[pick(0, N - 1)];
+}
+
+const aclDataType kDtypes[] = {ACL_FLOAT, ACL_FLOAT16, ACL_BF16, ACL_DOUBLE, ACL_INT8, ACL_INT16, ACL_INT32, ACL_INT64,
+                               ACL_UINT8, ACL_UINT16, ACL_UINT32, ACL_UINT64, ACL_BOOL, ACL_INT4, ACL_STRING,
+                               ACL_COMPLEX64, ACL_DT_UNDEFINED};
+const int64_t kHuge[] = {INT64_MAX, INT64_MAX / 2, int64_t{1} << 62, int64_t{1} << 40, int64_t{1} << 32, (int64_t{1} << 31) - 1,
+                         -1, INT64_MIN, 65536};
+
+// Device memory of the size that random tensors have; much is left over so that most addresses are good.
+struct Pool {
+  std::vector<void*> blocks;
+  Pool() {
+    for (int i = 0; i < 6; ++i) {
+      void* data = nullptr;
+      EXPECT_OK(aclrtMalloc(&data, 100, ACL_MEM_MALLOC_HUGE_FIRST));
+      std::vector<int32_t> values(1 << 14);  // all zero, or small, or anything
+      const int kind = static_cast<int>(pick(0, 2));
+      for (int32_t& value : values) value = static_cast<int32_t>(kind == 0 ? 0 : kind == 1 ? pick(-8, 7) : pick(INT32_MIN, INT32_MAX));
+      const size_t bytes = values.size() * sizeof(int32_t);
+      EXPECT_OK(aclrtMemcpy(data, bytes, values.data(), bytes, ACL_MEMCPY_HOST_TO_DEVICE));
+      blocks.push_back(data);
+    }
+  }
+  ~Pool() {
+    for (void* block : blocks) EXPECT_OK(aclrtFree(block));
+  }
+};
+
+struct Tensors {
+  Pool& pool;
+  std::vector<aclTensor*> made;
+  int next_block = 0;
+
+  explicit Tensors(Pool& blocks) : pool(blocks) {}
+  Tensors(const Tensors&) = delete;
+  ~Tensors() {
+    for (aclTensor* tensor : made) aclDestroyTensor(tensor);
+  }
+
+  void* address() {
+    static char host[64];
+    static const std::vector<void*> odd = {nullptr, host, reinterpret_cast<void*>(16), reinterpret_cast<void*>(~uint64_t{0})};
+    if (slip(4)) return odd[pick(0, 3)];
+    char* block = static_cast<char*>(pool.blocks[slip(10) ? pick(0, 5) : next_block++ % 6]);
+    return slip(8) ? block + pick(0, 2 << 20) : block;
+  }
+
+  const aclTensor* random(std::vector<int64_t> shape, aclDataType dtype) {
+    if (slip(2)) return nullptr;
+    if (slip(1)) return reinterpret_cast<const aclTensor*>(pick(1, 1 << 20));
+    if (slip(1) && !made.empty()) return made[pick(0, made.size() - 1)];
+    if (slip(5)) dtype = one_of(kDtypes);
+    if (slip(4)) shape.resize(pick(0, 8), pick(0, 5));
+    for (int64_t& size : shape) {
+      if (slip(2)) size = pick(0, 40);
+      if (slip(1)) size = one_of(kHuge);
+    }
+    std::vector<int64_t> strides(shape.size());
+    int64_t step = 1;
+    for (size_t i = shape.size(); i-- > 0;) {
+      strides[i] = step;
+      step = static_cast<int64_t>(static_cast<uint64_t>(step) * static_cast<uint64_t>(shape[i] == 0 ? 1 : shape[i]));
+    }
+    const size_t rank = shape.size();
+    if (rank >= 2 && chance(8)) {
+      std::swap(strides[rank - 1], strides[rank - 2]);
+      std::swap(shape[rank - 1], shape[rank - 2]);
+    }
+    for (int64_t& stride : strides) {
+      if (slip(3)) stride = chance(50) ? pick(-4, 40) : one_of(kHuge);
+    }
+    const auto format = static_cast<aclFormat>(chance(94) ? 2 : slip(40) ? pick(-1, 60) : 29);
+    std::vector<int64_t> storage = shape;
+    if (format == ACL_FORMAT_FRACTAL_NZ && rank >= 2 && !slip(20)) {
+      const int64_t c0 = dtype == ACL_INT4 ? 64 : one_of({int64_t{8}, int64_t{16}, int64_t{32}});
+      storage.resize(rank - 2);
+      const uint64_t rows = static_cast<uint64_t>(shape[rank - 2]), columns = static_cast<uint64_t>(shape[rank - 1]);
+      for (int64_t size : {static_cast<int64_t>((columns + c0 - 1) / c0), static_cast<int64_t>((rows + 15) / 16), int64_t{16}, c0}) {
+        storage.push_back(slip(3) ? pick(0, 99) : size);
+      }
+    }
+    const int64_t offset = slip(8) ? (chance(70) ? pick(-2, 64) : one_of(kHuge)) : 0;
+    aclTensor* tensor = aclCreateTensor(shape.data(), rank, dtype, strides.data(), offset, format,
+                                        storage.data(), storage.size(), address());
+    if (tensor != nullptr) made.push_back(tensor);
+    return tensor;
+  }
+  const aclTensor* maybe(int percent, const std::vector<int64_t>& shape, aclDataType dtype) {
+    return chance(percent) ? random(shape, dtype) : nullptr;
+  }
+  aclTensor* output(const std::vector<int64_t>& shape, aclDataType dtype) {
+    return const_cast<aclTensor*>(random(shape, dtype));
+  }
+};
+
+using Second = aclnnStatus (*)(void*, uint64_t, aclOpExecutor*, aclrtStream);
+
+const Second kSeconds[] = {aclnnCast, aclnnConvertWeightToINT4Pack, aclnnWeightQuantBatchMatmulV2, aclnnQuantize};
+int64_t calls = 0, launched = 0, passed = 0;
+
+void finish(int first_status, uint64_t size, aclOpExecutor* executor, Second second) {
+  ++calls;
+  if (first_status != ACLNN_SUCCESS) {
+    EXPECT(aclGetRecentErrMsg() != nullptr);
+    if (chance(90)) return;
+  }
+  void* workspace = nullptr;
+  uint64_t given = size;
+  if (size > 0 && size < (1u << 26) && chance(70)) EXPECT_OK(aclrtMalloc(&workspace, size, ACL_MEM_MALLOC_NORMAL_ONLY));
+  if (chance(3)) given = pick(0, 100);
+  if (chance(2)) second = one_of(kSeconds);
+  const int status = second(workspace, given, executor, nullptr);
+  if (status != ACLNN_SUCCESS) {
+    EXPECT(aclGetRecentErrMsg() != nullptr);
+    aclDestroyAclOpExecutor(executor);
+  } else {
+    ++launched;
+    if (chance(3)) EXPECT(second(workspace, given, executor, nullptr) != ACLNN_SUCCESS);
+    if (aclrtSynchronizeStream(nullptr) == ACL_SUCCESS) ++passed;
+  }
+  aclGetRecentErrMsg();
+  if (workspace != nullptr) EXPECT_OK(aclrtFree(workspace));
+}
+
+void int4_pack(Tensors& tensors) {
+  const bool words = chance(50);
+  const int64_t k = pick(1, 40), n = pick(1, 10) * (words || chance(50) ? 8 : 2);
+  const std::vector<int64_t> shape = {k, n};
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* weight = tensors.random(shape, ACL_INT32);
+  const int status = aclnnConvertWeightToINT4PackGetWorkspaceSize(
+      weight, tensors.output({k, words ? n / 8 : n}, words ? ACL_INT32 : ACL_INT4), &size, &executor);
+  finish(status, size, executor, aclnnConvertWeightToINT4Pack);
+}
+
+void cast(Tensors& tensors) {
+  std::vector<int64_t> shape(pick(0, 4));
+  for (int64_t& size : shape) size = pick(1, 9);
+  const aclDataType dtype = one_of(kDtypes);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* from = tensors.random(shape, one_of(kDtypes));
+  const int status = aclnnCastGetWorkspaceSize(from, slip(3) ? one_of(kDtypes) : dtype, tensors.output(shape, dtype), &size,
+                                               &executor);
+  finish(status, size, executor, aclnnCast);
+}
+
+void matmul(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t m = pick(1, 5), k = pick(1, 12) * 8, n = pick(1, 12) * 8;
+  const int kind = static_cast<int>(pick(0, 2));
+  const int group = chance(60) ? 0 : static_cast<int>(slip(20) ? pick(INT32_MIN, INT32_MAX) : 32 * pick(1, 3));
+  const aclDataType dtype = one_of(kX), scale_dtype = slip(10) ? ACL_INT64 : dtype;
+  std::vector<int64_t> scale = {n};
+  if (group != 0) scale = {group > 0 ? (k + group - 1) / group : 1, n};
+  if (chance(10)) scale = {1};
+  const bool quantised = chance(20);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random({m, k}, dtype);
+  const aclTensor* weight = kind == 0   ? tensors.random({k, n}, ACL_INT8)
+                            : kind == 1 ? tensors.random({k, n / 8}, ACL_INT32)
+                                        : tensors.random({k, n}, ACL_INT4);
+  const aclTensor* antiquant_scale = tensors.random(scale, scale_dtype);
+  const aclTensor* offset = tensors.maybe(40, scale, scale_dtype);
+  const aclTensor* quant_scale = quantised ? tensors.random({n}, ACL_FLOAT) : nullptr;
+  const aclTensor* quant_offset = tensors.maybe(quantised ? 50 : 0, {n}, ACL_FLOAT);
+  const aclTensor* bias = tensors.maybe(30, {n}, dtype == ACL_BF16 ? ACL_FLOAT : dtype);
+  const aclTensor* y = tensors.random({m, n}, quantised ? ACL_INT8 : dtype);
+  if (chance(50)) {
+    const int status = aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(x, weight, antiquant_scale, offset, quant_scale,
+                                                                     quant_offset, bias, group, y, &size, &executor);
+    finish(status, size, executor, aclnnWeightQuantBatchMatmulV2);
+  } else {
+    const int precise = static_cast<int>(slip(10) ? pick(-5, 5) : pick(0, 1));
+    const int status = aclnnWeightQuantBatchMatmulV3GetWorkspaceSize(x, weight, antiquant_scale, offset, quant_scale,
+                                                                     quant_offset, bias, group, precise, y, &size, &executor);
+    finish(status, size, executor, aclnnWeightQuantBatchMatmulV3);
+  }
+}
+
+void trans_quant_param(Tensors& tensors) {
+  const int64_t n = pick(1, 40);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* scale = tensors.random({n}, ACL_FLOAT);
+  const aclTensor* offset = tensors.maybe(50, {n}, ACL_FLOAT);
+  const aclTensor* out = tensors.random({n}, chance(50) ? ACL_INT64 : ACL_UINT64);
+  if (chance(50)) {
+    finish(aclnnTransQuantParamV2GetWorkspaceSize(scale, offset, out, &size, &executor), size, executor, aclnnTransQuantParamV2);
+  } else {
+    const int64_t mode = slip(10) ? one_of(kHuge) : pick(0, 1);
+    finish(aclnnTransQuantParamV3GetWorkspaceSize(scale, offset, mode, out, &size, &executor), size, executor,
+           aclnnTransQuantParamV3);
+  }
+}
+
+void quantize(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT}, kY[] = {ACL_INT8, ACL_UINT8, ACL_INT32, ACL_INT4};
+  const int64_t rows = pick(1, 9), columns = pick(1, 9) * 8;
+  const aclDataType x_dtype = one_of(kX), y_dtype = one_of(kY);
+  const int32_t axis = static_cast<int32_t>(slip(10) ? pick(INT32_MIN, INT32_MAX) : pick(-2, 1));
+  const std::vector<int64_t> parameter = {chance(30) ? 1 : axis == 0 || axis == -2 ? rows : columns};
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random({rows, columns}, x_dtype);
+  const aclTensor* scale = tensors.random(parameter, chance(50) ? ACL_FLOAT : x_dtype);
+  const aclTensor* offset = tensors.maybe(50, parameter, chance(50) ? ACL_FLOAT : x_dtype);
+  aclTensor* y = tensors.output({rows, columns}, y_dtype);
+  const char* const kModes[] = {"round", "floor", "", nullptr};
+  const char* mode = slip(10) ? one_of(kModes) : "round";
+  if (chance(50)) {
+    finish(aclnnQuantizeGetWorkspaceSize(x, scale, offset, y_dtype, axis, y, &size, &executor), size, executor, aclnnQuantize);
+  } else if (chance(50)) {
+    finish(aclnnAscendQuantGetWorkspaceSize(x, scale, offset, slip(3), mode, y_dtype, y, &size, &executor), size, executor,
+           aclnnAscendQuant);
+  } else {
+    finish(aclnnAscendQuantV3GetWorkspaceSize(x, scale, offset, slip(3), mode, y_dtype, axis, y, &size, &executor), size,
+           executor, aclnnAscendQuantV3);
+  }
+}
+
+void rope(Tensors& tensors) {
+  const int64_t batch = pick(1, 3), length = pick(1, 3), heads = pick(1, 3), kv_heads = pick(1, 2), width = 2 * pick(1, 9);
+  const int64_t total = (heads + 2 * kv_heads) * width, planes = batch + pick(0, 1), rows = length + pick(0, 3);
+  const aclDataType kFloats[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kFloats);
+  const bool integer = chance(50), flat = chance(30), paged = chance(50);
+  const int64_t tokens = flat ? batch : batch * length;
+  std::vector<int64_t> splits = {heads * width, kv_heads * width, kv_heads * width};
+  if (slip(4)) splits[pick(0, 2)] = chance(50) ? pick(-64, 64) : one_of(kHuge);
+  if (slip(2)) splits.resize(pick(0, 5));
+  aclIntArray* array = aclCreateIntArray(splits.data(), splits.size());
+  char mode[] = "static", layout[] = "BSND", page[] = "page", contiguous[] = "contiguous", odd[] = "odd";
+  const auto x_shape = flat ? std::vector<int64_t>{batch, total} : std::vector<int64_t>{batch, length, total};
+  const auto angle = flat ? std::vector<int64_t>{batch, width} : std::vector<int64_t>{batch, length, 1, width};
+  const auto head = [&](int64_t count) {
+    return flat ? std::vector<int64_t>{batch, count, width} : std::vector<int64_t>{batch, length, count, width};
+  };
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random(x_shape, integer ? ACL_INT32 : dtype);
+  const aclTensor *cos = tensors.random(angle, dtype), *sin = tensors.random(angle, dtype);
+  aclTensor *k_cache = tensors.output({planes, rows, kv_heads, width}, ACL_INT8),
+            *v_cache = tensors.output({planes, rows, kv_heads, width}, ACL_INT8);
+  const aclTensor* indices = tensors.random({paged ? tokens : batch}, ACL_INT32);
+  const std::vector<int64_t> parameter = {kv_heads, width};
+  const aclTensor *scale_k = tensors.random(parameter, ACL_FLOAT), *scale_v = tensors.random(parameter, ACL_FLOAT);
+  const aclTensor *offset_k = tensors.maybe(30, parameter, ACL_FLOAT), *offset_v = tensors.maybe(30, parameter, ACL_FLOAT);
+  const aclTensor* weight_scale = tensors.maybe(integer ? 97 : 20, {total}, ACL_FLOAT);
+  const aclTensor* activation_scale = tensors.maybe(40, {tokens}, ACL_FLOAT);
+  const aclTensor* bias = tensors.maybe(40, {total}, chance(50) ? ACL_INT32 : ACL_FLOAT);
+  aclTensor *q = tensors.output(head(heads), dtype), *k = tensors.output(head(kv_heads), dtype),
+            *v = tensors.output(head(kv_heads), dtype);
+  const int status = aclnnDequantRopeQuantKvcacheGetWorkspaceSize(
+      x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, offset_k, offset_v, weight_scale, activation_scale, bias,
+      slip(2) ? nullptr : array, slip(5) ? odd : mode, slip(5) ? odd : layout, chance(50),
+      paged ? page : slip(5) ? odd : contiguous, q, k, v, &size, &executor);
+  finish(status, size, executor, aclnnDequantRopeQuantKvcache);
+  EXPECT_OK(aclDestroyIntArray(array));
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const double seconds = count > 1 ? std::atof(arguments[1]) : 1;
+  const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
+  generator.seed(seed);
+  Session session;
+  void (*const kTargets[])(Tensors&) = {int4_pack, cast, matmul, trans_quant_param, quantize, rope};
+  const auto start = std::chrono::steady_clock::now();
+  while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
+    Pool pool;
+    for (int i = 0; i < 50; ++i) {
+      Tensors tensors(pool);
+      wrong = chance(60);
+      one_of(kTargets)(tensors);
+    }
+  }
+  std::printf("ok: seed %" PRIu64 ", %" PRId64 " calls, %" PRId64 " launched, %" PRId64 " without error\n", seed, calls, launched,
+              passed);
+  return 0;
+}

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checking mode: every planted defect is found where it was planted, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+import typer
+from c_programs import PROGRAMS, run_program
+from typer.testing import CliRunner
+
+from anynpu.cli import toolkit as commands
+
+FINDINGS = commands.FINDINGS_STATUS
+DEFECTS = [
+    "leaked-tensor",
+    "leaked-array",
+    "leaked-stream",
+    "leaked-event",
+    "leaked-context",
+    "leaked-memory",
+    "leaked-host-memory",
+    "leaked-executor",
+    "executor-not-run",
+    "exceeds-allocation",
+    "host-pointer",
+    "host-pointer: copy",
+    "use-after-free",
+    "use-after-free: memory",
+    "use-after-free: executor",
+    "double-free",
+    "double-free: memory",
+    "invalid-free",
+    "invalid-handle",
+    "unsynchronised-read",
+    "unsynchronised-read: other stream",
+    "workspace-too-small",
+    "wrong-executor",
+    "event-not-recorded",
+]
+
+
+@pytest.fixture(scope="module")
+def program(build):
+    return build(PROGRAMS / "defects.cc", "-O0")
+
+
+def checked(program, tmp_path, *arguments, **environment):
+    path = tmp_path / "report.json"
+    outcome = run_program(program, *arguments, ANYNPU_CHECK="1", ANYNPU_CHECK_REPORT=str(path), **environment)
+    return outcome, json.loads(path.read_text())
+
+
+def test_the_table_is_complete(program):
+    assert run_program(program).stdout.split("\n")[:-1] == ["clean", *DEFECTS, "hardware-limit"]
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_planted_defect_is_found(program, tmp_path, defect):
+    outcome, report = checked(program, tmp_path, defect)
+    assert outcome.returncode == FINDINGS, outcome.stderr
+    assert [finding["kind"] for finding in report["findings"]] == [defect.split(":")[0]]
+    (finding,) = report["findings"]
+    assert finding["at"] or finding["created"], "no place in the program"
+    assert all(str(program) == frame["module"] for frame in (*finding["at"], *finding["created"]))
+
+
+@pytest.mark.parametrize("defect", ["clean", "hardware-limit"])
+def test_clean_program_has_no_finding(program, tmp_path, defect):
+    outcome, report = checked(program, tmp_path, defect)
+    assert (outcome.returncode, report["findings"]) == (0, []), outcome.stderr
+
+
+def test_limits_of_a_chip_are_findings_in_strict_mode(program, tmp_path):
+    outcome, report = checked(program, tmp_path, "hardware-limit", ANYNPU_STRICT="Ascend910B")
+    assert outcome.returncode == FINDINGS
+    (finding,) = report["findings"]
+    assert (finding["kind"], finding["call"]) == ("hardware-limit", "aclnnConvertWeightToINT4PackGetWorkspaceSize")
+    assert finding["message"] == "Ascend910B (Atlas A2) wants a 2-D weight, got 3 axes"
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_without_checking_mode_defects_are_tolerated(program, defect):
+    outcome = run_program(program, defect)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("defect", ["clean", *DEFECTS])
+def test_defects_do_not_disturb_the_library(build_asan, tmp_path, defect):
+    """Under AddressSanitizer, which must have nothing to say about us, in and out of checking mode."""
+    program = build_asan.output / "defects"
+    if not program.exists():
+        program = build_asan(PROGRAMS / "defects.cc")
+    assert run_program(program, defect).returncode == 0
+    outcome, _ = checked(program, tmp_path, defect)
+    assert outcome.returncode in (0, FINDINGS), outcome.stderr
+
+
+def test_a_failing_program_keeps_its_status(program, tmp_path):
+    outcome, _ = checked(program, tmp_path, "no such defect")
+    assert outcome.returncode == 2
+
+
+def test_text_report_on_stderr(program):
+    outcome = run_program(program, "double-free", ANYNPU_CHECK="1")
+    assert outcome.returncode == FINDINGS
+    for part in ("1 finding", "double-free: aclDestroyTensor: tensor is not a live aclTensor", "created at", "destroyed at"):
+        assert part in outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def command():
+    app = typer.Typer()
+    app.command(context_settings={"allow_interspersed_args": False})(commands.check)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+def test_check_command_names_lines(program, command):
+    if subprocess.run(["which", "addr2line"], capture_output=True, check=False).returncode:
+        pytest.skip("needs addr2line")
+    outcome = command("--json", str(program), "leaked-stream")
+    assert outcome.exit_code == FINDINGS
+    (finding,) = json.loads(outcome.stdout)["findings"]
+    source = (PROGRAMS / "defects.cc").read_text().splitlines()
+    line = 1 + next(number for number, text in enumerate(source) if "aclrtCreateStream(&stream)" in text)
+    assert finding["created"][0]["place"].endswith(f"defects.cc:{line}")
+    assert finding["created"][0]["place"].startswith("new_stream")
+
+
+def test_check_command_says_when_it_saw_nothing_of_ours(command):
+    outcome = command("true")
+    assert outcome.exit_code == 1
+    assert "no report" in outcome.stderr
