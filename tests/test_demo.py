@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import anynpu.cli.demo as command
 from anynpu.cli import app
-from anynpu.demo import compare, measure, quickstart, smollm2
+from anynpu.demo import compare, examples, measure, smollm2
 from anynpu.nn import WeightQuantLinear
 from anynpu.quantization import W4A16, W8A16
 
@@ -98,15 +98,14 @@ def test_generation_and_size(model, four_bits, loaded):
 def test_command(loaded, monkeypatch):
     names = ["torch fp32", "anynpu W4A16 g32, fp32 head"]
     monkeypatch.setattr(smollm2, "load", lambda: loaded)
-    monkeypatch.setattr(quickstart, "locate", lambda: "example.py")
-    monkeypatch.setattr(quickstart, "run", lambda: "what the example printed")
+    monkeypatch.setattr(examples, "run", lambda name: f"what {name} printed")
     chosen = {name: prepare for name, prepare in compare.variants().items() if name in names}
     monkeypatch.setattr(compare, "variants", lambda: chosen)
     monkeypatch.setattr(command, "_SLICE", 64)
     result = CliRunner().invoke(app, ["demo", "--json", "--tokens", "4"])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert told["quickstart"] == "what the example printed"
+    assert told["examples"] == {name: f"what {name} printed" for name in examples.NAMES}
     assert [row["name"] for row in told["rows"]] == names
     float_row, quantised_row = told["rows"]
     assert quantised_row["perplexity"] == pytest.approx(float_row["perplexity"], rel=1e-3)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anynpu.cli.errors import USAGE, fail
-from anynpu.demo import compare, quickstart, smollm2
+from anynpu.demo import compare, examples, smollm2
 
 _SLICE, _FULL = 1024, 4095  # predictions for the perplexity
 
@@ -27,12 +27,12 @@ def _table(rows: list[compare.Row], predictions: int) -> Table:
     return table
 
 
-def _run_quickstart(console: Console) -> str:
-    console.print(f"anynpu run {quickstart.locate()}", style="bold", soft_wrap=True)
+def _run_example(name: str, console: Console) -> str:
+    console.print(f"anynpu run {examples.locate(name)}", style="bold", soft_wrap=True, highlight=False)
     try:
-        output = quickstart.run()
+        output = examples.run(name)
     except subprocess.CalledProcessError as error:
-        fail(f"the example failed with exit code {error.returncode}")
+        fail(f"the example {name} failed with exit code {error.returncode}")
     console.print(output, markup=False, highlight=False)
     return output
 
@@ -55,18 +55,18 @@ def demo(
 ) -> None:
     """Show the operators at work on a real model.
 
-    Runs a torch_npu example, then compares a language model in float and with quantised weights.
+    Runs two torch_npu examples, then compares a language model in float and with quantised weights.
     """
     console = Console(stderr=as_json)
     try:
         smollm2.locate()
-        output = _run_quickstart(console)
+        outputs = {name: _run_example(name, console) for name in examples.NAMES}
         predictions = _FULL if full else _SLICE
         rows = _measure(console, predictions, tokens)
     except smollm2.ModelUnavailable as error:
         fail(str(error), USAGE)
     if as_json:
-        told = {"quickstart": output, "predictions": predictions, "rows": [dataclasses.asdict(row) for row in rows]}
+        told = {"examples": outputs, "predictions": predictions, "rows": [dataclasses.asdict(row) for row in rows]}
         print(json.dumps(told, indent=2))
         return
     console.print(_table(rows, predictions))

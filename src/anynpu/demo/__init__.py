@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: a torch_npu example, and a real language model on anynpu's operators."""
+"""The demonstration: torch_npu examples, and a real language model on anynpu's operators."""
