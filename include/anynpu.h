@@ -286,7 +286,7 @@ typedef struct {
   anynpu_tensor scale;
   anynpu_tensor y;
   int32_t scale_19_bits; /* nonzero: use the top 19 bits of each float32, as the hardware does */
-  int32_t reserved;
+  int32_t y_is_scratch;  /* nonzero: on an error the caller drops y, so it need not be restored */
 } anynpu_compressed_matmul_args;
 ANYNPU_API int32_t anynpu_compressed_matmul_check(const anynpu_compressed_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_compressed_matmul(const anynpu_compressed_matmul_args* args, void* workspace,

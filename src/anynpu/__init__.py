@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ascend NPU quantised operators on ordinary CPUs and GPUs."""
 
+import importlib
+from typing import Any
+
 from anynpu import formats, nn, reference
 from anynpu._strict import strict
 from anynpu._version import __version__
 from anynpu.compat import install
 from anynpu.ops.anti_quant import anti_quant
 from anynpu.ops.cast import cast
+from anynpu.ops.compressed_matmul import compressed_matmul
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention import kv_cache_attention
@@ -22,11 +26,14 @@ __all__ = [
     "W8A16",
     "__version__",
     "anti_quant",
+    "calibrate_kv",
     "cast",
+    "compressed_matmul",
     "formats",
     "install",
     "int4_pack",
     "int4_unpack",
+    "kv_cache",
     "kv_cache_attention",
     "load_quantized",
     "nd_to_nz",
@@ -43,3 +50,11 @@ __all__ = [
     "weight_quant_matmul",
     "weight_quant_prepack",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``kv_cache`` imports transformers, so it is loaded when it is asked for."""
+    if name not in ("calibrate_kv", "kv_cache"):
+        raise AttributeError(f"module 'anynpu' has no attribute {name!r}")
+    module = importlib.import_module("anynpu.kv_cache")
+    return module if name == "kv_cache" else module.calibrate_kv

@@ -3,6 +3,7 @@
 
 from anynpu.ops.anti_quant.reference import anti_quant
 from anynpu.ops.cast.reference import cast
+from anynpu.ops.compressed_matmul.reference import compressed_matmul
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention.reference import kv_cache_attention
@@ -15,6 +16,7 @@ from anynpu.ops.weight_quant_matmul.reference import weight_quant_matmul, weight
 __all__ = [
     "anti_quant",
     "cast",
+    "compressed_matmul",
     "decode_quant_param",
     "int4_pack",
     "int4_unpack",

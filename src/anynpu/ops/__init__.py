@@ -4,6 +4,7 @@
 from anynpu.ops import (
     anti_quant,
     cast,
+    compressed_matmul,
     format_cast,
     int4_pack,
     kv_cache_attention,
@@ -17,6 +18,7 @@ from anynpu.ops import (
 __all__ = [
     "anti_quant",
     "cast",
+    "compressed_matmul",
     "format_cast",
     "int4_pack",
     "kv_cache_attention",

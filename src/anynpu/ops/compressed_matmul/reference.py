@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import torch
 
+from anynpu.ops.compressed_matmul.spec import output_shape
+from anynpu.ops.quant_matmul.reference import exact_sums, round_once, scale_values
+
 BLOCK_K, BLOCK_N, PANEL = 256, 128, 64
 MARK = 0xC8
 
@@ -117,3 +120,25 @@ def decompress(stream: torch.Tensor, index: torch.Tensor, n: int, k: int) -> tor
         tile = values.reshape(panels, steps, PANEL, 4).permute(0, 2, 1, 3).reshape(panels * PANEL, steps * 4)
         weight[first_n : first_n + panels * PANEL, first_k : first_k + steps * 4] = tile
     return weight[:n, :k].to(torch.int8)
+
+
+def compressed_matmul(
+    x: torch.Tensor,
+    stream: torch.Tensor,
+    index: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    *,
+    n: int | None = None,
+    scale_19_bits: bool = False,
+) -> torch.Tensor:
+    """(x @ W.T + bias) * scale, rounded once to float16."""
+    columns = output_shape(x, stream, index, bias, scale, n)[1]
+    weight = decompress(stream, index, columns, x.shape[1])
+    factor = scale_values(scale.reshape(-1))[0].float()
+    if scale_19_bits:
+        factor = (factor.view(torch.int32) & -8192).view(torch.float32)
+    sums = exact_sums(x, weight.t())
+    if bias is not None:
+        sums = sums + bias.reshape(-1)
+    return round_once(sums.double() * factor.double(), torch.float16)

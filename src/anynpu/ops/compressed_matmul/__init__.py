@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INT8 matrix product with a losslessly compressed weight."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu._register import Operator, register
+from anynpu.ops.compressed_matmul import cpu, reference, spec
+
+_op = register(
+    Operator(spec.OP, spec.SCHEMA, spec.fake, cpu.compressed_matmul, reference.compressed_matmul, spec.samples)
+)
+
+
+def compressed_matmul(
+    x: torch.Tensor,
+    stream: torch.Tensor,
+    index: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    *,
+    n: int | None = None,
+    scale_19_bits: bool = False,
+) -> torch.Tensor:
+    """Multiplies by a weight that stays compressed in memory: blocks are decoded where the product needs them.
+
+    ``y = (x @ W.T + bias) * scale`` with exact int32 sums and one rounding to float16: the bits of ``quant_matmul``.
+
+    Args:
+        x: int8 ``(M, K)``, any strides, ``K`` at most 131071.
+        stream: int8, the compressed weight ``W (N, K)`` of ``anynpu.formats.compress_weight``.
+        index: int8 ``[ceil(K / 256) * ceil(N / 128) * 8]``.
+        bias: int32 ``(N,)`` or ``(1, N)``, or None.
+        scale: int64 or uint64 ``(N,)``, ``(1, N)``, ``(1,)`` or ``(1, 1)``: the low 32 bits are a float32, as
+            ``scale.view(int32).to(int64)`` and ``trans_quant_param`` both make them.
+        n: N, needed when there is no bias and the scale is a single one.
+        scale_19_bits: cut the scales to the 19 bits that the hardware uses.
+
+    Returns:
+        float16 ``(M, N)``.
+
+    Raises:
+        TypeError: a dtype other than these.
+        ValueError: shapes, or a compressed weight that is damaged, foreign or of another shape.
+
+    Source: aclnnMatmulCompressDequant, torch_npu.npu_matmul_compress_dequant.
+
+    >>> import torch, anynpu
+    >>> weight = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int8)
+    >>> packed = anynpu.formats.compress_weight(weight)
+    >>> scale = torch.tensor([[0.5, 2.0]]).view(torch.int32).to(torch.int64)
+    >>> x = torch.tensor([[1, 1, 1]], dtype=torch.int8)
+    >>> anynpu.compressed_matmul(x, packed.stream, packed.index, None, scale)
+    tensor([[ 3., 30.]], dtype=torch.float16)
+    """
+    return _op(x, stream, index, bias, scale, n=n, scale_19_bits=scale_19_bits)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import builtins
+
+import case_table
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import anynpu
+from anynpu.formats import compress_weight
+
+CASES = case_table.load("compressed_matmul")
+VALID = [case for case in CASES if case.error is None]
+INVALID = [case for case in CASES if case.error is not None]
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+def as_words(scale):
+    return scale.view(torch.int32).to(torch.int64) if scale.dtype == torch.float32 else scale
+
+
+def arguments(case):
+    args = dict(case.args)
+    compressed = compress_weight(args.pop("weight"))
+    args |= {"stream": compressed.stream, "index": compressed.index, "scale": as_words(args["scale"])}
+    args.setdefault("bias", None)
+    return args
+
+
+@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+def test_equals_reference(case, isa, each_thread_count):
+    args = arguments(case)
+    expected = anynpu.reference.compressed_matmul(**args)
+    for result in each_thread_count(lambda: anynpu.compressed_matmul(**args)):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in VALID if "scale_19_bits" not in case.args], ids=lambda case: case.name
+)
+def test_equals_quant_matmul(case, isa):
+    args = arguments(case)
+    bias = None if args["bias"] is None else args["bias"].reshape(-1)
+    twin = anynpu.quant_matmul(
+        args["x"], case.args["weight"].t(), args["scale"].reshape(-1), bias=bias, output_dtype=torch.float16
+    )
+    assert torch.equal(anynpu.compressed_matmul(**args), twin)
+
+
+@pytest.mark.parametrize(
+    "function", [anynpu.compressed_matmul, anynpu.reference.compressed_matmul], ids=["cpu", "reference"]
+)
+@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+def test_invalid_call_raises(case, function):
+    match = case.error["match"] if function is anynpu.compressed_matmul else "compressed_matmul"
+    with pytest.raises(getattr(builtins, case.error["python"]), match=match):
+        function(**arguments(case))
+
+
+def gaussian(n, k, sigma, seed=0):
+    values = torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * sigma
+    return values.round().clamp(-128, 127).to(torch.int8)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 20), st.integers(1, 600), st.integers(1, 300), st.sampled_from([0.5, 3, 12, 33, 80]))
+def test_any_shape_equals_quant_matmul(m, k, n, sigma):
+    x, weight = gaussian(m, k, 40, seed=m), gaussian(n, k, sigma, seed=n)
+    compressed = compress_weight(weight)
+    scale = torch.rand(1, n, generator=torch.Generator().manual_seed(k))
+    result = anynpu.compressed_matmul(x, compressed.stream, compressed.index, None, as_words(scale), n=n)
+    assert torch.equal(result, anynpu.quant_matmul(x, weight.t(), scale.reshape(-1), output_dtype=torch.float16))
+
+
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_damage_names_the_block(place, isa):
+    compressed = compress_weight(gaussian(300, 700, 30))
+    stream = compressed.stream.clone()
+    stream[place] ^= 1
+    block = 8 if place == -1 else 0
+    with pytest.raises(ValueError, match=f"compressed_matmul: block {block} of the compressed weight .* is damaged"):
+        anynpu.compressed_matmul(
+            torch.ones(2, 700, dtype=torch.int8), stream, compressed.index, None, as_words(torch.ones(1, 300))
+        )
+
+
+def test_foreign_stream_is_refused():
+    x, index = torch.ones(2, 64, dtype=torch.int8), torch.arange(8, dtype=torch.int8)
+    with pytest.raises(ValueError, match="was not compressed by anynpu"):
+        anynpu.compressed_matmul(x, torch.zeros(500, dtype=torch.int8), index, None, as_words(torch.ones(1, 8)))
+
+
+def test_negative_scale_is_sign_extended():
+    """The document's recipe reads float32 as int32 and widens it: the high half of a negative scale is all ones."""
+    compressed = compress_weight(torch.ones(2, 4, dtype=torch.int8))
+    words = as_words(torch.tensor([[-0.5, 1.5]]))
+    assert int(words[0, 0]) < 0
+    result = anynpu.compressed_matmul(
+        torch.ones(1, 4, dtype=torch.int8), compressed.stream, compressed.index, None, words.view(torch.uint64)
+    )
+    assert result.tolist() == [[-2.0, 6.0]]
