@@ -57,7 +57,8 @@ def kv_cache_attention(
         causal: query s sees rows before ``lengths[b] - S + s + 1``; otherwise all rows.
 
     Returns:
-        ``[B, S, Nq, D]`` in the dtype of q, zeros for a query that sees no row. The same bits for any number of threads.
+        ``[B, S, Nq, D]`` in the dtype of q, zeros for a query that sees no row. The same bits for any
+        number of threads.
 
     Raises:
         TypeError: a dtype.

@@ -126,10 +126,10 @@ def error_bound(
 ) -> torch.Tensor:
     """float32 rounding errors, and one unit in the last place of the output.
 
-    A score is a float32 sum of D products, so it is off by at most e = (D + 4) u sum(|q| |scale_k| |code|); an offset of
-    k moves all scores of a query alike and costs nothing. Every weight is then off by a factor of at most
-    1 + 2 max(e) + 9 u (two scores, two exponentials of relative error 4 u, their product), numerator and denominator are
-    sums of as many terms as there are rows, and the last steps round four times.
+    A score is a float32 sum of D products, so it is off by at most e = (D + 4) u sum(|q| |scale_k| |code|); an offset
+    of k moves all scores of a query alike and costs nothing. Every weight is then off by a factor of at most
+    1 + 2 max(e) + 9 u (two scores, two exponentials of relative error 4 u, their product), numerator and denominator
+    are sums of as many terms as there are rows, and the last steps round four times.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     bound = torch.empty(q.shape, dtype=torch.float64)
@@ -152,5 +152,7 @@ def error_bound(
         size = weights @ v_codes.abs().unsqueeze(1)
         error = relative * size + 4 * _U * (size + offset.double().abs()[:, None, None])
         bound[batch] = _ungrouped(error * scale_v.double().abs()[:, None, None])
-    exponent = result.double().abs().clamp(torch.finfo(q.dtype).smallest_normal, torch.finfo(q.dtype).max).log2().floor()
+    exponent = (
+        result.double().abs().clamp(torch.finfo(q.dtype).smallest_normal, torch.finfo(q.dtype).max).log2().floor()
+    )
     return bound + torch.exp2(exponent) * torch.finfo(q.dtype).eps

