@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
+import shutil
 
 import pytest
 import typer
@@ -118,15 +119,14 @@ def command():
 
 
 def test_check_command_names_lines(program, command):
-    if subprocess.run(["which", "addr2line"], capture_output=True, check=False).returncode:
+    if shutil.which("addr2line") is None:
         pytest.skip("needs addr2line")
     outcome = command("--json", str(program), "leaked-stream")
     assert outcome.exit_code == FINDINGS
     (finding,) = json.loads(outcome.stdout)["findings"]
     source = (PROGRAMS / "defects.cc").read_text().splitlines()
     line = 1 + next(number for number, text in enumerate(source) if "aclrtCreateStream(&stream)" in text)
-    assert finding["created"][0]["place"].endswith(f"defects.cc:{line}")
-    assert finding["created"][0]["place"].startswith("new_stream")
+    assert re.search(rf"new_stream\(\) at .*/defects\.cc:{line}$", finding["created"][0]["place"])
 
 
 def test_check_command_says_when_it_saw_nothing_of_ours(command):

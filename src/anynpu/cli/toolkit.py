@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ import anynpu
 from anynpu import _native
 
 LIBRARIES = ("opapi", "nnopbase", "ascendcl")
+PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}  # for commands that hand options on
 FINDINGS_STATUS = 86  # the exit status of a checked program that is fine but for its findings
 
 
@@ -130,6 +130,3 @@ def report_text(report: dict) -> str:
 def _frame_text(frame: dict) -> str:
     where = f"{Path(frame['module']).name}+{frame['offset']:#x}"
     return f"{frame['place']} ({where})" if frame.get("place") else where
-
-
-commands: list[Callable] = [toolkit, cc, check]
