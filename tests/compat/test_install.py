@@ -141,6 +141,41 @@ def test_run_script_is_like_python_script(python, tmp_path, script, module):
     assert (tmp_path / "said").read_text() == "['-m', 'x'] 7 Ascend910B2 True"
 
 
+def test_a_script_may_start_processes_of_its_own(python, tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import torch, torch_npu\n"
+        "def work(rank):\n"
+        "    assert torch_npu.npu.get_device_name() == 'Ascend310P3'\n"
+        "    torch.save(torch.full((2,), float(rank), device='npu'), f'{rank}.pt')\n"
+        "if __name__ == '__main__':\n"
+        "    torch.multiprocessing.spawn(work, nprocs=1)\n"
+    )
+    python(
+        f"""
+        import os
+        os.chdir({str(tmp_path)!r})
+        from anynpu.compat.run import run_script
+        run_script("program.py", soc="Ascend310P3")
+        """
+    )
+    assert torch.load(tmp_path / "0.pt").tolist() == [0, 0]
+
+
+def test_npu_maps_to_cuda_devices(python):
+    python(
+        """
+        import anynpu, pytest, torch
+        anynpu.install()
+        from anynpu.compat import device
+        device._target, torch.cuda.device_count, torch.cuda.current_device = torch.device("cuda"), lambda: 2, lambda: 1
+        for name, index in (("npu", 1), ("npu:0", 0), (torch.device("npu", 1), 1), (0, 0)):
+            assert device.real_device(name) == torch.device("cuda", index)
+        with pytest.raises(RuntimeError, match="device index must be below the device count, 2, got 2"):
+            device.real_device(2)
+        """
+    )
+
+
 def test_run_script_names_a_missing_script():
     from anynpu.compat.run import run_script
 

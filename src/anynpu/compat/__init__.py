@@ -7,8 +7,13 @@ import importlib
 import sys
 import threading
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # importing torch_npu calls install again
 _installed: str | None = None  # the device
+
+
+def installed() -> bool:
+    """Whether ``install`` has run in this process."""
+    return _installed is not None
 
 
 def install(device: str = "cpu", soc: str | None = None) -> None:
@@ -50,7 +55,7 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
             finder.refuse_the_real_one()
             sys.meta_path.insert(0, finder.Finder())
             npu_device.provide(device)
+            _installed = device
             runtime = importlib.import_module("torch_npu.npu")
             torch._register_device_module(npu_device.NAME, runtime)
             npu_device.provide_accelerator(vars(runtime))
-            _installed = device

@@ -65,8 +65,8 @@ def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda **argu
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
         names = inspect.get_annotations(body)
+        names.pop("return")
         required = [argument for argument, annotation in names.items() if annotation == "torch.Tensor"]
-        required.remove("return")
 
         def described(error: Exception, args: tuple, kwargs: dict[str, Any]) -> Exception:
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anynpu.compat import install
+from anynpu.compat import soc as chip
+from anynpu.compat.finder import FOLDER
 
 
 def run_script(
@@ -32,12 +34,21 @@ def run_script(
     if not module and not Path(script).exists():
         raise FileNotFoundError(f"run: no such script: {script}")
     install(device, soc)
+    _install_in_child_processes(device)
     sys.argv = [script, *argv]
+    path = os.path.abspath(script)  # as __file__ of a main program is
     if module:
         sys.path.insert(0, os.getcwd())
         runpy.run_module(script, run_name="__main__", alter_sys=True)
     elif Path(script).is_dir() or Path(script).suffix == ".zip":
-        runpy.run_path(script, run_name="__main__")  # puts the script itself on the path
+        runpy.run_path(path, run_name="__main__")  # puts the folder itself on the path
     else:
-        sys.path.insert(0, str(Path(script).resolve().parent))
-        runpy.run_path(script, run_name="__main__")
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+        runpy.run_path(path, run_name="__main__")
+
+
+def _install_in_child_processes(device: str) -> None:
+    """Lets processes that the script starts anew find torch_npu, which then installs itself."""
+    os.environ["ANYNPU_DEVICE"], os.environ["ANYNPU_SOC"] = device, chip.name()
+    sys.path.append(FOLDER)  # multiprocessing hands this one on
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (FOLDER, os.environ.get("PYTHONPATH"))))

@@ -8,6 +8,7 @@ import torch
 import anynpu
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.formats import Format
+from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
 from anynpu.compat.operators import INT4 as int4
 from anynpu.compat.operators import (
     get_npu_format,
@@ -19,6 +20,7 @@ from anynpu.compat.operators import (
     npu_trans_quant_param,
     npu_weight_quant_batchmatmul,
 )
+from torch_npu import _install as _install  # before the others
 from torch_npu import contrib, dynamo, npu, testing
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "npu",
     "npu_anti_quant",
     "npu_convert_weight_to_int4pack",
+    "npu_dequant_rope_quant_kvcache",
     "npu_format_cast",
     "npu_format_cast_",
     "npu_quantize",
+    "npu_rope_quant_kvcache",
     "npu_trans_quant_param",
     "npu_weight_quant_batchmatmul",
     "testing",

@@ -11,11 +11,13 @@ from anynpu.compat import soc
 from anynpu.compat.device import device_count as device_count
 from anynpu.compat.device import target as _target
 from anynpu.compat.errors import module_getattr
-from torch_npu.npu import _cuda, _host
 from torch_npu.npu import amp as amp
 from torch_npu.npu.amp import get_amp_supported_dtype as get_amp_supported_dtype
 
-_runtime = _host if _target().type == "cpu" else _cuda
+if _target().type == "cpu":
+    from torch_npu.npu import _host as _runtime
+else:
+    from torch_npu.npu import _cuda as _runtime
 
 is_available = _runtime.is_available
 is_initialized = _runtime.is_initialized

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.cuda import Event, Stream, default_generators
+from torch.cuda import Event, Stream
 
 from anynpu.compat.device import names_npu, real_device
 
@@ -32,6 +32,9 @@ class device(torch.cuda.device):
 
 
 device_of = torch.cuda.device_of
+
+torch.cuda.init()
+default_generators = torch.cuda.default_generators
 
 __all__ = ["Event", "Stream", "default_generators", "device", "device_of"]
 

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs in a process that a script under ``anynpu run`` started: there nobody has called ``anynpu.install``."""
+
+from __future__ import annotations
+
+import os
+
+from anynpu import compat
+
+if not compat.installed():
+    compat.install(os.environ.get("ANYNPU_DEVICE", "cpu"))
