@@ -8,6 +8,10 @@ namespace {
 
 constexpr int kTileRows = 4;
 
+void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float* values) {
+  scale_exactly_one_by_one(sums, scale, count, values);
+}
+
 void tile(const Int8Product& product, int rows, const int32_t* x, int32_t* c) {
   for (int64_t step = 0; step < product.steps; ++step) {
     const uint8_t* weights = product.panel + step * 256;
