@@ -249,7 +249,7 @@ class Int8CacheModel(torch.nn.Module):
 
 
 def _starts(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """The first row that each sequence sees; ``mask``: bool ``[B, 1, S, rows]`` of transformers, None for no padding."""
+    """The first row that each sequence sees; ``mask``: bool ``[B, 1, S, rows]`` of transformers, None: no padding."""
     if mask is None:
         return None
     known = getattr(mask, "_anynpu_starts", None)  # every layer gets the same mask
