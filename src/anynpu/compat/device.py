@@ -207,6 +207,7 @@ def _provide_generator() -> None:
         def __new__(cls, device: Any = "cpu") -> torch._C.Generator:
             return torch._C.Generator(_map(device))
 
+    Generator.__module__, Generator.__qualname__ = "torch", "Generator"  # pickles hold this name
     torch.Generator = Generator
 
 

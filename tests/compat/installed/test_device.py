@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -140,6 +141,8 @@ def test_generators():
     second = torch.rand(3, generator=torch.Generator().manual_seed(5))
     assert torch.equal(first, second)
     assert isinstance(torch.default_generator, torch.Generator)
+    copied = pickle.loads(pickle.dumps(torch.Generator("npu").manual_seed(5)))
+    assert torch.equal(torch.rand(3, generator=copied), first)
     torch.npu.manual_seed_all(7)
     drawn = torch.rand(3, device="npu")
     torch.npu.manual_seed(7)
