@@ -11,6 +11,7 @@ from anynpu.compat import install
 from anynpu.ops.anti_quant import anti_quant
 from anynpu.ops.cast import cast
 from anynpu.ops.compressed_matmul import compressed_matmul
+from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention import kv_cache_attention
@@ -29,6 +30,7 @@ __all__ = [
     "calibrate_kv",
     "cast",
     "compressed_matmul",
+    "dynamic_quant",
     "formats",
     "install",
     "int4_pack",

@@ -4,6 +4,7 @@
 from anynpu.ops.anti_quant.reference import anti_quant
 from anynpu.ops.cast.reference import cast
 from anynpu.ops.compressed_matmul.reference import compressed_matmul
+from anynpu.ops.dynamic_quant.reference import dynamic_quant
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention.reference import kv_cache_attention
@@ -18,6 +19,7 @@ __all__ = [
     "cast",
     "compressed_matmul",
     "decode_quant_param",
+    "dynamic_quant",
     "int4_pack",
     "int4_unpack",
     "kv_cache_attention",

@@ -22,13 +22,6 @@ def names(cases):
     return [case.name for case in cases]
 
 
-def arguments(case):
-    args = dict(case.args)
-    if isinstance(args.get("output_dtype"), str):
-        args["output_dtype"] = getattr(torch, args["output_dtype"])
-    return args
-
-
 def assert_close(result, expected, bound):
     assert result.dtype == expected.dtype
     assert result.shape == expected.shape
@@ -39,7 +32,7 @@ def assert_close(result, expected, bound):
 
 @pytest.mark.parametrize("case", VALID, ids=names(VALID))
 def test_equals_reference(case, isa, each_thread_count):
-    args = arguments(case)
+    args = case.args
     expected, bound = anynpu.reference.quant_matmul(**args), error_bound(**args)
     results = each_thread_count(lambda: anynpu.quant_matmul(**args))
     for result in results:
@@ -51,7 +44,7 @@ def test_equals_reference(case, isa, each_thread_count):
 @pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
 def test_invalid_call_raises(case, function):
     with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**arguments(case))
+        function(**case.args)
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/dynamic_quant/dynamic_quant.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "core/parallel.h"
+#include "core/strided.h"
+#include "gemm/gemm.h"
+
+namespace anynpu {
+
+#define ANYNPU_KERNEL(tier) extern const DynamicQuantKernel dynamic_quant_##tier;
+#include "ops/dynamic_quant/kernels.def"
+#undef ANYNPU_KERNEL
+
+namespace {
+
+constexpr const DynamicQuantKernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &dynamic_quant_##tier,
+#include "ops/dynamic_quant/kernels.def"
+#undef ANYNPU_KERNEL
+};
+
+constexpr const char* kOp = "dynamic_quant";
+constexpr int64_t kGrain = 1 << 14;    // values a thread; below it a second thread costs more than it gives
+constexpr int64_t kTile = 1024;        // values converted at once
+
+long long text(int64_t value) { return static_cast<long long>(value); }
+
+int32_t check_x(const anynpu_tensor& x) {
+  if (x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_BFLOAT16 && x.dtype != ANYNPU_FLOAT32) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float16, bfloat16 or float32, got %s", kOp, dtype_name(x.dtype));
+  }
+  if (x.ndim < 2) return fail(ANYNPU_BAD_SHAPE, "%s: Input shape dim should be greater than 1, got %d", kOp, x.ndim);
+  if (x.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: x must be ND", kOp);
+  return check_strides(kOp, "x", x, Access::read);
+}
+
+struct Shape {
+  int64_t batches, m, k;  // x as [batches][m][k]
+  int64_t rows() const { return batches * m; }
+};
+
+Shape shape_of(const anynpu_tensor& x) {
+  Shape shape = {1, x.shape[x.ndim - 2], x.shape[x.ndim - 1]};
+  for (int axis = 0; axis < x.ndim - 2; ++axis) shape.batches *= x.shape[axis];
+  return shape;
+}
+
+int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) {
+  const anynpu_tensor &smooth = args.smooth_scales, &groups = args.group_index;
+  if (present(groups)) {
+    if (!present(smooth)) return fail(ANYNPU_NULL_ARG, "%s: group_index needs smooth_scales", kOp);
+    if (groups.dtype != ANYNPU_INT32) {
+      return fail(ANYNPU_BAD_DTYPE, "%s: group_index must be int32, got %s", kOp, dtype_name(groups.dtype));
+    }
+    if (groups.ndim != 1 || groups.format != ANYNPU_ND || !is_contiguous(groups) || groups.shape[0] < 1 ||
+        args.quant_mode == ANYNPU_PER_CHANNEL) {
+      return fail(ANYNPU_BAD_SHAPE, "%s: group_index must have shape (G,), not per channel, got %s", kOp, shape_text(groups));
+    }
+  }
+  if (!present(smooth)) return ANYNPU_OK;
+  if (smooth.dtype != args.x.dtype) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: smooth_scales must be %s as x is, got %s", kOp, dtype_name(args.x.dtype),
+                dtype_name(smooth.dtype));
+  }
+  const int64_t length = args.quant_mode == ANYNPU_PER_CHANNEL ? shape.m : shape.k;
+  const bool fits = present(groups) ? smooth.ndim == 2 && smooth.shape[0] == groups.shape[0] && smooth.shape[1] == length
+                                    : smooth.ndim == 1 && smooth.shape[0] == length;
+  if (!fits || smooth.format != ANYNPU_ND || !is_contiguous(smooth)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: smooth_scales must be contiguous, of shape %s%lld), got %s", kOp,
+                present(groups) ? "(G, " : "(", text(length), shape_text(smooth));
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check_outputs(const anynpu_dynamic_quant_args& args) {
+  const anynpu_tensor &x = args.x, &y = args.y, &scale = args.scale;
+  if (y.dtype != ANYNPU_INT8 && y.dtype != ANYNPU_INT4 && y.dtype != ANYNPU_INT32) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: y must be int8, int4 or int32 (eight int4), got %s", kOp, dtype_name(y.dtype));
+  }
+  anynpu_tensor expected = x;
+  int64_t& last = expected.shape[x.ndim - 1];
+  if (y.dtype != ANYNPU_INT8) {
+    if (last % 8 != 0) {
+      return fail(ANYNPU_BAD_SHAPE, "%s: Input shape last dim must be divded by 8 when int4 quantization, got %lld", kOp, text(last));
+    }
+    if (y.dtype == ANYNPU_INT32) last /= 8;
+  }
+  if (y.ndim != x.ndim || !std::equal(y.shape, y.shape + y.ndim, expected.shape) || y.format != ANYNPU_ND ||
+      !is_contiguous(y)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected), shape_text(y));
+  }
+  if (scale.dtype != ANYNPU_FLOAT32) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: scale must be float32, got %s", kOp, dtype_name(scale.dtype));
+  }
+  anynpu_tensor of_scale = x;
+  of_scale.ndim = args.quant_mode == ANYNPU_PER_TENSOR ? 1 : x.ndim - 1;
+  if (args.quant_mode == ANYNPU_PER_TENSOR) of_scale.shape[0] = 1;
+  if (args.quant_mode == ANYNPU_PER_CHANNEL) of_scale.shape[x.ndim - 2] = x.shape[x.ndim - 1];
+  if (scale.ndim != of_scale.ndim || !std::equal(scale.shape, scale.shape + scale.ndim, of_scale.shape) ||
+      scale.format != ANYNPU_ND || !is_contiguous(scale)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: scale must be ND, contiguous, of shape %s, got %s", kOp, shape_text(of_scale),
+                shape_text(scale));
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check(const anynpu_dynamic_quant_args& args) {
+  ANYNPU_TRY(check_required(kOp, "x", args.x));
+  ANYNPU_TRY(check_tensor(kOp, "smooth_scales", args.smooth_scales));
+  ANYNPU_TRY(check_tensor(kOp, "group_index", args.group_index));
+  ANYNPU_TRY(check_required(kOp, "y", args.y));
+  ANYNPU_TRY(check_required(kOp, "scale", args.scale));
+  if (args.quant_mode < ANYNPU_PER_TOKEN || args.quant_mode > ANYNPU_PER_TENSOR) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: quant_mode must be 0, 1 or 2, got %d", kOp, args.quant_mode);
+  }
+  ANYNPU_TRY(check_x(args.x));
+  ANYNPU_TRY(check_smooth(args, shape_of(args.x)));
+  return check_outputs(args);
+}
+
+int32_t check_groups(const anynpu_dynamic_quant_args& args, const Shape& shape) {
+  if (!present(args.group_index)) return ANYNPU_OK;
+  const auto* ends = static_cast<const int32_t*>(args.group_index.data);
+  int64_t before = 0;
+  for (int64_t i = 0; i < args.group_index.shape[0]; before = ends[i++]) {
+    if (ends[i] >= before && ends[i] <= shape.rows()) continue;
+    return fail(ANYNPU_BAD_VALUE, "%s: group_index must not decrease and stay within [0, %lld], got %d at %lld", kOp,
+                text(shape.rows()), ends[i], text(i));
+  }
+  if (before == shape.rows()) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_VALUE, "%s: the last value of group_index must be the number of rows, %lld, got %lld", kOp,
+              text(shape.rows()), text(before));
+}
+
+class Quantizer {
+ public:
+  explicit Quantizer(const anynpu_dynamic_quant_args& args)
+      : args_(args), shape_(shape_of(args.x)), kernel_(pick(kKernels)), limit_(args.y.dtype == ANYNPU_INT8 ? 127.0f : 7.0f) {}
+
+  int32_t run() {
+    ANYNPU_TRY(check_groups(args_, shape_));
+    if (args_.quant_mode == ANYNPU_PER_CHANNEL) {
+      per_channel();
+      return ANYNPU_OK;
+    }
+    std::unique_ptr<float[]> largest;
+    if (args_.quant_mode == ANYNPU_PER_TENSOR) {
+      largest.reset(new (std::nothrow) float[shape_.rows()]);
+      if (!largest) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the largest values", kOp);
+    }
+    return by_rows(largest.get());
+  }
+
+ private:
+  // Values [at, at + count) of row `row`, smoothed.
+  void load(int64_t row, int64_t at, int64_t count, float* to) const {
+    const anynpu_tensor& x = args_.x;
+    const int64_t bytes = dtype_bits(x.dtype) / 8;
+    int64_t elements = at * x.strides[x.ndim - 1];
+    for (int64_t axis = x.ndim - 2, rest = row; axis >= 0; rest /= x.shape[axis--]) elements += rest % x.shape[axis] * x.strides[axis];
+    gemm_kernel().load_floats(static_cast<const uint8_t*>(x.data) + elements * bytes, x.dtype, x.strides[x.ndim - 1], count, to);
+    if (!present(args_.smooth_scales)) return;
+    const auto* smooth = static_cast<const uint8_t*>(args_.smooth_scales.data);
+    float factors[kTile];
+    if (args_.quant_mode == ANYNPU_PER_CHANNEL) {
+      gemm_kernel().load_floats(smooth + row % shape_.m * bytes, x.dtype, 1, 1, factors);
+      std::fill(factors + 1, factors + count, factors[0]);
+    } else {
+      gemm_kernel().load_floats(smooth + (group_of(row) * shape_.k + at) * bytes, x.dtype, 1, count, factors);
+    }
+    kernel_.multiply(to, factors, count);
+  }
+
+  int64_t group_of(int64_t row) const {
+    if (!present(args_.group_index)) return 0;
+    const auto* ends = static_cast<const int32_t*>(args_.group_index.data);
+    return std::upper_bound(ends, ends + args_.group_index.shape[0], row) - ends;
+  }
+
+  void store(int64_t row, int64_t at, int64_t count, const int8_t* codes) const {
+    auto* y = static_cast<uint8_t*>(args_.y.data);
+    const int64_t first = row * shape_.k + at;
+    if (args_.y.dtype == ANYNPU_INT8) {
+      std::memcpy(y + first, codes, static_cast<size_t>(count));
+      return;
+    }
+    for (int64_t i = 0; i < count; i += 2) {
+      y[(first + i) / 2] = static_cast<uint8_t>((codes[i] & 15) | static_cast<uint8_t>(codes[i + 1]) << 4);
+    }
+  }
+
+  float row_largest(int64_t row) const {
+    float values[kTile], most = 0.0f;
+    for (int64_t at = 0; at < shape_.k; at += kTile) {
+      const int64_t count = std::min(kTile, shape_.k - at);
+      load(row, at, count, values);
+      most = std::max(most, kernel_.largest(values, count));
+    }
+    return most;
+  }
+
+  void quantize_row(int64_t row, float scale) const {
+    float values[kTile];
+    int8_t codes[kTile];
+    for (int64_t at = 0; at < shape_.k; at += kTile) {
+      const int64_t count = std::min(kTile, shape_.k - at);
+      load(row, at, count, values);
+      kernel_.quantize(values, &scale, false, count, codes);
+      store(row, at, count, codes);
+    }
+  }
+
+  // Calls fn(row) for every row.
+  template <typename Function>
+  void for_rows(const Function& fn) const {
+    parallel_for(shape_.rows(), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.k)), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) fn(row);
+    });
+  }
+
+  // `largest` is null per token, or holds a place for each row.
+  int32_t by_rows(float* largest) const {
+    auto* scale = static_cast<float*>(args_.scale.data);
+    if (largest == nullptr) {
+      for_rows([&](int64_t row) {
+        scale[row] = row_largest(row) / limit_;
+        quantize_row(row, scale[row]);
+      });
+      return ANYNPU_OK;
+    }
+    for_rows([&](int64_t row) { largest[row] = row_largest(row); });
+    *scale = shape_.rows() == 0 ? 0.0f : *std::max_element(largest, largest + shape_.rows()) / limit_;
+    for_rows([&](int64_t row) { quantize_row(row, *scale); });
+    return ANYNPU_OK;
+  }
+
+  void per_channel() const {
+    const int64_t tiles = (shape_.k + kTile - 1) / kTile;
+    parallel_for(shape_.batches * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.m * kTile)), [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) columns(task / tiles, task % tiles * kTile);
+    });
+  }
+
+  void columns(int64_t batch, int64_t at) const {
+    const int64_t count = std::min(kTile, shape_.k - at);
+    float values[kTile], largest[kTile] = {};
+    int8_t codes[kTile];
+    for (int64_t row = batch * shape_.m; row < (batch + 1) * shape_.m; ++row) {
+      load(row, at, count, values);
+      kernel_.grow(values, count, largest);
+    }
+    float* scale = static_cast<float*>(args_.scale.data) + batch * shape_.k + at;
+    for (int64_t i = 0; i < count; ++i) scale[i] = largest[i] / limit_;
+    for (int64_t row = batch * shape_.m; row < (batch + 1) * shape_.m; ++row) {
+      load(row, at, count, values);
+      kernel_.quantize(values, scale, true, count, codes);
+      store(row, at, count, codes);
+    }
+  }
+
+  const anynpu_dynamic_quant_args& args_;
+  const Shape shape_;
+  const DynamicQuantKernel& kernel_;
+  const float limit_;
+};
+
+}  // namespace
+}  // namespace anynpu
+
+using anynpu::check_data;
+using anynpu::fail;
+
+extern "C" int32_t anynpu_dynamic_quant_check(const anynpu_dynamic_quant_args* args, size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "dynamic_quant: null argument");
+  *workspace_bytes = 0;
+  return anynpu::check(*args);
+}
+
+extern "C" int32_t anynpu_dynamic_quant(const anynpu_dynamic_quant_args* args, void*, size_t) {
+  size_t workspace_bytes = 0;
+  ANYNPU_TRY(anynpu_dynamic_quant_check(args, &workspace_bytes));
+  ANYNPU_TRY(check_data("dynamic_quant", "x", args->x));
+  ANYNPU_TRY(check_data("dynamic_quant", "smooth_scales", args->smooth_scales));
+  ANYNPU_TRY(check_data("dynamic_quant", "group_index", args->group_index));
+  ANYNPU_TRY(check_data("dynamic_quant", "y", args->y));
+  ANYNPU_TRY(check_data("dynamic_quant", "scale", args->scale));
+  return anynpu::Quantizer(*args).run();
+}

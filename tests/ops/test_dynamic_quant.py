@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import builtins
+
+import case_table
+import pytest
+import torch
+
+import anynpu
+
+CASES = case_table.load("dynamic_quant")
+VALID = [case for case in CASES if case.error is None]
+INVALID = [case for case in CASES if case.error is not None]
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+def test_equals_reference(case, isa, each_thread_count):
+    codes, scale = anynpu.reference.dynamic_quant(**case.args)
+    for result in each_thread_count(lambda: anynpu.dynamic_quant(**case.args)):
+        assert torch.equal(result[0], codes)
+        assert torch.equal(result[1], scale)
+
+
+@pytest.mark.parametrize("function", [anynpu.dynamic_quant, anynpu.reference.dynamic_quant], ids=["cpu", "reference"])
+@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+def test_invalid_call_raises(case, function):
+    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
+        function(**case.args)
+
+
+@pytest.mark.parametrize("mode", ["pertoken", "perchannel", "pertensor"])
+def test_nan_and_infinity(mode, isa):
+    x = torch.tensor([[float("nan"), 1.0, -2.0], [float("inf"), 1.0, float("-inf")], [float("nan")] * 3])
+    codes, scale = anynpu.dynamic_quant(x, quant_mode=mode)
+    expected_codes, expected_scale = anynpu.reference.dynamic_quant(x, quant_mode=mode)
+    assert torch.equal(codes, expected_codes)
+    assert torch.equal(scale, expected_scale)
+    assert codes[2].tolist() == [0, 0, 0]
+
+
+def test_dequantised_codes_are_near(isa):
+    x = torch.randn(64, 500, generator=torch.Generator().manual_seed(0))
+    codes, scale = anynpu.dynamic_quant(x)
+    # Half a step, and the float32 rounding of one division and one product.
+    assert torch.all((codes * scale.unsqueeze(1) - x).abs() <= scale.unsqueeze(1) * (0.5 + 127 * 2.0**-22))
