@@ -76,7 +76,7 @@ def sanitized(name: str, sanitizers: str, folder: Path) -> Compiler:
     """
     if shutil.which("cmake") is None or shutil.which("g++") is None:
         pytest.skip("needs cmake and g++")
-    flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
+    flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0"
     if "undefined" in sanitizers:
         flags += " -fno-sanitize=enum"  # a C caller may pass any int, and GCC gives our enums all its values
     build = Path(os.environ.get("ANYNPU_SANITIZED_BUILDS", folder)) / name

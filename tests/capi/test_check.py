@@ -126,7 +126,9 @@ def test_check_command_names_lines(program, command):
     (finding,) = json.loads(outcome.stdout)["findings"]
     source = (PROGRAMS / "defects.cc").read_text().splitlines()
     line = 1 + next(number for number, text in enumerate(source) if "aclrtCreateStream(&stream)" in text)
-    assert re.search(rf"new_stream\(\) at .*/defects\.cc:{line}$", finding["created"][0]["place"])
+    assert re.fullmatch(rf"new_stream .*/defects\.cc:{line}", finding["created"][0]["place"])
+    outcome = command(str(program), "leaked-stream")
+    assert re.search(rf"created at new_stream .*/defects\.cc:{line}, called from leaked_stream ", outcome.stderr)
 
 
 def test_check_command_says_when_it_saw_nothing_of_ours(command):

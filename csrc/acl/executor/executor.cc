@@ -210,12 +210,12 @@ int32_t set_address(const char* call, aclOpExecutor* handle, size_t index, aclTe
       return report(ACLNN_ERR_PARAM_INVALID, "%s: tensor %zu of the executor is %s, not the one given", call, index, slot.name);
     }
     if (check::enabled && slot.begin != slot.end) {
-      inspect_range(call, slot.name, static_cast<char*>(address) + slot.begin, slot.end - slot.begin);
+      inspect_range(call, slot.name, advanced(address, slot.begin), slot.end - slot.begin);
     }
     // Work already on a stream keeps the arguments it was launched with.
     const std::shared_ptr<void> args = executor->op->copy(executor->args.get());
     auto& description = *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args.get()) + slot.field);
-    description.data = address == nullptr ? nullptr : static_cast<char*>(address) + slot.begin;
+    description.data = advanced(address, slot.begin);
     executor->args = args;
     return ACLNN_SUCCESS;
   }

@@ -218,7 +218,7 @@ int32_t describe(const char* call, const char* name, const Tensor& tensor, bool 
     return report(ACLNN_ERR_PARAM_INVALID, "%s: elements of the output %s share memory (shape %s)", call, name,
                   shape_text(*view));
   }
-  if (view->data != nullptr) view->data = static_cast<char*>(view->data) + span->begin;
+  view->data = advanced(view->data, span->begin);
   return ACL_SUCCESS;
 }
 
@@ -228,7 +228,7 @@ void inspect(const char* call, const Tensor& tensor) {
   Span span;
   if (tensor.data == nullptr || describe(call, "tensor", tensor, false, &view, &span) != ACL_SUCCESS || span.empty()) return;
   const std::string what = std::string("aclTensor ") + dtype_name(tensor.dtype) + " " + shape_text(view);
-  inspect_range(call, what, static_cast<const char*>(tensor.data) + span.begin, span.end - span.begin);
+  inspect_range(call, what, advanced(tensor.data, span.begin), span.end - span.begin);
 }
 
 }  // namespace anynpu::acl

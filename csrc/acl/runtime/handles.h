@@ -4,9 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <unordered_map>
 
 #include "acl/runtime/check.h"
 #include "acl/runtime/errors.h"
@@ -105,8 +105,8 @@ class HandleTable {
   const char* const name_;
   mutable std::mutex mutex_;
   uint64_t issued_ = 0;
-  std::unordered_map<uint64_t, std::shared_ptr<T>> live_;
-  std::unordered_map<uint64_t, Removal> removed_;
+  std::map<uint64_t, std::shared_ptr<T>> live_;  // in the order of creation
+  std::map<uint64_t, Removal> removed_;
 };
 
 }  // namespace anynpu::acl

@@ -25,6 +25,7 @@ struct Registry {
   std::shared_mutex mutex;
   std::map<uintptr_t, AllocationPtr> live;
   size_t device_bytes = 0;
+  uint64_t allocations = 0;
   // Checking mode only: what was freed, newest last. The memory itself is held back so that its addresses stay unused.
   struct Freed {
     AllocationPtr allocation;
@@ -81,6 +82,7 @@ int32_t allocate(const char* call, void** address, size_t size, size_t granule, 
   *address = allocation->base;
   Registry& all = registry();
   std::unique_lock<std::shared_mutex> lock(all.mutex);
+  allocation->number = ++all.allocations;
   if (!on_host) all.device_bytes += allocation->size;
   all.live.emplace(number(allocation->base), std::move(allocation));
   return ACL_SUCCESS;
@@ -132,7 +134,9 @@ size_t granule_of(aclrtMemMallocPolicy policy) {
 void find_leaks() {
   Registry& all = registry();
   std::shared_lock<std::shared_mutex> lock(all.mutex);
-  for (const auto& entry : all.live) {
+  std::map<uint64_t, AllocationPtr> by_age;
+  for (const auto& entry : all.live) by_age.emplace(entry.second->number, entry.second);
+  for (const auto& entry : by_age) {
     const Allocation& allocation = *entry.second;
     check::add({allocation.on_host ? "leaked-host-memory" : "leaked-memory", "",
                 std::to_string(allocation.requested) + " bytes of " + (allocation.on_host ? "host" : "device") +

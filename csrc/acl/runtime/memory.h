@@ -17,6 +17,7 @@ struct Allocation {
   size_t requested = 0;  // what the program asked for
   size_t size = 0;       // what it got
   bool on_host = false;  // from aclrtMallocHost
+  uint64_t number = 0;   // in the order of allocation
   check::Site created;
 
   Allocation() = default;

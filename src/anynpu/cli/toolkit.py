@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -107,9 +108,14 @@ def _places(module: str, offsets: list[int]) -> list[str]:
 
 
 def _place(function: str, line: str) -> str:
+    """"name<arguments> file:line" of what addr2line says, without return type and parameters."""
+    function = function.replace("(anonymous namespace)::", "").split("(")[0]
+    function = re.sub(r"^(?:[\w:]+[ *&]+)+(?=[\w:~]+)", "", function)
     line = line.split(" (discriminator")[0]
-    known = [part for part in (function, line) if not part.startswith("??")]
-    return " at ".join(known)
+    path, _, number = line.rpartition(":")
+    if path and not path.startswith("??"):
+        line = f"{os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path}:{number}"
+    return " ".join(part for part in (function, line) if not part.startswith("??"))
 
 
 def report_text(report: dict) -> str:
@@ -122,11 +128,9 @@ def report_text(report: dict) -> str:
         lines.append(f"  {finding['kind']}: {call}{finding['message']}{times}")
         for title, key in (("found at", "at"), ("created at", "created"), ("destroyed at", "destroyed")):
             if finding[key]:
-                lines.append(f"      {title}")
-                lines.extend(f"        {_frame_text(frame)}" for frame in finding[key])
+                lines.append(f"      {title} " + ", called from ".join(map(_frame_text, finding[key])))
     return "\n".join(lines)
 
 
 def _frame_text(frame: dict) -> str:
-    where = f"{Path(frame['module']).name}+{frame['offset']:#x}"
-    return f"{frame['place']} ({where})" if frame.get("place") else where
+    return frame.get("place") or f"{Path(frame['module']).name}+{frame['offset']:#x}"
