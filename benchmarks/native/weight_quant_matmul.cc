@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times weight_quant_matmul against the roofs of this machine, measured between the cases. Weights rotate over >= 512 MB.
-// Arguments: threads, seconds a case, then any of m=1,4 x=bf16,fp16,fp32 w=prepacked,raw,transposed,nz bits=4 group=128
-// precise=0 shapes=4096x4096,... clock=wall|cpu rotate=1|0
+// Times weight_quant_matmul against the roofs of this machine, measured between the cases. Weights rotate over >= 512
+// MB. Arguments: threads, seconds a case, then any of m=1,4 x=bf16,fp16,fp32 w=prepacked,raw,transposed,nz bits=4
+// group=128 precise=0 shapes=4096x4096,... clock=wall|cpu rotate=1|0
 #include <omp.h>
 
 #include <algorithm>
@@ -59,11 +59,12 @@ double read_roof(int64_t bytes) {
 
 // One instruction on twelve accumulators, to keep both ports busy through its latency.
 #define TWELVE(text)                                                                                            \
-  text " %%zmm12, %%zmm12, %%zmm0\n" text " %%zmm12, %%zmm12, %%zmm1\n" text " %%zmm12, %%zmm12, %%zmm2\n"     \
-  text " %%zmm12, %%zmm12, %%zmm3\n" text " %%zmm12, %%zmm12, %%zmm4\n" text " %%zmm12, %%zmm12, %%zmm5\n"     \
-  text " %%zmm12, %%zmm12, %%zmm6\n" text " %%zmm12, %%zmm12, %%zmm7\n" text " %%zmm12, %%zmm12, %%zmm8\n"     \
-  text " %%zmm12, %%zmm12, %%zmm9\n" text " %%zmm12, %%zmm12, %%zmm10\n" text " %%zmm12, %%zmm12, %%zmm11\n"
-#define CLOBBERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
+  text " %%zmm12, %%zmm12, %%zmm0\n" text " %%zmm12, %%zmm12, %%zmm1\n" text " %%zmm12, %%zmm12, %%zmm2\n" text \
+       " %%zmm12, %%zmm12, %%zmm3\n" text " %%zmm12, %%zmm12, %%zmm4\n" text " %%zmm12, %%zmm12, %%zmm5\n" text \
+       " %%zmm12, %%zmm12, %%zmm6\n" text " %%zmm12, %%zmm12, %%zmm7\n" text " %%zmm12, %%zmm12, %%zmm8\n" text \
+       " %%zmm12, %%zmm12, %%zmm9\n" text " %%zmm12, %%zmm12, %%zmm10\n" text " %%zmm12, %%zmm12, %%zmm11\n"
+#define CLOBBERS \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
 
 template <typename Burst>
 double rate(double ops_each, const Burst& burst) {
@@ -79,11 +80,11 @@ double rate(double ops_each, const Burst& burst) {
 }
 
 double dot_roof() {
-  return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vpdpbusd") ::: CLOBBERS); });
+  return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vpdpbusd")::: CLOBBERS); });
 }
 
 double fma_roof() {
-  return rate(32, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vfmadd231ps") ::: CLOBBERS); });
+  return rate(32, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vfmadd231ps")::: CLOBBERS); });
 }
 
 std::vector<std::string> option(int argc, char** argv, const std::string& name, const std::string& fallback) {
@@ -147,14 +148,19 @@ void run(const Case& c, double seconds) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     if (dtype == ANYNPU_FLOAT32) std::memcpy(&x[i * 4], &bits, 4);
-    const uint16_t half = dtype == ANYNPU_BFLOAT16 ? static_cast<uint16_t>(bits >> 16)
-        : static_cast<uint16_t>((bits >> 16 & 0x8000) | ((((bits >> 23 & 255) - 112) & 31) << 10) | (bits >> 13 & 0x3ff));
+    const uint16_t half = dtype == ANYNPU_BFLOAT16
+                              ? static_cast<uint16_t>(bits >> 16)
+                              : static_cast<uint16_t>((bits >> 16 & 0x8000) |
+                                                      ((((bits >> 23 & 255) - 112) & 31) << 10) | (bits >> 13 & 0x3ff));
     if (dtype != ANYNPU_FLOAT32) std::memcpy(&x[i * 2], &half, 2);
   }
   const uint16_t small = dtype == ANYNPU_BFLOAT16 ? 0x3c00 : 0x1400;
   const float small_float = 0.01f;
   for (size_t i = 0; i + 4 <= scale.size(); i += dtype == ANYNPU_FLOAT32 ? 4 : 2) {
-    if (dtype == ANYNPU_FLOAT32) std::memcpy(&scale[i], &small_float, 4); else std::memcpy(&scale[i], &small, 2);
+    if (dtype == ANYNPU_FLOAT32)
+      std::memcpy(&scale[i], &small_float, 4);
+    else
+      std::memcpy(&scale[i], &small, 2);
   }
   const int64_t weight_bytes = (64 + c.k * c.n * c.bits / 8 + 63) / 64 * 64;
   const int64_t copies = c.hot ? 1 : std::max<int64_t>(1, static_cast<int64_t>(noise.size()) / weight_bytes);
@@ -193,11 +199,13 @@ void run(const Case& c, double seconds) {
   std::sort(times.begin(), times.end());
   const double time = times[times.size() / 2], best = times.front();
   const double gb = static_cast<double>(weight_bytes) * 1e-9, ops = 2e-9 * static_cast<double>(c.m * c.k * c.n);
-  std::printf("%-10s w%d %s m=%-4lld %lldx%lld g=%lld p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of %.1f), "
-              "%6.1f Gop/s (%3.0f %% of vpdpbusd %.0f, %3.0f %% of fma %.0f)\n", c.layout.c_str(), c.bits, c.x.c_str(),
-              static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
-              static_cast<long long>(c.group), c.precise, time * 1e6, best * 1e6, gb / best, 100e9 * gb / best / bandwidth,
-              bandwidth / 1e9, ops / best, 100e9 * ops / best / dots, dots / 1e9, 100e9 * ops / best / fmas, fmas / 1e9);
+  std::printf(
+      "%-10s w%d %s m=%-4lld %lldx%lld g=%lld p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of %.1f), "
+      "%6.1f Gop/s (%3.0f %% of vpdpbusd %.0f, %3.0f %% of fma %.0f)\n",
+      c.layout.c_str(), c.bits, c.x.c_str(), static_cast<long long>(c.m), static_cast<long long>(c.k),
+      static_cast<long long>(c.n), static_cast<long long>(c.group), c.precise, time * 1e6, best * 1e6, gb / best,
+      100e9 * gb / best / bandwidth, bandwidth / 1e9, ops / best, 100e9 * ops / best / dots, dots / 1e9,
+      100e9 * ops / best / fmas, fmas / 1e9);
   std::fflush(stdout);
 }
 

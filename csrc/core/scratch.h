@@ -9,7 +9,8 @@ namespace anynpu {
 enum class ScratchSlot : int32_t { main, fallback };
 constexpr size_t kScratchAlignment = 64;
 
-// Memory of the calling thread, kept for its next call; null when there is none. A slot is valid until it is asked again.
+// Memory of the calling thread, kept for its next call; null when there is none. A slot is valid until it is asked
+// again.
 void* scratch(ScratchSlot slot, size_t bytes);
 
 }  // namespace anynpu

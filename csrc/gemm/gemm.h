@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Building blocks of the quantised matrix products. Weights of any layout are unpacked, a few k at a time, into one
-// canonical panel: unsigned bytes q + bias (8 for int4, 128 for int8), [columns / 64][k / 4][64 columns][4 k], which is the
-// operand order of vpdpbusd. The other schemes convert it while it sits in the nearest caches.
+// canonical panel: unsigned bytes q + bias (8 for int4, 128 for int8), [columns / 64][k / 4][64 columns][4 k], which is
+// the operand order of vpdpbusd. The other schemes convert it while it sits in the nearest caches.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +21,9 @@ enum class WeightOrder : int32_t {
   packed32,   // w4p32 or w8p32 of docs/formats.md, without its header
 };
 
-// Element e of row r starts (e / chunk) * chunk_bytes + r * row_bytes + (e % chunk) * bits / 8 bytes after data. A chunk
-// is the inner block of FRACTAL_NZ, 64 bytes or a multiple of 32 bytes wide; without such blocks it is the whole row.
+// Element e of row r starts (e / chunk) * chunk_bytes + r * row_bytes + (e % chunk) * bits / 8 bytes after data. A
+// chunk is the inner block of FRACTAL_NZ, 64 bytes or a multiple of 32 bytes wide; without such blocks it is the whole
+// row.
 struct WeightSource {
   const uint8_t* data;
   WeightOrder order;
@@ -50,13 +51,13 @@ struct KBlock {
 
 // What an epilogue needs to know about one row of x in one k block.
 struct DigitBlock {
-  float scale;                      // x is scale * sum_d 256^d * digit[d]
-  float sum;                        // of x over the block
+  float scale;                       // x is scale * sum_d 256^d * digit[d]
+  float sum;                         // of x over the block
   int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block
 };
 
-// Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two bfloat16
-// or four int8 digits. All tiles but the last have the same height.
+// Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two
+// bfloat16 or four int8 digits. All tiles but the last have the same height.
 struct PackedRow {
   int32_t* packed;
   DigitBlock* info;   // [k blocks][rows]
@@ -66,7 +67,8 @@ struct PackedRow {
   int64_t row;        // in the tile
 };
 
-// Where the weights of the next span begin; a product fetches `lines` cache lines, line_bytes apart, at each of its steps.
+// Where the weights of the next span begin; a product fetches `lines` cache lines, line_bytes apart, at each of its
+// steps.
 struct Ahead {
   const uint8_t* at;  // or null
   int64_t step_bytes;
@@ -99,7 +101,7 @@ struct StreamProduct {
   const float* scale;        // [k blocks][channel_stride]
   const float* offset;       // likewise, or null
   int64_t channel_stride;
-  float* c;                  // [rows][c_stride], added to
+  float* c;  // [rows][c_stride], added to
   int64_t rows;
   int64_t c_stride;
 };
@@ -144,8 +146,8 @@ struct GemmKernel {
                     float* out);
   void (*multiply_f32)(const PanelProduct& product);
 
-  // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits. Packing
-  // returns false when the row wants the f32 scheme.
+  // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits.
+  // Packing returns false when the row wants the f32 scheme.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
                       const PackedRow& row);
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);

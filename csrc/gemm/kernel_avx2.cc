@@ -15,7 +15,8 @@ namespace anynpu {
 
 extern const GemmKernel gemm_avx2;
 const GemmKernel gemm_avx2 = {
-    Isa::avx2, load_floats, unpack_any, store_row, kTileRows, panel_f32, multiply_f32, nullptr, {}, {}, {}, nullptr, nullptr, nullptr,
+    Isa::avx2, load_floats, unpack_any, store_row, kTileRows, panel_f32, multiply_f32,
+    nullptr,   {},          {},         {},        nullptr,   nullptr,   nullptr,
 };
 
 }  // namespace anynpu

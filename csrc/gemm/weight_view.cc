@@ -16,12 +16,8 @@ struct Matrix {
         columns(t.shape[t.ndim - 1]),
         row_stride(t.strides[t.ndim - 2]),
         column_stride(t.strides[t.ndim - 1]) {}
-  bool contiguous() const {
-    return (columns <= 1 || column_stride == 1) && (rows <= 1 || row_stride == columns);
-  }
-  bool swapped_contiguous() const {
-    return (rows <= 1 || row_stride == 1) && (columns <= 1 || column_stride == rows);
-  }
+  bool contiguous() const { return (columns <= 1 || column_stride == 1) && (rows <= 1 || row_stride == columns); }
+  bool swapped_contiguous() const { return (rows <= 1 || row_stride == 1) && (columns <= 1 || column_stride == rows); }
 };
 
 int values_per_element(int32_t dtype) { return dtype == ANYNPU_INT32 ? 8 : 1; }
@@ -55,8 +51,8 @@ bool is_transposed(const anynpu_tensor& weight, const Matrix& m, int64_t expecte
 int32_t check_nz_width(const char* op, const anynpu_tensor& weight, int64_t chunk, int32_t bits) {
   const int64_t multiple = bits == 4 ? 64 : 32;
   if (chunk > 0 && chunk % multiple == 0 && chunk <= 1024) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of weight must be a multiple of %lld columns wide, got nz_c0 %d", op,
-              static_cast<long long>(multiple / values_per_element(weight.dtype)), weight.nz_c0);
+  return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of weight must be a multiple of %lld columns wide, got nz_c0 %d",
+              op, static_cast<long long>(multiple / values_per_element(weight.dtype)), weight.nz_c0);
 }
 
 constexpr char kMagic4[8] = {'A', 'N', 'P', 'U', 'w', '4', 'p', '3'};
@@ -81,13 +77,14 @@ int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expecte
   }
   const Matrix m(weight);
   if (!fits_plain(weight, m) && !fits_transposed(weight, m)) {
-    return fail(ANYNPU_BAD_SHAPE,
-                weight.format == ANYNPU_FRACTAL_NZ
-                    ? "%s: FRACTAL_NZ weight must be contiguous or a transposed view of a contiguous one, got shape %s "
-                      "strides (.., %lld, %lld)"
-                    : "%s: weight must have stride 1 along one of its last two axes and whole bytes along the other, got "
-                      "shape %s strides (.., %lld, %lld)",
-                op, shape_text(weight), static_cast<long long>(m.row_stride), static_cast<long long>(m.column_stride));
+    return fail(
+        ANYNPU_BAD_SHAPE,
+        weight.format == ANYNPU_FRACTAL_NZ
+            ? "%s: FRACTAL_NZ weight must be contiguous or a transposed view of a contiguous one, got shape %s "
+              "strides (.., %lld, %lld)"
+            : "%s: weight must have stride 1 along one of its last two axes and whole bytes along the other, got "
+              "shape %s strides (.., %lld, %lld)",
+        op, shape_text(weight), static_cast<long long>(m.row_stride), static_cast<long long>(m.column_stride));
   }
   const bool transposed = is_transposed(weight, m, expected_k);
   const int64_t pack = values_per_element(weight.dtype);
@@ -181,24 +178,33 @@ int32_t view_packed32(const char* op, const uint8_t* blob, int64_t bytes, Weight
   const bool is4 = std::memcmp(header.magic, kMagic4, sizeof(kMagic4)) == 0;
   const bool is8 = std::memcmp(header.magic, kMagic8, sizeof(kMagic8)) == 0;
   if (!is4 && !is8) {
-    return fail(ANYNPU_BAD_VALUE, "%s: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), got %lld "
-                "bytes of something else", op, static_cast<long long>(bytes));
+    return fail(ANYNPU_BAD_VALUE,
+                "%s: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), got %lld "
+                "bytes of something else",
+                op, static_cast<long long>(bytes));
   }
   if (header.version != 1 || header.bits != (is4 ? 4u : 8u)) {
-    return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight must be version 1, got version %u with %u bits", op, header.version,
-                header.bits);
+    return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight must be version 1, got version %u with %u bits", op,
+                header.version, header.bits);
   }
   const uint64_t most = static_cast<uint64_t>(kLargestAxis);
-  const bool sane = header.k <= most && header.n <= most &&
-                    (header.n == 0 || header.k <= (uint64_t{1} << 58) / header.n);
-  const int64_t expected = sane ? packed32_bytes(is4 ? 4 : 8, static_cast<int64_t>(header.k), static_cast<int64_t>(header.n)) : -1;
+  const bool sane =
+      header.k <= most && header.n <= most && (header.n == 0 || header.k <= (uint64_t{1} << 58) / header.n);
+  const int64_t expected =
+      sane ? packed32_bytes(is4 ? 4 : 8, static_cast<int64_t>(header.k), static_cast<int64_t>(header.n)) : -1;
   if (bytes != expected) {
     return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight of K %llu and N %llu must have %lld bytes, got %lld", op,
                 static_cast<unsigned long long>(header.k), static_cast<unsigned long long>(header.n),
                 static_cast<long long>(expected), static_cast<long long>(bytes));
   }
-  *source = {blob + kPackedHeaderBytes, WeightOrder::packed32, is4 ? 4 : 8, static_cast<int64_t>(header.k),
-             static_cast<int64_t>(header.n), 0, 1, 0};
+  *source = {blob + kPackedHeaderBytes,
+             WeightOrder::packed32,
+             is4 ? 4 : 8,
+             static_cast<int64_t>(header.k),
+             static_cast<int64_t>(header.n),
+             0,
+             1,
+             0};
   return ANYNPU_OK;
 }
 

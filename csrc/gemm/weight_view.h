@@ -11,7 +11,7 @@ namespace anynpu {
 constexpr int64_t kLargestAxis = int64_t{1} << 40;
 
 struct WeightView {
-  WeightSource source;  // data of the first matrix
+  WeightSource source;                   // data of the first matrix
   int64_t batch_bytes[ANYNPU_MAX_DIMS];  // bytes between matrices, per leading axis
 };
 
@@ -20,8 +20,8 @@ struct WeightView {
 // both, expected_k (that of x, or -1) decides, and else the plain form is taken.
 int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expected_k, WeightView* view);
 
-// What the product of panel `panel` of the current part and of its block `inside` k into it fetches ahead, so that `next`,
-// the part after it, is in the caches by the time it is unpacked.
+// What the product of panel `panel` of the current part and of its block `inside` k into it fetches ahead, so that
+// `next`, the part after it, is in the caches by the time it is unpacked.
 Ahead look_ahead(const WeightSource& weight, WeightPart next, int64_t panel, int64_t inside);
 
 // Prepacked weights, formats w4p32 and w8p32 of docs/formats.md.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// weight_quant_matmul against a plain double reference: random shapes, layouts and dtypes on every tier that this machine
-// has, with derived tolerances, canaries around y, and identical bits for one, two and three threads.
+// weight_quant_matmul against a plain double reference: random shapes, layouts and dtypes on every tier that this
+// machine has, with derived tolerances, canaries around y, and identical bits for one, two and three threads.
 // Arguments: [cases per tier] [seed] [only case]
 #include <omp.h>
 
@@ -77,8 +77,10 @@ const Format& format_of(int32_t dtype) {
   return dtype == ANYNPU_FLOAT16 ? kHalf : dtype == ANYNPU_BFLOAT16 ? kBf16 : kFloat;
 }
 int bytes_of(int32_t dtype) {
-  return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_INT32 ? 4 : dtype == ANYNPU_INT64 ? 8
-         : dtype == ANYNPU_INT8 || dtype == ANYNPU_UINT8 ? 1 : 2;
+  return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_INT32 ? 4
+         : dtype == ANYNPU_INT64                          ? 8
+         : dtype == ANYNPU_INT8 || dtype == ANYNPU_UINT8  ? 1
+                                                          : 2;
 }
 
 struct Buffer {
@@ -129,8 +131,8 @@ Buffer floats(int32_t dtype, const std::vector<int64_t>& shape, const std::vecto
 enum Layout { kPlain, kTransposed };
 
 // Stores the matrix q [batches][k][n] of `bits` bits.
-Buffer weights(const std::vector<int>& q, int64_t batches, int64_t k, int64_t n, int bits, Layout layout, bool nz, bool words,
-               bool batched) {
+Buffer weights(const std::vector<int>& q, int64_t batches, int64_t k, int64_t n, int bits, Layout layout, bool nz,
+               bool words, bool batched) {
   Buffer buffer;
   anynpu_tensor& t = buffer.tensor;
   const bool transposed = layout == kTransposed;
@@ -269,8 +271,9 @@ void run_case(const char* isa, uint64_t seed) {
   char text[400];
   std::snprintf(text, sizeof(text),
                 "isa %s seed %llu: x (%lld, %lld, %lld) dtype %d, n %lld, bits %d %s%s%s%s, group %lld, scale %d%s%s%s "
-                "inner_precise %d", isa, static_cast<unsigned long long>(seed), static_cast<long long>(batches),
-                static_cast<long long>(m), static_cast<long long>(k), x_format.dtype, static_cast<long long>(n), bits,
+                "inner_precise %d",
+                isa, static_cast<unsigned long long>(seed), static_cast<long long>(batches), static_cast<long long>(m),
+                static_cast<long long>(k), x_format.dtype, static_cast<long long>(n), bits,
                 layout == kPlain ? "plain" : "transposed", nz ? " nz" : "", words ? " words" : "",
                 pack_ahead ? " prepacked" : "", static_cast<long long>(group), s_format.dtype,
                 has_offset ? " offset" : "", has_bias ? " bias" : "", has_quant ? " quant" : "", precise);
@@ -292,8 +295,8 @@ void run_case(const char* isa, uint64_t seed) {
   const int64_t s_columns = single ? 1 : n;
   std::vector<double> s = random_values(s_format, groups * s_columns, 0.02, 0);
   std::vector<double> o = random_values(s_format, groups * s_columns, 4, 0);
-  std::vector<int64_t> s_shape = group != 0 || chance(50) ? std::vector<int64_t>{groups, s_columns}
-                                                          : std::vector<int64_t>{s_columns};
+  std::vector<int64_t> s_shape =
+      group != 0 || chance(50) ? std::vector<int64_t>{groups, s_columns} : std::vector<int64_t>{s_columns};
   std::vector<int64_t> s_codes;
   if (coded_scale) {
     for (double& value : s) {
@@ -390,7 +393,8 @@ void run_case(const char* isa, uint64_t seed) {
       }
       if (has_bias) value += b[column];
       const double magnitude = std::fabs(value) + split + (has_bias ? std::fabs(b[column]) : 0);
-      double bound = (static_cast<double>(k) + 16) * std::ldexp(magnitude, -24) + std::ldexp(digits, precise ? -15 : -23);
+      double bound =
+          (static_cast<double>(k) + 16) * std::ldexp(magnitude, -24) + std::ldexp(digits, precise ? -15 : -23);
       const double got = decode(y_dtype, first.data() + kCanary + at * y_bytes);
       char what[200];
       if (has_quant) {

@@ -8,9 +8,7 @@ constexpr const char* kOp = "weight_quant_matmul";
 
 long long wide(int64_t value) { return static_cast<long long>(value); }
 
-bool is_float(int32_t dtype) {
-  return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16;
-}
+bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
 
 int32_t require_nd(const char* name, const anynpu_tensor& tensor) {
   if (!present(tensor) || tensor.format == ANYNPU_ND) return ANYNPU_OK;
@@ -44,11 +42,13 @@ int32_t check_dtypes(const anynpu_weight_quant_matmul_args& args) {
   if (!is_float(x)) {
     return fail(ANYNPU_BAD_DTYPE, "%s: x must be float16, bfloat16 or float32, got %s", kOp, dtype_name(x));
   }
-  const bool encoded_scale = scale == ANYNPU_INT64 && args.weight.dtype != ANYNPU_INT4 && args.weight.dtype != ANYNPU_INT32;
+  const bool encoded_scale =
+      scale == ANYNPU_INT64 && args.weight.dtype != ANYNPU_INT4 && args.weight.dtype != ANYNPU_INT32;
   if (scale != x && scale != ANYNPU_FLOAT32 && !encoded_scale) {
     return fail(ANYNPU_BAD_DTYPE,
                 "%s: scale must be %s as x is, float32, or for int8 weights int64 of trans_quant_param, got %s with %s "
-                "weights", kOp, dtype_name(x), dtype_name(scale), dtype_name(args.weight.dtype));
+                "weights",
+                kOp, dtype_name(x), dtype_name(scale), dtype_name(args.weight.dtype));
   }
   if (present(args.offset) && (scale == ANYNPU_INT64 || args.offset.dtype != scale)) {
     return fail(ANYNPU_BAD_DTYPE,
@@ -57,7 +57,8 @@ int32_t check_dtypes(const anynpu_weight_quant_matmul_args& args) {
                 kOp, dtype_name(args.offset.dtype), dtype_name(scale));
   }
   if (present(args.bias) && !is_float(args.bias.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be float16, bfloat16 or float32, got %s", kOp, dtype_name(args.bias.dtype));
+    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be float16, bfloat16 or float32, got %s", kOp,
+                dtype_name(args.bias.dtype));
   }
   if (present(args.quant_scale) && args.quant_scale.dtype != ANYNPU_FLOAT32 && args.quant_scale.dtype != ANYNPU_INT64) {
     return fail(ANYNPU_BAD_DTYPE, "%s: quant_scale must be float32, or int64 of trans_quant_param, got %s", kOp,
@@ -98,8 +99,10 @@ int32_t check_prepacked_size(const anynpu_tensor& weight, int64_t k, int64_t n) 
   if (n <= kLargestAxis && k <= kLargestAxis && (n == 0 || k <= (int64_t{1} << 58) / n)) {
     const int64_t bytes4 = packed32_bytes(4, k, n), bytes8 = packed32_bytes(8, k, n);
     if (weight.shape[0] == bytes4 || weight.shape[0] == bytes8) return ANYNPU_OK;
-    return fail(ANYNPU_BAD_SHAPE, "%s: prepacked weight for K %lld and N %lld must have %lld (w4p32) or %lld (w8p32) bytes, "
-                "got %lld", kOp, wide(k), wide(n), wide(bytes4), wide(bytes8), wide(weight.shape[0]));
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: prepacked weight for K %lld and N %lld must have %lld (w4p32) or %lld (w8p32) bytes, "
+                "got %lld",
+                kOp, wide(k), wide(n), wide(bytes4), wide(bytes8), wide(weight.shape[0]));
   }
   return fail(ANYNPU_BAD_SHAPE, "%s: K %lld and N %lld are too large", kOp, wide(k), wide(n));
 }
@@ -142,18 +145,23 @@ int32_t check_matrices(const anynpu_weight_quant_matmul_args& args, WeightQuantP
 int32_t check_attributes(const anynpu_weight_quant_matmul_args& args, const WeightQuantProblem& problem) {
   const int64_t group = args.group_size;
   if (group != 0 && (group < 32 || group % 32 != 0 || group > problem.k - 1)) {
-    return fail(ANYNPU_BAD_SHAPE,
-                "%s: antiquant_group_size can be either 0 or a multiple of 32 within the range 32 to weight_k_dim - 1. Got "
-                "%lld (weight_k_dim is %lld)", kOp, wide(group), wide(problem.k));
+    return fail(
+        ANYNPU_BAD_SHAPE,
+        "%s: antiquant_group_size can be either 0 or a multiple of 32 within the range 32 to weight_k_dim - 1. Got "
+        "%lld (weight_k_dim is %lld)",
+        kOp, wide(group), wide(problem.k));
   }
   if (present(args.quant_offset) && !present(args.quant_scale)) {
-    return fail(ANYNPU_BAD_SHAPE,
-                "%s: Quantization parameters are incorrectly set, quant_offset cannot exist in isolation from quant_scale",
-                kOp);
+    return fail(
+        ANYNPU_BAD_SHAPE,
+        "%s: Quantization parameters are incorrectly set, quant_offset cannot exist in isolation from quant_scale",
+        kOp);
   }
   if (present(args.quant_offset) && args.quant_scale.dtype == ANYNPU_INT64) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: quant_offset must be absent when quant_scale is encoded in int64, whose bits 37 to 45 "
-                "hold it", kOp);
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: quant_offset must be absent when quant_scale is encoded in int64, whose bits 37 to 45 "
+                "hold it",
+                kOp);
   }
   if (args.inner_precise != 0 && args.inner_precise != 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: inner_precise only support 0 or 1. but is:%d", kOp, args.inner_precise);
@@ -177,19 +185,23 @@ int32_t view_row(const char* name, const anynpu_tensor& tensor, int64_t n, bool 
 }
 
 // With groups (ceil(K / group_size), N).
-int32_t view_groups(const char* name, const anynpu_tensor& tensor, const WeightQuantProblem& problem, Channels* channels) {
+int32_t view_groups(const char* name, const anynpu_tensor& tensor, const WeightQuantProblem& problem,
+                    Channels* channels) {
   if (problem.args->group_size == 0 || !present(tensor)) return view_row(name, tensor, problem.n, true, channels);
   *channels = {tensor.data, tensor.dtype, tensor.strides[0], tensor.strides[1]};
   const int64_t groups = (problem.k + problem.group - 1) / problem.group;
   if (tensor.ndim == 2 && tensor.shape[0] == groups && tensor.shape[1] == problem.n) return ANYNPU_OK;
   if (tensor.ndim == 2 && tensor.shape[1] == problem.n) {
-    return fail(ANYNPU_BAD_SHAPE,
-                "%s: %s.shape[0] must be ceil(K / group_size) = ceil(%lld / %lld) = %lld, got %lld (x is %s, group_size %lld)",
-                kOp, name, wide(problem.k), wide(problem.group), wide(groups), wide(tensor.shape[0]),
-                shape_text(problem.args->x), wide(problem.group));
+    return fail(
+        ANYNPU_BAD_SHAPE,
+        "%s: %s.shape[0] must be ceil(K / group_size) = ceil(%lld / %lld) = %lld, got %lld (x is %s, group_size %lld)",
+        kOp, name, wide(problem.k), wide(problem.group), wide(groups), wide(tensor.shape[0]),
+        shape_text(problem.args->x), wide(problem.group));
   }
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (ceil(K / group_size), N) = (ceil(%lld / %lld), N) = (%lld, %lld), "
-              "got %s", kOp, name, wide(problem.k), wide(problem.group), wide(groups), wide(problem.n), shape_text(tensor));
+  return fail(ANYNPU_BAD_SHAPE,
+              "%s: %s must have shape (ceil(K / group_size), N) = (ceil(%lld / %lld), N) = (%lld, %lld), "
+              "got %s",
+              kOp, name, wide(problem.k), wide(problem.group), wide(groups), wide(problem.n), shape_text(tensor));
 }
 
 }  // namespace

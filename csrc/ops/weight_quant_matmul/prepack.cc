@@ -25,7 +25,8 @@ int32_t check_packed(const anynpu_tensor& packed, int64_t bytes) {
   if (packed.dtype != ANYNPU_UINT8) {
     return fail(ANYNPU_BAD_DTYPE, "%s: packed must be uint8, got %s", kOp, dtype_name(packed.dtype));
   }
-  if (packed.ndim == 1 && packed.shape[0] == bytes && packed.format == ANYNPU_ND && is_contiguous(packed)) return ANYNPU_OK;
+  if (packed.ndim == 1 && packed.shape[0] == bytes && packed.format == ANYNPU_ND && is_contiguous(packed))
+    return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: packed must be ND, contiguous and of shape (%lld,), got %s", kOp,
               static_cast<long long>(bytes), shape_text(packed));
 }
@@ -57,7 +58,8 @@ void pack_columns(const GemmKernel& kernel, const WeightSource& weight, int64_t 
 
 using anynpu::fail;
 
-extern "C" int32_t anynpu_weight_quant_prepack_check(const anynpu_weight_quant_prepack_args* args, size_t* packed_bytes) {
+extern "C" int32_t anynpu_weight_quant_prepack_check(const anynpu_weight_quant_prepack_args* args,
+                                                     size_t* packed_bytes) {
   if (args == nullptr || packed_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "weight_quant_prepack: null argument");
   *packed_bytes = 0;
   anynpu::WeightView view = {};
@@ -79,10 +81,11 @@ extern "C" int32_t anynpu_weight_quant_prepack(const anynpu_weight_quant_prepack
   const anynpu::WeightSource& weight = view.source;
   anynpu::write_packed32_header(weight.bits, weight.k, weight.n, blob);
   const anynpu::GemmKernel& kernel = anynpu::gemm_kernel();
-  anynpu::parallel_for((weight.n + anynpu::kPanelColumns - 1) / anynpu::kPanelColumns, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      anynpu::pack_columns(kernel, weight, panel * anynpu::kPanelColumns, blob + anynpu::kPackedHeaderBytes);
-    }
-  });
+  anynpu::parallel_for(
+      (weight.n + anynpu::kPanelColumns - 1) / anynpu::kPanelColumns, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          anynpu::pack_columns(kernel, weight, panel * anynpu::kPanelColumns, blob + anynpu::kPackedHeaderBytes);
+        }
+      });
   return ANYNPU_OK;
 }

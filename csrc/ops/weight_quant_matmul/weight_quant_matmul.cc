@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The driver of weight_quant_matmul. Rows of x are packed first, then each task owns a block of columns (and, when columns
-// are few, a part of the rows): it unpacks the weights of one span of k after the other into its scratch and multiplies.
-// The order of additions into an element of y depends on K and the group size alone, so results do not depend on threads.
+// The driver of weight_quant_matmul. Rows of x are packed first, then each task owns a block of columns (and, when
+// columns are few, a part of the rows): it unpacks the weights of one span of k after the other into its scratch and
+// multiplies. The order of additions into an element of y depends on K and the group size alone, so results do not
+// depend on threads.
 //
-// No integer overflows: a digit of x lies in [-128, 127], a panel byte in [0, 255] and a block has at most kSpan = 256 k,
-// so an accumulator stays within 256 * 255 * 128 + its compensation 256 * 128 * 128 < 2^24.
+// No integer overflows: a digit of x lies in [-128, 127], a panel byte in [0, 255] and a block has at most kSpan = 256
+// k, so an accumulator stays within 256 * 255 * 128 + its compensation 256 * 128 * 128 < 2^24.
 #include "ops/weight_quant_matmul/weight_quant_matmul.h"
 
 #include <algorithm>
@@ -18,11 +19,11 @@ namespace anynpu {
 namespace {
 
 constexpr const char* kOp = "weight_quant_matmul";
-constexpr int64_t kRowsAtOnce = 512;         // rows of x packed at once
-constexpr int64_t kTaskWork = 1 << 20;       // products a thread; below it a second thread costs more than it gives
-constexpr int64_t kPackWork = 1 << 15;       // values of x a thread
+constexpr int64_t kRowsAtOnce = 512;    // rows of x packed at once
+constexpr int64_t kTaskWork = 1 << 20;  // products a thread; below it a second thread costs more than it gives
+constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 constexpr int64_t kDirectSums = 49152;  // 192 KiB: longer runs of each row are worth more than the nearest cache
-constexpr int64_t kRowMultiple = 12;         // whole tiles of every scheme
+constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
 
 enum class Scheme { f32, digits, bf16 };
 
@@ -58,8 +59,8 @@ struct ThreadScratch {
 
 struct Plan {
   Scheme scheme;
-  int32_t digits;      // of the digits scheme
-  int64_t step_k;      // k per step
+  int32_t digits;  // of the digits scheme
+  int64_t step_k;  // k per step
   int64_t tile_rows;
   int64_t row_dwords;  // packed size of one row
   bool stream;         // prepacked weights and so few rows that they are one tile
@@ -79,8 +80,8 @@ struct Storage {
   float* quant_offset;
   int32_t* packed;
   DigitBlock* digit_blocks;
-  uint8_t* wants_f32;     // [rows]
-  int64_t* row_of;        // rows that fell back to f32
+  uint8_t* wants_f32;  // [rows]
+  int64_t* row_of;     // rows that fell back to f32
   ThreadScratch* threads;
   int64_t bytes;
 };
@@ -124,19 +125,25 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
   plan.block_count = count_blocks(problem.k, problem.group);
 
-  const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(plan.chunk_rows);
+  const double work =
+      static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(plan.chunk_rows);
   const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
   int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
-  if (plan.direct) {  // long runs of rows of k, as long as the sums stay in the nearest cache; the rest streams by itself
-    widest = by_k && source.chunk_bytes == 0 ? kDirectSums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns : 64;
+  if (plan.direct) {  // long runs of rows of k, as long as the sums stay in the nearest cache; the rest streams by
+                      // itself
+    widest = by_k && source.chunk_bytes == 0
+                 ? kDirectSums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns
+                 : 64;
   }
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
-  plan.column_block = std::max(kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)),
-                                                       kPanelColumns));
+  plan.column_block = std::max(
+      kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)), kPanelColumns));
   const int64_t column_tasks = ceil_divide(problem.n, plan.column_block);
-  plan.row_parts = column_tasks >= plan.threads ? 1 : std::min(ceil_divide(plan.threads, std::max<int64_t>(1, column_tasks)),
-                                                              ceil_divide(plan.chunk_rows, kRowMultiple));
+  plan.row_parts = column_tasks >= plan.threads
+                       ? 1
+                       : std::min(ceil_divide(plan.threads, std::max<int64_t>(1, column_tasks)),
+                                  ceil_divide(plan.chunk_rows, kRowMultiple));
   return plan;
 }
 
@@ -156,7 +163,8 @@ Storage lay_out(const WeightQuantProblem& problem, const Plan& plan, void* base)
   storage.row_of = carver.take<int64_t>(plan.chunk_rows);
   storage.threads = carver.take<ThreadScratch>(plan.threads);
   const int64_t span = std::min(kSpan, round_up(problem.k, 4));
-  const int64_t scale_blocks = std::max(plan.stream ? plan.block_count : 0, kSpan / 32);  // only the last block is under 32
+  const int64_t scale_blocks =
+      std::max(plan.stream ? plan.block_count : 0, kSpan / 32);  // only the last block is under 32
   const int64_t part_rows = round_up(ceil_divide(plan.chunk_rows, plan.row_parts), kRowMultiple);
   for (int64_t thread = 0; thread < plan.threads; ++thread) {
     ThreadScratch scratch = {};
@@ -199,8 +207,8 @@ void load_channels(const GemmKernel& kernel, const Channels& channels, int64_t g
   }
 }
 
-// quant_scale as trans_quant_param encodes it: the low 32 bits are a float32 with 19 significant bits, bits 37 to 45 the
-// offset in two's complement.
+// quant_scale as trans_quant_param encodes it: the low 32 bits are a float32 with 19 significant bits, bits 37 to 45
+// the offset in two's complement.
 void load_quantisation(const WeightQuantProblem& problem, float* scale, float* offset) {
   const Channels &scales = problem.quant_scale, &offsets = problem.quant_offset;
   for (int64_t column = 0; column < problem.n; ++column) {
@@ -278,33 +286,37 @@ class Product {
   }
 
   void pack(int64_t first, int64_t count) {
-    parallel_slices(storage_, pack_threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
-      for (int64_t row = begin; row < end; ++row) {
-        load_row(first + row, scratch.row);
-        const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
-        const PackedRow packed = {storage_.packed, storage_.digit_blocks, count, tile, std::min(plan_.tile_rows, count - tile),
-                                  row - tile};
-        const bool fits = plan_.scheme == Scheme::bf16
-            ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, packed)
-            : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, plan_.digits, bias(), packed);
-        storage_.wants_f32[row] = !fits;
-      }
-    });
+    parallel_slices(
+        storage_, pack_threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
+          for (int64_t row = begin; row < end; ++row) {
+            load_row(first + row, scratch.row);
+            const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
+            const PackedRow packed = {
+                storage_.packed, storage_.digit_blocks, count, tile, std::min(plan_.tile_rows, count - tile),
+                row - tile};
+            const bool fits = plan_.scheme == Scheme::bf16
+                                  ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, packed)
+                                  : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, plan_.digits,
+                                                        bias(), packed);
+            storage_.wants_f32[row] = !fits;
+          }
+        });
   }
 
   void run_f32(int64_t count, int32_t* packed) {
     const int64_t height = kernel_.f32_tile_rows;
-    parallel_slices(storage_, pack_threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
-      for (int64_t row = begin; row < end; ++row) {
-        load_row(storage_.row_of[row], scratch.row);
-        const int64_t tile = row / height * height, tile_rows = std::min(height, count - tile);
-        for (int64_t block = 0; block < plan_.block_count; ++block) {
-          const KBlock& k = storage_.blocks[block];
-          float* to = reinterpret_cast<float*>(packed) + k.k * count + k.count * tile + (row - tile);
-          for (int64_t i = 0; i < k.count; ++i) to[i * tile_rows] = scratch.row[k.k + i];
-        }
-      }
-    });
+    parallel_slices(storage_, pack_threads(count), count,
+                    [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
+                      for (int64_t row = begin; row < end; ++row) {
+                        load_row(storage_.row_of[row], scratch.row);
+                        const int64_t tile = row / height * height, tile_rows = std::min(height, count - tile);
+                        for (int64_t block = 0; block < plan_.block_count; ++block) {
+                          const KBlock& k = storage_.blocks[block];
+                          float* to = reinterpret_cast<float*>(packed) + k.k * count + k.count * tile + (row - tile);
+                          for (int64_t i = 0; i < k.count; ++i) to[i * tile_rows] = scratch.row[k.k + i];
+                        }
+                      }
+                    });
     multiply(Packed{Scheme::f32, packed, 0, count});
   }
 
@@ -317,8 +329,8 @@ class Product {
     parallel_slices(storage_, plan_.threads, tasks, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = task % column_tasks * plan_.column_block, row = task / column_tasks * part;
-        multiply_block(x, row, std::min(part, x.rows - row), column,
-                       std::min(plan_.column_block, problem_.n - column), scratch);
+        multiply_block(x, row, std::min(part, x.rows - row), column, std::min(plan_.column_block, problem_.n - column),
+                       scratch);
       }
     });
   }
@@ -333,7 +345,8 @@ class Product {
     } else {
       add_panels(x, row, rows, column, columns, scratch);
     }
-    for (int64_t each = 0; each < rows; ++each) write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
+    for (int64_t each = 0; each < rows; ++each)
+      write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
   }
 
   void add_streams(const Packed& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const {
@@ -370,25 +383,29 @@ class Product {
       load_scales(block, 0, column, columns, scratch);
       product.part = {k.k, k.count, column, columns};
       product.next = {};
-      if (block + 1 < plan_.block_count) product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
+      if (block + 1 < plan_.block_count)
+        product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
       product.x = x.data + k.k / 4 * x.rows * plan_.digits;
       product.blocks = storage_.digit_blocks + block * x.rows;
       kernel_.direct_digits[plan_.digits](product);
     }
   }
 
-  void add_panels(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns, const ThreadScratch& scratch) {
+  void add_panels(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                  const ThreadScratch& scratch) {
     for (int64_t first = 0, last = 0; first < plan_.block_count; first = last) {
       const int64_t k = storage_.blocks[first].k;
       int64_t k_count = 0;
-      while (last < plan_.block_count && k_count + storage_.blocks[last].count <= kSpan) k_count += storage_.blocks[last++].count;
+      while (last < plan_.block_count && k_count + storage_.blocks[last].count <= kSpan)
+        k_count += storage_.blocks[last++].count;
       kernel_.unpack(weight_, {k, k_count, column, columns}, scratch.panels);
       for (int64_t block = first; block < last; ++block) load_scales(block, block - first, column, columns, scratch);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
         const uint8_t* bytes = scratch.panels + panel * round_up(k_count, 4);
         for (int64_t block = first; block < last; ++block) {
           const int64_t inside = storage_.blocks[block].k - k;
-          const Ahead ahead = look_ahead(weight_, {k + k_count, k_count, column, columns}, panel / kPanelColumns, inside);
+          const Ahead ahead =
+              look_ahead(weight_, {k + k_count, k_count, column, columns}, panel / kPanelColumns, inside);
           multiply_panel(x, row, rows, block, block - first, panel, bytes + inside * kPanelColumns, ahead, scratch);
         }
       }
@@ -438,7 +455,8 @@ class Product {
     const anynpu_tensor& y = problem_.args->y;
     const int64_t stride = y.strides[y.ndim - 1];
     RowOutput output = {};
-    output.y = static_cast<uint8_t*>(y.data) + row_offset(y, x.scheme == Scheme::f32 ? storage_.row_of[row] : x.first + row) +
+    output.y = static_cast<uint8_t*>(y.data) +
+               row_offset(y, x.scheme == Scheme::f32 ? storage_.row_of[row] : x.first + row) +
                column * stride * element_bytes(y.dtype);
     output.stride = stride;
     output.count = columns;
@@ -532,7 +550,8 @@ int32_t run(const WeightQuantProblem& problem, void* workspace, size_t workspace
 
 using anynpu::fail;
 
-extern "C" int32_t anynpu_weight_quant_matmul_check(const anynpu_weight_quant_matmul_args* args, size_t* workspace_bytes) {
+extern "C" int32_t anynpu_weight_quant_matmul_check(const anynpu_weight_quant_matmul_args* args,
+                                                    size_t* workspace_bytes) {
   if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "weight_quant_matmul: null argument");
   *workspace_bytes = 0;
   anynpu::WeightQuantProblem problem;
