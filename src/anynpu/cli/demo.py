@@ -19,8 +19,9 @@ _SLICE, _FULL = 1024, 4095  # predictions for the perplexity
 
 
 def _table(rows: list[compare.Row], predictions: int) -> Table:
-    table = Table("SmolLM2-135M-Instruct")
-    for title in ("saved, MB", "tokens/s", f"perplexity ({predictions} tokens)"):
+    caption = f"greedy decoding, batch 1; perplexity over {predictions} predictions"
+    table = Table("SmolLM2-135M-Instruct", caption=caption)
+    for title in ("saved, MB", "tokens/s", "perplexity"):
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(row.name, f"{row.megabytes:.1f}", f"{row.tokens_per_second:.1f}", f"{row.perplexity:.3f}")
@@ -70,6 +71,7 @@ def demo(
         print(json.dumps(told, indent=2))
         return
     console.print(_table(rows, predictions))
-    console.print(f"{compare.QUESTION}\n", style="bold")
-    for row in rows:
-        console.print(f"{row.name}: {row.text}", markup=False, highlight=False)
+    console.print(compare.QUESTION, style="bold")
+    for text in dict.fromkeys(row.text for row in rows):
+        names = "; ".join(row.name for row in rows if row.text == text)
+        console.print(f"\n{names}:\n{text}", markup=False, highlight=False)
