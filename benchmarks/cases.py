@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import kv_cache
 import torch
 from measure import Variant, copies_for
 from problems import MatmulProblem, PackProblem
@@ -85,6 +86,8 @@ def _matmul(problem: MatmulProblem, dtype: torch.dtype, prepacked: bool) -> Vari
 
 
 CASES = {
+    "rope_kv_cache": Case(kv_cache.rope_problems, kv_cache.rope_variants, ("read",)),
+    "kv_cache_attention": Case(kv_cache.attention_problems, kv_cache.attention_variants, ("read", "fp32")),
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),
 }

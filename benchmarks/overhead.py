@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from kv_cache import RopeProblem
 
 import anynpu
 
@@ -41,6 +42,11 @@ def _matmul_call(m: int, k: int, n: int) -> Callable[[], object]:
     return lambda: anynpu.weight_quant_matmul(x, weight, scale)
 
 
+def _rope_call() -> Callable[[], object]:
+    args = RopeProblem((1, 1), (32, 8), torch.int32).arguments
+    return lambda: anynpu.rope_kv_cache(**args)
+
+
 def tiny_calls() -> dict[str, float]:
     """Microseconds of calls that compute next to nothing, with a torch operator for comparison."""
     weight = torch.zeros(1, 8, dtype=torch.int32)
@@ -48,6 +54,7 @@ def tiny_calls() -> dict[str, float]:
     passes = {
         "anynpu.int4_pack, 8 values": (lambda: anynpu.int4_pack(weight),),
         "anynpu.weight_quant_matmul, 1x32x8": (_matmul_call(1, 32, 8),),
+        "anynpu.rope_kv_cache, one token of 6144": (_rope_call(),),
         "torch.mm, 1x32x8": (lambda: torch.mm(a, b),),
     }
     return {name: 1e6 * seconds for name, seconds in _shuffled_medians(passes, repeats=500).items()}
