@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a two-stage call costs its caller on a tiny tensor: both stages of aclnnCast on 8 values, the synchronisation after
-// each call on top, and a launch of a repeatable executor.
+// What a two-stage call costs its caller on a tiny tensor: both stages of aclnnCast on 8 values, the synchronisation
+// after each call on top, and a launch of a repeatable executor.
 //   anynpu cc benchmarks/capi_overhead.cpp -O2 -o overhead && ./overhead
 #include <algorithm>
 #include <chrono>

@@ -23,7 +23,9 @@ POISON = 0xA5
 
 def _load() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
     folder = toolkit_path() / "lib64"
-    runtime, base, operators = (ctypes.CDLL(str(folder / f"lib{name}.so")) for name in ("ascendcl", "nnopbase", "opapi"))
+    runtime, base, operators = (
+        ctypes.CDLL(str(folder / f"lib{name}.so")) for name in ("ascendcl", "nnopbase", "opapi")
+    )
     runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
     base.aclCreateTensor.restype = ctypes.c_void_p
     base.aclCreateIntArray.restype = ctypes.c_void_p
@@ -110,7 +112,9 @@ class Session:
         stored = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()) if tensor.numel() else tensor
         strides = contiguous_strides(shape) if code == INT4 else tensor.stride()
         raw = stored.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        return self._make(shape, list(strides), tensor.storage_offset(), dtype, ND, [max(1, stored.numel())], raw).handle
+        return self._make(
+            shape, list(strides), tensor.storage_offset(), dtype, ND, [max(1, stored.numel())], raw
+        ).handle
 
     def _nz(self, tensor: torch.Tensor) -> int:
         swapped = not tensor.is_contiguous() and tensor.mT.is_contiguous()

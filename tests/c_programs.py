@@ -58,14 +58,21 @@ class Compiler:
 
 
 def compiler_for(source: Path) -> str | None:
-    return shutil.which("gcc" if source.suffix == ".c" else "g++") or shutil.which("cc" if source.suffix == ".c" else "c++")
+    return shutil.which("gcc" if source.suffix == ".c" else "g++") or shutil.which(
+        "cc" if source.suffix == ".c" else "c++"
+    )
 
 
 def run_program(program: Path, *arguments: str, timeout: int = 120, **environment: str) -> subprocess.CompletedProcess:
     """Runs with a clean set of ANYNPU_ switches and returns the outcome, whatever it is."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ANYNPU_")}
     return subprocess.run(
-        [program, *arguments], env={**inherited, **environment}, capture_output=True, text=True, timeout=timeout, check=False
+        [program, *arguments],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -82,7 +89,14 @@ def sanitized(name: str, sanitizers: str, folder: Path) -> Compiler:
     build = Path(os.environ.get("ANYNPU_SANITIZED_BUILDS", folder)) / name
     subprocess.run(
         [
-            *("cmake", "-S", ROOT / "csrc" / "acl", "-B", build, f"-DANYNPU_LIBRARY={_native.library_path().resolve()}"),
+            *(
+                "cmake",
+                "-S",
+                ROOT / "csrc" / "acl",
+                "-B",
+                build,
+                f"-DANYNPU_LIBRARY={_native.library_path().resolve()}",
+            ),
             *(f"-DCMAKE_CXX_FLAGS={flags}", f"-DCMAKE_SHARED_LINKER_FLAGS=-fsanitize={sanitizers}"),
         ],
         check=True,

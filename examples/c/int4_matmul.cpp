@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matmul with int4 weights from end to end: quantise per channel on the host, pack to INT4 and multiply on a stream, and
-// compare with the float result.
+// A matmul with int4 weights from end to end: quantise per channel on the host, pack to INT4 and multiply on a stream,
+// and compare with the float result.
 //   anynpu cc examples/c/int4_matmul.cpp -O2 -o int4_matmul && ./int4_matmul
 #include <algorithm>
 #include <cmath>
@@ -30,7 +30,8 @@ class Tensor {
   Tensor(std::vector<int64_t> shape, aclDataType dtype, size_t bytes, const void* values = nullptr) : bytes_(bytes) {
     check(aclrtMalloc(&data_, bytes, ACL_MEM_MALLOC_HUGE_FIRST), "aclrtMalloc");
     if (values) check(aclrtMemcpy(data_, bytes, values, bytes, ACL_MEMCPY_HOST_TO_DEVICE), "aclrtMemcpy");
-    tensor_ = aclCreateTensor(shape.data(), shape.size(), dtype, nullptr, 0, ACL_FORMAT_ND, shape.data(), shape.size(), data_);
+    tensor_ = aclCreateTensor(shape.data(), shape.size(), dtype, nullptr, 0, ACL_FORMAT_ND, shape.data(), shape.size(),
+                              data_);
   }
   Tensor(const Tensor&) = delete;
   Tensor& operator=(const Tensor&) = delete;
@@ -39,7 +40,9 @@ class Tensor {
     aclrtFree(data_);
   }
   aclTensor* get() const { return tensor_; }
-  void read(void* values) const { check(aclrtMemcpy(values, bytes_, data_, bytes_, ACL_MEMCPY_DEVICE_TO_HOST), "aclrtMemcpy"); }
+  void read(void* values) const {
+    check(aclrtMemcpy(values, bytes_, data_, bytes_, ACL_MEMCPY_DEVICE_TO_HOST), "aclrtMemcpy");
+  }
 
  private:
   size_t bytes_;
@@ -89,8 +92,9 @@ int main() {
 
     check(aclnnConvertWeightToINT4PackGetWorkspaceSize(device_weight.get(), packed.get(), &size, &executor), "packing");
     launch(aclnnConvertWeightToINT4Pack, size, executor, stream, "aclnnConvertWeightToINT4Pack");
-    check(aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(device_x.get(), packed.get(), device_scale.get(), nullptr, nullptr,
-                                                        nullptr, nullptr, 0, device_y.get(), &size, &executor), "matmul");
+    check(aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(device_x.get(), packed.get(), device_scale.get(), nullptr,
+                                                        nullptr, nullptr, nullptr, 0, device_y.get(), &size, &executor),
+          "matmul");
     launch(aclnnWeightQuantBatchMatmulV2, size, executor, stream, "aclnnWeightQuantBatchMatmulV2");
     device_y.read(y.data());
   }

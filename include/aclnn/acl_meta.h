@@ -29,8 +29,8 @@ typedef int32_t aclnnStatus;
 #define ACLNN_ERR_INNER 561000
 #define ACLNN_ERR_INNER_CREATE_EXECUTOR 561101
 
-/* A strided view of device memory. offset counts elements; stride NULL means contiguous; storageDims is the shape of the
- * memory itself, which matters for FRACTAL_NZ. The dims are copied, the memory is not. NULL on a wrong argument. */
+/* A strided view of device memory. offset counts elements; stride NULL means contiguous; storageDims is the shape of
+ * the memory itself, which matters for FRACTAL_NZ. The dims are copied, the memory is not. NULL on a wrong argument. */
 ACL_FUNC_VISIBILITY aclTensor *aclCreateTensor(const int64_t *viewDims, uint64_t viewDimsNum, aclDataType dataType,
                                                const int64_t *stride, int64_t offset, aclFormat format,
                                                const int64_t *storageDims, uint64_t storageDimsNum, void *tensorData);

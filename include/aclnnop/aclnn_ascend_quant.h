@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* y = saturate(round_half_even(x * scale + offset)); roundMode "round" only, sqrtMode false; dstType is the type of y. */
+/* y = saturate(round_half_even(x * scale + offset)); roundMode "round", sqrtMode false; dstType is the type of y. */
 ACL_FUNC_VISIBILITY aclnnStatus aclnnAscendQuantGetWorkspaceSize(
     const aclTensor *x, const aclTensor *scale, const aclTensor *offset, bool sqrtMode, const char *roundMode,
     int32_t dstType, const aclTensor *y, uint64_t *workspaceSize, aclOpExecutor **executor);

@@ -208,16 +208,19 @@ def test_int4_tensors_hold_the_same_bytes_as_int32_words():
         assert torch.equal(y.tensor([5, 48], torch.float16), anynpu.weight_quant_matmul(x, words, scale))
 
 
-@pytest.mark.parametrize("function, arguments, required", [
-    ("aclnnConvertWeightToINT4Pack", ["t", "t"], [0, 1]),
-    ("aclnnCast", ["t", ctypes.c_int(0), "t"], [0, 2]),
-    ("aclnnTransQuantParamV2", ["t", "t", "t"], [0, 2]),
-    ("aclnnTransQuantParamV3", ["t", "t", ctypes.c_int64(0), "t"], [0, 3]),
-    ("aclnnQuantize", ["t", "t", "t", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 5]),
-    ("aclnnAscendQuant", ["t", "t", "t", ctypes.c_bool(False), None, ctypes.c_int(0), "t"], [0, 1, 6]),
-    ("aclnnWeightQuantBatchMatmulV2", [*"tttttttt"[:7], ctypes.c_int(0), "t"], [0, 1, 2, 8]),
-    ("aclnnWeightQuantBatchMatmulV3", [*"ttttttt", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 2, 9]),
-])
+@pytest.mark.parametrize(
+    "function, arguments, required",
+    [
+        ("aclnnConvertWeightToINT4Pack", ["t", "t"], [0, 1]),
+        ("aclnnCast", ["t", ctypes.c_int(0), "t"], [0, 2]),
+        ("aclnnTransQuantParamV2", ["t", "t", "t"], [0, 2]),
+        ("aclnnTransQuantParamV3", ["t", "t", ctypes.c_int64(0), "t"], [0, 3]),
+        ("aclnnQuantize", ["t", "t", "t", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 5]),
+        ("aclnnAscendQuant", ["t", "t", "t", ctypes.c_bool(False), None, ctypes.c_int(0), "t"], [0, 1, 6]),
+        ("aclnnWeightQuantBatchMatmulV2", [*"tttttttt"[:7], ctypes.c_int(0), "t"], [0, 1, 2, 8]),
+        ("aclnnWeightQuantBatchMatmulV3", [*"ttttttt", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 2, 9]),
+    ],
+)
 def test_null_in_every_required_position(function, arguments, required):
     with c_front_end.session() as make:
         for position in required:

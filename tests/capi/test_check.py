@@ -107,7 +107,12 @@ def test_a_failing_program_keeps_its_status(program, tmp_path):
 def test_text_report_on_stderr(program):
     outcome = run_program(program, "double-free", ANYNPU_CHECK="1")
     assert outcome.returncode == FINDINGS
-    for part in ("1 finding", "double-free: aclDestroyTensor: tensor is not a live aclTensor", "created at", "destroyed at"):
+    for part in (
+        "1 finding",
+        "double-free: aclDestroyTensor: tensor is not a live aclTensor",
+        "created at",
+        "destroyed at",
+    ):
         assert part in outcome.stderr
 
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import pytest
-from c_programs import PROGRAMS, SANITIZER_OPTIONS, run_program
+from c_programs import PROGRAMS, ROOT, SANITIZER_OPTIONS, run_program
 
+INCLUDE = ROOT / "include"
 HEADERS = sorted(
-    path.relative_to(PROGRAMS.parents[2] / "include").as_posix()
+    path.relative_to(INCLUDE).as_posix()
     for folder in ("acl", "aclnn", "aclnnop")
-    for path in (PROGRAMS.parents[2] / "include" / folder).glob("*.h")
+    for path in (INCLUDE / folder).glob("*.h")
 )
 
 
@@ -36,19 +37,16 @@ def test_program_under_thread_sanitizer(build_tsan, name):
 @pytest.mark.parametrize("suffix, standard", [(".c", "-std=c99"), (".cc", "-std=c++11")])
 def test_each_header_stands_alone(build, tmp_path, suffix, standard):
     """Every header compiles first and twice, strictly, in both languages."""
+    extra = "-Wstrict-prototypes" if suffix == ".c" else "-Wold-style-cast"
     for header in HEADERS:
         source = tmp_path / f"{header.replace('/', '_').removesuffix('.h')}{suffix}"
         source.write_text(f'#include "{header}"\n#include "{header}"\nint main(void) {{ return 0; }}\n')
-        build(source, standard, "-pedantic-errors", "-Werror", "-Wstrict-prototypes" if suffix == ".c" else "-Wold-style-cast")
+        build(source, standard, "-pedantic-errors", "-Werror", extra)
 
 
 def test_only_its_own_header_declares_the_int4_packer():
     """The sample of the document declares the two functions itself, with a const output."""
-    owners = [header for header in HEADERS if "ConvertWeightToINT4Pack" in (PROGRAMS.parents[2] / "include" / header).read_text()]
-    assert owners == ["aclnnop/aclnn_convert_weight_to_int4_pack.h"]
-    included = [
-        header
-        for header in HEADERS
-        if "int4_pack.h" in (PROGRAMS.parents[2] / "include" / header).read_text() and header not in owners
-    ]
-    assert not included
+    own = "aclnnop/aclnn_convert_weight_to_int4_pack.h"
+    texts = {header: (INCLUDE / header).read_text() for header in HEADERS}
+    assert [header for header, text in texts.items() if "ConvertWeightToINT4Pack" in text] == [own]
+    assert not [header for header, text in texts.items() if f'"{own}"' in text]

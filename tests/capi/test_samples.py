@@ -52,7 +52,15 @@ def build_with_cmake(name: str, toolkit: Path, folder: Path, flags: str = "") ->
     (folder / "sample.cpp").write_text(source)
     (folder / "CMakeLists.txt").write_text(CMAKE)
     environment = {**os.environ, "ASCEND_CUSTOM_PATH": str(toolkit)}
-    configure = ["cmake", "-S", folder, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_FLAGS={flags}"]
+    configure = [
+        "cmake",
+        "-S",
+        folder,
+        "-B",
+        folder / "build",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_CXX_FLAGS={flags}",
+    ]
     subprocess.run(configure, env=environment, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", folder / "build"], check=True, stdout=subprocess.DEVNULL)
     return folder / "build" / "bin" / "opapi_test"

@@ -15,7 +15,16 @@ from typer.testing import CliRunner
 from anynpu.cli import toolkit as commands
 
 EXAMPLES = ROOT / "examples" / "c"
-CAST_LINES = ["-1.7 -> -1", "-0.5 -> 0", "0 -> 0", "0.5 -> 0", "1.7 -> 1", "2 -> 2", "300 -> 300", "1e+20 -> 2147483647"]
+CAST_LINES = [
+    "-1.7 -> -1",
+    "-0.5 -> 0",
+    "0 -> 0",
+    "0.5 -> 0",
+    "1.7 -> 1",
+    "2 -> 2",
+    "300 -> 300",
+    "1e+20 -> 2147483647",
+]
 
 
 def assert_cast_works(program, **environment):
@@ -28,7 +37,7 @@ def assert_matmul_works(program, **environment):
     assert outcome.returncode == 0, outcome.stderr
     first, second = outcome.stdout.splitlines()
     assert first == "weights: 65536 bytes as float32, 8192 as int4"
-    # Rounding uniform weights in [-1, 1) to steps of s = 1/7: (s / sqrt(12)) / (1 / sqrt(3)) = 1/14 = 0.071 of their size.
+    # Rounding uniform weights in [-1, 1) to steps of s = 1/7: (s / sqrt(12)) / (1 / sqrt(3)) = 1/14 of their size.
     assert float(second.removeprefix("relative error of the product: ")) == pytest.approx(1 / 14, rel=0.15)
 
 

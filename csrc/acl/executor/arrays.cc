@@ -91,8 +91,8 @@ Handle create_array(const char* call, HandleTable<Stored>& table, const T* value
 
 // A member may be in one list and must be live.
 template <typename Handle, typename T>
-Handle create_list(const char* call, HandleTable<Handles>& table, const HandleTable<T>& members, const void* const* values,
-                   uint64_t size) {
+Handle create_list(const char* call, HandleTable<Handles>& table, const HandleTable<T>& members,
+                   const void* const* values, uint64_t size) {
   Handle handle = nullptr;
   guarded(call, [&] {
     if (const int32_t status = check_values(call, values, size)) return status;
@@ -123,16 +123,16 @@ int32_t size_of(const char* call, const HandleTable<Stored>& table, const void* 
 
 template <typename Stored>
 int32_t destroy(const char* call, HandleTable<Stored>& table, const void* handle) {
-  return guarded(call, [&] {
-    return table.remove(call, "the handle", handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID);
-  });
+  return guarded(
+      call, [&] { return table.remove(call, "the handle", handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID); });
 }
 
 template <typename T>
 int32_t destroy_list(const char* call, HandleTable<Handles>& table, HandleTable<T>& members, const void* handle) {
   return guarded(call, [&]() -> int32_t {
     std::shared_ptr<Handles> list;
-    const int32_t status = table.remove(call, "the list", handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &list);
+    const int32_t status =
+        table.remove(call, "the list", handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &list);
     if (status != ACL_SUCCESS) return status;
     for (const void* member : list->values) members.take(member);
     return ACL_SUCCESS;
@@ -156,7 +156,8 @@ extern "C" aclScalar* aclCreateScalar(void* value, aclDataType dataType) {
     const size_t bytes = aclDataTypeSize(dataType);
     if (value == nullptr) return report(ACLNN_ERR_PARAM_NULLPTR, "aclCreateScalar: value is a null pointer");
     if (bytes == 0) {
-      return report(ACLNN_ERR_PARAM_INVALID, "aclCreateScalar: a value of type %d has no size", static_cast<int>(dataType));
+      return report(ACLNN_ERR_PARAM_INVALID, "aclCreateScalar: a value of type %d has no size",
+                    static_cast<int>(dataType));
     }
     auto scalar = std::make_shared<Scalar>();
     scalar->dtype = dataType;
@@ -167,7 +168,9 @@ extern "C" aclScalar* aclCreateScalar(void* value, aclDataType dataType) {
   return handle;
 }
 
-extern "C" aclnnStatus aclDestroyScalar(const aclScalar* scalar) { return destroy("aclDestroyScalar", scalars(), scalar); }
+extern "C" aclnnStatus aclDestroyScalar(const aclScalar* scalar) {
+  return destroy("aclDestroyScalar", scalars(), scalar);
+}
 
 extern "C" aclIntArray* aclCreateIntArray(const int64_t* value, uint64_t size) {
   return create_array<aclIntArray*>("aclCreateIntArray", int_arrays(), value, size);

@@ -46,12 +46,18 @@ void find_leaks() {
 
 int32_t aclnn_status(int32_t status, bool running) {
   switch (status) {
-    case ANYNPU_OK: return ACLNN_SUCCESS;
-    case ANYNPU_NO_MEMORY: return ACLNN_ERR_INNER_CREATE_EXECUTOR;
-    case ANYNPU_INTERNAL: return ACLNN_ERR_INNER;
-    case ANYNPU_BAD_VALUE: return ACLNN_ERR_RUNTIME_ERROR;
-    case ANYNPU_NULL_ARG: return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_NULLPTR;
-    default: return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_INVALID;
+    case ANYNPU_OK:
+      return ACLNN_SUCCESS;
+    case ANYNPU_NO_MEMORY:
+      return ACLNN_ERR_INNER_CREATE_EXECUTOR;
+    case ANYNPU_INTERNAL:
+      return ACLNN_ERR_INNER;
+    case ANYNPU_BAD_VALUE:
+      return ACLNN_ERR_RUNTIME_ERROR;
+    case ANYNPU_NULL_ARG:
+      return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_NULLPTR;
+    default:
+      return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_INVALID;
   }
 }
 
@@ -139,7 +145,8 @@ int32_t check_addresses(const Executor& executor, Launch& launch) {
 bool same_view(const anynpu_tensor& a, const anynpu_tensor& b) {
   return a.data == b.data && a.ndim == b.ndim && a.format == b.format &&
          aclDataTypeSize(static_cast<aclDataType>(a.dtype)) == aclDataTypeSize(static_cast<aclDataType>(b.dtype)) &&
-         std::memcmp(a.shape, b.shape, sizeof(a.shape)) == 0 && std::memcmp(a.strides, b.strides, sizeof(a.strides)) == 0;
+         std::memcmp(a.shape, b.shape, sizeof(a.shape)) == 0 &&
+         std::memcmp(a.strides, b.strides, sizeof(a.strides)) == 0;
 }
 
 // Kernels read while they write: an output must not share memory with another argument.
@@ -150,9 +157,11 @@ int32_t check_overlap(const Executor& executor) {
     for (const Slot& other : executor.slots) {
       if (&other == &output || other.begin == other.end) continue;
       const auto other_begin = reinterpret_cast<uintptr_t>(executor.tensor(other).data);
-      if (begin >= other_begin + (other.end - other.begin) || other_begin >= begin + (output.end - output.begin)) continue;
+      if (begin >= other_begin + (other.end - other.begin) || other_begin >= begin + (output.end - output.begin))
+        continue;
       if (executor.op->in_place && same_view(executor.tensor(output), executor.tensor(other))) continue;
-      return report(ACLNN_ERR_PARAM_INVALID, "%s: %s shares memory with %s", executor.op->name, output.name, other.name);
+      return report(ACLNN_ERR_PARAM_INVALID, "%s: %s shares memory with %s", executor.op->name, output.name,
+                    other.name);
     }
   }
   return ACLNN_SUCCESS;
@@ -198,7 +207,8 @@ int32_t launch_checked(const Operator& op, void* workspace, uint64_t workspace_s
 
 enum class Among { all, inputs, outputs };
 
-int32_t set_address(const char* call, aclOpExecutor* handle, size_t index, aclTensor* tensor, void* address, Among among) {
+int32_t set_address(const char* call, aclOpExecutor* handle, size_t index, aclTensor* tensor, void* address,
+                    Among among) {
   ExecutorPtr executor;
   if (const int32_t status = get_executor(call, handle, &executor)) return status;
   std::lock_guard<std::mutex> lock(executor->mutex);
@@ -207,7 +217,8 @@ int32_t set_address(const char* call, aclOpExecutor* handle, size_t index, aclTe
     if (among != Among::all && slot.is_output != (among == Among::outputs)) continue;
     if (at++ != index) continue;
     if (tensor == nullptr || slot.handle != tensor) {
-      return report(ACLNN_ERR_PARAM_INVALID, "%s: tensor %zu of the executor is %s, not the one given", call, index, slot.name);
+      return report(ACLNN_ERR_PARAM_INVALID, "%s: tensor %zu of the executor is %s, not the one given", call, index,
+                    slot.name);
     }
     if (check::enabled && slot.begin != slot.end) {
       inspect_range(call, slot.name, advanced(address, slot.begin), slot.end - slot.begin);
@@ -304,8 +315,9 @@ aclnnStatus Stage::finish(uint64_t* workspace_size, aclOpExecutor** executor) {
 
 aclnnStatus launch(const Operator& op, void* workspace, uint64_t workspace_size, aclOpExecutor* executor,
                    aclrtStream stream) {
-  return guarded(op.name, [&] { return launch_checked(op, workspace, workspace_size, executor, stream); },
-                 ACLNN_ERR_INNER_CREATE_EXECUTOR, ACLNN_ERR_INNER);
+  return guarded(
+      op.name, [&] { return launch_checked(op, workspace, workspace_size, executor, stream); },
+      ACLNN_ERR_INNER_CREATE_EXECUTOR, ACLNN_ERR_INNER);
 }
 
 }  // namespace anynpu::acl
@@ -334,12 +346,14 @@ extern "C" aclnnStatus aclSetTensorAddr(aclOpExecutor* executor, const size_t in
                  [&] { return set_address("aclSetTensorAddr", executor, index, tensor, addr, Among::all); });
 }
 
-extern "C" aclnnStatus aclSetInputTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor, void* addr) {
+extern "C" aclnnStatus aclSetInputTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor,
+                                             void* addr) {
   return guarded("aclSetInputTensorAddr",
                  [&] { return set_address("aclSetInputTensorAddr", executor, index, tensor, addr, Among::inputs); });
 }
 
-extern "C" aclnnStatus aclSetOutputTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor, void* addr) {
+extern "C" aclnnStatus aclSetOutputTensorAddr(aclOpExecutor* executor, const size_t index, aclTensor* tensor,
+                                              void* addr) {
   return guarded("aclSetOutputTensorAddr",
                  [&] { return set_address("aclSetOutputTensorAddr", executor, index, tensor, addr, Among::outputs); });
 }

@@ -24,8 +24,7 @@ struct Operator {
 
 template <typename Args, int32_t (*Check)(const Args*, size_t*), int32_t (*Run)(const Args*, void*, size_t)>
 constexpr Operator make_operator(const char* name, bool in_place = false) {
-  return {name, in_place,
-          [](const void* args, size_t* bytes) { return Check(static_cast<const Args*>(args), bytes); },
+  return {name, in_place, [](const void* args, size_t* bytes) { return Check(static_cast<const Args*>(args), bytes); },
           [](const void* args, void* workspace, size_t bytes) {
             return Run(static_cast<const Args*>(args), workspace, bytes);
           },
@@ -73,13 +72,13 @@ class FirstStage : public Stage {
  public:
   explicit FirstStage(const Operator& op) : FirstStage(op, std::make_shared<Args>()) {}
 
-  void input(const char* name, const aclTensor* handle, anynpu_tensor Args::*field) {
+  void input(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), false, false);
   }
-  void optional(const char* name, const aclTensor* handle, anynpu_tensor Args::*field) {
+  void optional(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), false, true);
   }
-  void output(const char* name, const aclTensor* handle, anynpu_tensor Args::*field) {
+  void output(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), true, false);
   }
 
@@ -88,7 +87,7 @@ class FirstStage : public Stage {
  private:
   FirstStage(const Operator& op, std::shared_ptr<Args> made) : Stage(op, made), args(*made) {}
 
-  size_t offset_of(anynpu_tensor Args::*field) const {
+  size_t offset_of(anynpu_tensor Args::* field) const {
     return reinterpret_cast<const char*>(&(args.*field)) - reinterpret_cast<const char*>(&args);
   }
 };

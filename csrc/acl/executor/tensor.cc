@@ -29,7 +29,9 @@ int32_t check_dims(const char* call, const char* name, const int64_t* dims, uint
     return report(ACLNN_ERR_PARAM_INVALID, "%s: %s must be at most %d, got %llu", call, name, ANYNPU_MAX_DIMS,
                   static_cast<unsigned long long>(count));
   }
-  if (count > 0 && dims == nullptr) return report(ACLNN_ERR_PARAM_NULLPTR, "%s: %s is %llu, but the dims are a null pointer", call, name, static_cast<unsigned long long>(count));
+  if (count > 0 && dims == nullptr)
+    return report(ACLNN_ERR_PARAM_NULLPTR, "%s: %s is %llu, but the dims are a null pointer", call, name,
+                  static_cast<unsigned long long>(count));
   for (uint64_t axis = 0; axis < count; ++axis) {
     if (dims[axis] < 0) {
       return report(ACLNN_ERR_PARAM_INVALID, "%s: no axis may be negative, got %lld (%s)", call,
@@ -115,12 +117,18 @@ bool is_transposed(const anynpu_tensor& view) {
   return view.strides[row] == 1 && view.strides[column] == view.shape[row] && !is_contiguous(view);
 }
 
-// FRACTAL_NZ: storageDims must be the blocks of the matrix in memory, or the view's shape when the program leaves it there.
+// FRACTAL_NZ: storageDims must be the blocks of the matrix in memory, or the view's shape when the program leaves it
+// there.
 int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor, anynpu_tensor* view, int64_t* bits) {
-  if (view->ndim < 2) return report(ACLNN_ERR_PARAM_INVALID, "%s: %s is FRACTAL_NZ and needs at least 2 axes, got %d", call, name, view->ndim);
-  if (tensor.offset != 0) return report(ACLNN_ERR_PARAM_INVALID, "%s: %s is FRACTAL_NZ and must have offset 0, got %lld", call, name, static_cast<long long>(tensor.offset));
+  if (view->ndim < 2)
+    return report(ACLNN_ERR_PARAM_INVALID, "%s: %s is FRACTAL_NZ and needs at least 2 axes, got %d", call, name,
+                  view->ndim);
+  if (tensor.offset != 0)
+    return report(ACLNN_ERR_PARAM_INVALID, "%s: %s is FRACTAL_NZ and must have offset 0, got %lld", call, name,
+                  static_cast<long long>(tensor.offset));
   const bool blocked = tensor.storage_ndim == view->ndim + 2;
-  view->nz_c0 = blocked ? static_cast<int32_t>(std::min<int64_t>(tensor.storage[tensor.storage_ndim - 1], INT32_MAX)) : 0;
+  view->nz_c0 =
+      blocked ? static_cast<int32_t>(std::min<int64_t>(tensor.storage[tensor.storage_ndim - 1], INT32_MAX)) : 0;
   anynpu_tensor expected = *view;
   const int64_t c0 = nz_c0(*view);
   const int row = view->ndim - 2, column = view->ndim - 1;
@@ -129,7 +137,8 @@ int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor
   expected.ndim = view->ndim + 2 <= ANYNPU_MAX_DIMS ? view->ndim + 2 : ANYNPU_MAX_DIMS;
   const int64_t blocks[] = {columns / c0 + (columns % c0 != 0), rows / 16 + (rows % 16 != 0), 16, c0};
   std::copy_n(blocks, 4, expected.shape + expected.ndim - 4);
-  const bool as_view = tensor.storage_ndim == view->ndim && std::equal(view->shape, view->shape + view->ndim, tensor.storage.begin());
+  const bool as_view =
+      tensor.storage_ndim == view->ndim && std::equal(view->shape, view->shape + view->ndim, tensor.storage.begin());
   if (!as_view && !(blocked && std::equal(expected.shape, expected.shape + expected.ndim, tensor.storage.begin()))) {
     anynpu_tensor got{};
     got.ndim = tensor.storage_ndim;
@@ -147,9 +156,11 @@ int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor
 int32_t hand_out(const char* call, const void* tensor, int64_t** values, uint64_t* count,
                  std::pair<const int64_t*, int> (*pick)(const Tensor&)) {
   return guarded(call, [&]() -> int32_t {
-    if (values == nullptr || count == nullptr) return report(ACLNN_ERR_PARAM_NULLPTR, "%s: a result pointer is null", call);
+    if (values == nullptr || count == nullptr)
+      return report(ACLNN_ERR_PARAM_NULLPTR, "%s: a result pointer is null", call);
     TensorPtr found;
-    const int32_t status = tensors().get(call, "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
+    const int32_t status =
+        tensors().get(call, "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
     if (status != ACL_SUCCESS) return status;
     const auto picked = pick(*found);
     *values = new int64_t[picked.second];
@@ -164,7 +175,8 @@ int32_t hand_out_one(const char* call, const void* tensor, T* value, const Pick&
   return guarded(call, [&]() -> int32_t {
     if (value == nullptr) return report(ACLNN_ERR_PARAM_NULLPTR, "%s: the result pointer is null", call);
     TensorPtr found;
-    const int32_t status = tensors().get(call, "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
+    const int32_t status =
+        tensors().get(call, "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
     if (status == ACL_SUCCESS) *value = pick(*found);
     return status;
   });
@@ -177,7 +189,8 @@ HandleTable<Tensor>& tensors() {
   return *table;
 }
 
-int32_t describe(const char* call, const char* name, const Tensor& tensor, bool written, anynpu_tensor* view, Span* span) {
+int32_t describe(const char* call, const char* name, const Tensor& tensor, bool written, anynpu_tensor* view,
+                 Span* span) {
   *view = anynpu_tensor{};
   *span = Span{};
   view->dtype = tensor.dtype;
@@ -210,7 +223,8 @@ int32_t describe(const char* call, const char* name, const Tensor& tensor, bool 
   if (tensor.offset < 0 || __builtin_mul_overflow(tensor.offset, element_bits, &skipped) || skipped % 8 != 0 ||
       __builtin_add_overflow(skipped / 8, bits / 8 + (bits % 8 != 0), &span->end)) {
     *span = Span{};
-    return report(ACLNN_ERR_PARAM_INVALID, "%s: offset of %s must be a whole number of bytes within memory, got %lld elements", call, name,
+    return report(ACLNN_ERR_PARAM_INVALID,
+                  "%s: offset of %s must be a whole number of bytes within memory, got %lld elements", call, name,
                   static_cast<long long>(tensor.offset));
   }
   span->begin = skipped / 8;
@@ -226,7 +240,8 @@ int32_t describe(const char* call, const char* name, const Tensor& tensor, bool 
 void inspect(const char* call, const Tensor& tensor) {
   anynpu_tensor view;
   Span span;
-  if (tensor.data == nullptr || describe(call, "tensor", tensor, false, &view, &span) != ACL_SUCCESS || span.empty()) return;
+  if (tensor.data == nullptr || describe(call, "tensor", tensor, false, &view, &span) != ACL_SUCCESS || span.empty())
+    return;
   const std::string what = std::string("aclTensor ") + dtype_name(tensor.dtype) + " " + shape_text(view);
   inspect_range(call, what, advanced(tensor.data, span.begin), span.end - span.begin);
 }
@@ -241,9 +256,9 @@ extern "C" aclTensor* aclCreateTensor(const int64_t* viewDims, uint64_t viewDims
   aclTensor* handle = nullptr;
   guarded("aclCreateTensor", [&] {
     auto tensor = std::make_shared<Tensor>();
-    const int32_t status = fill("aclCreateTensor",
-                                {viewDims, viewDimsNum, dataType, stride, offset, format, storageDims, storageDimsNum, tensorData},
-                                *tensor);
+    const int32_t status = fill(
+        "aclCreateTensor",
+        {viewDims, viewDimsNum, dataType, stride, offset, format, storageDims, storageDimsNum, tensorData}, *tensor);
     if (status != ACL_SUCCESS) return status;
     if (check::enabled) inspect("aclCreateTensor", *tensor);
     handle = tensors().add<aclTensor*>(std::move(tensor));
@@ -261,7 +276,8 @@ extern "C" aclnnStatus aclInitTensor(aclTensor* tensor, const int64_t* viewDims,
         tensors().get("aclInitTensor", "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
     if (status != ACL_SUCCESS) return status;
     return fill("aclInitTensor",
-                {viewDims, viewDimsNum, dataType, stride, offset, format, storageDims, storageDimsNum, tensorDataAddr}, *found);
+                {viewDims, viewDimsNum, dataType, stride, offset, format, storageDims, storageDimsNum, tensorDataAddr},
+                *found);
   });
 }
 
@@ -306,8 +322,8 @@ extern "C" aclnnStatus aclGetRawTensorAddr(const aclTensor* tensor, void** addr)
 extern "C" aclnnStatus aclSetRawTensorAddr(aclTensor* tensor, void* addr) {
   return guarded("aclSetRawTensorAddr", [&]() -> int32_t {
     TensorPtr found;
-    const int32_t status =
-        tensors().get("aclSetRawTensorAddr", "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
+    const int32_t status = tensors().get("aclSetRawTensorAddr", "tensor", tensor, ACLNN_ERR_PARAM_NULLPTR,
+                                         ACLNN_ERR_PARAM_INVALID, &found);
     if (status != ACL_SUCCESS) return status;
     found->data = addr;
     if (check::enabled) inspect("aclSetRawTensorAddr", *found);

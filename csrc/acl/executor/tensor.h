@@ -36,10 +36,12 @@ struct Span {
 
 // base + bytes; null stays null. In integers, since a made-up base may wrap around.
 inline void* advanced(void* base, int64_t bytes) {
-  return base == nullptr ? nullptr : reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes));
+  return base == nullptr ? nullptr
+                         : reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes));
 }
 
-// The kernels' description of the tensor, with data at the first element of the view; `call` and `name` are for the sentence.
+// The kernels' description of the tensor, with data at the first element of the view; `call` and `name` are for the
+// sentence.
 int32_t describe(const char* call, const char* name, const Tensor& tensor, bool written, anynpu_tensor* description,
                  Span* span);
 

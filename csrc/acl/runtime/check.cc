@@ -128,8 +128,8 @@ std::vector<Group> grouped(const std::vector<Finding>& findings, const std::vect
   for (size_t i = 0; i < findings.size(); ++i) {
     const Finding& finding = findings[i];
     Group group{finding, frames_of(sites[i]), frames_of(finding.created), frames_of(finding.destroyed), 1};
-    const std::string key = finding.kind + "\n" + finding.call + "\n" + finding.message + "\n" + text_of(group.at) + "\n" +
-                            text_of(group.created) + "\n" + text_of(group.destroyed);
+    const std::string key = finding.kind + "\n" + finding.call + "\n" + finding.message + "\n" + text_of(group.at) +
+                            "\n" + text_of(group.created) + "\n" + text_of(group.destroyed);
     const auto known = index.emplace(key, groups.size());
     if (known.second) {
       groups.push_back(std::move(group));
@@ -294,8 +294,8 @@ void host_reads(const char* call, const void* begin, size_t bytes) {
     }
   }
   for (const Write& write : touched) {
-    add({"unsynchronised-read", call,
-         "reads the result of " + write.call + " before its stream was synchronised", write.site, nullptr});
+    add({"unsynchronised-read", call, "reads the result of " + write.call + " before its stream was synchronised",
+         write.site, nullptr});
   }
 }
 

@@ -31,7 +31,8 @@ ACL_FUNC_VISIBILITY void add(Finding finding);
 // `collect` runs before the report is written and adds what is still alive.
 ACL_FUNC_VISIBILITY void on_report(void (*collect)());
 
-// Which device writes the host has waited for. Streams and events are known by number; `sequence` counts a stream's work.
+// Which device writes the host has waited for. Streams and events are known by number; `sequence` counts a stream's
+// work.
 ACL_FUNC_VISIBILITY void wrote(uint64_t stream, uint64_t sequence, const void* begin, size_t bytes, const char* call);
 void recorded(uint64_t event, uint64_t stream, uint64_t sequence);
 void stream_waited(uint64_t stream, uint64_t event);

@@ -64,8 +64,8 @@ int32_t check_room(const char* call, size_t room, size_t count) {
 int32_t check_pitches(const char* call, size_t dpitch, size_t spitch, size_t width, size_t height) {
   size_t end = 0;
   if (width > dpitch || width > spitch || __builtin_mul_overflow(dpitch > spitch ? dpitch : spitch, height, &end)) {
-    return report(ACL_ERROR_INVALID_PARAM, "%s: width %zu, height %zu do not fit the pitches %zu (dst) and %zu (src)", call,
-                  width, height, dpitch, spitch);
+    return report(ACL_ERROR_INVALID_PARAM, "%s: width %zu, height %zu do not fit the pitches %zu (dst) and %zu (src)",
+                  call, width, height, dpitch, spitch);
   }
   return ACL_SUCCESS;
 }

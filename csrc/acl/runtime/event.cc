@@ -80,7 +80,8 @@ int32_t wait_in_stream(aclrtStream stream_handle, aclrtEvent handle) {
   if (const int32_t status = get_stream(call, stream_handle, &stream)) return status;
   std::lock_guard<std::mutex> lock(event->mutex);
   if (!event->armed) {
-    if (check::enabled) check::add({"event-not-recorded", call, "waits for an event that was never recorded", event->created, nullptr});
+    if (check::enabled)
+      check::add({"event-not-recorded", call, "waits for an event that was never recorded", event->created, nullptr});
     return ACL_SUCCESS;
   }
   const uint64_t mark = event->recorded;
@@ -207,7 +208,8 @@ extern "C" aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedSt
 
 extern "C" aclError aclrtQueryEventWaitStatus(aclrtEvent event, aclrtEventWaitStatus* status) {
   return guarded("aclrtQueryEventWaitStatus", [&]() -> int32_t {
-    if (status == nullptr) return report(ACL_ERROR_INVALID_PARAM, "aclrtQueryEventWaitStatus: status is a null pointer");
+    if (status == nullptr)
+      return report(ACL_ERROR_INVALID_PARAM, "aclrtQueryEventWaitStatus: status is a null pointer");
     EventPtr found;
     if (const int32_t error = get_event("aclrtQueryEventWaitStatus", event, &found)) return error;
     std::lock_guard<std::mutex> lock(found->mutex);
@@ -229,7 +231,8 @@ extern "C" aclError aclrtEventElapsedTime(float* ms, aclrtEvent startEvent, aclr
 
 extern "C" aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t* timestamp) {
   return guarded("aclrtEventGetTimestamp", [&]() -> int32_t {
-    if (timestamp == nullptr) return report(ACL_ERROR_INVALID_PARAM, "aclrtEventGetTimestamp: timestamp is a null pointer");
+    if (timestamp == nullptr)
+      return report(ACL_ERROR_INVALID_PARAM, "aclrtEventGetTimestamp: timestamp is a null pointer");
     Clock::time_point time;
     if (const int32_t status = time_of("aclrtEventGetTimestamp", event, &time)) return status;
     *timestamp = std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();

@@ -15,7 +15,17 @@ namespace anynpu::acl {
 
 // The kind sits in bits that no user-space address has, so that reading through a handle faults at once.
 enum class Kind : uint64_t {
-  context = 0xA1, stream, event, tensor, scalar, int_array, float_array, bool_array, tensor_list, scalar_list, executor
+  context = 0xA1,
+  stream,
+  event,
+  tensor,
+  scalar,
+  int_array,
+  float_array,
+  bool_array,
+  tensor_list,
+  scalar_list,
+  executor
 };
 
 struct Object {
@@ -83,8 +93,8 @@ class HandleTable {
   };
 
   bool given_out(uint64_t handle) const {
-    return (handle & ~uint64_t{0} << 56) == tag_ && (handle & 15) == 0 && (handle & ~(uint64_t{0xFF} << 56)) >> 4 <= issued_ &&
-           handle != tag_;
+    return (handle & ~uint64_t{0} << 56) == tag_ && (handle & 15) == 0 &&
+           (handle & ~(uint64_t{0xFF} << 56)) >> 4 <= issued_ && handle != tag_;
   }
 
   int32_t stale(const char* call, const char* argument, const void* handle, int32_t status, const char* kind) const {

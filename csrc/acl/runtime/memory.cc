@@ -57,7 +57,8 @@ const Registry::Freed* find_freed_locked(const Registry& all, const void* addres
 }
 
 size_t physical_bytes() {
-  static const size_t bytes = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
+  static const size_t bytes =
+      static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
   return bytes;
 }
 
@@ -98,13 +99,15 @@ void quarantine_locked(Registry& all, AllocationPtr allocation) {
 }
 
 int32_t refuse_free(const char* call, const void* address, const AllocationPtr& around, const Registry::Freed* freed) {
-  const char* why = around ? (around->base == address ? "it was allocated by the other of aclrtMalloc and aclrtMallocHost"
-                                                      : "it points into an allocation, not at its start")
-                           : "it is not the start of a live allocation";
+  const char* why = around
+                        ? (around->base == address ? "it was allocated by the other of aclrtMalloc and aclrtMallocHost"
+                                                   : "it points into an allocation, not at its start")
+                        : "it is not the start of a live allocation";
   if (check::enabled) {
     check::add({freed ? "double-free" : "invalid-free", call,
                 freed ? "memory of " + std::to_string(freed->allocation->requested) + " bytes freed before" : why,
-                freed ? freed->allocation->created : (around ? around->created : nullptr), freed ? freed->freed : nullptr});
+                freed ? freed->allocation->created : (around ? around->created : nullptr),
+                freed ? freed->freed : nullptr});
   }
   return report(ACL_ERROR_RT_PARAM_INVALID, "%s: %p cannot be freed: %s", call, address, why);
 }
@@ -165,8 +168,8 @@ int32_t device_range(const char* call, const std::string& what, const void* begi
     return report(status, "%s: %s is not in live device memory (%p)", call, what.c_str(), begin);
   }
   if (around->holds(begin, bytes, around->size)) return ACL_SUCCESS;
-  return report(status, "%s: %s needs %zu bytes from %p, but the device memory there ends after %zu", call, what.c_str(),
-                bytes, begin, static_cast<size_t>(number(around->base) + around->size - number(begin)));
+  return report(status, "%s: %s needs %zu bytes from %p, but the device memory there ends after %zu", call,
+                what.c_str(), bytes, begin, static_cast<size_t>(number(around->base) + around->size - number(begin)));
 }
 
 bool inspect_freed(const char* call, const std::string& what, const void* begin) {
@@ -211,7 +214,8 @@ extern "C" aclError aclrtMallocAlign32(void** devPtr, size_t size, aclrtMemMallo
 }
 
 extern "C" aclError aclrtMallocCached(void** devPtr, size_t size, aclrtMemMallocPolicy policy) {
-  return guarded("aclrtMallocCached", [&] { return allocate("aclrtMallocCached", devPtr, size, granule_of(policy), false); });
+  return guarded("aclrtMallocCached",
+                 [&] { return allocate("aclrtMallocCached", devPtr, size, granule_of(policy), false); });
 }
 
 extern "C" aclError aclrtFree(void* devPtr) {

@@ -34,7 +34,8 @@ using AllocationPtr = std::shared_ptr<const Allocation>;
 // The live allocation that contains the address, or null.
 ACL_FUNC_VISIBILITY AllocationPtr allocation_at(const void* address);
 
-// Finds the live device allocation around [begin, begin + bytes), or keeps a sentence about `what` and returns `status`.
+// Finds the live device allocation around [begin, begin + bytes), or keeps a sentence about `what` and returns
+// `status`.
 ACL_FUNC_VISIBILITY int32_t device_range(const char* call, const std::string& what, const void* begin, size_t bytes,
                                          int32_t status, AllocationPtr* allocation);
 

@@ -22,7 +22,8 @@ class ACL_FUNC_VISIBILITY Stream : public Object {
   ~Stream();  // waits for the work
 
   uint64_t id() const { return id_; }
-  // Adds work to the end of the queue and returns its sequence number. Events go on after a failure that stops the stream.
+  // Adds work to the end of the queue and returns its sequence number. Events go on after a failure that stops the
+  // stream.
   uint64_t submit(Work work, bool always = false);
   // Waits for everything submitted before the call; false when the time (ms, negative: no limit) was too short.
   bool wait(int32_t timeout_ms, uint64_t* sequence = nullptr);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "aclnnop/aclnn_cast.h"
-
 #include "acl/executor/executor.h"
+#include "aclnnop/aclnn_cast.h"
 
 static constexpr auto kCast =
     anynpu::acl::make_operator<anynpu_cast_args, anynpu_cast_check, anynpu_cast>("aclnnCast", true);

@@ -46,7 +46,8 @@ aclnnStatus ascend_quant(const anynpu::acl::Operator& op, const AscendQuant& cal
 
 extern "C" aclnnStatus aclnnQuantizeGetWorkspaceSize(const aclTensor* x, const aclTensor* scales,
                                                      const aclTensor* zeroPoints, aclDataType dtype, int32_t axis,
-                                                     aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
+                                                     aclTensor* out, uint64_t* workspaceSize,
+                                                     aclOpExecutor** executor) {
   return anynpu::acl::first_stage<Args>(kQuantize, workspaceSize, executor, [&](Stage& stage) {
     stage.input("x", x, &Args::x);
     stage.input("scales", scales, &Args::scales);
@@ -59,13 +60,14 @@ extern "C" aclnnStatus aclnnQuantizeGetWorkspaceSize(const aclTensor* x, const a
   });
 }
 
-extern "C" aclnnStatus aclnnQuantize(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+extern "C" aclnnStatus aclnnQuantize(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                     aclrtStream stream) {
   return launch(kQuantize, workspace, workspaceSize, executor, stream);
 }
 
-extern "C" aclnnStatus aclnnAscendQuantGetWorkspaceSize(const aclTensor* x, const aclTensor* scale, const aclTensor* offset,
-                                                        bool sqrtMode, const char* roundMode, int32_t dstType,
-                                                        const aclTensor* y, uint64_t* workspaceSize,
+extern "C" aclnnStatus aclnnAscendQuantGetWorkspaceSize(const aclTensor* x, const aclTensor* scale,
+                                                        const aclTensor* offset, bool sqrtMode, const char* roundMode,
+                                                        int32_t dstType, const aclTensor* y, uint64_t* workspaceSize,
                                                         aclOpExecutor** executor) {
   return ascend_quant(kAscendQuant, {x, scale, offset, y, sqrtMode, roundMode, dstType, -1}, workspaceSize, executor);
 }
@@ -79,7 +81,8 @@ extern "C" aclnnStatus aclnnAscendQuantV3GetWorkspaceSize(const aclTensor* x, co
                                                           const aclTensor* offset, bool sqrtMode, const char* roundMode,
                                                           int32_t dstType, int32_t axis, const aclTensor* y,
                                                           uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return ascend_quant(kAscendQuantV3, {x, scale, offset, y, sqrtMode, roundMode, dstType, axis}, workspaceSize, executor);
+  return ascend_quant(kAscendQuantV3, {x, scale, offset, y, sqrtMode, roundMode, dstType, axis}, workspaceSize,
+                      executor);
 }
 
 extern "C" aclnnStatus aclnnAscendQuantV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
-
 #include <cstring>
 
 #include "acl/executor/executor.h"
+#include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
 
 namespace {
 
@@ -27,8 +26,8 @@ void limit(Stage& stage) {
   if (!stage.ok() || x.ndim < 1 || cache.ndim < 1) return;
   const auto width = static_cast<long long>(x.shape[x.ndim - 1]);
   const auto batch = static_cast<long long>(x.shape[0]), planes = static_cast<long long>(cache.shape[0]);
-  stage.limit(width <= 4096 && width % 64 == 0, "wants the last axis of x to be at most 4096 and a multiple of 64, got %lld",
-              width);
+  stage.limit(width <= 4096 && width % 64 == 0,
+              "wants the last axis of x to be at most 4096 and a multiple of 64, got %lld", width);
   stage.limit(stage.args.cos.dtype != ANYNPU_FLOAT32, "wants cos in float16 or bfloat16, got float32");
   stage.limit(stage.args.cache_mode == ANYNPU_CACHE_PAGE || planes > batch,
               "wants kCacheRef.shape[0] > B = %lld in contiguous mode, got %lld", batch, planes);

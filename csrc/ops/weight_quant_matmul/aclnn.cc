@@ -69,11 +69,12 @@ aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors,
 }  // namespace
 
 extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(
-    const aclTensor* x, const aclTensor* weight, const aclTensor* antiquantScale, const aclTensor* antiquantOffsetOptional,
-    const aclTensor* quantScaleOptional, const aclTensor* quantOffsetOptional, const aclTensor* biasOptional,
-    int antiquantGroupSize, const aclTensor* y, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x, weight, antiquantScale, antiquantOffsetOptional, quantScaleOptional, quantOffsetOptional,
-                        biasOptional, y};
+    const aclTensor* x, const aclTensor* weight, const aclTensor* antiquantScale,
+    const aclTensor* antiquantOffsetOptional, const aclTensor* quantScaleOptional, const aclTensor* quantOffsetOptional,
+    const aclTensor* biasOptional, int antiquantGroupSize, const aclTensor* y, uint64_t* workspaceSize,
+    aclOpExecutor** executor) {
+  const Tensors tensors{
+      x, weight, antiquantScale, antiquantOffsetOptional, quantScaleOptional, quantOffsetOptional, biasOptional, y};
   return first_stage(kV2, tensors, antiquantGroupSize, 0, workspaceSize, executor);
 }
 
@@ -83,11 +84,12 @@ extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV2(void* workspace, uint64_t w
 }
 
 extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV3GetWorkspaceSize(
-    const aclTensor* x, const aclTensor* weight, const aclTensor* antiquantScale, const aclTensor* antiquantOffsetOptional,
-    const aclTensor* quantScaleOptional, const aclTensor* quantOffsetOptional, const aclTensor* biasOptional,
-    int antiquantGroupSize, int innerPrecise, const aclTensor* y, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x, weight, antiquantScale, antiquantOffsetOptional, quantScaleOptional, quantOffsetOptional,
-                        biasOptional, y};
+    const aclTensor* x, const aclTensor* weight, const aclTensor* antiquantScale,
+    const aclTensor* antiquantOffsetOptional, const aclTensor* quantScaleOptional, const aclTensor* quantOffsetOptional,
+    const aclTensor* biasOptional, int antiquantGroupSize, int innerPrecise, const aclTensor* y,
+    uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Tensors tensors{
+      x, weight, antiquantScale, antiquantOffsetOptional, quantScaleOptional, quantOffsetOptional, biasOptional, y};
   return first_stage(kV3, tensors, antiquantGroupSize, innerPrecise, workspaceSize, executor);
 }
 

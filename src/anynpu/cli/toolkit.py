@@ -108,7 +108,7 @@ def _places(module: str, offsets: list[int]) -> list[str]:
 
 
 def _place(function: str, line: str) -> str:
-    """"name<arguments> file:line" of what addr2line says, without return type and parameters."""
+    """ "name<arguments> file:line" of what addr2line says, without return type and parameters."""
     function = function.replace("(anonymous namespace)::", "").split("(")[0]
     function = re.sub(r"^(?:[\w:]+[ *&]+)+(?=[\w:~]+)", "", function)
     line = line.split(" (discriminator")[0]

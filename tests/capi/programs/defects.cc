@@ -182,8 +182,8 @@ void workspace_too_small() {
   Device<float> scale({16}, ACL_FLOAT, std::vector<float>(16, 1)), y({16, 16}, ACL_FLOAT, std::vector<float>(256, 9));
   uint64_t size = 0;
   aclOpExecutor* executor = nullptr;
-  EXPECT_OK(aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(x.tensor, weight.tensor, scale.tensor, nullptr, nullptr, nullptr,
-                                                          nullptr, 0, y.tensor, &size, &executor));
+  EXPECT_OK(aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(x.tensor, weight.tensor, scale.tensor, nullptr, nullptr,
+                                                          nullptr, nullptr, 0, y.tensor, &size, &executor));
   EXPECT(size > 0);
   EXPECT(aclnnWeightQuantBatchMatmulV2(nullptr, size - 1, executor, nullptr) != ACLNN_SUCCESS);
   EXPECT_OK(aclDestroyAclOpExecutor(executor));

@@ -2,8 +2,8 @@
 // Random descriptions of tensors for every operator: dtypes, ranks, shapes, strides, offsets, formats, storage shapes,
 // addresses and attributes, right and wrong. Every call must answer with a status; a sanitizer watches.
 // Arguments: seconds [seed]
-#include <cinttypes>
 #include <chrono>
+#include <cinttypes>
 #include <random>
 
 #include "aclnnop/aclnn_ascend_quant.h"
@@ -32,11 +32,12 @@ T one_of(const T (&values)[N]) {
   return values[pick(0, N - 1)];
 }
 
-const aclDataType kDtypes[] = {ACL_FLOAT, ACL_FLOAT16, ACL_BF16, ACL_DOUBLE, ACL_INT8, ACL_INT16, ACL_INT32, ACL_INT64,
-                               ACL_UINT8, ACL_UINT16, ACL_UINT32, ACL_UINT64, ACL_BOOL, ACL_INT4, ACL_STRING,
-                               ACL_COMPLEX64, ACL_DT_UNDEFINED};
-const int64_t kHuge[] = {INT64_MAX, INT64_MAX / 2, int64_t{1} << 62, int64_t{1} << 40, int64_t{1} << 32, (int64_t{1} << 31) - 1,
-                         -1, INT64_MIN, 65536};
+const aclDataType kDtypes[] = {ACL_FLOAT, ACL_FLOAT16, ACL_BF16,   ACL_DOUBLE,    ACL_INT8,        ACL_INT16,
+                               ACL_INT32, ACL_INT64,   ACL_UINT8,  ACL_UINT16,    ACL_UINT32,      ACL_UINT64,
+                               ACL_BOOL,  ACL_INT4,    ACL_STRING, ACL_COMPLEX64, ACL_DT_UNDEFINED};
+const int64_t kHuge[] = {
+    INT64_MAX, INT64_MAX / 2, int64_t{1} << 62, int64_t{1} << 40, int64_t{1} << 32, (int64_t{1} << 31) - 1, -1,
+    INT64_MIN, 65536};
 
 // Device memory of the size that random tensors have; much is left over so that most addresses are good.
 struct Pool {
@@ -47,7 +48,8 @@ struct Pool {
       EXPECT_OK(aclrtMalloc(&data, 100, ACL_MEM_MALLOC_HUGE_FIRST));
       std::vector<int32_t> values(1 << 14);  // all zero, or small, or anything
       const int kind = static_cast<int>(pick(0, 2));
-      for (int32_t& value : values) value = static_cast<int32_t>(kind == 0 ? 0 : kind == 1 ? pick(-8, 7) : pick(INT32_MIN, INT32_MAX));
+      for (int32_t& value : values)
+        value = static_cast<int32_t>(kind == 0 ? 0 : kind == 1 ? pick(-8, 7) : pick(INT32_MIN, INT32_MAX));
       const size_t bytes = values.size() * sizeof(int32_t);
       EXPECT_OK(aclrtMemcpy(data, bytes, values.data(), bytes, ACL_MEMCPY_HOST_TO_DEVICE));
       blocks.push_back(data);
@@ -71,7 +73,8 @@ struct Tensors {
 
   void* address() {
     static char host[64];
-    static const std::vector<void*> odd = {nullptr, host, reinterpret_cast<void*>(16), reinterpret_cast<void*>(~uint64_t{0})};
+    static const std::vector<void*> odd = {nullptr, host, reinterpret_cast<void*>(16),
+                                           reinterpret_cast<void*>(~uint64_t{0})};
     if (slip(4)) return odd[pick(0, 3)];
     char* block = static_cast<char*>(pool.blocks[slip(10) ? pick(0, 5) : next_block++ % 6]);
     return slip(8) ? block + pick(0, 2 << 20) : block;
@@ -107,13 +110,14 @@ struct Tensors {
       const int64_t c0 = dtype == ACL_INT4 ? 64 : one_of({int64_t{8}, int64_t{16}, int64_t{32}});
       storage.resize(rank - 2);
       const uint64_t rows = static_cast<uint64_t>(shape[rank - 2]), columns = static_cast<uint64_t>(shape[rank - 1]);
-      for (int64_t size : {static_cast<int64_t>((columns + c0 - 1) / c0), static_cast<int64_t>((rows + 15) / 16), int64_t{16}, c0}) {
+      for (int64_t size :
+           {static_cast<int64_t>((columns + c0 - 1) / c0), static_cast<int64_t>((rows + 15) / 16), int64_t{16}, c0}) {
         storage.push_back(slip(3) ? pick(0, 99) : size);
       }
     }
     const int64_t offset = slip(8) ? (chance(70) ? pick(-2, 64) : one_of(kHuge)) : 0;
-    aclTensor* tensor = aclCreateTensor(shape.data(), rank, dtype, strides.data(), offset, format,
-                                        storage.data(), storage.size(), address());
+    aclTensor* tensor = aclCreateTensor(shape.data(), rank, dtype, strides.data(), offset, format, storage.data(),
+                                        storage.size(), address());
     if (tensor != nullptr) made.push_back(tensor);
     return tensor;
   }
@@ -173,8 +177,8 @@ void cast(Tensors& tensors) {
   uint64_t size = 0;
   aclOpExecutor* executor = nullptr;
   const aclTensor* from = tensors.random(shape, one_of(kDtypes));
-  const int status = aclnnCastGetWorkspaceSize(from, slip(3) ? one_of(kDtypes) : dtype, tensors.output(shape, dtype), &size,
-                                               &executor);
+  const int status = aclnnCastGetWorkspaceSize(from, slip(3) ? one_of(kDtypes) : dtype, tensors.output(shape, dtype),
+                                               &size, &executor);
   finish(status, size, executor, aclnnCast);
 }
 
@@ -206,8 +210,8 @@ void matmul(Tensors& tensors) {
     finish(status, size, executor, aclnnWeightQuantBatchMatmulV2);
   } else {
     const int precise = static_cast<int>(slip(10) ? pick(-5, 5) : pick(0, 1));
-    const int status = aclnnWeightQuantBatchMatmulV3GetWorkspaceSize(x, weight, antiquant_scale, offset, quant_scale,
-                                                                     quant_offset, bias, group, precise, y, &size, &executor);
+    const int status = aclnnWeightQuantBatchMatmulV3GetWorkspaceSize(
+        x, weight, antiquant_scale, offset, quant_scale, quant_offset, bias, group, precise, y, &size, &executor);
     finish(status, size, executor, aclnnWeightQuantBatchMatmulV3);
   }
 }
@@ -220,7 +224,8 @@ void trans_quant_param(Tensors& tensors) {
   const aclTensor* offset = tensors.maybe(50, {n}, ACL_FLOAT);
   const aclTensor* out = tensors.random({n}, chance(50) ? ACL_INT64 : ACL_UINT64);
   if (chance(50)) {
-    finish(aclnnTransQuantParamV2GetWorkspaceSize(scale, offset, out, &size, &executor), size, executor, aclnnTransQuantParamV2);
+    finish(aclnnTransQuantParamV2GetWorkspaceSize(scale, offset, out, &size, &executor), size, executor,
+           aclnnTransQuantParamV2);
   } else {
     const int64_t mode = slip(10) ? one_of(kHuge) : pick(0, 1);
     finish(aclnnTransQuantParamV3GetWorkspaceSize(scale, offset, mode, out, &size, &executor), size, executor,
@@ -243,18 +248,20 @@ void quantize(Tensors& tensors) {
   const char* const kModes[] = {"round", "floor", "", nullptr};
   const char* mode = slip(10) ? one_of(kModes) : "round";
   if (chance(50)) {
-    finish(aclnnQuantizeGetWorkspaceSize(x, scale, offset, y_dtype, axis, y, &size, &executor), size, executor, aclnnQuantize);
+    finish(aclnnQuantizeGetWorkspaceSize(x, scale, offset, y_dtype, axis, y, &size, &executor), size, executor,
+           aclnnQuantize);
   } else if (chance(50)) {
-    finish(aclnnAscendQuantGetWorkspaceSize(x, scale, offset, slip(3), mode, y_dtype, y, &size, &executor), size, executor,
-           aclnnAscendQuant);
+    finish(aclnnAscendQuantGetWorkspaceSize(x, scale, offset, slip(3), mode, y_dtype, y, &size, &executor), size,
+           executor, aclnnAscendQuant);
   } else {
-    finish(aclnnAscendQuantV3GetWorkspaceSize(x, scale, offset, slip(3), mode, y_dtype, axis, y, &size, &executor), size,
-           executor, aclnnAscendQuantV3);
+    finish(aclnnAscendQuantV3GetWorkspaceSize(x, scale, offset, slip(3), mode, y_dtype, axis, y, &size, &executor),
+           size, executor, aclnnAscendQuantV3);
   }
 }
 
 void rope(Tensors& tensors) {
-  const int64_t batch = pick(1, 3), length = pick(1, 3), heads = pick(1, 3), kv_heads = pick(1, 2), width = 2 * pick(1, 9);
+  const int64_t batch = pick(1, 3), length = pick(1, 3), heads = pick(1, 3), kv_heads = pick(1, 2),
+                width = 2 * pick(1, 9);
   const int64_t total = (heads + 2 * kv_heads) * width, planes = batch + pick(0, 1), rows = length + pick(0, 3);
   const aclDataType kFloats[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
   const aclDataType dtype = one_of(kFloats);
@@ -279,16 +286,20 @@ void rope(Tensors& tensors) {
   const aclTensor* indices = tensors.random({paged ? tokens : batch}, ACL_INT32);
   const std::vector<int64_t> parameter = {kv_heads, width};
   const aclTensor *scale_k = tensors.random(parameter, ACL_FLOAT), *scale_v = tensors.random(parameter, ACL_FLOAT);
-  const aclTensor *offset_k = tensors.maybe(30, parameter, ACL_FLOAT), *offset_v = tensors.maybe(30, parameter, ACL_FLOAT);
+  const aclTensor *offset_k = tensors.maybe(30, parameter, ACL_FLOAT),
+                  *offset_v = tensors.maybe(30, parameter, ACL_FLOAT);
   const aclTensor* weight_scale = tensors.maybe(integer ? 97 : 20, {total}, ACL_FLOAT);
   const aclTensor* activation_scale = tensors.maybe(40, {tokens}, ACL_FLOAT);
   const aclTensor* bias = tensors.maybe(40, {total}, chance(50) ? ACL_INT32 : ACL_FLOAT);
   aclTensor *q = tensors.output(head(heads), dtype), *k = tensors.output(head(kv_heads), dtype),
             *v = tensors.output(head(kv_heads), dtype);
   const int status = aclnnDequantRopeQuantKvcacheGetWorkspaceSize(
-      x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, offset_k, offset_v, weight_scale, activation_scale, bias,
-      slip(2) ? nullptr : array, slip(5) ? odd : mode, slip(5) ? odd : layout, chance(50),
-      paged ? page : slip(5) ? odd : contiguous, q, k, v, &size, &executor);
+      x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, offset_k, offset_v, weight_scale, activation_scale,
+      bias, slip(2) ? nullptr : array, slip(5) ? odd : mode, slip(5) ? odd : layout, chance(50),
+      paged     ? page
+      : slip(5) ? odd
+                : contiguous,
+      q, k, v, &size, &executor);
   finish(status, size, executor, aclnnDequantRopeQuantKvcache);
   EXPECT_OK(aclDestroyIntArray(array));
 }
@@ -310,7 +321,7 @@ int main(int count, char** arguments) {
       one_of(kTargets)(tensors);
     }
   }
-  std::printf("ok: seed %" PRIu64 ", %" PRId64 " calls, %" PRId64 " launched, %" PRId64 " without error\n", seed, calls, launched,
-              passed);
+  std::printf("ok: seed %" PRIu64 ", %" PRId64 " calls, %" PRId64 " launched, %" PRId64 " without error\n", seed, calls,
+              launched, passed);
   return 0;
 }

@@ -11,24 +11,24 @@
 #include "acl/acl.h"
 #include "aclnn/aclnn_base.h"
 
-#define EXPECT(condition)                                                              \
-  do {                                                                                 \
-    if (!(condition)) {                                                                \
-      const char* text = aclGetRecentErrMsg();                                         \
+#define EXPECT(condition)                                                                                  \
+  do {                                                                                                     \
+    if (!(condition)) {                                                                                    \
+      const char* text = aclGetRecentErrMsg();                                                             \
       std::fprintf(stderr, "%s:%d: not true: %s\n%s\n", __FILE__, __LINE__, #condition, text ? text : ""); \
-      std::exit(1);                                                                    \
-    }                                                                                  \
+      std::exit(1);                                                                                        \
+    }                                                                                                      \
   } while (0)
 
-#define EXPECT_STATUS(expression, expected)                                            \
-  do {                                                                                 \
-    const int got_status = (expression);                                               \
-    if (got_status != (expected)) {                                                    \
-      const char* text = aclGetRecentErrMsg();                                         \
+#define EXPECT_STATUS(expression, expected)                                                                \
+  do {                                                                                                     \
+    const int got_status = (expression);                                                                   \
+    if (got_status != (expected)) {                                                                        \
+      const char* text = aclGetRecentErrMsg();                                                             \
       std::fprintf(stderr, "%s:%d: %s gave %d, not %d\n%s\n", __FILE__, __LINE__, #expression, got_status, \
-                   static_cast<int>(expected), text ? text : "");                      \
-      std::exit(1);                                                                    \
-    }                                                                                  \
+                   static_cast<int>(expected), text ? text : "");                                          \
+      std::exit(1);                                                                                        \
+    }                                                                                                      \
   } while (0)
 
 #define EXPECT_OK(expression) EXPECT_STATUS(expression, ACL_SUCCESS)
@@ -40,7 +40,8 @@ inline int64_t product(const std::vector<int64_t>& shape) {
 }
 
 inline aclTensor* make_tensor(const std::vector<int64_t>& shape, aclDataType dtype, void* data) {
-  return aclCreateTensor(shape.data(), shape.size(), dtype, nullptr, 0, ACL_FORMAT_ND, shape.data(), shape.size(), data);
+  return aclCreateTensor(shape.data(), shape.size(), dtype, nullptr, 0, ACL_FORMAT_ND, shape.data(), shape.size(),
+                         data);
 }
 
 // A contiguous tensor with its own device memory.

@@ -230,7 +230,8 @@ void executors() {
   CastCall call;
   EXPECT_STATUS(aclnnCast(nullptr, 0, nullptr, nullptr), ACLNN_ERR_PARAM_NULLPTR);
   EXPECT_STATUS(aclnnCast(nullptr, 0, made_up<aclOpExecutor*>(0x1234), nullptr), ACLNN_ERR_PARAM_INVALID);
-  EXPECT_STATUS(aclnnCast(nullptr, 0, reinterpret_cast<aclOpExecutor*>(call.from.tensor), nullptr), ACLNN_ERR_PARAM_INVALID);
+  EXPECT_STATUS(aclnnCast(nullptr, 0, reinterpret_cast<aclOpExecutor*>(call.from.tensor), nullptr),
+                ACLNN_ERR_PARAM_INVALID);
   EXPECT_STATUS(aclnnCastGetWorkspaceSize(nullptr, ACL_INT32, call.to.tensor, &call.size, &call.executor),
                 ACLNN_ERR_PARAM_NULLPTR);
   EXPECT_STATUS(aclnnCastGetWorkspaceSize(call.from.tensor, ACL_INT32, nullptr, &call.size, &call.executor),
@@ -299,7 +300,8 @@ void addresses() {
     EXPECT_OK(aclDestroyTensor(tensor));
   }
   // Larger than its memory even after rounding up to 2 MiB.
-  aclTensor *large = make_tensor({1 << 20}, ACL_FLOAT, call.from.data), *out = make_tensor({1 << 20}, ACL_INT8, call.to.data);
+  aclTensor *large = make_tensor({1 << 20}, ACL_FLOAT, call.from.data),
+            *out = make_tensor({1 << 20}, ACL_INT8, call.to.data);
   EXPECT_OK(aclnnCastGetWorkspaceSize(large, ACL_INT8, out, &size, &executor));
   EXPECT_STATUS(aclnnCast(nullptr, 0, executor, nullptr), ACLNN_ERR_RUNTIME_ERROR);
   EXPECT_OK(aclDestroyAclOpExecutor(executor));
@@ -322,8 +324,8 @@ void workspaces() {
   uint64_t size = 0;
   aclOpExecutor* executor = nullptr;
   const auto first = [&] {
-    return aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(x.tensor, weight.tensor, scale.tensor, nullptr, nullptr, nullptr,
-                                                         nullptr, 0, y.tensor, &size, &executor);
+    return aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(x.tensor, weight.tensor, scale.tensor, nullptr, nullptr,
+                                                         nullptr, nullptr, 0, y.tensor, &size, &executor);
   };
   EXPECT_OK(first());
   if (size > 0) {
@@ -354,9 +356,12 @@ void element_types() {
     const bool is_nan = (bits & 0x7C00) == 0x7C00 && (bits & 0x3FF) != 0;
     if (!is_nan) EXPECT(aclFloatToFloat16(aclFloat16ToFloat(half)) == half);
   }
-  EXPECT(aclFloatToFloat16(65504.0f) == 0x7BFF && aclFloatToFloat16(65520.0f) == 0x7C00 && aclFloatToFloat16(1e30f) == 0x7C00);
-  EXPECT(aclFloatToFloat16(std::ldexp(1.0f, -25)) == 0 && aclFloatToFloat16(std::ldexp(1.5f, -25)) == 1 && aclFloatToFloat16(-0.0f) == 0x8000);
-  EXPECT(aclFloatToFloat16(1.0f + std::ldexp(1.0f, -11)) == 0x3C00 && aclFloatToFloat16(1.0f + std::ldexp(3.0f, -11)) == 0x3C02);
+  EXPECT(aclFloatToFloat16(65504.0f) == 0x7BFF && aclFloatToFloat16(65520.0f) == 0x7C00 &&
+         aclFloatToFloat16(1e30f) == 0x7C00);
+  EXPECT(aclFloatToFloat16(std::ldexp(1.0f, -25)) == 0 && aclFloatToFloat16(std::ldexp(1.5f, -25)) == 1 &&
+         aclFloatToFloat16(-0.0f) == 0x8000);
+  EXPECT(aclFloatToFloat16(1.0f + std::ldexp(1.0f, -11)) == 0x3C00 &&
+         aclFloatToFloat16(1.0f + std::ldexp(3.0f, -11)) == 0x3C02);
 }
 
 void recent_errors() {
@@ -365,7 +370,8 @@ void recent_errors() {
   aclDestroyTensor(nullptr);
   aclDestroyScalar(nullptr);
   const std::string text = aclGetRecentErrMsg();
-  EXPECT(text.find("aclDestroyScalar") < text.find("aclDestroyTensor") && text.find("aclDestroyTensor") != std::string::npos);
+  EXPECT(text.find("aclDestroyScalar") < text.find("aclDestroyTensor") &&
+         text.find("aclDestroyTensor") != std::string::npos);
   EXPECT(aclGetRecentErrMsg() == nullptr);
   for (int i = 0; i < 1000; ++i) aclDestroyTensor(nullptr);
   EXPECT(std::strlen(aclGetRecentErrMsg()) < 4096);

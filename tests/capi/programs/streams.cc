@@ -130,6 +130,7 @@ void events_order_across_streams() {
   EXPECT_OK(aclrtRecordEvent(after, producer));
   EXPECT_OK(aclrtStreamWaitEvent(consumer, after));
   cast(b.tensor, ACL_INT32, c.tensor, consumer);
+  EXPECT(gate.reached_within(10000));
   EXPECT_STATUS(aclrtSynchronizeStreamWithTimeout(consumer, 30), ACL_ERROR_RT_STREAM_SYNC_TIMEOUT);
   EXPECT_STATUS(aclrtSynchronizeEventWithTimeout(after, 1), ACL_ERROR_RT_EVENT_SYNC_TIMEOUT);
   EXPECT_OK(aclrtQueryEventStatus(after, &status));
