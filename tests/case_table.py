@@ -35,8 +35,9 @@ def load(operator: str, front_end: str = "python") -> list[Case]:
 def _build(row: dict) -> Case:
     generator = torch.Generator().manual_seed(row.get("seed", zlib.crc32(row["name"].encode())))
     args = {key: _tensor(value, generator) if isinstance(value, dict) else value for key, value in row["args"].items()}
-    if "dtype" in args:
-        args["dtype"] = getattr(torch, args["dtype"])
+    for name in ("dtype", "output_dtype"):
+        if name in args:
+            args[name] = getattr(torch, args[name])
     return Case(row["name"], args, row.get("error"), row)
 
 

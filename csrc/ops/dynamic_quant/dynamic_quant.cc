@@ -53,7 +53,7 @@ Shape shape_of(const anynpu_tensor& x) {
 int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) {
   const anynpu_tensor &smooth = args.smooth_scales, &groups = args.group_index;
   if (present(groups)) {
-    if (!present(smooth)) return fail(ANYNPU_NULL_ARG, "%s: group_index needs smooth_scales", kOp);
+    if (!present(smooth)) return fail(ANYNPU_BAD_SHAPE, "%s: group_index needs smooth_scales", kOp);
     if (groups.dtype != ANYNPU_INT32) {
       return fail(ANYNPU_BAD_DTYPE, "%s: group_index must be int32, got %s", kOp, dtype_name(groups.dtype));
     }

@@ -21,6 +21,8 @@ from anynpu.compat import formats
 from anynpu.compat.device import mark
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR, vendor_error
 from anynpu.compat.formats import Format
+from anynpu.ops.compressed_matmul.spec import output_shape as compressed_matmul_shape
+from anynpu.ops.dynamic_quant.spec import output_shapes as dynamic_quant_shapes
 from anynpu.ops.int4_pack.spec import pack_shape
 from anynpu.ops.weight_quant_matmul.spec import MATMUL as _MATMUL
 from anynpu.ops.weight_quant_matmul.spec import is_transposed, matmul_result, matrix_shape
@@ -203,6 +205,123 @@ def _require_weight_dtype(weight: torch.Tensor, weight_dtype: int | torch.dtype 
         raise NotImplementedError(f"weight_dtype {weight_dtype} is not implemented by anynpu, int4 and int8 are")
     if weight.dtype != stored[weight_dtype]:
         raise TypeError(f"weight must be {stored[weight_dtype]} for weight_dtype {weight_dtype}, got {weight.dtype}")
+
+
+@_published(
+    "npu_quant_matmul(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, Tensor? pertoken_scale=None, "
+    "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
+    "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) -> Tensor",
+    "aclnnQuantMatmulV4",
+)
+def npu_quant_matmul(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    output_dtype: int | torch.dtype | None = None,
+    x1_dtype: int | None = None,
+    x2_dtype: int | None = None,
+    pertoken_scale_dtype: int | None = None,
+    scale_dtype: int | None = None,
+    group_sizes: list[int] | None = None,
+    y_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x1 @ x2`` of int8 matrices, scaled; see :func:`anynpu.quant_matmul`."""
+    if group_sizes is not None and len(group_sizes) != 3:
+        raise ValueError(f"group_sizes only support input with three elements, but got {len(group_sizes)}")
+    _require_absent(
+        group_sizes=any(group_sizes or ()) or None,
+        y_scale=y_scale,
+        x1_dtype=x1_dtype,
+        x2_dtype=x2_dtype,
+        pertoken_scale_dtype=pertoken_scale_dtype,
+        scale_dtype=scale_dtype,
+    )
+    dtype = None if output_dtype is None else _torch_dtype("output_dtype", output_dtype)
+    return anynpu.quant_matmul(
+        x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias, output_dtype=dtype
+    )
+
+
+def _require_absent(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise NotImplementedError(f"{name} is for modes that anynpu does not implement, got {value}")
+
+
+def _dynamic_quant_code(
+    input: torch.Tensor,
+    smooth_scales: torch.Tensor | None = None,
+    group_index: torch.Tensor | None = None,
+    quant_mode: str = "pertoken",
+    **options: Any,
+) -> int:
+    try:
+        dynamic_quant_shapes(input, smooth_scales, group_index, torch.int8, quant_mode)
+    except (TypeError, ValueError):
+        return PARAM_INVALID
+    return RUNTIME_ERROR if group_index is not None else PARAM_INVALID
+
+
+@_published(
+    "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
+    'str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)',
+    "aclnnDynamicQuantV3",
+    _dynamic_quant_code,
+)
+def npu_dynamic_quant(
+    input: torch.Tensor,
+    *,
+    smooth_scales: torch.Tensor | None = None,
+    group_index: torch.Tensor | None = None,
+    dst_type: int | torch.dtype | None = None,
+    quant_mode: str = "pertoken",
+    dst_type_max: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and the scales found for them; see :func:`anynpu.dynamic_quant`."""
+    _require_absent(dst_type_max=dst_type_max or None)
+    dtype = torch.int8 if dst_type is None else _torch_dtype("dst_type", dst_type)
+    dtype = {torch.quint4x2: torch.int32, torch.qint8: torch.int8}.get(dtype, dtype)
+    return anynpu.dynamic_quant(input, smooth_scales, group_index, dtype, quant_mode)
+
+
+def _compressed_matmul_code(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    compress_index: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    **options: Any,
+) -> int:
+    try:
+        compressed_matmul_shape(x1, x2, compress_index, bias, scale)
+    except (TypeError, ValueError):
+        return PARAM_INVALID
+    return RUNTIME_ERROR  # the compressed weight is damaged
+
+
+@_published(
+    "npu_matmul_compress_dequant(Tensor x1, Tensor x2, Tensor compress_index, Tensor bias, Tensor scale, *, "
+    "Tensor? offsetW=None, Tensor? offsetX=None) -> Tensor",
+    "aclnnMatmulCompressDequant",
+    _compressed_matmul_code,
+)
+def npu_matmul_compress_dequant(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    compress_index: torch.Tensor,
+    bias: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offsetW: torch.Tensor | None = None,
+    offsetX: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``(x1 @ W.T + bias) * scale`` with W compressed; see :func:`anynpu.compressed_matmul`."""
+    _require_absent(offsetW=offsetW, offsetX=offsetX)
+    return anynpu.compressed_matmul(x1, x2, compress_index, bias, scale)
 
 
 @_published(

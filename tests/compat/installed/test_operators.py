@@ -33,6 +33,19 @@ FUNCTIONS = {
             "inner_precise": "inner_precise",
         },
     ),
+    "quant_matmul": (
+        "npu_quant_matmul",
+        {name: name for name in ("x1", "x2", "scale", "offset", "pertoken_scale", "bias", "output_dtype")},
+    ),
+    "dynamic_quant": (
+        "npu_dynamic_quant",
+        {
+            "x": "input",
+            "smooth_scales": "smooth_scales",
+            "group_index": "group_index",
+            "quant_mode": "quant_mode",
+        },
+    ),
     "anti_quant": (
         "npu_anti_quant",
         {"x": "x", "scale": "scale", "offset": "offset", "dtype": "dst_dtype"},
@@ -119,6 +132,23 @@ def test_published_error_texts_of_the_packer():
         torch_npu.npu_weight_quant_batchmatmul(reals(2, 64), nz_weight(), None)
 
 
+def int8(*shape, seed=0):
+    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def bias(n):
+    return torch.arange(n, dtype=torch.int32)
+
+
+def words(scale):
+    return scale.view(torch.int32).long()
+
+
+def compressed(n, k):
+    weight = anynpu.formats.compress_weight(int8(n, k, seed=1))
+    return weight.stream, weight.index
+
+
 def call(name):
     """A small valid call of each operator of torch.ops.npu."""
     packed = anynpu.int4_pack(random_int4(64, 32))
@@ -128,6 +158,9 @@ def call(name):
         "npu_weight_quant_batchmatmul": (reals(3, 64), packed, scales.half(), None, None, None, None, 32),
         "npu_trans_quant_param": (scales[0], scales[1]),
         "npu_anti_quant": (packed, scales[0]),
+        "npu_quant_matmul": (int8(3, 64), int8(64, 32), scales[0]),
+        "npu_dynamic_quant": (reals(3, 64),),
+        "npu_matmul_compress_dequant": (int8(3, 64), *compressed(32, 64), bias(32), words(scales[:1])),
         "npu_quantize": (reals(3, 32), scales[0], None, torch.qint8, -1, False),
         "npu_format_cast": (reals(16, 32), 29),
     }[name]
@@ -140,6 +173,9 @@ OPERATORS = [
     "npu_anti_quant",
     "npu_quantize",
     "npu_format_cast",
+    "npu_quant_matmul",
+    "npu_dynamic_quant",
+    "npu_matmul_compress_dequant",
 ]
 
 
@@ -396,3 +432,11 @@ def test_a_name_that_is_missing_says_what_is_there():
         with pytest.raises(ImportError, match=text):
             exec(statement, {})
     assert not hasattr(torch_npu, "npu_fusion_attention") and not hasattr(torch.npu, "NPUGraph")
+
+
+def test_a_damaged_compressed_weight_is_an_error_at_run_time():
+    stream, index = compressed(32, 64)
+    stream[5] ^= 1
+    with pytest.raises(RuntimeError, match="block 0 of the compressed weight .* is damaged") as caught:
+        torch_npu.npu_matmul_compress_dequant(int8(3, 64), stream, index, bias(32), words(torch.ones(1, 32)))
+    assert "error code is 361001 " in str(caught.value)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""aclnnMatmulCompressDequant over the case table, and the flow of its document."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import c_front_end
+import case_table
+import pytest
+import torch
+
+import anynpu
+from anynpu.formats import compress_weight
+
+CASES = case_table.load("compressed_matmul", "c")
+VALID = [case for case in CASES if case.error is None and "scale_19_bits" not in case.args]
+INVALID = [case for case in CASES if case.error is not None]
+
+
+def words(scale):
+    return scale.view(torch.int32).to(torch.int64) if scale.dtype == torch.float32 else scale
+
+
+def run(args, info=None, offset_x=0, offset_w=None):
+    """Outcome of the two stages, and y when they succeed."""
+    x, weight, scale = args["x"], args["weight"], words(args["scale"])
+    compressed = compress_weight(weight)
+    n = args.get("n") or max(scale.shape[-1], 0 if args.get("bias") is None else args["bias"].shape[-1])
+    shape = [x.shape[0], n]
+    with c_front_end.session() as make:
+        y = make.output(shape, torch.float16)
+        outcome = c_front_end.call(
+            "aclnnMatmulCompressDequant",
+            make.tensor(x),
+            make.tensor(compressed.stream),
+            make.tensor(compressed.index),
+            make.tensor(args.get("bias")),
+            make.tensor(scale.view(torch.uint64)),
+            make.tensor(offset_w),
+            ctypes.c_int(offset_x),
+            make.ints(info or [8, 8, x.shape[-1], n, 1]),
+            y.handle,
+        )
+        if outcome.status != 0:
+            assert y.is_untouched()
+            return outcome, None
+        return outcome, y.tensor(shape, torch.float16)
+
+
+@pytest.mark.parametrize("case", VALID, ids=lambda case: case.name)
+def test_valid_call_equals_the_python_front_end(case):
+    outcome, y = run(case.args)
+    assert outcome.status == 0, outcome
+    compressed = compress_weight(case.args["weight"])
+    scale, bias = words(case.args["scale"]), case.args.get("bias")
+    expected = anynpu.compressed_matmul(
+        case.args["x"], compressed.stream, compressed.index, bias, scale, n=case.args.get("n")
+    )
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("case", INVALID, ids=lambda case: case.name)
+def test_invalid_call_gives_its_status_and_leaves_outputs_untouched(case):
+    outcome, _ = run(case.args)
+    assert outcome.status == case.error["status"], outcome
+    assert re.search(case.error["match"], outcome.sentence), outcome
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"offset_x": 1}, "offsetX must be 0, got 1"),
+        ({"offset_w": torch.zeros(4, dtype=torch.int8)}, "offsetW must be null"),
+        ({"info": [8, 8, 8, 64, 1]}, r"compressInfo must be \[8, 8, k, n, 1\] with k = 64 of x1 and n = 8 of out"),
+        ({"info": [16, 8, 64, 8, 1]}, "got tilingK 16, tilingN 8, flag 1"),
+        ({"info": [8, 8, 64, 8]}, "compressInfo"),
+    ],
+)
+def test_rules_of_the_document(options, match):
+    args = {
+        "x": torch.ones(2, 64, dtype=torch.int8),
+        "weight": torch.ones(8, 64, dtype=torch.int8),
+        "scale": torch.ones(1, 8),
+    }
+    outcome, _ = run(args, **options)
+    assert outcome.status == 161002, outcome
+    assert re.search(match, outcome.sentence), outcome
