@@ -19,6 +19,7 @@ DEFECTS = [
     "leaked-tensor",
     "leaked-array",
     "leaked-stream",
+    "leaked-stream: busy",
     "leaked-event",
     "leaked-context",
     "leaked-memory",

@@ -73,6 +73,16 @@ void leaked_array() {
 
 void leaked_stream() { new_stream(); }
 
+// The program ends while the stream works.
+void leaked_busy_stream() {
+  CastCall call;
+  const aclrtStream stream = new_stream();
+  for (int i = 0; i < 2000; ++i) {
+    call.first();
+    call.second(stream);
+  }
+}
+
 void leaked_event() {
   aclrtEvent event = nullptr;
   EXPECT_OK(aclrtCreateEvent(&event));
@@ -229,6 +239,7 @@ const struct {
     {"leaked-tensor", leaked_tensor},
     {"leaked-array", leaked_array},
     {"leaked-stream", leaked_stream},
+    {"leaked-stream: busy", leaked_busy_stream},
     {"leaked-event", leaked_event},
     {"leaked-context", leaked_context},
     {"leaked-memory", leaked_memory},
