@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from anynpu.cli import demo, generate, info, run, selftest, toolkit
+from anynpu.cli import compress, demo, generate, info, run, selftest, toolkit
 from anynpu.cli.errors import fail
 
 
@@ -35,6 +35,9 @@ app.command(context_settings=_PASS_ON)(run.run)
 app.command()(info.info)
 app.command()(selftest.selftest)
 app.command()(demo.demo)
+app.command()(compress.compress)
+app.command()(compress.decompress)
+app.command()(compress.inspect)
 app.command()(generate.generate)
 app.command()(toolkit.toolkit)
 app.command(context_settings={**_PASS_ON, "ignore_unknown_options": True})(toolkit.cc)

@@ -3,6 +3,7 @@
 
 from anynpu.formats.awq import from_awq
 from anynpu.formats.compressed import CompressedWeight, Int8Codec, compress_weight, decompress_weight
+from anynpu.formats.compressed_files import Compressor, compress_file, decompress_file
 from anynpu.formats.compressed_tensors import from_compressed_tensors
 from anynpu.formats.gguf import from_gguf
 from anynpu.formats.gptq import from_gptq
@@ -11,9 +12,12 @@ from anynpu.formats.quantized_weight import QuantizedWeight
 
 __all__ = [
     "CompressedWeight",
+    "Compressor",
     "Int8Codec",
     "QuantizedWeight",
+    "compress_file",
     "compress_weight",
+    "decompress_file",
     "decompress_weight",
     "from_awq",
     "from_compressed_tensors",

@@ -149,7 +149,7 @@ class Int8Codec:
         raw = bytes(data)
         if not raw or len(raw) % self.row_length:
             raise ValueError(
-                f"{self.codec_id}: data must be a positive multiple of row_length = {self.row_length}, got {len(raw)} bytes"
+                f"{self.codec_id}: data must be a multiple of row_length = {self.row_length}, not empty, got {len(raw)}"
             )
         weight = torch.frombuffer(bytearray(raw), dtype=torch.int8).reshape(-1, self.row_length)
         compressed = compress_weight(weight)
