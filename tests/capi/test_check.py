@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import typer
-from c_programs import PROGRAMS, run_program
+from c_programs import PROGRAMS, SANITIZER_OPTIONS, run_program
 from typer.testing import CliRunner
 
 from anynpu.cli import toolkit as commands
@@ -89,15 +89,18 @@ def test_without_checking_mode_defects_are_tolerated(program, defect):
     assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
+@pytest.fixture(scope="module")
+def asan_program(build_asan):
+    return build_asan(PROGRAMS / "defects.cc")
+
+
 @pytest.mark.parametrize("defect", ["clean", *DEFECTS])
-def test_defects_do_not_disturb_the_library(build_asan, tmp_path, defect):
+def test_defects_do_not_disturb_the_library(asan_program, tmp_path, defect):
     """Under AddressSanitizer, which must have nothing to say about us, in and out of checking mode."""
-    program = build_asan.output / "defects"
-    if not program.exists():
-        program = build_asan(PROGRAMS / "defects.cc")
-    assert run_program(program, defect).returncode == 0
-    outcome, _ = checked(program, tmp_path, defect)
-    assert outcome.returncode in (0, FINDINGS), outcome.stderr
+    outcome = run_program(asan_program, defect, **SANITIZER_OPTIONS)
+    assert outcome.returncode == 0, outcome.stderr
+    outcome, _ = checked(asan_program, tmp_path, defect, **SANITIZER_OPTIONS)
+    assert outcome.returncode == (0 if defect == "clean" else FINDINGS), outcome.stderr
 
 
 def test_a_failing_program_keeps_its_status(program, tmp_path):
