@@ -217,8 +217,12 @@ void gather(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
       for (int64_t step = 0; step < shape.steps(); ++step) {
         const int64_t count = std::min<int64_t>(4, shape.k_count - 4 * step);
         uint32_t word = 0;
-        for (int64_t i = 0; i < count; ++i) {
-          word |= uint32_t{static_cast<uint8_t>(from[(4 * step + i) * matrix.k_stride])} << (8 * i);
+        if (matrix.k_stride == 1 && count == 4) {
+          std::memcpy(&word, from + 4 * step, sizeof(word));
+        } else {
+          for (int64_t i = 0; i < count; ++i) {
+            word |= uint32_t{static_cast<uint8_t>(from[(4 * step + i) * matrix.k_stride])} << (8 * i);
+          }
         }
         word ^= 0x80808080u;
         std::memcpy(values + (step * kPanelColumns + column) * 4, &word, sizeof(word));
