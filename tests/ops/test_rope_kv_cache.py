@@ -297,3 +297,53 @@ def test_strict_mode_of_slots(indices, match):
     anynpu.rope_kv_cache(**copied(args))
     with strict("Ascend910B"), pytest.raises(ValueError, match=match):
         anynpu.rope_kv_cache(**args)
+
+
+def test_calls_alike_skip_the_dispatcher_and_others_do_not(monkeypatch):
+    """A repeated call must notice every change of layout, dtype, option and mode."""
+    args = sample_arguments((2, 1), (2, 1), 64, torch.float16, torch.float16, (2, 8), [0, 1])
+    anynpu.rope_kv_cache(**copied(args))
+    dispatched = []
+    operator = anynpu.ops.rope_kv_cache._rope_kv_cache
+    monkeypatch.setattr(
+        anynpu.ops.rope_kv_cache, "_rope_kv_cache", lambda *args: dispatched.append(1) or operator(*args)
+    )
+    anynpu.rope_kv_cache(**copied(args))
+    assert not dispatched
+    wide = torch.randn(2, 1, 512).half()
+    changes = [
+        {"x": wide[..., ::2]},
+        {"cos": args["cos"][:1].expand(2, 1, 1, 64)},
+        {"kv_output": True},
+        {"cache_mode": "page"},
+        {"offset_k": torch.ones(1, 64)},
+        {"offset_v": torch.ones(1, 64)},
+    ]
+    for change in changes:
+        changed = {**args, **change}
+        assert_within_bounds(call(changed), changed)
+    with pytest.raises(ValueError, match="got 8 at"):
+        anynpu.rope_kv_cache(**{**args, "indices": torch.tensor([8, 0], dtype=torch.int32)})
+    with pytest.raises(TypeError, match="indices must be int32"):
+        anynpu.rope_kv_cache(**{**args, "indices": args["indices"].long()})
+    with strict("Ascend910B"), pytest.raises(ValueError, match="wants k_cache.shape"):
+        anynpu.rope_kv_cache(**args)
+
+
+def test_modes_see_the_call():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    args = sample_arguments((2, 1), (2, 1), 64, torch.float16, torch.float16, (2, 8), [0, 1])
+    anynpu.rope_kv_cache(**copied(args))
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        anynpu.rope_kv_cache(**copied(args))
+    assert "anynpu.rope_kv_cache.default" in seen
+    with torch.device("meta"):
+        assert anynpu.rope_kv_cache(**args)[0].device.type == "cpu"

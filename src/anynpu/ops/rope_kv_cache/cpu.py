@@ -15,16 +15,31 @@ from anynpu.ops.rope_kv_cache.spec import CACHE_MODES, check
 _call = _native.Call("rope_kv_cache", tensors=16, scalars="3q2i")
 
 
-class _Checked(NamedTuple):
+class Plan(NamedTuple):
     """What holds for all calls that differ in nothing but data."""
 
     q_shape: tuple[int, ...]
     kv_shape: tuple[int, ...]
+    kv_output: bool
+    strict: bool
     run: Callable[..., None]
+
+    def call(self, present: list[torch.Tensor], cache_mode: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs on the tensors that are not None, in the order of the operator's arguments."""
+        if self.strict:
+            check_rope_kv_cache_index_limits(present[5], cache_mode)
+        dtype = present[1].dtype
+        q = torch.empty(self.q_shape, dtype=dtype)
+        if not self.kv_output:
+            self.run(*present, q)
+            return q, torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
+        k, v = torch.empty(self.kv_shape, dtype=dtype), torch.empty(self.kv_shape, dtype=dtype)
+        self.run(*present, q, k, v)
+        return q, k, v
 
 
 _MAX_CHECKED = 4096
-_checked: dict[tuple, _Checked] = {}
+_checked: dict[tuple, Plan] = {}
 
 
 def rope_kv_cache(
@@ -46,44 +61,32 @@ def rope_kv_cache(
     cache_mode: str = "contiguous",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``anynpu.rope_kv_cache``; returns q, k, v."""
-    soc = strict_soc()
-    signature = [soc, kv_output, cache_mode, *size_splits]
-    present = []
-    for tensor in (x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, offset_k, offset_v, weight_scale,
-                   activation_scale, bias):  # fmt: skip
+    tensors = (x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, offset_k, offset_v, weight_scale,
+               activation_scale, bias)  # fmt: skip
+    present = [tensor for tensor in tensors if tensor is not None]
+    return plan(tensors, size_splits, kv_output, cache_mode).call(present, cache_mode)
+
+
+def plan(tensors: tuple, size_splits: Sequence[int], kv_output: bool, cache_mode: str) -> Plan:
+    """Checks everything but data, once for all calls that are alike; ``tensors`` are all of the operator's, or None."""
+    signature = [strict_soc(), kv_output, cache_mode, *size_splits]
+    for tensor in tensors:  # a plain loop: a comprehension would add a microsecond
         if tensor is None:
             signature.append(None)
         else:
             signature += (tensor.dtype, tensor.shape, tensor.stride())
-            present.append(tensor)
     key = tuple(signature)
-    checked = _checked.get(key)
-    if checked is None:
-        inputs = (x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v)
-        checked = _check(key, inputs, size_splits, (offset_k, offset_v, weight_scale, activation_scale, bias),
-                         kv_output, cache_mode)  # fmt: skip
-    if soc is not None:
-        check_rope_kv_cache_index_limits(indices, cache_mode)
-    dtype = cos.dtype
-    q = torch.empty(checked.q_shape, dtype=dtype)
-    k, v = torch.empty(checked.kv_shape, dtype=dtype), torch.empty(checked.kv_shape, dtype=dtype)
-    if kv_output:
-        checked.run(*present, q, k, v)
-    else:
-        checked.run(*present, q)
-    return q, k, v
+    return _checked.get(key) or _check(key, tensors, size_splits, kv_output, cache_mode)
 
 
-def _check(
-    key: tuple, inputs: tuple, size_splits: Sequence[int], options: tuple, kv_output: bool, cache_mode: str
-) -> _Checked:
-    sizes = check(*inputs, size_splits, *options, kv_output, cache_mode)
-    dtype = inputs[1].dtype
-    outputs = [torch.empty(shape, dtype=dtype) for shape in (sizes.q_shape, sizes.kv_shape, sizes.kv_shape)]
+def _check(key: tuple, tensors: tuple, size_splits: Sequence[int], kv_output: bool, cache_mode: str) -> Plan:
+    sizes = check(*tensors[:8], size_splits, *tensors[8:], kv_output, cache_mode)
+    kv_shape = sizes.kv_shape if kv_output else (0,)
+    outputs = [torch.empty(shape, dtype=tensors[1].dtype) for shape in (sizes.q_shape, kv_shape, kv_shape)]
     if not kv_output:
         outputs[1:] = [None, None]
-    run = _call.bind(*inputs, *options, *outputs, scalars=(*size_splits, CACHE_MODES[cache_mode], 0))
+    run = _call.bind(*tensors, *outputs, scalars=(*size_splits, CACHE_MODES[cache_mode], 0))
     if len(_checked) >= _MAX_CHECKED:
         _checked.clear()
-    _checked[key] = _Checked(sizes.q_shape, sizes.kv_shape if kv_output else (0,), run)
+    _checked[key] = Plan(sizes.q_shape, kv_shape, kv_output, key[0] is not None, run)
     return _checked[key]
