@@ -129,8 +129,14 @@ int32_t check_addresses(const Executor& executor, Launch& launch) {
   const char* call = executor.op->name;
   for (const Slot& slot : executor.slots) {
     if (slot.begin == slot.end) continue;
-    const void* data = executor.tensor(slot).data;
+    const anynpu_tensor& tensor = executor.tensor(slot);
+    const void* data = tensor.data;
     if (data == nullptr) return report(ACLNN_ERR_PARAM_NULLPTR, "%s: the address of %s is null", call, slot.name);
+    const size_t alignment = std::max<size_t>(1, aclDataTypeSize(static_cast<aclDataType>(tensor.dtype)));
+    if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
+      return report(ACLNN_ERR_PARAM_INVALID, "%s: the address of %s must be a multiple of %zu, got %p", call, slot.name,
+                    alignment, data);
+    }
     if (check::enabled) inspect_freed(call, slot.name, data);
     AllocationPtr memory;
     if (const int32_t status = device_range(call, slot.name, data, static_cast<size_t>(slot.end - slot.begin),

@@ -307,6 +307,13 @@ void addresses() {
   EXPECT_OK(aclDestroyAclOpExecutor(executor));
   EXPECT_OK(aclDestroyTensor(large));
   EXPECT_OK(aclDestroyTensor(out));
+  // An address that no element can have.
+  aclTensor* askew = make_tensor({4}, ACL_FLOAT, static_cast<char*>(call.from.data) + 2);
+  EXPECT_OK(aclnnCastGetWorkspaceSize(askew, ACL_INT32, call.to.tensor, &size, &executor));
+  EXPECT_STATUS(aclnnCast(nullptr, 0, executor, nullptr), ACLNN_ERR_PARAM_INVALID);
+  EXPECT(last_error_has("must be a multiple of 4"));
+  EXPECT_OK(aclDestroyAclOpExecutor(executor));
+  EXPECT_OK(aclDestroyTensor(askew));
   // An output over an input of another size.
   aclTensor* over = make_tensor({4}, ACL_INT8, call.from.data);
   EXPECT_OK(aclnnCastGetWorkspaceSize(call.from.tensor, ACL_INT8, over, &size, &executor));
@@ -340,6 +347,13 @@ void workspaces() {
     EXPECT_OK(aclrtFree(workspace));  // still in use by the stream: released when it is done
     EXPECT_OK(aclrtSynchronizeStream(nullptr));
     EXPECT(y.read() == std::vector<float>(256, 32));
+    EXPECT_OK(first());
+    EXPECT_OK(aclrtMalloc(&workspace, size + 8, ACL_MEM_MALLOC_HUGE_FIRST));
+    EXPECT_OK(aclrtMemset(y.data, y.bytes, 0, y.bytes));
+    EXPECT_OK(aclnnWeightQuantBatchMatmulV2(static_cast<char*>(workspace) + 8, size, executor, nullptr));
+    EXPECT_OK(aclrtSynchronizeStream(nullptr));
+    EXPECT(y.read() == std::vector<float>(256, 32));
+    EXPECT_OK(aclrtFree(workspace));
     EXPECT_OK(first());
   }
   EXPECT_OK(aclrtMemset(y.data, y.bytes, 0, y.bytes));
