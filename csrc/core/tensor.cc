@@ -92,6 +92,12 @@ int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tens
   if (count < 0 || __builtin_mul_overflow(count, int64_t{dtype_bits(tensor.dtype)}, &bits)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: shape of %s is negative or too large: %s", op, name, shape_text(tensor));
   }
+  for (int axis = 0; axis < tensor.ndim; ++axis) {  // also of an axis of size 1, where no element is that far away
+    if (__builtin_mul_overflow(tensor.strides[axis], int64_t{dtype_bits(tensor.dtype)}, &bits)) {
+      return fail(ANYNPU_BAD_SHAPE, "%s: a stride of %s is too large: %lld", op, name,
+                  static_cast<long long>(tensor.strides[axis]));
+    }
+  }
   return ANYNPU_OK;
 }
 
