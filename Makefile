@@ -17,6 +17,9 @@ test: install
 	.venv/bin/python -m pytest
 
 demo: install
+	mkdir -p build
+	.venv/bin/anynpu cc examples/c/int4_matmul.cpp -o build/int4_matmul && build/int4_matmul
+	.venv/bin/anynpu cc examples/c/cast.c -o build/cast && build/cast
 	.venv/bin/anynpu demo
 
 lint: install
