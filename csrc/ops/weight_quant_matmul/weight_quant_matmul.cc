@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "core/parallel.h"
+#include "core/quant_param.h"
 #include "core/scratch.h"
 
 namespace anynpu {
@@ -207,29 +208,22 @@ void load_channels(const GemmKernel& kernel, const Channels& channels, int64_t g
   }
 }
 
-// quant_scale as trans_quant_param encodes it: the low 32 bits are a float32 with 19 significant bits, bits 37 to 45
-// the offset in two's complement.
+// A float32 quant_scale is first encoded as trans_quant_param does, so that both forms agree.
 void load_quantisation(const WeightQuantProblem& problem, float* scale, float* offset) {
   const Channels &scales = problem.quant_scale, &offsets = problem.quant_offset;
   for (int64_t column = 0; column < problem.n; ++column) {
     const int64_t at = column * scales.column_stride;
-    offset[column] = 0.0f;
+    int64_t word;
     if (scales.dtype == ANYNPU_INT64) {
-      const int64_t code = static_cast<const int64_t*>(scales.data)[at];
-      const uint32_t bits = static_cast<uint32_t>(code);
-      std::memcpy(&scale[column], &bits, sizeof(bits));
-      const int32_t field = static_cast<int32_t>(code >> 37 & 511);
-      offset[column] = static_cast<float>(field >= 256 ? field - 512 : field);
-      continue;
+      word = static_cast<const int64_t*>(scales.data)[at];
+    } else {
+      const float* added = static_cast<const float*>(offsets.data);
+      word = encode_quant_param(static_cast<const float*>(scales.data)[at],
+                                added == nullptr ? 0.0f : added[column * offsets.column_stride], false);
     }
-    uint32_t bits;
-    std::memcpy(&bits, static_cast<const float*>(scales.data) + at, sizeof(bits));
-    bits &= 0xffffe000u;
-    std::memcpy(&scale[column], &bits, sizeof(bits));
-    if (offsets.data != nullptr) {
-      const float value = static_cast<const float*>(offsets.data)[column * offsets.column_stride];
-      offset[column] = std::isnan(value) ? 0.0f : std::nearbyint(std::min(255.0f, std::max(-256.0f, value)));
-    }
+    const QuantParam param = decode_quant_param(word);
+    scale[column] = param.scale;
+    offset[column] = param.offset;
   }
 }
 
