@@ -9,7 +9,6 @@
 #include "ops/weight_quant_matmul/weight_quant_matmul.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "core/parallel.h"
