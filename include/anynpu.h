@@ -310,6 +310,36 @@ typedef struct {
 ANYNPU_API int32_t anynpu_dynamic_quant_check(const anynpu_dynamic_quant_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_dynamic_quant(const anynpu_dynamic_quant_args* args, void* workspace, size_t workspace_bytes);
 
+/* grouped_matmul_combine: y[row_index[r]] += (x[r] @ W_e scaled) * pertoken_scale[r] * logit[r] for the rows r of group e, then
+ * y[shared_input_offset + i] += shared_input[i] * shared_input_weight; y starts at zero.
+ * x INT8 (M, K); weight INT8 or INT4 (E, K, N), or INT32 (E, K, N / 8); group_list INT64 (E), row counts (group_list_type 1) or
+ * their running sums (0), rows behind the last group are not read; row_index INT64, INT32 or FLOAT32 (M), below y.shape[0].
+ * INT8: acc * scale, scale FLOAT32 or BFLOAT16 (E, N), no bias, no offset.
+ * Int4: sum_g (acc_g - 8 * sum_k W) * scale_g + bias + sum_k x * offset; scale INT64 or UINT64 (E, G, N), G divides K, the low
+ * 32 bits are a float32; bias FLOAT32 (E, N); offset FLOAT32 (E, 1, N).
+ * pertoken_scale, logit FLOAT32 (M); shared_input BFLOAT16 (S, N); y FLOAT32 (B, N). bias, offset, pertoken_scale, logit and
+ * shared_input may be absent. All but x and weight contiguous. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor weight;
+  anynpu_tensor scale;
+  anynpu_tensor group_list;
+  anynpu_tensor row_index;
+  anynpu_tensor bias;
+  anynpu_tensor offset;
+  anynpu_tensor pertoken_scale;
+  anynpu_tensor logit;
+  anynpu_tensor shared_input;
+  anynpu_tensor y;
+  int64_t shared_input_offset;
+  float shared_input_weight;
+  int32_t group_list_type;
+} anynpu_grouped_matmul_combine_args;
+ANYNPU_API int32_t anynpu_grouped_matmul_combine_check(const anynpu_grouped_matmul_combine_args* args,
+                                                       size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_grouped_matmul_combine(const anynpu_grouped_matmul_combine_args* args, void* workspace,
+                                                 size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

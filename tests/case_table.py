@@ -49,6 +49,8 @@ def _tensor(spec: dict, generator: torch.Generator) -> torch.Tensor:
         tensor = _laid_out(spec, dtype, generator)
     if spec.get("scale_encoding") == "trans_quant_param":
         tensor = anynpu.trans_quant_param(tensor.float().contiguous())
+    if spec.get("scale_encoding") == "pack_scale":
+        tensor = anynpu.pack_scale(tensor)
     return tensor
 
 

@@ -25,6 +25,7 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"quant_matmul_args", sizeof(anynpu_quant_matmul_args)},
       {"compressed_matmul_args", sizeof(anynpu_compressed_matmul_args)},
       {"dynamic_quant_args", sizeof(anynpu_dynamic_quant_args)},
+      {"grouped_matmul_combine_args", sizeof(anynpu_grouped_matmul_combine_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {

@@ -13,6 +13,7 @@ from anynpu.ops.cast import cast
 from anynpu.ops.compressed_matmul import compressed_matmul
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
+from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention import kv_cache_attention
 from anynpu.ops.quant_matmul import quant_matmul
@@ -32,15 +33,18 @@ __all__ = [
     "compressed_matmul",
     "dynamic_quant",
     "formats",
+    "grouped_matmul_combine",
     "install",
     "int4_pack",
     "int4_unpack",
     "kv_cache",
     "kv_cache_attention",
     "load_quantized",
+    "make_w4a8_bias",
     "nd_to_nz",
     "nn",
     "nz_to_nd",
+    "pack_scale",
     "quant_matmul",
     "quantize",
     "quantize_",

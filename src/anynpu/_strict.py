@@ -148,3 +148,22 @@ def check_rope_kv_cache_index_limits(indices: torch.Tensor, cache_mode: str) -> 
     distinct = indices.unique().numel()
     sentence = f"wants indices that do not repeat, got {distinct} values in {indices.numel()}"
     require_limit("rope_kv_cache", distinct == indices.numel(), sentence)
+
+
+def check_grouped_matmul_combine_limits(
+    x: torch.Tensor, int4: bool, experts: int, n: int, batch: int, shared_input: torch.Tensor | None
+) -> None:
+    """Strict limits of grouped_matmul_combine."""
+    op = "grouped_matmul_combine"
+    if strict_soc() is None:
+        return
+    m, k = x.shape
+    require_limit(op, 1 <= m <= 131072, f"wants M in [1, 16 * 1024 * 8 = 131072], got {m}")
+    require_limit(op, 1 <= experts <= 256, f"wants E in [1, 256], got {experts}")
+    require_limit(op, batch <= 16384, f"wants at most 16 * 1024 = 16384 rows of y, got {batch}")
+    if int4:
+        require_limit(op, k == 2048, f"with int4 weights wants K = 2048, got {k}")
+        require_limit(op, n == 7168, f"with int4 weights wants N = 7168, got {n}")
+    if shared_input is not None:
+        rows = shared_input.shape[0]
+        require_limit(op, 1 <= rows <= 2048, f"wants 1 to 2 * 1024 = 2048 rows of shared_input, got {rows}")

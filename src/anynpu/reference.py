@@ -6,6 +6,7 @@ from anynpu.ops.cast.reference import cast
 from anynpu.ops.compressed_matmul.reference import compressed_matmul
 from anynpu.ops.dynamic_quant.reference import dynamic_quant
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
+from anynpu.ops.grouped_matmul_combine.reference import grouped_matmul_combine
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention.reference import kv_cache_attention
 from anynpu.ops.quant_matmul.reference import quant_matmul
@@ -20,6 +21,7 @@ __all__ = [
     "compressed_matmul",
     "decode_quant_param",
     "dynamic_quant",
+    "grouped_matmul_combine",
     "int4_pack",
     "int4_unpack",
     "kv_cache_attention",

@@ -35,7 +35,7 @@ int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, mu
 class Gemm {
  public:
   Gemm(const Int8Problem& problem, const PanelSource& weight)
-      : problem_(problem), weight_(weight), kernel_(pick(kKernels)), row_steps_(ceil_divide(problem.k, 4)) {
+      : problem_(problem), weight_(weight), kernel_(int8_kernel()), row_steps_(ceil_divide(problem.k, 4)) {
     chunk_rows_ = std::min(problem.rows, kRowsAtOnce);
     column_tasks_ = ceil_divide(problem.n, kColumns);
     const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
@@ -161,6 +161,8 @@ class Gemm {
 };
 
 }  // namespace
+
+const Int8Kernel& int8_kernel() { return pick(kKernels); }
 
 int64_t row_elements(const anynpu_tensor& tensor, int64_t row) {
   int64_t elements = 0;

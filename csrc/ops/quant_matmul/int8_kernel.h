@@ -42,4 +42,7 @@ struct Int8Kernel {
   void (*store)(const Int8Output& output);
 };
 
+// The kernel of the tier in force.
+const Int8Kernel& int8_kernel();
+
 }  // namespace anynpu

@@ -37,6 +37,15 @@ FUNCTIONS = {
         "npu_quant_matmul",
         {name: name for name in ("x1", "x2", "scale", "offset", "pertoken_scale", "bias", "output_dtype")},
     ),
+    "grouped_matmul_combine": (
+        "npu_grouped_matmul_finalize_routing",
+        {
+            **{name: name for name in ("x", "scale", "group_list", "row_index", "bias", "offset", "pertoken_scale")},
+            **{name: name for name in ("logit", "shared_input", "shared_input_weight", "shared_input_offset")},
+            **{name: name for name in ("output_bs", "group_list_type")},
+            "weight": "w",
+        },
+    ),
     "dynamic_quant": (
         "npu_dynamic_quant",
         {
@@ -82,7 +91,8 @@ def keywords(operator, case):
     if operator == "quantize":
         arguments.setdefault("zero_points", None)
     if case.spec["args"].get("weight", {}).get("format") == "NZ":
-        arguments["weight"] = torch_npu.npu_format_cast(arguments["weight"], 29)
+        weight = FUNCTIONS[operator][1]["weight"]
+        arguments[weight] = torch_npu.npu_format_cast(arguments[weight], 29)
     return arguments
 
 

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/grouped_matmul_combine/grouped_matmul_combine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "gemm/gemm.h"
+#include "ops/grouped_matmul_combine/kernel.h"
+#include "ops/grouped_matmul_combine/packed_rows.h"
+
+namespace anynpu {
+
+#define ANYNPU_KERNEL(tier) extern const CombineKernel combine_##tier;
+#include "ops/grouped_matmul_combine/kernels.def"
+#undef ANYNPU_KERNEL
+
+namespace {
+
+constexpr const char* kOp = "grouped_matmul_combine";
+
+constexpr const CombineKernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &combine_##tier,
+#include "ops/grouped_matmul_combine/kernels.def"
+#undef ANYNPU_KERNEL
+};
+
+constexpr int64_t kColumns = 128;          // of a task
+constexpr int64_t kPieceRows = 240;        // of one expert that share an unpacked weight, so that their sums stay in the cache
+constexpr int64_t kRowBytes = 16 << 20;    // of x packed at once
+constexpr int64_t kPieces = 1024;          // likewise
+constexpr int64_t kTaskWork = 1 << 18;     // products a thread; below it a second thread costs more than it gives
+
+int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
+int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, multiple) * multiple; }
+
+// What a thread works in.
+struct TaskMemory {
+  uint8_t* panels;     // [columns][kSpan]
+  int32_t* sums;       // [rows of a piece][columns]
+  float* values;       // likewise
+  int32_t* of_column;  // [columns]
+  float* scale;        // [columns]
+};
+
+// A task owns columns of y and goes through the experts in order: every element of y gets its rows in ascending order.
+class Combine {
+ public:
+  Combine(const CombineProblem& problem, const int64_t* group_ends, const int64_t* row_index)
+      : problem_(problem),
+        args_(*problem.args),
+        group_ends_(group_ends),
+        row_index_(row_index),
+        kernel_(pick(kKernels)),
+        own_product_(problem.int4() && kernel_.multiply_int4 != nullptr),
+        tile_rows_(own_product_ ? kernel_.tile_rows : int8_kernel().tile_rows),
+        packed_(problem, tile_rows_) {
+    const int64_t rows = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
+    most_rows_ = std::min(rows, std::max(kPieceRows, kRowBytes / problem.k));
+    most_pieces_ = std::min(most_rows_, kPieces);
+    const double work = static_cast<double>(rows) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
+    threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
+    columns_ = ceil_divide(problem.n, kColumns) < threads_ ? kPanelColumns : kColumns;
+    tasks_ = ceil_divide(problem.n, columns_);
+    threads_ = std::min(threads_, tasks_);
+  }
+
+  bool allocate() {
+    const int64_t packed_rows = most_rows_ + most_pieces_;
+    const int64_t pieces = round_up(most_pieces_ * static_cast<int64_t>(sizeof(Piece)), 64);
+    const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
+    sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
+    thread_bytes_ = columns_ * kSpan + 2 * sums_ * 4 + 2 * columns_ * 4;
+    auto* memory =
+        static_cast<uint8_t*>(scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + threads_ * thread_bytes_)));
+    if (memory == nullptr) return false;
+    pieces_ = reinterpret_cast<Piece*>(memory);
+    packed_.use(memory + pieces, packed_rows);
+    thread_memory_ = memory + pieces + packed;
+    return true;
+  }
+
+  void run() {
+    for_each_task([&](int64_t column, int64_t columns, const TaskMemory&) {
+      for (int64_t row = 0; row < problem_.batch; ++row) std::fill_n(y(row, column), columns, 0.0f);
+    });
+    int64_t expert = 0, row = 0;
+    while (cut_pieces(&expert, &row)) {
+      parallel_for(piece_count_, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) packed_.pack(pieces_[i]);
+      });
+      for_each_task([&](int64_t column, int64_t columns, const TaskMemory& memory) {
+        for (int64_t i = 0; i < piece_count_; ++i) add_piece(pieces_[i], column, columns, memory);
+      });
+    }
+    if (present(args_.shared_input)) {
+      for_each_task([&](int64_t column, int64_t columns, const TaskMemory&) { add_shared_input(column, columns); });
+    }
+  }
+
+ private:
+  float* y(int64_t row, int64_t column) const { return static_cast<float*>(args_.y.data) + row * problem_.n + column; }
+
+  template <typename Task>
+  void for_each_task(const Task& task) {
+    parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) {
+        const TaskMemory memory = task_memory(thread);
+        for (int64_t i = tasks_ * thread / threads_; i < tasks_ * (thread + 1) / threads_; ++i) {
+          task(i * columns_, std::min(columns_, problem_.n - i * columns_), memory);
+        }
+      }
+    });
+  }
+
+  TaskMemory task_memory(int64_t thread) const {
+    uint8_t* panels = thread_memory_ + thread * thread_bytes_;
+    auto* sums = reinterpret_cast<int32_t*>(panels + columns_ * kSpan);
+    auto* values = reinterpret_cast<float*>(sums + sums_);
+    auto* of_column = reinterpret_cast<int32_t*>(values + sums_);
+    return {panels, sums, values, of_column, reinterpret_cast<float*>(of_column + columns_)};
+  }
+
+  // Fills the table with the rows that come next; false when none are left.
+  bool cut_pieces(int64_t* expert, int64_t* row) {
+    piece_count_ = 0;
+    int64_t packed = 0, rows_left = most_rows_;
+    while (*expert < problem_.experts && piece_count_ < most_pieces_ && rows_left > 0) {
+      const int64_t left = group_ends_[*expert] - *row;
+      if (left == 0) {
+        ++*expert;
+        continue;
+      }
+      const int64_t even = round_up(ceil_divide(left, ceil_divide(left, kPieceRows)), tile_rows_);
+      const int64_t rows = std::min({left, even, rows_left});
+      pieces_[piece_count_++] = {*expert, *row, rows, packed};
+      packed += rows + 1;
+      rows_left -= rows;
+      *row += rows;
+    }
+    return piece_count_ > 0;
+  }
+
+  void add_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    start_values(piece, column, columns, memory.values);
+    const int64_t rows = packed_.rows(piece);
+    std::fill_n(memory.sums, rows * columns_, 0);
+    for (int64_t index = 0; index < problem_.scale_groups; ++index) {
+      const ScaleGroup group = packed_.group(index);
+      for (int64_t k = group.first_k; k < group.end; k += kSpan) {
+        multiply(piece, group, {k, std::min(kSpan, group.end - k), column, columns}, memory);
+      }
+      load_scale(piece.expert * problem_.scale_groups + index, column, columns, memory.scale);
+      // The row of ones, where there is one; it starts again from zero too.
+      int32_t* ones = memory.sums + piece.rows * columns_;
+      for (int64_t i = 0; i < columns; ++i) {
+        memory.of_column[i] = problem_.int4() ? 8 * ones[i] : 0;
+        if (problem_.int4()) ones[i] = 0;
+      }
+      kernel_.scale_group({memory.sums, memory.values, packed_.of_rows(piece, index), memory.of_column, memory.scale,
+                           piece.rows, columns, columns_});
+    }
+    for (int64_t i = 0; i < piece.rows; ++i) {
+      const int64_t row = piece.row + i;
+      kernel_.add_row(memory.values + i * columns_, row_factor(args_.pertoken_scale, row), row_factor(args_.logit, row),
+                      columns, y(row_index_[row], column));
+    }
+  }
+
+  static float row_factor(const anynpu_tensor& factors, int64_t row) {
+    return present(factors) ? static_cast<const float*>(factors.data)[row] : 1.0f;
+  }
+
+  // bias + sum of x * offset.
+  void start_values(const Piece& piece, int64_t column, int64_t columns, float* values) const {
+    const int64_t first = piece.expert * problem_.n + column;
+    const auto* bias = static_cast<const float*>(args_.bias.data) + first;
+    const auto* offset = static_cast<const float*>(args_.offset.data) + first;
+    for (int64_t row = 0; row < piece.rows; ++row, values += columns_) {
+      if (present(args_.bias)) {
+        std::copy_n(bias, columns, values);
+      } else {
+        std::fill_n(values, columns, 0.0f);
+      }
+      if (!present(args_.offset)) continue;
+      const auto sum = static_cast<float>(packed_.row_sums(piece)[row]);
+      for (int64_t i = 0; i < columns; ++i) values[i] += sum * offset[i];
+    }
+  }
+
+  void multiply(const Piece& piece, const ScaleGroup& group, const WeightPart& part, const TaskMemory& memory) const {
+    WeightSource weight = problem_.weight.source;
+    weight.data += piece.expert * problem_.weight.batch_bytes[0];
+    gemm_kernel().unpack(weight, part, memory.panels);
+    const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (part.k - group.first_k) / 4;
+    const auto product = own_product_ ? kernel_.multiply_int4 : int8_kernel().multiply;
+    for (int64_t panel = 0; panel < part.n_count; panel += kPanelColumns) {
+      product({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel, packed_.rows(piece), first_step,
+               steps, packed_.row_steps(), columns_});
+    }
+  }
+
+  // Of row `row` of all scales; the low half of a 64-bit word is a float32.
+  void load_scale(int64_t row, int64_t column, int64_t columns, float* to) const {
+    const int64_t first = row * problem_.n + column;
+    if (problem_.int4()) {
+      const auto* words = static_cast<const int64_t*>(args_.scale.data) + first;
+      for (int64_t i = 0; i < columns; ++i) {
+        const auto bits = static_cast<uint32_t>(words[i]);
+        std::memcpy(to + i, &bits, sizeof(bits));
+      }
+      return;
+    }
+    const int32_t dtype = args_.scale.dtype;
+    const auto* from = static_cast<const uint8_t*>(args_.scale.data) + first * (dtype_bits(dtype) / 8);
+    gemm_kernel().load_floats(from, dtype, 1, columns, to);
+  }
+
+  void add_shared_input(int64_t column, int64_t columns) const {
+    const auto* shared = static_cast<const uint16_t*>(args_.shared_input.data) + column;
+    for (int64_t row = 0; row < args_.shared_input.shape[0]; ++row, shared += problem_.n) {
+      kernel_.add_shared(shared, args_.shared_input_weight, columns, y(args_.shared_input_offset + row, column));
+    }
+  }
+
+  const CombineProblem& problem_;
+  const anynpu_grouped_matmul_combine_args& args_;
+  const int64_t* group_ends_;
+  const int64_t* row_index_;
+  const CombineKernel& kernel_;
+  const bool own_product_;
+  const int64_t tile_rows_;
+  PackedRows packed_;
+  int64_t most_rows_, most_pieces_, threads_, columns_, tasks_;
+  int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0;
+  Piece* pieces_ = nullptr;
+  uint8_t* thread_memory_ = nullptr;
+};
+
+int32_t run(const CombineProblem& problem) {
+  const std::unique_ptr<int64_t[]> group_ends(new (std::nothrow) int64_t[problem.experts]);
+  if (!group_ends) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the groups", kOp);
+  ANYNPU_TRY(read_groups(problem, group_ends.get()));
+  const int64_t rows = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
+  const std::unique_ptr<int64_t[]> row_index(new (std::nothrow) int64_t[rows]);
+  if (!row_index) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld rows", kOp, static_cast<long long>(rows));
+  ANYNPU_TRY(read_row_index(problem, rows, row_index.get()));
+  if (problem.n == 0 || problem.batch == 0) return ANYNPU_OK;
+  Combine combine(problem, group_ends.get(), row_index.get());
+  if (!combine.allocate()) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the packed x", kOp);
+  combine.run();
+  return ANYNPU_OK;
+}
+
+}  // namespace
+}  // namespace anynpu
+
+using anynpu::check_data;
+using anynpu::fail;
+
+extern "C" int32_t anynpu_grouped_matmul_combine_check(const anynpu_grouped_matmul_combine_args* args,
+                                                       size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) {
+    return fail(ANYNPU_NULL_ARG, "grouped_matmul_combine: null argument");
+  }
+  *workspace_bytes = 0;
+  anynpu::CombineProblem problem;
+  return anynpu::check_grouped_matmul_combine(*args, &problem);
+}
+
+extern "C" int32_t anynpu_grouped_matmul_combine(const anynpu_grouped_matmul_combine_args* args, void*, size_t) {
+  if (args == nullptr) return fail(ANYNPU_NULL_ARG, "grouped_matmul_combine: null argument");
+  anynpu::CombineProblem problem;
+  ANYNPU_TRY(anynpu::check_grouped_matmul_combine(*args, &problem));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "x", args->x));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "weight", args->weight));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "scale", args->scale));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "group_list", args->group_list));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "row_index", args->row_index));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "bias", args->bias));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "offset", args->offset));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "pertoken_scale", args->pertoken_scale));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "logit", args->logit));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "shared_input", args->shared_input));
+  ANYNPU_TRY(check_data("grouped_matmul_combine", "y", args->y));
+  return anynpu::run(problem);
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/grouped_matmul_combine/kernel.inc"
+
+namespace anynpu {
+
+extern const CombineKernel combine_portable;
+const CombineKernel combine_portable = {Isa::portable, 0, nullptr, scale_group, add_row, add_shared};
+
+}  // namespace anynpu

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/grouped_matmul_combine/packed_rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace anynpu {
+namespace {
+
+constexpr int64_t kPartK = 32;  // parts of a weight begin at multiples of this
+
+// The k of a group, four to a word, the words `height` apart; returns their sum.
+int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, int64_t height, int32_t* to) {
+  int32_t sum = 0;
+  for (int64_t k = group.first_k; k < group.end; k += 4, to += height) {
+    int8_t values[4] = {};
+    if (stride == 1 && k >= group.begin && k + 4 <= group.end) {
+      std::memcpy(values, from + k, 4);
+    } else {
+      const int64_t first = std::max<int64_t>(0, group.begin - k), last = std::min<int64_t>(4, group.end - k);
+      for (int64_t i = first; i < last; ++i) values[i] = from[(k + i) * stride];
+    }
+    std::memcpy(to, values, 4);
+    sum += values[0] + values[1] + values[2] + values[3];
+  }
+  return sum;
+}
+
+}  // namespace
+
+PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows) : problem_(problem), tile_rows_(tile_rows) {
+  const ScaleGroup last = group(problem.scale_groups - 1);
+  row_steps_ = last.first_step + last.steps();
+}
+
+ScaleGroup PackedRows::group(int64_t index) const {
+  const int64_t size = problem_.k / problem_.scale_groups, begin = index * size;
+  const int64_t most_steps = size % kPartK == 0 ? size / 4 : (size + kPartK + 2) / 4;
+  return {begin, begin + size, begin / kPartK * kPartK, index * most_steps};
+}
+
+int64_t PackedRows::bytes(int64_t rows) const { return rows * (row_steps_ + problem_.scale_groups + 1) * 4; }
+
+void PackedRows::use(void* memory, int64_t rows) {
+  packed_ = static_cast<int32_t*>(memory);
+  of_rows_ = packed_ + rows * row_steps_;
+  row_sums_ = of_rows_ + rows * problem_.scale_groups;
+}
+
+void PackedRows::pack(const Piece& piece) {
+  for (int64_t row = 0; row < rows(piece); ++row) pack_row(piece, row);
+}
+
+// With q the stored nibble or byte, w = q - bias: sum x * q - bias * sum x is sum x * w. With int4 weights 8 * sum w goes
+// too, of which 8 * sum q comes from the row of ones.
+void PackedRows::pack_row(const Piece& piece, int64_t row) {
+  static constexpr int8_t kOne = 1;
+  const anynpu_tensor& x = problem_.args->x;
+  const bool ones = row == piece.rows;
+  const int8_t* from = ones ? &kOne : static_cast<const int8_t*>(x.data) + (piece.row + row) * x.strides[0];
+  const int64_t tile = row / tile_rows_ * tile_rows_, height = std::min(tile_rows_, rows(piece) - tile);
+  int32_t* to = packed_ + (piece.packed + tile) * row_steps_ + (row - tile);
+  int32_t total = 0;
+  for (int64_t index = 0; index < problem_.scale_groups; ++index) {
+    const ScaleGroup k = group(index);
+    const int32_t sum = pack_group(from, ones ? 0 : x.strides[1], k, height, to + k.first_step * height);
+    const int32_t correction = problem_.int4() ? 8 * sum - 64 * static_cast<int32_t>(k.end - k.begin) : 128 * sum;
+    of_rows_[group_rows(piece, index) + row] = correction;
+    total += sum;
+  }
+  row_sums_[piece.packed + row] = total;
+}
+
+}  // namespace anynpu

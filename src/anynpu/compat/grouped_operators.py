@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published operators on groups of rows, under their published names; no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import anynpu
+from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
+from anynpu.compat.operators import _published, _require_absent, _require_weight_dtype
+from anynpu.ops.grouped_matmul_combine.spec import output_shape
+
+
+def _combine_arguments(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    group_list: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    row_index: torch.Tensor | None = None,
+    dtype: int | torch.dtype | None = None,
+    tuning_config: Sequence[int] | None = None,
+    x_dtype: int | None = None,
+    w_dtype: int | torch.dtype | None = None,
+    scale_dtype: int | None = None,
+    pertoken_scale_dtype: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The arguments of anynpu.grouped_matmul_combine; tuning_config is a hint without effect on the result."""
+    for name, tensor in (("scale", scale), ("row_index", row_index)):
+        if tensor is None:
+            raise TypeError(f"grouped_matmul_combine: {name} must be a tensor, got NoneType")
+    if dtype not in (None, 0, 6, torch.float32):
+        raise ValueError(f"grouped_matmul_combine: dtype must be float32 (0 or torch.float32) or None, got {dtype}")
+    _require_absent(x_dtype=x_dtype, scale_dtype=scale_dtype, pertoken_scale_dtype=pertoken_scale_dtype)
+    _require_weight_dtype(w, w_dtype)
+    return {"x": x, "weight": w, "scale": scale, "group_list": group_list, "row_index": row_index, **options}
+
+
+def _combine_code(**arguments: Any) -> int:
+    if arguments.get("scale") is None or arguments.get("row_index") is None:
+        return PARAM_NULLPTR
+    try:
+        output_shape(**_combine_arguments(**arguments))
+    except (TypeError, ValueError, NotImplementedError):
+        return PARAM_INVALID
+    return RUNTIME_ERROR  # everything but group_list and row_index was fine
+
+
+@_published(
+    "npu_grouped_matmul_finalize_routing(Tensor x, Tensor w, Tensor group_list, *, Tensor? scale=None, "
+    "Tensor? bias=None, Tensor? offset=None, Tensor? pertoken_scale=None, Tensor? shared_input=None, "
+    "Tensor? logit=None, Tensor? row_index=None, int? dtype=None, float? shared_input_weight=1.0, "
+    "SymInt? shared_input_offset=0, SymInt? output_bs=0, int? group_list_type=1, int[]? tuning_config=None, "
+    "int? x_dtype=None, int? w_dtype=None, int? scale_dtype=None, int? pertoken_scale_dtype=None) -> Tensor",
+    "aclnnGroupedMatmulFinalizeRoutingV3",
+    _combine_code,
+)
+def npu_grouped_matmul_finalize_routing(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    group_list: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    shared_input: torch.Tensor | None = None,
+    logit: torch.Tensor | None = None,
+    row_index: torch.Tensor | None = None,
+    dtype: int | torch.dtype | None = None,
+    shared_input_weight: float | None = 1.0,
+    shared_input_offset: int | None = 0,
+    output_bs: int | None = 0,
+    group_list_type: int | None = 1,
+    tuning_config: Sequence[int] | None = None,
+    x_dtype: int | None = None,
+    w_dtype: int | torch.dtype | None = None,
+    scale_dtype: int | None = None,
+    pertoken_scale_dtype: int | None = None,
+) -> torch.Tensor:
+    """The experts' products, added to the rows of their tokens; see :func:`anynpu.grouped_matmul_combine`."""
+    arguments = _combine_arguments(
+        x, w, group_list, scale, row_index, dtype, tuning_config, x_dtype, w_dtype, scale_dtype, pertoken_scale_dtype,
+        bias=bias, offset=offset, pertoken_scale=pertoken_scale, logit=logit, shared_input=shared_input,
+        shared_input_weight=1.0 if shared_input_weight is None else shared_input_weight,
+        shared_input_offset=shared_input_offset or 0,
+        output_bs=output_bs or 0,
+        group_list_type=1 if group_list_type is None else group_list_type,
+    )  # fmt: skip
+    return anynpu.grouped_matmul_combine(**arguments)

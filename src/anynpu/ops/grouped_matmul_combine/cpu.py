@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU kernel of grouped_matmul_combine."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu import _native
+from anynpu.ops.grouped_matmul_combine.spec import COUNTS, output_shape
+
+_call = _native.Call("grouped_matmul_combine", tensors=11, scalars="qfi")
+
+
+def grouped_matmul_combine(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    group_list: torch.Tensor,
+    row_index: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    logit: torch.Tensor | None = None,
+    shared_input: torch.Tensor | None = None,
+    shared_input_weight: float = 1.0,
+    shared_input_offset: int = 0,
+    output_bs: int = 0,
+    group_list_type: int = COUNTS,
+) -> torch.Tensor:
+    """See ``anynpu.grouped_matmul_combine``."""
+    tensors = (x, weight, scale, group_list, row_index, bias, offset, pertoken_scale, logit, shared_input)
+    y = torch.empty(
+        output_shape(*tensors, shared_input_weight, shared_input_offset, output_bs, group_list_type),
+        dtype=torch.float32,
+    )
+    _call(*tensors, y, scalars=(shared_input_offset, shared_input_weight, group_list_type))
+    return y
