@@ -49,13 +49,19 @@ def _rope_call() -> Callable[[], object]:
 
 def tiny_calls() -> dict[str, float]:
     """Microseconds of calls that compute next to nothing, with a torch operator for comparison."""
-    weight = torch.zeros(1, 8, dtype=torch.int32)
-    a, b = torch.randn(1, 32), torch.randn(32, 8)
+    words = torch.zeros(1, 8, dtype=torch.int32)
+    x, codes, scale = torch.randn(1, 64), torch.ones(1, 64, dtype=torch.int8), torch.ones(64)
+    weight = torch.ones(64, 64, dtype=torch.int8)
+    linear = torch.nn.Linear(64, 64)
     passes = {
-        "anynpu.int4_pack, 8 values": (lambda: anynpu.int4_pack(weight),),
-        "anynpu.weight_quant_matmul, 1x32x8": (_matmul_call(1, 32, 8),),
+        "anynpu.int4_pack, 8 values": (lambda: anynpu.int4_pack(words),),
+        "anynpu.dynamic_quant, 1x64": (lambda: anynpu.dynamic_quant(x),),
+        "anynpu.quant_matmul, 1x64x64": (
+            lambda: anynpu.quant_matmul(codes, weight, scale, output_dtype=torch.float16),
+        ),
+        "anynpu.weight_quant_matmul, 1x64x64": (lambda: anynpu.weight_quant_matmul(x, weight, scale),),
         "anynpu.rope_kv_cache, one token of 6144": (_rope_call(),),
-        "torch.mm, 1x32x8": (lambda: torch.mm(a, b),),
+        "torch.nn.Linear, 1x64x64": (lambda: linear(x),),
     }
     return {name: 1e6 * seconds for name, seconds in _shuffled_medians(passes, repeats=500).items()}
 

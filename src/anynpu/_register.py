@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from anynpu._repeat import PlannedKernel, RepeatedOperator
+
 _library = torch.library.Library("anynpu", "DEF")
 
 
@@ -42,10 +44,12 @@ class Operator:
 operators: dict[str, Operator] = {}
 
 
-def register(operator: Operator) -> torch._ops.OpOverload:
-    """Defines ``torch.ops.anynpu.<name>`` and returns its overload."""
+def register(operator: Operator) -> RepeatedOperator | torch._ops.OpOverload:
+    """Defines ``torch.ops.anynpu.<name>``; returns what its public function calls."""
     _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operator.name, operator.cpu, "CPU")
     torch.library.register_fake(f"anynpu::{operator.name}", operator.fake, lib=_library)
     operators[operator.name] = operator
+    if isinstance(operator.cpu, PlannedKernel):
+        return RepeatedOperator(operator.overload, operator.cpu)
     return operator.overload

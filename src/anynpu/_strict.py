@@ -8,6 +8,7 @@ undefined live with the operators.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -27,12 +28,16 @@ def _require_known(soc: str) -> str:
     return soc
 
 
-def strict_soc() -> str | None:
-    """The chip whose limits are enforced, or None: the one set last, else that of the variable ``ANYNPU_STRICT``."""
-    if _soc is not None:
-        return _soc or None
+@functools.cache
+def _environment_soc() -> str | None:
+    """Of the variable ``ANYNPU_STRICT``, which is read once: every call of an operator asks for it."""
     environment = os.environ.get("ANYNPU_STRICT", "")
     return _require_known(environment) if environment not in ("", "0") else None
+
+
+def strict_soc() -> str | None:
+    """The chip whose limits are enforced, or None: the one set last, else that of the environment."""
+    return _environment_soc() if _soc is None else _soc or None
 
 
 class strict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import anynpu
-from anynpu._strict import strict_soc
+from anynpu._strict import _environment_soc, strict_soc
 
 
 def matmul(**changes):
@@ -45,17 +45,41 @@ def test_ordinary_calls_pass():
         assert torch.equal(matmul(scale=encoded), torch.full((2, 8), 64.0).half())
 
 
-def test_setting_and_lifting(monkeypatch):
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets ``ANYNPU_STRICT`` as if it were so when the process began."""
+
+    def set_to(value):
+        monkeypatch.setenv("ANYNPU_STRICT", value)
+        _environment_soc.cache_clear()
+
+    yield set_to
+    monkeypatch.undo()
+    _environment_soc.cache_clear()
+
+
+def test_setting_and_lifting(environment):
     assert strict_soc() is None
-    monkeypatch.setenv("ANYNPU_STRICT", "Ascend910B2")
+    environment("Ascend910B2")
     assert strict_soc() == "Ascend910B2"
     with anynpu.strict(None):
         assert strict_soc() is None
         with anynpu.strict("Ascend910_9391"):
             assert strict_soc() == "Ascend910_9391"
     assert strict_soc() == "Ascend910B2"
-    monkeypatch.setenv("ANYNPU_STRICT", "0")
+    environment("0")
     assert strict_soc() is None
+
+
+def test_the_environment_counts_for_repeated_calls_and_must_name_a_chip(environment):
+    call = LIMITS["float32 x"][0]
+    call()
+    environment("Ascend910B2")
+    with pytest.raises(ValueError, match="wants x in float16 or bfloat16"):
+        call()
+    environment("Ascend310P3")
+    with pytest.raises(ValueError, match="chip must be one of the series"):
+        call()
 
 
 @pytest.mark.parametrize("soc", ["Ascend310P3", "yes", ""])

@@ -299,17 +299,10 @@ def test_strict_mode_of_slots(indices, match):
         anynpu.rope_kv_cache(**args)
 
 
-def test_calls_alike_skip_the_dispatcher_and_others_do_not(monkeypatch):
-    """A repeated call must notice every change of layout, dtype, option and mode."""
+def test_repeated_calls_notice_what_changes():
     args = sample_arguments((2, 1), (2, 1), 64, torch.float16, torch.float16, (2, 8), [0, 1])
-    anynpu.rope_kv_cache(**copied(args))
-    dispatched = []
-    operator = anynpu.ops.rope_kv_cache._rope_kv_cache
-    monkeypatch.setattr(
-        anynpu.ops.rope_kv_cache, "_rope_kv_cache", lambda *args: dispatched.append(1) or operator(*args)
-    )
-    anynpu.rope_kv_cache(**copied(args))
-    assert not dispatched
+    for _ in range(2):
+        assert_within_bounds(call(args), args)
     wide = torch.randn(2, 1, 512).half()
     changes = [
         {"x": wide[..., ::2]},
@@ -328,22 +321,5 @@ def test_calls_alike_skip_the_dispatcher_and_others_do_not(monkeypatch):
         anynpu.rope_kv_cache(**{**args, "indices": args["indices"].long()})
     with strict("Ascend910B"), pytest.raises(ValueError, match="wants k_cache.shape"):
         anynpu.rope_kv_cache(**args)
-
-
-def test_modes_see_the_call():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    args = sample_arguments((2, 1), (2, 1), 64, torch.float16, torch.float16, (2, 8), [0, 1])
-    anynpu.rope_kv_cache(**copied(args))
-    seen = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    with Watch():
-        anynpu.rope_kv_cache(**copied(args))
-    assert "anynpu.rope_kv_cache.default" in seen
     with torch.device("meta"):
-        assert anynpu.rope_kv_cache(**args)[0].device.type == "cpu"
+        assert all(result.device.type == "cpu" for result in anynpu.rope_kv_cache(**args))

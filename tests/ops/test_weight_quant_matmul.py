@@ -348,22 +348,3 @@ def test_compiles_with_a_prepacked_weight():
     for m in (1, 2, 9):
         x = torch.randn(m, 40)
         assert torch.equal(compiled(x, blob), anynpu.weight_quant_matmul(x, weight, scale))
-
-
-def test_strict_mode_is_not_answered_from_the_table_of_checked_calls():
-    args = {"x": torch.ones(2, 64), "weight": torch.ones(64, 8, dtype=torch.int8), "scale": torch.ones(8)}
-    anynpu.weight_quant_matmul(**args)
-    with anynpu.strict("Ascend910B"), pytest.raises(ValueError, match="wants x in float16 or bfloat16"):
-        anynpu.weight_quant_matmul(**args)
-    anynpu.weight_quant_matmul(**args)
-
-
-def test_table_of_checked_calls_is_bounded(monkeypatch):
-    from anynpu.ops.weight_quant_matmul import cpu
-
-    monkeypatch.setattr(cpu, "_MAX_CHECKED", 3)
-    cpu._checked.clear()
-    weight, scale = torch.ones(4, 2, dtype=torch.int8), torch.ones(1)
-    for m in range(1, 9):
-        assert anynpu.weight_quant_matmul(torch.ones(m, 4), weight, scale).shape == (m, 2)
-        assert len(cpu._checked) <= 3

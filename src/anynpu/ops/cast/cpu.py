@@ -6,14 +6,15 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.cast.spec import check
 
-_cast = _native.Call("cast", tensors=2)
+_call = _native.Call("cast", tensors=2)
 
 
-def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """See ``anynpu.cast``."""
+def _plan(x: torch.Tensor, dtype: torch.dtype) -> Plan:
     check(x, dtype)
-    y = torch.empty(x.shape, dtype=dtype)
-    _cast(x, y)
-    return y
+    return _call.plan([x], [(x.shape, dtype)])
+
+
+cast = PlannedKernel(_plan)

@@ -54,4 +54,4 @@ def compressed_matmul(
     >>> anynpu.compressed_matmul(x, packed.stream, packed.index, None, scale)
     tensor([[ 3., 30.]], dtype=torch.float16)
     """
-    return _op(x, stream, index, bias, scale, n=n, scale_19_bits=scale_19_bits)
+    return _op(x, stream, index, bias, scale, n, scale_19_bits)

@@ -6,21 +6,22 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.dynamic_quant.spec import MODES, output_shapes
 
 _call = _native.Call("dynamic_quant", tensors=5, scalars="2i")
 
 
-def dynamic_quant(
+def _plan(
     x: torch.Tensor,
     smooth_scales: torch.Tensor | None = None,
     group_index: torch.Tensor | None = None,
     dtype: torch.dtype = torch.int8,
     quant_mode: str = "pertoken",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See ``anynpu.dynamic_quant``."""
+) -> Plan:
     shape, scale_shape = output_shapes(x, smooth_scales, group_index, dtype, quant_mode)
-    y = torch.empty(shape, dtype=dtype)
-    scale = torch.empty(scale_shape, dtype=torch.float32)
-    _call(x, smooth_scales, group_index, y, scale, scalars=(MODES.index(quant_mode), 0))
-    return y, scale
+    outputs = [(shape, dtype), (scale_shape, torch.float32)]
+    return _call.plan([x, smooth_scales, group_index], outputs, (MODES.index(quant_mode), 0))
+
+
+dynamic_quant = PlannedKernel(_plan)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.int4_pack.spec import pack_shape, unpack_shape
 
 _pack = _native.Call("int4_pack", tensors=2, scalars="2i")
@@ -13,15 +14,13 @@ _unpack = _native.Call("int4_unpack", tensors=2)
 _OUTPUT_IS_SCRATCH = (1, 0)  # on an error the output is dropped, so the library need not restore it
 
 
-def int4_pack(weight: torch.Tensor, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-    """See ``anynpu.int4_pack``."""
-    packed = torch.empty(pack_shape(weight, dtype), dtype=dtype)
-    _pack(weight, packed, scalars=_OUTPUT_IS_SCRATCH)
-    return packed
+def _plan_pack(weight: torch.Tensor, dtype: torch.dtype = torch.int32) -> Plan:
+    return _pack.plan([weight], [(pack_shape(weight, dtype), dtype)], _OUTPUT_IS_SCRATCH)
 
 
-def int4_unpack(packed: torch.Tensor, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-    """See ``anynpu.int4_unpack``."""
-    weight = torch.empty(unpack_shape(packed, dtype), dtype=dtype)
-    _unpack(packed, weight)
-    return weight
+def _plan_unpack(packed: torch.Tensor, dtype: torch.dtype = torch.int32) -> Plan:
+    return _unpack.plan([packed], [(unpack_shape(packed, dtype), dtype)])
+
+
+int4_pack = PlannedKernel(_plan_pack)
+int4_unpack = PlannedKernel(_plan_unpack)

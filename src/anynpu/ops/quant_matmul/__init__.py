@@ -52,4 +52,4 @@ def quant_matmul(
     >>> anynpu.quant_matmul(x, w, torch.tensor([0.5]), output_dtype=torch.float16)
     tensor([[-15.]], dtype=torch.float16)
     """
-    return _op(x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias, output_dtype=output_dtype)
+    return _op(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)

@@ -6,21 +6,22 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.quantize.spec import output
 
-_quantize = _native.Call("quantize", tensors=4, scalars="q2i")
+_call = _native.Call("quantize", tensors=4, scalars="q2i")
 
 
-def quantize(
+def _plan(
     x: torch.Tensor,
     scales: torch.Tensor,
     zero_points: torch.Tensor | None,
     dtype: torch.dtype,
     axis: int = 1,
     div_mode: bool = True,
-) -> torch.Tensor:
-    """See ``anynpu.quantize``."""
-    shape, stored = output(x, scales, zero_points, dtype, axis, div_mode)
-    y = torch.empty(shape, dtype=stored)
-    _quantize(x, scales, zero_points, y, scalars=(axis, div_mode, 0))
-    return y
+) -> Plan:
+    stored = output(x, scales, zero_points, dtype, axis, div_mode)
+    return _call.plan([x, scales, zero_points], [stored], (axis, div_mode, 0))
+
+
+quantize = PlannedKernel(_plan)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 
 from anynpu._register import Operator, register
-from anynpu._repeat import Repeats, must_dispatch
-from anynpu._strict import strict_soc
 from anynpu.ops.rope_kv_cache import cpu, reference, spec
 
 _rope_kv_cache = register(
@@ -23,7 +21,6 @@ _rope_kv_cache = register(
         reference.error_bound,
     )
 )
-_repeats = Repeats()
 
 
 def rope_kv_cache(
@@ -98,16 +95,7 @@ def rope_kv_cache(
         raise NotImplementedError(f"rope_kv_cache: quant_mode must be 0 (static), got {quant_mode!r}")
     if input_layout != "BSND":
         raise NotImplementedError(f"rope_kv_cache: input_layout must be BSND, got {input_layout!r}")
-    tensors = (x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, offset_k, offset_v, weight_scale,
-               activation_scale, bias)  # fmt: skip
-    if must_dispatch():
-        return *_rope_kv_cache(*tensors[:8], size_splits, *tensors[8:], kv_output, cache_mode), k_cache, v_cache
-    present = [tensor for tensor in tensors if tensor is not None]
-    absent = (offset_k is None, offset_v is None, weight_scale is None, activation_scale is None, bias is None)
-    options = (strict_soc(), kv_output, cache_mode, tuple(size_splits), absent)
-    plan = _repeats.find(present, options)
-    if plan is not None:
-        return *plan.call(present, cache_mode), k_cache, v_cache
-    q, k, v = _rope_kv_cache(*tensors[:8], size_splits, *tensors[8:], kv_output, cache_mode)
-    _repeats.add(present, options, cpu.plan, tensors, size_splits, kv_output, cache_mode)
+    first = (x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v)
+    rest = (offset_k, offset_v, weight_scale, activation_scale, bias)
+    q, k, v = _rope_kv_cache(*first, size_splits, *rest, kv_output, cache_mode)
     return q, k, v, k_cache, v_cache
