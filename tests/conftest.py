@@ -7,6 +7,15 @@ import torch
 from anynpu import _native
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tests of tests/gpu run")
+
+
+def pytest_configure(config):
+    if config.getoption("device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch.cuda.is_available() is False")
+
+
 @pytest.fixture(params=_native.ISA_TIERS)
 def isa(request):
     """Every instruction set tier, best first; tiers that the machine lacks are skipped with the reason."""

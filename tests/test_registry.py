@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,26 @@ def test_samples_equal_reference_when_compiled(name):
     for sample in operator.samples():
         torch.compiler.reset()  # samples differ in more than sizes; together they exceed the limit of recompilations
         torch.testing.assert_close(compiled(*sample.args), operator.overload(*sample.args), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if operators[name].cuda is not None])
+def test_cuda_kernel_takes_the_operators_arguments(name):
+    pytest.importorskip("triton")
+    declared = [argument.name for argument in operators[name].overload._schema.arguments]
+    assert list(inspect.signature(operators[name].cuda_kernel).parameters) == declared
+
+
+def test_importing_anynpu_leaves_triton_alone():
+    code = "import sys, anynpu; assert 'triton' not in sys.modules, 'it takes seconds'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_triton_is_named():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from anynpu._register import operators\n"
+        "try: operators['int4_pack'].cuda_kernel\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "int4_pack: CUDA tensors need Triton, which is not installed: pip install triton\n"

@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 from anynpu import formats, nn, reference
+from anynpu._device_errors import check_device_errors
 from anynpu._strict import strict
 from anynpu._version import __version__
 from anynpu.compat import install
@@ -30,6 +31,7 @@ __all__ = [
     "anti_quant",
     "calibrate_kv",
     "cast",
+    "check_device_errors",
     "compressed_matmul",
     "dynamic_quant",
     "formats",

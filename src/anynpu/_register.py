@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -34,6 +37,19 @@ class Operator:
     # From the arguments of a call: how far each element of its results, and then of the arguments that it writes to,
     # may be from the reference. None: equal bits.
     error_bound: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
+    # The module of the CUDA kernel, a function of the operator's name; imported by the first call, as it takes seconds.
+    cuda: str | None = None
+
+    @cached_property
+    def cuda_kernel(self) -> Callable:
+        """The kernel for CUDA tensors."""
+        try:
+            return getattr(importlib.import_module(self.cuda), self.name)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            sentence = f"{self.name}: CUDA tensors need Triton, which is not installed: pip install triton"
+            raise ImportError(sentence) from None
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -48,8 +64,17 @@ def register(operator: Operator) -> RepeatedOperator | torch._ops.OpOverload:
     """Defines ``torch.ops.anynpu.<name>``; returns what its public function calls."""
     _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operator.name, operator.cpu, "CPU")
+    if operator.cuda is not None:
+        _library.impl(operator.name, _on_cuda(operator), "CUDA")
     torch.library.register_fake(f"anynpu::{operator.name}", operator.fake, lib=_library)
     operators[operator.name] = operator
     if isinstance(operator.cpu, PlannedKernel):
         return RepeatedOperator(operator.overload, operator.cpu)
     return operator.overload
+
+
+def _on_cuda(operator: Operator) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return operator.cuda_kernel(*args, **kwargs)
+
+    return call

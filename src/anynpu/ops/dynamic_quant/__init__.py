@@ -8,7 +8,17 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.dynamic_quant import cpu, reference, spec
 
-_op = register(Operator(spec.OP, spec.SCHEMA, spec.fake, cpu.dynamic_quant, reference.dynamic_quant, spec.samples))
+_op = register(
+    Operator(
+        spec.OP,
+        spec.SCHEMA,
+        spec.fake,
+        cpu.dynamic_quant,
+        reference.dynamic_quant,
+        spec.samples,
+        cuda=f"{__name__}.triton",
+    )
+)
 
 
 def dynamic_quant(

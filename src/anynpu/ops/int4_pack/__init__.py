@@ -8,12 +8,27 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.int4_pack import cpu, reference, spec
 
+_CUDA = f"{__name__}.triton"
 _pack = register(
-    Operator("int4_pack", spec.PACK_SCHEMA, spec.pack_fake, cpu.int4_pack, reference.int4_pack, spec.pack_samples)
+    Operator(
+        "int4_pack",
+        spec.PACK_SCHEMA,
+        spec.pack_fake,
+        cpu.int4_pack,
+        reference.int4_pack,
+        spec.pack_samples,
+        cuda=_CUDA,
+    )
 )
 _unpack = register(
     Operator(
-        "int4_unpack", spec.UNPACK_SCHEMA, spec.unpack_fake, cpu.int4_unpack, reference.int4_unpack, spec.unpack_samples
+        "int4_unpack",
+        spec.UNPACK_SCHEMA,
+        spec.unpack_fake,
+        cpu.int4_unpack,
+        reference.int4_unpack,
+        spec.unpack_samples,
+        cuda=_CUDA,
     )
 )
 

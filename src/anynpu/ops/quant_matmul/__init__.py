@@ -9,7 +9,16 @@ from anynpu._register import Operator, register
 from anynpu.ops.quant_matmul import cpu, reference, spec
 
 _op = register(
-    Operator(spec.OP, spec.SCHEMA, spec.fake, cpu.quant_matmul, reference.quant_matmul, spec.samples, spec.error_bound)
+    Operator(
+        spec.OP,
+        spec.SCHEMA,
+        spec.fake,
+        cpu.quant_matmul,
+        reference.quant_matmul,
+        spec.samples,
+        spec.error_bound,
+        cuda=f"{__name__}.triton",
+    )
 )
 
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that only a GPU sees, because it alone reads the data: noted on the device, raised when somebody asks.
+
+Each device has one 64-bit word. A kernel that meets a value which breaks a rule puts the number of the rule and the
+position of the value there, unless a smaller one is there already. Nobody waits for it: `check_device_errors` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_NO_ERROR = 2**63 - 1
+_POSITION_BITS = 48
+
+
+@dataclass(frozen=True)
+class _Rule:
+    operator: str
+    argument: str
+    sentence: str
+
+
+_rules: list[_Rule] = []
+_words: dict[torch.device, torch.Tensor] = {}
+
+
+def new_rule(operator: str, argument: str, sentence: str) -> int:
+    """Registers a rule on the values of ``argument``, such as "must be in [0, 7]".
+
+    Returns the number that a kernel adds to a position to report it.
+    """
+    _rules.append(_Rule(operator, argument, sentence))
+    return (len(_rules) - 1) << _POSITION_BITS
+
+
+def word(device: torch.device) -> torch.Tensor:
+    """The word of ``device`` that kernels report to.
+
+    It has to exist before a graph is captured, as memory that a capture allocates belongs to the graph.
+    """
+    if device not in _words:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("anynpu: call an operator once before capturing a CUDA graph that contains it")
+        _words[device] = torch.full((1,), _NO_ERROR, dtype=torch.int64, device=device)
+    return _words[device]
+
+
+def check_device_errors(device: torch.device | str | int | None = None) -> None:
+    """Waits for the GPUs (or one) and raises the error that a kernel met since the last call, if there was one.
+
+    An operator on CUDA tensors checks shapes and dtypes at once, but not the values of its tensors: that would wait
+    for the GPU. A kernel that meets a wrong value skips it and notes it. With several, the first rule in the order of
+    their registration and the least position are told. The note is then cleared.
+
+    Args:
+        device: the GPU to ask; all that were used by default.
+
+    Raises:
+        ValueError: a value that breaks a rule of an operator.
+
+    >>> import anynpu
+    >>> anynpu.check_device_errors()
+    """
+    for known in list(_words) if device is None else [_as_device(device)]:
+        if known.type == "cuda":
+            torch.cuda.synchronize(known)
+        if known in _words:
+            _check(_words[known])
+
+
+def _as_device(device: torch.device | str | int) -> torch.device:
+    parsed = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    if parsed.type == "cuda" and parsed.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return parsed
+
+
+def _check(note: torch.Tensor) -> None:
+    code = int(note)
+    if code == _NO_ERROR:
+        return
+    note.fill_(_NO_ERROR)
+    rule, position = _rules[code >> _POSITION_BITS], code & (1 << _POSITION_BITS) - 1
+    raise ValueError(
+        f"{rule.operator}: every value of {rule.argument} {rule.sentence}, got another at flat position {position} "
+        f"on {note.device}"
+    )

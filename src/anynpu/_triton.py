@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton kernels share: launching, rounding, unpacking, and reporting errors that only the device sees."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+# Triton's interpreter takes bfloat16 for its bits in a dot, and cuts instead of rounding when it converts to it.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_HALF_TO_EVEN = tl.constexpr(1.5 * 2**23)  # a float32 near it has no bits behind the point
+_NO_ERROR = tl.constexpr(2**63 - 1)
+
+
+def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
+    """Runs ``programs`` programs of ``kernel`` on the device of its first argument; the order of work is torch's."""
+    if programs == 0:
+        return
+    device = args[0].device
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[(programs,)](*args, enable_fp_fusion=True, **meta)
+
+
+def ceil_divide(value: int, by: int) -> int:
+    """``value / by``, rounded up."""
+    return -(-value // by)
+
+
+def power_of_two(value: int, least: int, most: int) -> int:
+    """The least power of two that is not below ``value``, within bounds: the size of a block."""
+    return max(least, min(most, triton.next_power_of_2(value)))
+
+
+@triton.jit
+def tile_of(program, rows, columns, TOGETHER: tl.constexpr = 8):
+    """The (row, column) of a tile: programs that run together share rows and columns, which then stay in the cache."""
+    band = program // (TOGETHER * columns)
+    height = tl.minimum(rows - band * TOGETHER, TOGETHER)
+    within = program % (TOGETHER * columns)
+    return band * TOGETHER + within % height, within // height
+
+
+@triton.jit
+def report(error_ptr, rule: tl.constexpr, wrong, position):
+    """Notes that ``rule`` (of anynpu._device_errors) is broken at the least ``position`` where ``wrong`` holds."""
+    least = tl.min(tl.where(wrong, position.to(tl.int64) + rule, _NO_ERROR), axis=None)
+    tl.atomic_min(error_ptr, least, mask=least != _NO_ERROR, sem="relaxed")
+
+
+@triton.jit
+def dot(a, b, acc):
+    """``acc + a @ b``: exact products, float32 or int32 sums."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """float32 to the dtype of a result, to nearest, half to even; int8 saturates and gives 0 for NaN."""
+    if dtype == tl.int8:
+        value = tl.where(value == value, value, 0.0)
+        value = tl.minimum(tl.maximum(value, -128.0), 127.0)
+        return half_to_even(value).to(tl.int8)
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        up = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (up >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
+def half_to_even(value):
+    """The nearest integer as a float32, for magnitudes below 2**22."""
+    return (value + _HALF_TO_EVEN) - _HALF_TO_EVEN
+
+
+@triton.jit
+def encoded_scale(word):
+    """The float32 in the low half of a 64-bit quantisation parameter."""
+    return (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def encoded_offset(word):
+    """The signed 9-bit integer at bit 37 of a 64-bit quantisation parameter."""
+    offset = ((word >> 37) & 511).to(tl.int32)
+    return tl.where(offset < 256, offset, offset - 512).to(tl.float32)
+
+
+@triton.jit
+def int4_to(bits, dtype: tl.constexpr):
+    """The signed int4 in the lowest bits of an int32, as a float: set behind a power of two whose last place is 1.
+
+    That takes two integer operations and a subtraction; a conversion runs at a fraction of their rate.
+    """
+    if dtype == tl.float16:
+        return ((bits & 15) ^ 0x6408).to(tl.int16).to(tl.float16, bitcast=True) - 1032.0
+    elif dtype == tl.bfloat16:
+        shifted = ((bits & 15) ^ 0x4308).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        return (shifted.to(tl.float32) - 136.0).to(tl.bfloat16) if INTERPRETED else shifted - 136.0
+    else:
+        return (((bits & 15) ^ 8) - 8).to(tl.float32)

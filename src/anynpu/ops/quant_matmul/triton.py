@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA kernel of quant_matmul: exact int32 sums on the tensor cores, the epilogue of the CPU kernels."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from anynpu import _device_errors
+from anynpu._triton import ceil_divide, dot, encoded_offset, encoded_scale, launch, report, rounded, tile_of
+from anynpu.ops.quant_matmul.spec import OP, output_shape
+
+_BIAS = _device_errors.new_rule(OP, "bias", "must be so small that int32 sums cannot overflow")
+
+
+@triton.jit
+def _scaled_exactly(sums, scale):
+    """sums * scale as a float32 from which rounding to 16 bits rounds the product once: its last bit is odd unless
+    the product is exact (a double has 29 bits more than a float)."""
+    bits = (sums.to(tl.float64) * scale.to(tl.float64)).to(tl.int64, bitcast=True)
+    below = bits & ((1 << 29) - 1)
+    odd = (bits - below) | tl.where(below != 0, 1 << 29, 0)
+    return odd.to(tl.float64, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _column_values(ptr, column, N, SINGLE: tl.constexpr):
+    """The parameter of each column; one for all columns where SINGLE."""
+    return tl.load(ptr + (column * 0 if SINGLE else column), mask=column < N, other=0)
+
+
+@triton.jit
+def _store(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr, error_ptr,
+           RULE: tl.constexpr, SCALES: tl.constexpr, OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr,
+           BIAS: tl.constexpr):  # fmt: skip
+    """The epilogue of a tile of exact sums. SCALES, OFFSETS: 0 none, 1 for all columns, 2 one a column."""
+    dtype: tl.constexpr = y.dtype.scalar.element_ty
+    float_bias: tl.constexpr = BIAS and bias_ptr.dtype.element_ty != tl.int32
+    words: tl.constexpr = scale_ptr.dtype.element_ty == tl.int64
+    if BIAS:
+        bias = tl.load(bias_ptr + column, mask=column < N, other=0)
+        if not float_bias:
+            most = 0x7FFFFFFF - K * 16384
+            report(error_ptr, RULE, (bias > most) | (bias < -most), column)
+            sums += bias[None, :]
+    if dtype == tl.int32:
+        tl.store(y, sums, mask=inside)
+    else:
+        stored = _column_values(scale_ptr, column, N, SCALES == 1)
+        scale = encoded_scale(stored) if words else stored.to(tl.float32)
+        if dtype != tl.int8 and not ROW_SCALE and not float_bias:
+            value = _scaled_exactly(sums, scale[None, :])
+        else:
+            value = sums.to(tl.float32) * scale[None, :]
+            if ROW_SCALE:
+                value *= tl.load(row_scale_ptr + row, mask=row < M, other=0.0)[:, None]
+            if float_bias:
+                value += bias.to(tl.float32)[None, :]
+            if OFFSETS > 0:
+                value += _column_values(offset_ptr, column, N, OFFSETS == 1)[None, :]
+            elif words and dtype == tl.int8:
+                value += encoded_offset(stored)[None, :]
+        tl.store(y, rounded(value, dtype), mask=inside)
+
+
+@triton.jit
+def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr, error_ptr, M, N, K, x1_batch, x1_row,
+            x1_k, x2_batch, x2_k, x2_column, bias_batch, RULE: tl.constexpr, SCALES: tl.constexpr,
+            OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
+            BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """One tile of y. WHOLE: K is a multiple of BK."""
+    row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    batch = (tl.program_id(0) // (row_tiles * column_tiles)).to(tl.int64)
+    row_tile, column_tile = tile_of(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
+    row, column, k = row_tile * BM + tl.arange(0, BM), column_tile * BN + tl.arange(0, BN), tl.arange(0, BK)
+    x1 = x1_ptr + batch * x1_batch + row.to(tl.int64)[:, None] * x1_row + k[None, :] * x1_k
+    x2 = x2_ptr + batch * x2_batch + k[:, None] * x2_k + column.to(tl.int64)[None, :] * x2_column
+    x1_inside, x2_inside = (row < M)[:, None], (column < N)[None, :]
+    sums = tl.zeros((BM, BN), tl.int32)
+    for first in range(0, K, BK):
+        in_k = k < K - first
+        a = tl.load(x1, mask=x1_inside if WHOLE else x1_inside & in_k[None, :], other=0)
+        b = tl.load(x2, mask=x2_inside if WHOLE else x2_inside & in_k[:, None], other=0)
+        sums = dot(a, b, sums)
+        x1 += BK * x1_k
+        x2 += BK * x2_k
+    y = y_ptr + (batch * M + row)[:, None] * N + column[None, :]
+    _store(y, x1_inside & x2_inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr,
+           bias_ptr + batch * bias_batch, error_ptr, RULE, SCALES, OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
+
+
+def quant_matmul(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """See ``anynpu.quant_matmul``; a bias that is too large is told by ``anynpu.check_device_errors``."""
+    *batches, m, n = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
+    y = x1.new_empty((*batches, m, n), dtype=output_dtype or torch.int8)
+    if y.numel() == 0:
+        return y
+    k = x1.shape[-1]
+    first = x1.expand(*batches, m, k).reshape(-1, m, k)
+    second = x2.expand(*batches, k, n).reshape(-1, k, n)
+    if scale.dtype == torch.uint64:
+        scale = scale.view(torch.int64)
+    bias_batch = 0
+    if bias is not None:
+        bias_batch = n if bias.dim() == 3 else 0
+        bias = bias.contiguous()
+    parameters = [None if value is None else value.contiguous() for value in (scale, offset, pertoken_scale)]
+    present = [scale if value is None else value for value in (*parameters, bias)]  # what is absent is not read
+    tile = _tile(m, n)
+    launch(
+        _kernel, first.shape[0] * ceil_divide(m, tile["BM"]) * ceil_divide(n, tile["BN"]), first, second, y, *present,
+        _device_errors.word(x1.device), m, n, k, *first.stride(), *second.stride(), bias_batch, RULE=_BIAS,
+        SCALES=min(scale.shape[0], 2), OFFSETS=0 if offset is None else min(offset.shape[0], 2),
+        ROW_SCALE=pertoken_scale is not None, BIAS=bias is not None, WHOLE=k % tile["BK"] == 0, **tile,
+    )  # fmt: skip
+    return y
+
+
+def _tile(m: int, n: int) -> dict[str, int]:
+    """The tile of a program, chosen by reasoning and not yet measured: narrow where few rows leave programs idle."""
+    if m <= 16:
+        return {"BM": 16, "BN": 32, "BK": 128, "num_warps": 4, "num_stages": 4}
+    if m <= 64:
+        return {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4}
+    return {"BM": 128, "BN": 128 if n <= 2048 else 256, "BK": 128, "num_warps": 8, "num_stages": 3}

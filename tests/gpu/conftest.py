@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels over the case tables: on a GPU with `pytest --device cuda`, else by Triton's interpreter.
+
+The interpreter has to be chosen before a kernel is imported: ../test_gpu.py runs this folder in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+
+import anynpu
+from anynpu._register import operators
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_ignore_collect(collection_path, config):
+    wanted = INTERPRETED or config.getoption("device") == "cuda"
+    return True if collection_path.name.startswith("test_") and not wanted else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patch_the_language_once():
+    """The interpreter replaces the functions of triton.language anew whenever one jitted function calls another, which
+    takes most of its time. Doing it once is the same."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+    done = patch(SimpleNamespace(__globals__={"tl": triton.language, "core": triton.language.core}))
+    interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
+    yield
+    interpreter._patch_lang = patch
+    done.restore()
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """Where the tensors of a test live."""
+    if INTERPRETED:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def kernel():
+    """The CUDA kernel of an operator by name: through the dispatcher on a GPU, bare in the interpreter."""
+    return lambda name: operators[name].cuda_kernel if INTERPRETED else operators[name].overload
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_left(device):
+    """An error that a kernel noted and the test did not ask for fails the test."""
+    yield
+    anynpu.check_device_errors()

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moves the rows of the case tables to the device of a test."""
+
+from __future__ import annotations
+
+import case_table
+import torch
+
+
+def valid(operator: str) -> list[case_table.Case]:
+    """The valid calls of a table."""
+    return [case for case in case_table.load(operator) if case.error is None]
+
+
+def on(device: torch.device, args: dict) -> dict:
+    """Copies of the tensors on ``device``, of the same strides."""
+    return {name: _moved(device, value) if isinstance(value, torch.Tensor) else value for name, value in args.items()}
+
+
+def _moved(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return copy.copy_(tensor)
+
+
+def assert_within(result: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None) -> None:
+    """Shape and dtype are the same, and no element is farther off than ``bound`` (None: equal; NaN equals NaN)."""
+    result = result.cpu()
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    right = (result == expected) | ((result != result) & (expected != expected))
+    if bound is not None:
+        right |= (result.double() - expected.double()).abs() <= bound
+    assert right.all(), f"{int((~right).sum())} of {right.numel()} elements are wrong, {result[~right][0]}"

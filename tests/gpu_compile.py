@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the kernels that a call would launch for a GPU that is not there: Triton brings NVIDIA's assembler."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import mangle_type
+
+HOPPER = GPUTarget("cuda", 90, 32)
+MOST_SHARED_BYTES = 227 << 10  # that a block of sm_90 can have
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as machine code."""
+
+    name: str
+    programs: int
+    ptx: str
+    cubin: bytes
+    shared_bytes: int
+    registers: int
+    stack_bytes: int  # what does not fit into registers
+
+
+def compiled_by(monkeypatch, call: Callable[[], object]) -> list[Compiled]:
+    """Runs ``call``, on meta tensors, with every launch replaced by compilation."""
+    found = []
+
+    def launch(kernel, programs, *args, **meta):
+        if programs:
+            found.append(_compile(kernel, programs, args, meta))
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("anynpu.ops.") and name.endswith(".triton") and hasattr(module, "launch"):
+            monkeypatch.setattr(module, "launch", launch)
+    call()
+    return found
+
+
+def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict) -> Compiled:
+    values = dict(zip(kernel.arg_names, args, strict=False)) | meta
+    options = {key: value for key, value in meta.items() if key not in kernel.arg_names} | {"enable_fp_fusion": True}
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):  # as Triton does when it launches
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        else:
+            signature[parameter.name] = mangle_type(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    binary = triton.compile(source, target=HOPPER, options=options)
+    ptx, cubin = binary.asm["ptx"], binary.asm["cubin"]
+    return Compiled(kernel.__name__, programs, ptx, cubin, binary.metadata.shared, *_resources(cubin))
+
+
+def _tool(name: str, option: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([_TOOLS / name, option, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    report = _tool("cuobjdump", "-res-usage", cubin)
+    return int(re.search(r"REG:(\d+)", report)[1]), int(re.search(r"STACK:(\d+)", report)[1])
+
+
+def machine_code(cubin: bytes) -> str:
+    """The instructions, one a line."""
+    return _tool("nvdisasm", "-c", cubin)
