@@ -73,24 +73,16 @@ def test_vendor_names_stay_in_their_places():
             assert not re.search(r"\baclnn|\bnpu_", path.read_text()), path.relative_to(ROOT)
 
 
-def test_kernel_units_define_no_weak_symbols(tmp_path):
+def test_kernel_units_define_no_weak_symbols():
     """A weak (inline) symbol of an AVX-512 unit could be kept by the linker for everybody and crash an older CPU."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None or shutil.which("nm") is None:
-        pytest.skip("needs a C++ compiler and nm")
-    flags = {
-        "portable": [],
-        "avx2": ["-mavx2", "-mbmi2", "-mfma", "-mf16c"],
-        "avx512vnni": "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(),
-    }
-    flags["avx512bf16"] = [*flags["avx512vnni"], "-mavx512bf16"]
-    units = sorted((ROOT / "csrc").rglob("kernel_*.cc"))
-    assert units
-    for unit in units:
-        tier = unit.stem.removeprefix("kernel_")
-        target = tmp_path / f"{unit.parent.name}_{unit.stem}.o"
-        includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'include'}"]
-        subprocess.run([compiler, "-std=c++17", "-O1", *flags[tier], *includes, "-c", unit, "-o", target], check=True)
-        symbols = subprocess.run(["nm", "-C", target], check=True, capture_output=True, text=True).stdout
-        weak = [line for line in symbols.splitlines() if re.search(r" [WVu] ", line)]
-        assert not weak, f"{unit.relative_to(ROOT)} defines weak symbols: {weak}"
+    built = [path for path in (ROOT / "build").glob("*/CMakeFiles/anynpu.dir") if path.is_dir()]
+    if not built or shutil.which("nm") is None:
+        pytest.skip("needs nm and the objects of an editable install under build/")
+    for objects in built:
+        units = [unit.relative_to(ROOT) for unit in (ROOT / "csrc").rglob("kernel_*.cc")]
+        checked = [unit for unit in units if (objects / f"{unit}.o").exists()]
+        assert checked
+        for unit in checked:
+            listing = subprocess.run(["nm", "-C", objects / f"{unit}.o"], check=True, capture_output=True, text=True)
+            weak = [line for line in listing.stdout.splitlines() if re.search(r" [WVu] ", line)]
+            assert not weak, f"{unit} defines weak symbols: {weak}"
