@@ -38,6 +38,58 @@ CALLS = {
         "quant_matmul", (meta(4, 4096, dtype=INT8), meta(14336, 4096, dtype=INT8).t(), meta(14336, dtype=torch.int64)),
         {"bias": meta(14336, dtype=INT32), "output_dtype": HALF}, "mma",
     ),
+    "weight_quant_prepack": ("weight_quant_prepack", (meta(4096, 1792, dtype=INT32),), {}, "st.global"),
+}  # fmt: skip
+
+
+def weight_quant_call(m, weight, dtype=BF16, group_size=128, **options):
+    """A layer of Llama-3-8B, K = 4096 and N = 14336."""
+    scale = meta(32, 14336, dtype=dtype) if group_size else meta(14336, dtype=dtype)
+    return "weight_quant_matmul", (meta(m, 4096, dtype=dtype), weight, scale), {"group_size": group_size, **options}
+
+
+ALONG_N, ALONG_K = meta(4096, 1792, dtype=INT32), meta(14336, 512, dtype=INT32).t()
+BYTES, CELLS = meta(4096, 14336, dtype=INT8), meta(64 + 448 * 1024 * 64, dtype=torch.uint8)
+for m, instruction in ((1, "mma.sync"), (16, "mma.sync"), (512, "wgmma")):
+    CALLS |= {
+        f"weight_quant_matmul, m = {m}": (*weight_quant_call(m, ALONG_N), instruction),
+        f"weight_quant_matmul, m = {m}, along K": (*weight_quant_call(m, ALONG_K, HALF), instruction),
+        f"weight_quant_matmul, m = {m}, offset": (
+            *weight_quant_call(m, ALONG_N, offset=meta(32, 14336, dtype=BF16)), instruction),
+        f"weight_quant_matmul, m = {m}, int8": (
+            *weight_quant_call(m, BYTES, HALF, 0, quant_scale=meta(14336, dtype=FP32)), instruction),
+    }  # fmt: skip
+CALLS |= {
+    "weight_quant_matmul, prepacked": (*weight_quant_call(16, CELLS, n=14336), "mma.sync"),
+    "weight_quant_matmul, float32": (*weight_quant_call(16, ALONG_N, FP32), "fma.rn.f32"),
+    "weight_quant_matmul, float32, many rows": (*weight_quant_call(512, ALONG_N, FP32), "fma.rn.f32"),
+}
+
+
+def rope_call(tokens, x=BF16, **options):
+    """The keys and values of Llama-3-8B: 32 and 8 heads of 128."""
+    cache, scale = meta(256, 128, 8, 128, dtype=INT8), meta(8, 128, dtype=FP32)
+    angle, indices = meta(tokens, 128, dtype=BF16), meta(tokens, dtype=INT32)
+    splits = [4096, 1024, 1024]
+    args = (meta(tokens, 6144, dtype=x), angle, angle, cache, cache, indices, scale, scale, splits)
+    return "rope_kv_cache", args, {"cache_mode": "page", **options}
+
+
+def attention_call(batch, length, rows, **options):
+    cache, scale = meta(batch, rows, 8, 128, dtype=INT8), meta(8, 128, dtype=FP32)
+    args = (meta(batch, length, 32, 128, dtype=BF16), cache, cache, meta(batch, dtype=INT32), scale, scale)
+    return "kv_cache_attention", args, options
+
+
+CALLS |= {
+    "rope_kv_cache": (*rope_call(4096), "div.rn.f32"),
+    "rope_kv_cache of int32": (
+        *rope_call(64, INT32, weight_scale=meta(6144, dtype=FP32), activation_scale=meta(64, dtype=FP32),
+                   bias=meta(6144, dtype=INT32), kv_output=True, cache_mode="contiguous"), "div.rn.f32"),
+    "kv_cache_attention, decode": (*attention_call(8, 1, 8192), "mma.sync"),
+    "kv_cache_attention, prefill": (*attention_call(1, 2048, 2048, offset_v=meta(8, 128, dtype=FP32)), "mma"),
+    "kv_cache_attention, paged": (*attention_call(8, 1, 128, block_table=meta(8, 64, dtype=INT32),
+                                                  starts=meta(8, dtype=INT32)), "mma.sync"),
 }  # fmt: skip
 
 

@@ -106,3 +106,28 @@ def int4_to(bits, dtype: tl.constexpr):
         return (shifted.to(tl.float32) - 136.0).to(tl.bfloat16) if INTERPRETED else shifted - 136.0
     else:
         return (((bits & 15) ^ 8) - 8).to(tl.float32)
+
+
+@triton.jit
+def _upper_half(value):
+    """A float32 cut to the bits that bfloat16 has too; NaN stays NaN."""
+    cut = (value.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return tl.where(value == value, cut, float("nan"))
+
+
+@triton.jit
+def _as_bfloat16(value):
+    """A float32 that is a bfloat16, as one."""
+    return (value.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def dot_float32(a, b, acc):
+    """``acc + a @ b`` for float32 a and bfloat16 b, as exact as float32 products: a is the sum of three bfloat16."""
+    first = _upper_half(a)
+    rest = tl.where(first == a, 0.0, a - first)  # also for infinities
+    second = _upper_half(rest)
+    third = rest - second
+    acc = dot(_as_bfloat16(third), b, acc)
+    acc = dot(_as_bfloat16(second), b, acc)
+    return dot(_as_bfloat16(first), b, acc)

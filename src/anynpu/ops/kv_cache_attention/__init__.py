@@ -17,6 +17,7 @@ _kv_cache_attention = register(
         reference.kv_cache_attention,
         spec.samples,
         reference.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 

@@ -19,6 +19,7 @@ _rope_kv_cache = register(
         reference.rope_kv_cache,
         spec.samples,
         reference.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 

@@ -17,6 +17,7 @@ _matmul = register(
         reference.weight_quant_matmul,
         spec.matmul_samples,
         reference.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 _prepack = register(
@@ -27,6 +28,7 @@ _prepack = register(
         cpu.weight_quant_prepack,
         reference.weight_quant_prepack,
         spec.prepack_samples,
+        cuda=f"{__name__}.triton",
     )
 )
 

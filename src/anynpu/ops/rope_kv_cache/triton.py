@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA kernels of rope_kv_cache: where each token goes in the cache, then everything else in one pass over x."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from anynpu import _device_errors
+from anynpu._triton import ceil_divide, launch, power_of_two, report, rounded
+from anynpu.ops.rope_kv_cache.spec import OP, check
+
+_IN_PLANE = _device_errors.new_rule(OP, "indices", "must be in [0, C2 - S]")
+_IN_CACHE = _device_errors.new_rule(OP, "indices", "must be below C1 * C2")
+_TOKENS, _OTHERS = 16, 256  # whose places a program finds, and that it compares them with at once
+_ELEMENTS = 2048  # of a token that a program rotates
+
+
+@triton.jit
+def _places_kernel(indices_ptr, place_ptr, error_ptr, tokens, length, rows, all_rows,
+                   IN_PLANE: tl.constexpr, IN_CACHE: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
+                   OTHERS: tl.constexpr):  # fmt: skip
+    """For each token its row of the cache seen as [C1 * C2, Nkv, D], or -1 where it is not to be written."""
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = token < tokens
+    if PAGE:
+        place = tl.load(indices_ptr + token, mask=real, other=-1).to(tl.int64)
+        wrong = place >= all_rows
+        report(error_ptr, IN_CACHE, wrong, token)
+        place = tl.where(wrong, -1, place)
+        # Of the tokens with one index the last is written: the others step back.
+        follows = tl.zeros((BLOCK, OTHERS), tl.int32)
+        for first in range(tl.program_id(0) * BLOCK, tokens, OTHERS):
+            other = first + tl.arange(0, OTHERS)
+            index = tl.load(indices_ptr + other, mask=other < tokens, other=-1).to(tl.int64)
+            follows |= ((index[None, :] == place[:, None]) & (other[None, :] > token[:, None])).to(tl.int32)
+        place = tl.where(tl.max(follows, axis=1) > 0, -1, place)
+    else:
+        batch = token // length
+        index = tl.load(indices_ptr + batch, mask=real, other=0)
+        wrong = (index < 0) | (index > rows - length)
+        report(error_ptr, IN_PLANE, wrong & real, batch)
+        place = tl.where(wrong, -1, batch.to(tl.int64) * rows + index + token % length)
+    tl.store(place_ptr + token, place, mask=real)
+
+
+@triton.jit
+def _dequantised(x_token, column, inside, column_stride, weight_scale_ptr, activation_scale, bias_ptr,
+                 DEQUANT: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """float32 of x; an int32 bias is added before scaling, and exactly, a float bias after it."""
+    x = tl.load(x_token + column.to(tl.int64) * column_stride, mask=inside, other=0)
+    if DEQUANT:
+        integer_bias: tl.constexpr = BIAS and bias_ptr.dtype.element_ty == tl.int32
+        if integer_bias:
+            x = x.to(tl.int64) + tl.load(bias_ptr + column, mask=inside, other=0)
+        scale = tl.load(weight_scale_ptr + column, mask=inside, other=0.0) * activation_scale
+        value = x.to(tl.float32) * scale
+        if BIAS and not integer_bias:
+            value += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        return value
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def _write(cache_ptr, place, value, scale_ptr, offset_ptr, parameter, inside, kv_width, OFFSET: tl.constexpr):
+    """The codes of k or v into a row of the cache; ``parameter`` is the place in [Nkv, D]."""
+    code = tl.div_rn(value, tl.load(scale_ptr + parameter, mask=inside, other=1.0))
+    if OFFSET:
+        code += tl.load(offset_ptr + parameter, mask=inside, other=0.0)
+    tl.store(cache_ptr + place * kv_width + parameter, rounded(code, tl.int8), mask=inside)
+
+
+@triton.jit
+def _rotate_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, place_ptr, scale_k_ptr, scale_v_ptr, offset_k_ptr,
+                   offset_v_ptr, weight_scale_ptr, activation_scale_ptr, bias_ptr, q_ptr, k_ptr, v_ptr, length, q_heads,
+                   kv_heads, x_batch, x_row, x_column, cos_batch, cos_row, cos_column, sin_batch, sin_row, sin_column,
+                   OFFSET_K: tl.constexpr, OFFSET_V: tl.constexpr, DEQUANT: tl.constexpr,
+                   ACTIVATION: tl.constexpr, BIAS: tl.constexpr, KV_OUTPUT: tl.constexpr, D: tl.constexpr,
+                   HALF: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
+    """Some HEADS of one token, the two halves of each beside each other."""
+    heads = q_heads + 2 * kv_heads
+    token = (tl.program_id(0) // tl.cdiv(heads, HEADS)).to(tl.int64)
+    batch, row = token // length, token % length
+    head = (tl.program_id(0) % tl.cdiv(heads, HEADS)) * HEADS + tl.arange(0, HEADS)[:, None]
+    element = tl.arange(0, HALF)[None, :]
+    real = (head < heads) & (element < D // 2)
+    is_q, is_k, is_v = real & (head < q_heads), real & (head >= q_heads), real & (head >= q_heads + kv_heads)
+    is_k &= head < q_heads + kv_heads
+    low, high = head * D + element, head * D + D // 2 + element
+    x_token = x_ptr + batch * x_batch + row * x_row
+    activation_scale = 1.0
+    if ACTIVATION:
+        activation_scale = tl.load(activation_scale_ptr + token)
+    t_low = _dequantised(x_token, low, real, x_column, weight_scale_ptr, activation_scale, bias_ptr, DEQUANT, BIAS)
+    t_high = _dequantised(x_token, high, real, x_column, weight_scale_ptr, activation_scale, bias_ptr, DEQUANT, BIAS)
+    in_half = element < D // 2
+    cos, sin = cos_ptr + batch * cos_batch + row * cos_row, sin_ptr + batch * sin_batch + row * sin_row
+    cos_low = tl.load(cos + element * cos_column, mask=in_half, other=0.0).to(tl.float32)
+    cos_high = tl.load(cos + (D // 2 + element) * cos_column, mask=in_half, other=0.0).to(tl.float32)
+    sin_low = tl.load(sin + element * sin_column, mask=in_half, other=0.0).to(tl.float32)
+    sin_high = tl.load(sin + (D // 2 + element) * sin_column, mask=in_half, other=0.0).to(tl.float32)
+    rotated = head < q_heads + kv_heads
+    y_low = tl.where(rotated, t_low * cos_low - t_high * sin_low, t_low)
+    y_high = tl.where(rotated, t_high * cos_high + t_low * sin_high, t_high)
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    q_width, kv_width = q_heads * D, kv_heads * D
+    tl.store(q_ptr + token * q_width + low, rounded(y_low, dtype), mask=is_q)
+    tl.store(q_ptr + token * q_width + high, rounded(y_high, dtype), mask=is_q)
+    if KV_OUTPUT:
+        k, v = k_ptr + token * kv_width - q_width, v_ptr + token * kv_width - q_width - kv_width
+        tl.store(k + low, rounded(y_low, dtype), mask=is_k)
+        tl.store(k + high, rounded(y_high, dtype), mask=is_k)
+        tl.store(v + low, rounded(y_low, dtype), mask=is_v)
+        tl.store(v + high, rounded(y_high, dtype), mask=is_v)
+    place = tl.load(place_ptr + token)
+    if place >= 0:
+        _write(k_cache_ptr, place, y_low, scale_k_ptr, offset_k_ptr, low - q_width, is_k, kv_width, OFFSET_K)
+        _write(k_cache_ptr, place, y_high, scale_k_ptr, offset_k_ptr, high - q_width, is_k, kv_width, OFFSET_K)
+        before = q_width + kv_width
+        _write(v_cache_ptr, place, y_low, scale_v_ptr, offset_v_ptr, low - before, is_v, kv_width, OFFSET_V)
+        _write(v_cache_ptr, place, y_high, scale_v_ptr, offset_v_ptr, high - before, is_v, kv_width, OFFSET_V)
+
+
+def rope_kv_cache(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    indices: torch.Tensor,
+    scale_k: torch.Tensor,
+    scale_v: torch.Tensor,
+    size_splits: Sequence[int],
+    offset_k: torch.Tensor | None = None,
+    offset_v: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    activation_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    kv_output: bool = False,
+    cache_mode: str = "contiguous",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See ``anynpu.rope_kv_cache``; a token with a wrong index is not written, ``check_device_errors`` tells of it."""
+    sizes = check(
+        x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, weight_scale,
+        activation_scale, bias, kv_output, cache_mode,
+    )  # fmt: skip
+    q = cos.new_empty(sizes.q_shape)
+    k, v = (cos.new_empty(sizes.kv_shape if kv_output else (0,)) for _ in "kv")
+    tokens, size = sizes.batch * sizes.length, sizes.head_size
+    place = torch.empty(tokens, dtype=torch.int64, device=x.device)
+    planes, rows = k_cache.shape[:2]
+    launch(_places_kernel, ceil_divide(tokens, _TOKENS), indices.reshape(-1).contiguous(), place,
+           _device_errors.word(x.device), tokens, sizes.length, rows, planes * rows, IN_PLANE=_IN_PLANE,
+           IN_CACHE=_IN_CACHE, PAGE=cache_mode == "page", BLOCK=_TOKENS, OTHERS=_OTHERS)  # fmt: skip
+    angles = [angle.unsqueeze(1) if angle.dim() == 2 else angle.squeeze(2) for angle in (cos, sin)]  # [B, S, D]
+    x_tokens = x.unsqueeze(1) if x.dim() == 2 else x
+    if x.dtype != torch.int32:
+        weight_scale = activation_scale = bias = None  # without effect
+    scales = [scale.reshape(-1).contiguous() for scale in (scale_k, scale_v)]
+    parameters = [None if value is None else value.reshape(-1).contiguous() for value in
+                  (offset_k, offset_v, weight_scale, activation_scale, bias)]  # fmt: skip
+    present = [scales[0] if value is None else value for value in parameters]  # what is absent is not read
+    half = power_of_two(size // 2, 1, 1 << 20)
+    heads = power_of_two(max(1, _ELEMENTS // 2 // half), 1, 64)
+    all_heads = sizes.q_heads + 2 * sizes.kv_heads
+    launch(
+        _rotate_kernel, tokens * ceil_divide(all_heads, heads), x_tokens, *angles, k_cache, v_cache, place, *scales,
+        *present, q, k, v, sizes.length, sizes.q_heads, sizes.kv_heads, *x_tokens.stride(), *angles[0].stride(),
+        *angles[1].stride(), OFFSET_K=offset_k is not None, OFFSET_V=offset_v is not None,
+        DEQUANT=weight_scale is not None, ACTIVATION=activation_scale is not None, BIAS=bias is not None,
+        KV_OUTPUT=kv_output, D=size, HALF=half, HEADS=heads,
+    )  # fmt: skip
+    return q, k, v
