@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import anynpu
+from anynpu import _register
 from anynpu._register import operators
 
 ROOT = Path(__file__).parents[1]
@@ -85,3 +86,9 @@ def test_missing_triton_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "int4_pack: CUDA tensors need Triton, which is not installed: pip install triton\n"
+
+
+def test_tensors_of_two_devices_are_refused():
+    x, smooth = torch.empty(2, 8, device="meta"), torch.ones(8)
+    with pytest.raises(ValueError, match="dynamic_quant: smooth_scales must be on the device of x, meta, got cpu"):
+        _register._on_cuda(operators["dynamic_quant"])(x, smooth)

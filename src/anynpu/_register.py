@@ -74,7 +74,19 @@ def register(operator: Operator) -> RepeatedOperator | torch._ops.OpOverload:
 
 
 def _on_cuda(operator: Operator) -> Callable:
+    names = [argument.name for argument in operator.overload._schema.arguments]
+
     def call(*args: Any, **kwargs: Any) -> Any:
+        _require_one_device(operator.name, {**dict(zip(names, args, strict=False)), **kwargs})
         return operator.cuda_kernel(*args, **kwargs)
 
     return call
+
+
+def _require_one_device(op: str, args: dict[str, Any]) -> None:
+    """A kernel takes addresses, which mean nothing on another device."""
+    devices = {name: value.device for name, value in args.items() if isinstance(value, torch.Tensor)}
+    first, expected = next(iter(devices.items()))
+    for name, device in devices.items():
+        if device != expected:
+            raise ValueError(f"{op}: {name} must be on the device of {first}, {expected}, got {device}")
