@@ -340,6 +340,67 @@ ANYNPU_API int32_t anynpu_grouped_matmul_combine_check(const anynpu_grouped_matm
 ANYNPU_API int32_t anynpu_grouped_matmul_combine(const anynpu_grouped_matmul_combine_args* args, void* workspace,
                                                  size_t workspace_bytes);
 
+/* dequant_swiglu_quant: of each row of x, dequantised, one half is activated and multiplied by the other, then quantised.
+ * x INT32, FLOAT16 or BFLOAT16 [..., 2 H]. INT32 x: (x + integer bias) * weight_scale * activation_scale + float bias with
+ * weight_scale FLOAT32 (G, 2 H), activation_scale FLOAT32 (a value for each row), bias (2 H); else these have no effect.
+ * swiglu_mode 0: a * sigmoid(a) * b, a the right half, or the left one with activate_left. Mode 1: even columns g, odd
+ * ones u, g = min(g, clamp_limit), u within +- clamp_limit, g * sigmoid(glu_alpha * g) * (u + glu_bias). Mode 2: the
+ * halves of mode 0 as g and u of mode 1.
+ * quant_mode 0: y = value / quant_scale + quant_offset, scale 0. Mode 1: value *= quant_scale, scale = max |value| / 127 of
+ * the row, y = value / scale. quant_scale (G, H) or (G), quant_offset likewise.
+ * group_index INT64 (G): consecutive row counts; rows beyond get zeros; absent: one group. y INT8 [..., H], scale FLOAT32 [...]. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor weight_scale;
+  anynpu_tensor activation_scale;
+  anynpu_tensor bias;
+  anynpu_tensor quant_scale;
+  anynpu_tensor quant_offset;
+  anynpu_tensor group_index;
+  anynpu_tensor y;
+  anynpu_tensor scale;
+  int32_t activate_left;
+  int32_t quant_mode;
+  int32_t swiglu_mode;
+  float clamp_limit;
+  float glu_alpha;
+  float glu_bias;
+} anynpu_dequant_swiglu_quant_args;
+ANYNPU_API int32_t anynpu_dequant_swiglu_quant_check(const anynpu_dequant_swiglu_quant_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_dequant_swiglu_quant(const anynpu_dequant_swiglu_quant_args* args, void* workspace,
+                                               size_t workspace_bytes);
+
+/* moe_init_routing: sorts the slots f = n K + j of expert_idx INT32 (N, K), stably, by expert and copies x's rows in that order.
+ * Experts [first_expert, last_expert) are routed, A slots; the other slots come last: above the range by expert, then below.
+ * x (N, H) FLOAT32, FLOAT16, BFLOAT16 or (quant_mode -1) INT8.
+ * drop_pad_mode 0: expanded_x (R, H), R at most N K: row i is x[order[i] / K] for i < A, else 0.
+ * drop_pad_mode 1: expanded_x (expert_num, expert_capacity, H): the first slots of each expert, then zeros.
+ * expanded_row_idx INT32 (N K): row_idx_type 0: at slot f its row in expanded_x or -1; type 1: order.
+ * expert_tokens INT64: type 0 running sums, 1 counts, both (last - first); 2 (expert_num, 2) pairs (expert, count) of the
+ * experts with tokens, then zeros; with drop_pad_mode 1 counts of all tokens, kept or not.
+ * quant_mode -1: copies, scale FLOAT32 (N) or absent travels along; 0: x * scale + offset, both (1); 1: value = x * scale,
+ * scale (last - first, H), (1, H) or absent, max |value| / 127 is the row's expanded_scale. expanded_scale FLOAT32 (rows);
+ * zeros where a row has none. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor expert_idx;
+  anynpu_tensor scale;
+  anynpu_tensor offset;
+  anynpu_tensor expanded_x;
+  anynpu_tensor expanded_row_idx;
+  anynpu_tensor expert_tokens;
+  anynpu_tensor expanded_scale;
+  int64_t expert_num;
+  int64_t first_expert;
+  int64_t last_expert;
+  int32_t drop_pad_mode;
+  int32_t expert_tokens_num_type;
+  int32_t quant_mode;
+  int32_t row_idx_type;
+} anynpu_moe_init_routing_args;
+ANYNPU_API int32_t anynpu_moe_init_routing_check(const anynpu_moe_init_routing_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_moe_init_routing(const anynpu_moe_init_routing_args* args, void* workspace, size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

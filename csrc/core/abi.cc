@@ -26,6 +26,8 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"compressed_matmul_args", sizeof(anynpu_compressed_matmul_args)},
       {"dynamic_quant_args", sizeof(anynpu_dynamic_quant_args)},
       {"grouped_matmul_combine_args", sizeof(anynpu_grouped_matmul_combine_args)},
+      {"dequant_swiglu_quant_args", sizeof(anynpu_dequant_swiglu_quant_args)},
+      {"moe_init_routing_args", sizeof(anynpu_moe_init_routing_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {

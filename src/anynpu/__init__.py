@@ -12,11 +12,16 @@ from anynpu.compat import install
 from anynpu.ops.anti_quant import anti_quant
 from anynpu.ops.cast import cast
 from anynpu.ops.compressed_matmul import compressed_matmul
+from anynpu.ops.dequant_swiglu_quant import dequant_swiglu_quant
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention import kv_cache_attention
+from anynpu.ops.moe_finalize_routing import moe_finalize_routing
+from anynpu.ops.moe_gating_topk import moe_gating_topk
+from anynpu.ops.moe_gating_topk_softmax import moe_gating_topk_softmax
+from anynpu.ops.moe_init_routing import moe_init_routing
 from anynpu.ops.quant_matmul import quant_matmul
 from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
@@ -33,6 +38,7 @@ __all__ = [
     "cast",
     "check_device_errors",
     "compressed_matmul",
+    "dequant_swiglu_quant",
     "dynamic_quant",
     "formats",
     "grouped_matmul_combine",
@@ -43,6 +49,10 @@ __all__ = [
     "kv_cache_attention",
     "load_quantized",
     "make_w4a8_bias",
+    "moe_finalize_routing",
+    "moe_gating_topk",
+    "moe_gating_topk_softmax",
+    "moe_init_routing",
     "nd_to_nz",
     "nn",
     "nz_to_nd",

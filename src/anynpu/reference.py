@@ -4,11 +4,16 @@
 from anynpu.ops.anti_quant.reference import anti_quant
 from anynpu.ops.cast.reference import cast
 from anynpu.ops.compressed_matmul.reference import compressed_matmul
+from anynpu.ops.dequant_swiglu_quant.reference import dequant_swiglu_quant
 from anynpu.ops.dynamic_quant.reference import dynamic_quant
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
 from anynpu.ops.grouped_matmul_combine.reference import grouped_matmul_combine
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention.reference import kv_cache_attention
+from anynpu.ops.moe_finalize_routing.reference import moe_finalize_routing
+from anynpu.ops.moe_gating_topk.reference import moe_gating_topk
+from anynpu.ops.moe_gating_topk_softmax.reference import moe_gating_topk_softmax
+from anynpu.ops.moe_init_routing.reference import moe_init_routing
 from anynpu.ops.quant_matmul.reference import quant_matmul
 from anynpu.ops.quantize.reference import quantize
 from anynpu.ops.rope_kv_cache.reference import rope_kv_cache
@@ -20,11 +25,16 @@ __all__ = [
     "cast",
     "compressed_matmul",
     "decode_quant_param",
+    "dequant_swiglu_quant",
     "dynamic_quant",
     "grouped_matmul_combine",
     "int4_pack",
     "int4_unpack",
     "kv_cache_attention",
+    "moe_finalize_routing",
+    "moe_gating_topk",
+    "moe_gating_topk_softmax",
+    "moe_init_routing",
     "nd_to_nz",
     "nz_to_nd",
     "quant_matmul",

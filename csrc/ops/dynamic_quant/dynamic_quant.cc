@@ -140,7 +140,7 @@ int32_t check_groups(const anynpu_dynamic_quant_args& args, const Shape& shape) 
 class Quantizer {
  public:
   explicit Quantizer(const anynpu_dynamic_quant_args& args)
-      : args_(args), shape_(shape_of(args.x)), kernel_(pick(kKernels)), limit_(args.y.dtype == ANYNPU_INT8 ? 127.0f : 7.0f) {}
+      : args_(args), shape_(shape_of(args.x)), kernel_(dynamic_quant_kernel()), limit_(args.y.dtype == ANYNPU_INT8 ? 127.0f : 7.0f) {}
 
   int32_t run() {
     ANYNPU_TRY(check_groups(args_, shape_));
@@ -270,6 +270,9 @@ class Quantizer {
 };
 
 }  // namespace
+
+const DynamicQuantKernel& dynamic_quant_kernel() { return pick(kKernels); }
+
 }  // namespace anynpu
 
 using anynpu::check_data;

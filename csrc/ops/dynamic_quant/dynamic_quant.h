@@ -19,4 +19,7 @@ struct DynamicQuantKernel {
   void (*quantize)(const float* values, const float* scale, bool by_column, int64_t count, int8_t* codes);
 };
 
+// The kernels of the tier in force.
+const DynamicQuantKernel& dynamic_quant_kernel();
+
 }  // namespace anynpu

@@ -180,7 +180,7 @@ class Channels {
 };
 
 QuantizeFunction choose(const anynpu_quantize_args& args) {
-  const QuantizeKernel& kernel = pick(kKernels);
+  const QuantizeKernel& kernel = quantize_kernel();
   if (!args.div_mode) return args.y.dtype == ANYNPU_INT8 ? kernel.multiply_int8 : kernel.multiply_int4;
   if (args.y.dtype == ANYNPU_INT8) return kernel.divide_int8;
   return args.y.dtype == ANYNPU_UINT8 ? kernel.divide_uint8 : kernel.divide_int32;
@@ -243,6 +243,9 @@ int32_t run(const anynpu_quantize_args& args) {
 }
 
 }  // namespace
+
+const QuantizeKernel& quantize_kernel() { return pick(kKernels); }
+
 }  // namespace anynpu
 
 extern "C" int32_t anynpu_quantize_check(const anynpu_quantize_args* args, size_t* workspace_bytes) {

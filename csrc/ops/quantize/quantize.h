@@ -20,4 +20,7 @@ struct QuantizeKernel {
   QuantizeFunction multiply_int8, multiply_int4;  // int4: two values a byte, `count` even
 };
 
+// The kernels of the tier in force.
+const QuantizeKernel& quantize_kernel();
+
 }  // namespace anynpu

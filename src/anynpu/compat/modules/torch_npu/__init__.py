@@ -24,6 +24,15 @@ from anynpu.compat.operators import (
     npu_trans_quant_param,
     npu_weight_quant_batchmatmul,
 )
+from anynpu.compat.routing_operators import (
+    npu_dequant_swiglu_quant,
+    npu_moe_finalize_routing,
+    npu_moe_gating_top_k,
+    npu_moe_gating_top_k_softmax,
+    npu_moe_gating_top_k_softmax_v2,
+    npu_moe_init_routing_v2,
+    npu_moe_token_unpermute,
+)
 from torch_npu import _install as _install  # before the others
 from torch_npu import contrib, dynamo, npu, testing
 
@@ -47,6 +56,13 @@ __all__ = [
     "npu_dynamic_quant",
     "npu_matmul_compress_dequant",
     "npu_weight_quant_batchmatmul",
+    "npu_dequant_swiglu_quant",
+    "npu_moe_finalize_routing",
+    "npu_moe_gating_top_k",
+    "npu_moe_gating_top_k_softmax",
+    "npu_moe_gating_top_k_softmax_v2",
+    "npu_moe_init_routing_v2",
+    "npu_moe_token_unpermute",
     "testing",
 ]
 __version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// A counting sort of the slots by expert, then rows of x copied or quantised in that order.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "core/parallel.h"
+#include "core/tensor.h"
+#include "gemm/gemm.h"
+#include "ops/dynamic_quant/dynamic_quant.h"
+#include "ops/quantize/quantize.h"
+
+namespace anynpu {
+namespace {
+
+constexpr const char* kOp = "moe_init_routing";
+constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives
+constexpr int64_t kTile = 1024;      // values converted at once
+static_assert(kTile % kQuantizeBlock == 0);
+
+enum TokensType : int32_t { kRunningSums = 0, kCounts = 1, kPairs = 2 };
+enum QuantMode : int32_t { kNone = -1, kStatic = 0, kDynamic = 1 };
+
+long long text(int64_t value) { return static_cast<long long>(value); }
+
+struct Shape {
+  int64_t tokens, width, chosen, experts, rows;
+  int64_t slots() const { return tokens * chosen; }
+};
+
+int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
+  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
+}
+
+int32_t check_dtype(const char* name, const anynpu_tensor& tensor, int32_t dtype) {
+  if (tensor.dtype == dtype) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, dtype_name(dtype), dtype_name(tensor.dtype));
+}
+
+int32_t check_inputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
+  const anynpu_tensor &x = args.x, &ids = args.expert_idx;
+  const bool is_float = x.dtype == ANYNPU_FLOAT32 || x.dtype == ANYNPU_FLOAT16 || x.dtype == ANYNPU_BFLOAT16;
+  if (!is_float && (x.dtype != ANYNPU_INT8 || args.quant_mode != kNone)) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float32, float16, bfloat16 or, with quant_mode -1, int8, got %s", kOp,
+                dtype_name(x.dtype));
+  }
+  ANYNPU_TRY(check_dtype("expert_idx", ids, ANYNPU_INT32));
+  if (x.ndim != 2) return fail(ANYNPU_BAD_SHAPE, "%s: The x should be 2-Dimension, current is %d-Dimension.", kOp, x.ndim);
+  if (ids.ndim != 2) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: The expert_idx should be 2-Dimension, current is %d-Dimension.", kOp, ids.ndim);
+  }
+  if (x.shape[0] != ids.shape[0]) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: the first dim of expert_idx and x should be the same, got %lld and %lld", kOp,
+                text(ids.shape[0]), text(x.shape[0]));
+  }
+  ANYNPU_TRY(check_layout("x", x));
+  ANYNPU_TRY(check_layout("expert_idx", ids));
+  shape->tokens = x.shape[0];
+  shape->width = x.shape[1];
+  shape->chosen = ids.shape[1];
+  if (shape->slots() > INT32_MAX) return fail(ANYNPU_BAD_SHAPE, "%s: expert_idx has too many elements for int32", kOp);
+  return ANYNPU_OK;
+}
+
+int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape) {
+  if (args.drop_pad_mode != 0 && args.drop_pad_mode != 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: drop_pad_mode must be in [0, 1], got %d", kOp, args.drop_pad_mode);
+  }
+  if (args.expert_tokens_num_type < kRunningSums || args.expert_tokens_num_type > kPairs) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: expert_tokens_num_type must be in [0, 1, 2], got %d", kOp, args.expert_tokens_num_type);
+  }
+  if (args.row_idx_type != 0 && args.row_idx_type != 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: row_idx_type must be in [0, 1], got %d", kOp, args.row_idx_type);
+  }
+  if (args.quant_mode < kNone || args.quant_mode > kDynamic) {
+    return fail(ANYNPU_UNSUPPORTED, "%s: quant_mode must be -1, 0 or 1 here, got %d", kOp, args.quant_mode);
+  }
+  const int64_t first = args.first_expert, last = args.last_expert;
+  if (first < 0 || first >= last || last > args.expert_num || args.expert_num > INT32_MAX) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: active_expert_range must increase within [0, expert_num] = [0, %lld], got [%lld, %lld]", kOp,
+                text(args.expert_num), text(first), text(last));
+  }
+  shape->experts = last - first;
+  if (args.drop_pad_mode == 0) return ANYNPU_OK;
+  if (shape->experts != args.expert_num || args.row_idx_type != 0 || args.expert_tokens_num_type == kPairs) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: drop_pad_mode 1 wants all experts, row_idx_type 0 and expert_tokens_num_type 0 or 1", kOp);
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check_scale(const anynpu_moe_init_routing_args& args, const Shape& shape) {
+  const anynpu_tensor &scale = args.scale, &offset = args.offset;
+  if (present(scale)) ANYNPU_TRY(check_dtype("scale", scale, ANYNPU_FLOAT32));
+  if (present(scale)) ANYNPU_TRY(check_layout("scale", scale));
+  if (args.quant_mode == kStatic) {
+    ANYNPU_TRY(check_required(kOp, "scale", scale));
+    ANYNPU_TRY(check_required(kOp, "offset", offset));
+    ANYNPU_TRY(check_dtype("offset", offset, ANYNPU_FLOAT32));
+    ANYNPU_TRY(check_layout("offset", offset));
+    if (scale.ndim != 1 || scale.shape[0] != 1 || offset.ndim != 1 || offset.shape[0] != 1) {
+      return fail(ANYNPU_BAD_SHAPE, "%s: the shape of scale should be 1, and that of offset, got %s and %s", kOp, shape_text(scale),
+                  shape_text(offset));
+    }
+    return ANYNPU_OK;
+  }
+  if (present(offset)) return fail(ANYNPU_BAD_SHAPE, "%s: offset must be absent unless quant_mode is 0", kOp);
+  if (!present(scale)) return ANYNPU_OK;
+  if (args.quant_mode == kNone) {
+    if (scale.ndim == 1 && scale.shape[0] == shape.tokens) return ANYNPU_OK;
+    return fail(ANYNPU_BAD_SHAPE, "%s: the scale shape support only 1D (bs,) = (%lld,) in no quant mode, got %s", kOp,
+                text(shape.tokens), shape_text(scale));
+  }
+  if (scale.ndim == 2 && (scale.shape[0] == shape.experts || scale.shape[0] == 1) && scale.shape[1] == shape.width) {
+    return ANYNPU_OK;
+  }
+  return fail(ANYNPU_BAD_SHAPE, "%s: the first dim of scale must be in [expert_range_length, 1] = [%lld, 1] and the second %lld, got %s",
+              kOp, text(shape.experts), text(shape.width), shape_text(scale));
+}
+
+int32_t check_outputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
+  const anynpu_tensor &y = args.expanded_x, &index = args.expanded_row_idx, &tokens = args.expert_tokens;
+  ANYNPU_TRY(check_dtype("expanded_x", y, args.quant_mode == kNone ? args.x.dtype : ANYNPU_INT8));
+  ANYNPU_TRY(check_dtype("expanded_row_idx", index, ANYNPU_INT32));
+  ANYNPU_TRY(check_dtype("expert_tokens", tokens, ANYNPU_INT64));
+  ANYNPU_TRY(check_dtype("expanded_scale", args.expanded_scale, ANYNPU_FLOAT32));
+  ANYNPU_TRY(check_layout("expanded_x", y));
+  ANYNPU_TRY(check_layout("expanded_row_idx", index));
+  ANYNPU_TRY(check_layout("expert_tokens", tokens));
+  ANYNPU_TRY(check_layout("expanded_scale", args.expanded_scale));
+  const bool padded = args.drop_pad_mode == 1;
+  const bool fits = padded ? y.ndim == 3 && y.shape[0] == args.expert_num && y.shape[2] == shape->width
+                           : y.ndim == 2 && y.shape[0] <= shape->slots() && y.shape[1] == shape->width;
+  if (!fits) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: expanded_x must have shape (R, H) or, padded, (expert_num, C, H), got %s", kOp, shape_text(y));
+  }
+  shape->rows = padded ? y.shape[0] * y.shape[1] : y.shape[0];
+  if (shape->rows > INT32_MAX) return fail(ANYNPU_BAD_SHAPE, "%s: expanded_x has too many rows for int32", kOp);
+  if (index.ndim != 1 || index.shape[0] != shape->slots()) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: expanded_row_idx must have shape (N K,), got %s", kOp, shape_text(index));
+  }
+  const bool counted = args.expert_tokens_num_type == kPairs
+                           ? tokens.ndim == 2 && tokens.shape[0] == args.expert_num && tokens.shape[1] == 2
+                           : tokens.ndim == 1 && tokens.shape[0] == shape->experts;
+  if (!counted) return fail(ANYNPU_BAD_SHAPE, "%s: expert_tokens has a wrong shape, %s", kOp, shape_text(tokens));
+  if (args.expanded_scale.ndim != 1 || args.expanded_scale.shape[0] != shape->rows) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: expanded_scale must have a value for each row of expanded_x, got %s", kOp,
+                shape_text(args.expanded_scale));
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check(const anynpu_moe_init_routing_args& args, Shape* shape) {
+  ANYNPU_TRY(check_required(kOp, "x", args.x));
+  ANYNPU_TRY(check_required(kOp, "expert_idx", args.expert_idx));
+  ANYNPU_TRY(check_tensor(kOp, "scale", args.scale));
+  ANYNPU_TRY(check_tensor(kOp, "offset", args.offset));
+  ANYNPU_TRY(check_required(kOp, "expanded_x", args.expanded_x));
+  ANYNPU_TRY(check_required(kOp, "expanded_row_idx", args.expanded_row_idx));
+  ANYNPU_TRY(check_required(kOp, "expert_tokens", args.expert_tokens));
+  ANYNPU_TRY(check_required(kOp, "expanded_scale", args.expanded_scale));
+  ANYNPU_TRY(check_attributes(args, shape));
+  ANYNPU_TRY(check_inputs(args, shape));
+  ANYNPU_TRY(check_scale(args, *shape));
+  return check_outputs(args, shape);
+}
+
+template <typename T>
+using Buffer = std::unique_ptr<T[]>;
+
+class Routing {
+ public:
+  Routing(const anynpu_moe_init_routing_args& args, const Shape& shape)
+      : args_(args), shape_(shape), ids_(static_cast<const int32_t*>(args.expert_idx.data)) {}
+
+  int32_t run() {
+    ends_.reset(new (std::nothrow) int64_t[shape_.experts + 1]());
+    order_.reset(new (std::nothrow) int32_t[shape_.slots()]);
+    sources_.reset(new (std::nothrow) int32_t[shape_.rows]);
+    if (!ends_ || !order_ || !sources_) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
+    count();
+    write_tokens();
+    sort();
+    args_.drop_pad_mode == 1 ? place_padded() : place();
+    copy_rows();
+    return ANYNPU_OK;
+  }
+
+ private:
+  bool routed(int32_t id) const { return id >= args_.first_expert && id < args_.last_expert; }
+
+  // ends_[e]: where the slots of expert first + e begin; after sort(), where they end.
+  void count() {
+    for (int64_t f = 0; f < shape_.slots(); ++f) {
+      if (routed(ids_[f])) ++ends_[ids_[f] - args_.first_expert + 1];
+    }
+    for (int64_t e = 0; e < shape_.experts; ++e) ends_[e + 1] += ends_[e];
+    routed_ = ends_[shape_.experts];
+  }
+
+  void write_tokens() const {
+    auto* tokens = static_cast<int64_t*>(args_.expert_tokens.data);
+    const bool sums = args_.expert_tokens_num_type == kRunningSums && args_.drop_pad_mode == 0;
+    if (args_.expert_tokens_num_type == kPairs) std::fill_n(tokens, 2 * args_.expert_num, int64_t{0});
+    for (int64_t e = 0; e < shape_.experts; ++e) {
+      const int64_t own = ends_[e + 1] - ends_[e];
+      if (args_.expert_tokens_num_type != kPairs) {
+        tokens[e] = sums ? ends_[e + 1] : own;
+      } else if (own > 0) {
+        *tokens++ = args_.first_expert + e;
+        *tokens++ = own;
+      }
+    }
+  }
+
+  void sort() {
+    int32_t* rest = order_.get() + routed_;
+    for (int32_t f = 0; f < shape_.slots(); ++f) {
+      if (routed(ids_[f])) {
+        order_[ends_[ids_[f] - args_.first_expert]++] = f;
+      } else {
+        *rest++ = f;
+      }
+    }
+    if (args_.row_idx_type == 0) return;
+    const auto key = [this](int32_t f) { return ids_[f] < args_.first_expert ? INT32_MAX : ids_[f]; };
+    // A slot is its own tie break, so that no stable sort, which may allocate, is needed.
+    std::sort(order_.get() + routed_, rest, [&](int32_t a, int32_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
+  }
+
+  void place() {
+    auto* index = static_cast<int32_t*>(args_.expanded_row_idx.data);
+    if (args_.row_idx_type == 1) {
+      std::copy_n(order_.get(), shape_.slots(), index);
+    } else {
+      std::fill_n(index, shape_.slots(), -1);
+      for (int64_t i = 0; i < routed_; ++i) index[order_[i]] = static_cast<int32_t>(i);
+    }
+    for (int64_t row = 0; row < shape_.rows; ++row) sources_[row] = row < routed_ ? order_[row] : -1;
+  }
+
+  void place_padded() {
+    auto* index = static_cast<int32_t*>(args_.expanded_row_idx.data);
+    const int64_t capacity = args_.expanded_x.shape[1];
+    std::fill_n(index, shape_.slots(), -1);
+    std::fill_n(sources_.get(), shape_.rows, -1);
+    for (int64_t e = 0, at = 0; e < shape_.experts; at = ends_[e++]) {
+      for (int64_t place = 0; place < std::min(capacity, ends_[e] - at); ++place) {
+        const int64_t row = e * capacity + place;
+        sources_[row] = order_[at + place];
+        index[order_[at + place]] = static_cast<int32_t>(row);
+      }
+    }
+  }
+
+  void copy_rows() const {
+    parallel_for(shape_.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.width)), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) copy_row(row);
+    });
+  }
+
+  void copy_row(int64_t row) const {
+    const int64_t x_bytes = shape_.width * dtype_bits(args_.x.dtype) / 8;
+    const int64_t y_bytes = shape_.width * dtype_bits(args_.expanded_x.dtype) / 8;
+    auto* y = static_cast<uint8_t*>(args_.expanded_x.data) + row * y_bytes;
+    float& row_scale = static_cast<float*>(args_.expanded_scale.data)[row];
+    row_scale = 0.0f;
+    const int32_t slot = sources_[row];
+    if (slot < 0) {
+      std::memset(y, 0, static_cast<size_t>(y_bytes));
+      return;
+    }
+    const int64_t token = slot / shape_.chosen;
+    const auto* x = static_cast<const uint8_t*>(args_.x.data) + token * x_bytes;
+    if (args_.quant_mode == kNone) {
+      std::memcpy(y, x, static_cast<size_t>(y_bytes));
+      if (present(args_.scale)) row_scale = static_cast<const float*>(args_.scale.data)[token];
+    } else if (args_.quant_mode == kStatic) {
+      quantize(x, reinterpret_cast<int8_t*>(y));
+    } else {
+      row_scale = quantize_dynamically(x, smooth_scales(ids_[slot]), reinterpret_cast<int8_t*>(y));
+    }
+  }
+
+  void quantize(const uint8_t* x, int8_t* y) const {
+    float values[kTile], scales[kTile];
+    double offsets[kTile];
+    std::fill_n(scales, kTile, *static_cast<const float*>(args_.scale.data));
+    std::fill_n(offsets, kTile, double{*static_cast<const float*>(args_.offset.data)});
+    for (int64_t at = 0; at < shape_.width; at += kTile) {
+      const int64_t count = std::min(kTile, shape_.width - at);
+      std::fill(values + count, values + (count + kQuantizeBlock - 1) / kQuantizeBlock * kQuantizeBlock, 0.0f);
+      load(x, nullptr, at, count, values);
+      quantize_kernel().multiply_int8(values, scales, offsets, count, y + at);
+    }
+  }
+
+  const float* smooth_scales(int32_t id) const {
+    if (!present(args_.scale)) return nullptr;
+    const int64_t row = args_.scale.shape[0] == 1 ? 0 : id - args_.first_expert;
+    return static_cast<const float*>(args_.scale.data) + row * shape_.width;
+  }
+
+  float quantize_dynamically(const uint8_t* x, const float* smooth, int8_t* y) const {
+    const DynamicQuantKernel& kernel = dynamic_quant_kernel();
+    float values[kTile], most = 0.0f;
+    for (int64_t at = 0; at < shape_.width; at += kTile) {
+      const int64_t count = std::min(kTile, shape_.width - at);
+      load(x, smooth, at, count, values);
+      most = std::max(most, kernel.largest(values, count));
+    }
+    const float scale = most / 127.0f;
+    for (int64_t at = 0; at < shape_.width; at += kTile) {
+      const int64_t count = std::min(kTile, shape_.width - at);
+      load(x, smooth, at, count, values);
+      kernel.quantize(values, &scale, false, count, y + at);
+    }
+    return scale;
+  }
+
+  void load(const uint8_t* x, const float* smooth, int64_t at, int64_t count, float* to) const {
+    gemm_kernel().load_floats(x + at * dtype_bits(args_.x.dtype) / 8, args_.x.dtype, 1, count, to);
+    if (smooth != nullptr) dynamic_quant_kernel().multiply(to, smooth + at, count);
+  }
+
+  const anynpu_moe_init_routing_args& args_;
+  const Shape& shape_;
+  const int32_t* ids_;
+  int64_t routed_ = 0;  // slots of experts in the range
+  Buffer<int64_t> ends_;
+  Buffer<int32_t> order_;
+  Buffer<int32_t> sources_;  // the slot whose token each row of expanded_x holds, or -1
+};
+
+}  // namespace
+}  // namespace anynpu
+
+using anynpu::check_data;
+using anynpu::fail;
+
+extern "C" int32_t anynpu_moe_init_routing_check(const anynpu_moe_init_routing_args* args, size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "moe_init_routing: null argument");
+  *workspace_bytes = 0;
+  anynpu::Shape shape;
+  return anynpu::check(*args, &shape);
+}
+
+extern "C" int32_t anynpu_moe_init_routing(const anynpu_moe_init_routing_args* args, void*, size_t) {
+  if (args == nullptr) return fail(ANYNPU_NULL_ARG, "moe_init_routing: null argument");
+  anynpu::Shape shape;
+  ANYNPU_TRY(anynpu::check(*args, &shape));
+  ANYNPU_TRY(check_data("moe_init_routing", "x", args->x));
+  ANYNPU_TRY(check_data("moe_init_routing", "expert_idx", args->expert_idx));
+  ANYNPU_TRY(check_data("moe_init_routing", "scale", args->scale));
+  ANYNPU_TRY(check_data("moe_init_routing", "offset", args->offset));
+  ANYNPU_TRY(check_data("moe_init_routing", "expanded_x", args->expanded_x));
+  ANYNPU_TRY(check_data("moe_init_routing", "expanded_row_idx", args->expanded_row_idx));
+  ANYNPU_TRY(check_data("moe_init_routing", "expert_tokens", args->expert_tokens));
+  ANYNPU_TRY(check_data("moe_init_routing", "expanded_scale", args->expanded_scale));
+  return anynpu::Routing(*args, shape).run();
+}

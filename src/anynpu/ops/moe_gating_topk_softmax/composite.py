@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""moe_gating_topk_softmax out of torch operators: a few hundred logits a token, far from what bounds a layer."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu.ops.moe_gating_topk_softmax.spec import column_major, output_shapes
+
+
+def moe_gating_topk_softmax(
+    x: torch.Tensor,
+    finished: torch.Tensor | None = None,
+    k: int = 1,
+    renorm: int = 0,
+    output_softmax: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See ``anynpu.moe_gating_topk_softmax``."""
+    shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)
+    logits = x.float()
+    softmax = logits.softmax(-1)
+    # float16 probabilities are rounded before they are ordered, which makes ties.
+    scores = logits if renorm else softmax.half() if x.dtype == torch.float16 else softmax
+    values, order = scores.sort(dim=-1, descending=True, stable=True)
+    y, index = values[..., :k], order[..., :k].int()
+    if renorm:
+        y = y.softmax(-1)
+    if finished is not None:
+        index = index.masked_fill(finished.unsqueeze(-1), x.shape[-1])
+    whole = softmax if len(softmax_shape) > 1 else softmax.new_empty(0)
+    return y.to(x.dtype).contiguous(), index.contiguous(), column_major(shape, x.device), whole

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import builtins
+
+import case_table
+import pytest
+import torch
+
+import anynpu
+from anynpu.ops.moe_finalize_routing.reference import error_bound
+
+CASES = case_table.load("moe_finalize_routing")
+VALID = [case for case in CASES if case.error is None]
+INVALID = [case for case in CASES if case.error is not None]
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count):
+    expected = anynpu.reference.moe_finalize_routing(**case.args)
+    bound = error_bound(**case.args)
+    first, *others = each_thread_count(lambda: anynpu.moe_finalize_routing(**case.args))
+    assert all(torch.equal(first, other) for other in others)
+    assert (first.dtype, first.shape) == (expected.dtype, expected.shape)
+    assert ((first.double() - expected.double()).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("function", [anynpu.moe_finalize_routing, anynpu.reference.moe_finalize_routing],
+                         ids=["cpu", "reference"])  # fmt: skip
+@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+def test_invalid_call_raises(case, function):
+    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
+        function(**case.args)
+
+
+def test_undoes_init_routing():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(11, 8, generator=generator)
+    experts = torch.stack([torch.randperm(5, generator=generator)[:2] for _ in range(11)]).int()
+    weights = torch.rand(11, 2, generator=generator)
+    rows, index, _, _ = anynpu.moe_init_routing(x, experts, expert_num=5)
+    y = anynpu.moe_finalize_routing(rows, None, None, None, weights, index, drop_pad_mode=2)
+    torch.testing.assert_close(y, x * weights.sum(1, keepdim=True))

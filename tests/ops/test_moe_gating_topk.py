@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import builtins
+
+import case_table
+import pytest
+import torch
+
+import anynpu
+from anynpu.ops.moe_gating_topk.reference import error_bound
+
+CASES = case_table.load("moe_gating_topk")
+VALID = [case for case in CASES if case.error is None]
+INVALID = [case for case in CASES if case.error is not None]
+
+
+def _positional(x, k, bias=None, input_ids=None, tid2eid=None, k_group=1, group_count=1, group_select_mode=0, renorm=0,
+                norm_type=0, routed_scaling_factor=1.0):  # fmt: skip
+    return (x, k, bias, input_ids, tid2eid, k_group, group_count, group_select_mode, renorm, norm_type,
+            routed_scaling_factor)  # fmt: skip
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count):
+    expected = anynpu.reference.moe_gating_topk(**case.args)
+    bounds = error_bound(*_positional(**case.args))
+    for results in each_thread_count(lambda: anynpu.moe_gating_topk(**case.args)):
+        for result, want, bound in zip(results, expected, bounds, strict=True):
+            assert (result.dtype, result.shape) == (want.dtype, want.shape)
+            assert ((result.double() - want.double()).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("function", [anynpu.moe_gating_topk, anynpu.reference.moe_gating_topk],
+                         ids=["cpu", "reference"])  # fmt: skip
+@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+def test_invalid_call_raises(case, function):
+    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
+        function(**case.args)
+
+
+def test_the_bias_decides_and_does_not_weigh():
+    x = torch.zeros(1, 4)
+    y, experts, scores = anynpu.moe_gating_topk(x, 2, bias=torch.tensor([0.0, 5.0, 0.0, 9.0]), norm_type=1)
+    assert experts.tolist() == [[3, 1]]
+    assert y.tolist() == [[0.5, 0.5]]
+    assert scores.tolist() == [[0.5] * 4]
