@@ -205,6 +205,19 @@ class Call:
 
         return run
 
+    def plan_of_contiguous(
+        self,
+        inputs: Sequence[torch.Tensor | None],
+        outputs: Sequence[tuple[Sequence[int], torch.dtype] | None],
+        scalars: tuple[int | float, ...] = (),
+    ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
+        """As :meth:`plan`, for a function that wants contiguous inputs: others are copied at each call."""
+        dense = [None if tensor is None else tensor.contiguous() for tensor in inputs]
+        run = self.plan(dense, outputs, scalars)
+        if all(a is b for a, b in zip(dense, inputs, strict=True)):
+            return run
+        return lambda *present: run(*[tensor.contiguous() for tensor in present])
+
     def run(self, arguments: bytes) -> None:
         """Runs on a struct that the caller has put together."""
         status = self._function(arguments, None, 0)

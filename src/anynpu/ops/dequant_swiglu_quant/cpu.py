@@ -6,12 +6,13 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.dequant_swiglu_quant.spec import output_shapes
 
 _call = _native.Call("dequant_swiglu_quant", tensors=9, scalars="3i3f")
 
 
-def dequant_swiglu_quant(
+def _plan(
     x: torch.Tensor,
     weight_scale: torch.Tensor | None = None,
     activation_scale: torch.Tensor | None = None,
@@ -25,12 +26,11 @@ def dequant_swiglu_quant(
     clamp_limit: float = 7.0,
     glu_alpha: float = 1.702,
     glu_bias: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See ``anynpu.dequant_swiglu_quant``."""
+) -> Plan:
     tensors = (x, weight_scale, activation_scale, bias, quant_scale, quant_offset, group_index)
     scalars = (activate_left, quant_mode, swiglu_mode, clamp_limit, glu_alpha, glu_bias)
     shape, scale_shape = output_shapes(*tensors, *scalars)
-    y = torch.empty(shape, dtype=torch.int8)
-    scale = torch.empty(scale_shape, dtype=torch.float32)
-    _call(*[None if tensor is None else tensor.contiguous() for tensor in tensors], y, scale, scalars=scalars)
-    return y, scale
+    return _call.plan_of_contiguous(tensors, [(shape, torch.int8), (scale_shape, torch.float32)], scalars)
+
+
+dequant_swiglu_quant = PlannedKernel(_plan)
