@@ -94,6 +94,37 @@ def encoded_offset(word):
 
 
 @triton.jit
+def tile(ptr, first_row, first_column, rows, columns, row_stride, column_stride, ROWS_INSIDE: tl.constexpr,
+         COLUMNS_INSIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Elements [R, C] of a matrix; 0 beyond its edges, which are not looked at where everything is INSIDE."""
+    row, column = tl.arange(0, R), tl.arange(0, C)
+    wide = tl.zeros((), tl.int64)  # the whole matrix may have more than 2**31 elements, a tile has not
+    first = ptr + (wide + first_row) * row_stride + (wide + first_column) * column_stride
+    inside = (row < R)[:, None] & (column < C)[None, :]
+    if not ROWS_INSIDE:
+        inside &= (first_row + row < rows)[:, None]
+    if not COLUMNS_INSIDE:
+        inside &= (first_column + column < columns)[None, :]
+    return tl.load(first + row[:, None] * row_stride + column[None, :] * column_stride, mask=inside, other=0)
+
+
+@triton.jit
+def nibbles(words, first_k, first_column, K, N, k_stride, column_stride, ALONG_K: tl.constexpr, WHOLE: tl.constexpr,
+            BK: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """int4 [BK, BN] in the low bits of int32, out of words of eight along K or along N, whose strides these are.
+
+    k and columns begin at multiples of eight. WHOLE: no k is beyond K.
+    """
+    shift = 4 * tl.arange(0, 8)
+    if ALONG_K:
+        word = tile(words, first_k // 8, first_column, K // 8, N, k_stride, column_stride, WHOLE, False, BK // 8, BN)
+        return tl.reshape(word[:, None, :] >> shift[None, :, None], (BK, BN))
+    else:
+        word = tile(words, first_k, first_column // 8, K, N // 8, k_stride, column_stride, WHOLE, False, BK, BN // 8)
+        return tl.reshape(word[:, :, None] >> shift[None, None, :], (BK, BN))
+
+
+@triton.jit
 def int4_to(bits, dtype: tl.constexpr):
     """The signed int4 in the lowest bits of an int32, as a float: set behind a power of two whose last place is 1.
 

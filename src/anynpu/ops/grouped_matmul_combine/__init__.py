@@ -20,6 +20,7 @@ _op = register(
         reference.grouped_matmul_combine,
         spec.samples,
         reference.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 

@@ -24,8 +24,10 @@ from anynpu._triton import (
     half_to_even,
     int4_to,
     launch,
+    nibbles,
     report,
     rounded,
+    tile,
     tile_of,
 )
 from anynpu.ops.weight_quant_matmul import spec
@@ -39,20 +41,6 @@ _SUM_BLOCK = 1024  # elements of y that a program adds the parts of
 
 # How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32.
 INT8, WORDS_N, WORDS_K, CELLS4, CELLS8 = (tl.constexpr(number) for number in range(5))
-
-
-@triton.jit
-def _tile(ptr, first_row, first_column, rows, columns, row_stride, column_stride, ROWS_INSIDE: tl.constexpr,
-          COLUMNS_INSIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Elements [R, C] of a matrix; 0 beyond its edges, which are not looked at where everything is INSIDE."""
-    row, column = tl.arange(0, R), tl.arange(0, C)
-    first = ptr + first_row.to(tl.int64) * row_stride + first_column.to(tl.int64) * column_stride
-    inside = (row < R)[:, None] & (column < C)[None, :]
-    if not ROWS_INSIDE:
-        inside &= (first_row + row < rows)[:, None]
-    if not COLUMNS_INSIDE:
-        inside &= (first_column + column < columns)[None, :]
-    return tl.load(first + row[:, None] * row_stride + column[None, :] * column_stride, mask=inside, other=0)
 
 
 @triton.jit
@@ -72,19 +60,20 @@ def _cells(blob, first_k, first_column, K, N, BITS: tl.constexpr, BK: tl.constex
 def _weight_tile(weight, first_k, first_column, K, N, k_stride, column_stride, STORED: tl.constexpr,
                  WHOLE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
     """Integers [BK, BN] as dtype; the strides are those of the stored elements."""
-    eight = 4 * tl.arange(0, 8)
     if STORED == WORDS_N:
-        words = _tile(weight, first_k, first_column // 8, K, N // 8, k_stride, column_stride, WHOLE, False, BK, BN // 8)
-        return int4_to(tl.reshape(words[:, :, None] >> eight[None, None, :], (BK, BN)), dtype)
+        return int4_to(
+            nibbles(weight, first_k, first_column, K, N, k_stride, column_stride, False, WHOLE, BK, BN), dtype
+        )
     elif STORED == WORDS_K:
-        words = _tile(weight, first_k // 8, first_column, K // 8, N, k_stride, column_stride, WHOLE, False, BK // 8, BN)
-        return int4_to(tl.reshape(words[:, None, :] >> eight[None, :, None], (BK, BN)), dtype)
+        return int4_to(
+            nibbles(weight, first_k, first_column, K, N, k_stride, column_stride, True, WHOLE, BK, BN), dtype
+        )
     elif STORED == CELLS4:
         return int4_to(_cells(weight, first_k, first_column, K, N, 4, BK, BN), dtype)
     elif STORED == CELLS8:
         return _cells(weight, first_k, first_column, K, N, 8, BK, BN).to(tl.float32).to(dtype)
     else:
-        bytes = _tile(weight, first_k, first_column, K, N, k_stride, column_stride, WHOLE, False, BK, BN)
+        bytes = tile(weight, first_k, first_column, K, N, k_stride, column_stride, WHOLE, False, BK, BN)
         return bytes.to(tl.float32).to(dtype)
 
 
@@ -140,9 +129,9 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
                    BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """One tile of y, or with several PARTS its sums over a part of K. BK divides part_k, group_size and (WHOLE) K."""
     row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    tile, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
-    batch = (tile // (row_tiles * column_tiles)).to(tl.int64)
-    row_tile, column_tile = tile_of(tile % (row_tiles * column_tiles), row_tiles, column_tiles)
+    number, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    batch = (number // (row_tiles * column_tiles)).to(tl.int64)
+    row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
     first_row, first_column = row_tile * BM, column_tile * BN
     row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
     x, weight = x_ptr + batch * x_batch, weight_ptr + batch * weight_batch
@@ -151,7 +140,7 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
     sums, row_sums = tl.zeros((BM, BN), tl.float32), tl.zeros((BM,), tl.float32)
     for step in range(0, tl.cdiv(tl.minimum(part_k, K - part * part_k), BK)):
         first_k = part * part_k + step * BK
-        a = _tile(x, first_row, first_k, M, K, x_row, x_k, False, WHOLE, BM, BK)
+        a = tile(x, first_row, first_k, M, K, x_row, x_k, False, WHOLE, BM, BK)
         b = _weight_tile(weight, first_k, first_column, K, N, weight_k, weight_column, STORED, WHOLE, BK, BN, a.dtype)
         if OFFSET:
             step_row_sums = tl.sum(a.to(tl.float32), axis=1)
@@ -254,11 +243,11 @@ def weight_quant_matmul(
     if not spec.is_prepacked(weight):
         weight = weight.reshape(-1, *weight.shape[-2:])
         weight_strides = weight.stride()
-    tile = dict(_configuration(m, x.dtype, stored))
+    block = dict(_configuration(m, x.dtype, stored))
     if group_size:
-        tile["BK"] = min(tile["BK"], group_size & -group_size)
-    tiles = batch * ceil_divide(m, tile["BM"]) * ceil_divide(n, tile["BN"])
-    parts, part_k = _parts(k, tile["BK"], tiles, tile.pop("programs"))
+        block["BK"] = min(block["BK"], group_size & -group_size)
+    tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
+    parts, part_k = _parts(k, block["BK"], tiles, block.pop("programs"))
     sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
     ending = {"BIAS": bias is not None, "QUANT": quant_scale is not None, "QUANT_OFFSET": quant_offset is not None}
     # What is absent is not read.
@@ -268,8 +257,8 @@ def weight_quant_matmul(
     launch(
         _matmul_kernel, tiles * parts, rows, weight, scale, scale if offset is None else offset, *ending_tensors, y,
         sums, error, m, n, k, y.numel(), group_size, part_k, *rows.stride(), *weight_strides, *_strides(scale),
-        *_strides(offset), *ending_strides, RULE=_HEADER, STORED=stored, WHOLE=k % tile["BK"] == 0,
-        GROUPS=group_size > 0, OFFSET=offset is not None, PARTS=parts, **ending, **tile,
+        *_strides(offset), *ending_strides, RULE=_HEADER, STORED=stored, WHOLE=k % block["BK"] == 0,
+        GROUPS=group_size > 0, OFFSET=offset is not None, PARTS=parts, **ending, **block,
     )  # fmt: skip
     if parts > 1:
         launch(_add_parts_kernel, ceil_divide(y.numel(), _SUM_BLOCK), sums, *ending_tensors, y, y.numel(), n,
