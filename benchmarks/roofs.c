@@ -85,6 +85,25 @@ static void dot_int8(int index, int threads, long iterations) {
 #undef STEP
 #undef KEEP
 }
+#elif defined(__AVX2__)
+/* Exact for all int8, which vpmaddubsw is not. */
+static void dot_int8(int index, int threads, long iterations) {
+  (void)threads;
+  __m256i a = _mm256_set1_epi32(0x00010002 + index), b = _mm256_set1_epi32(0x00010001);
+#define START(j) __m256i sum##j = _mm256_set1_epi32(j);
+#define STEP(j) \
+  asm("" : "+x"(a)); \
+  sum##j = _mm256_add_epi32(sum##j, _mm256_madd_epi16(a, b));
+#define KEEP(j) sink += (uint64_t)_mm256_extract_epi32(sum##j, 0);
+  EACH(START)
+  for (long i = 0; i < iterations; ++i) {
+    EACH(STEP)
+  }
+  EACH(KEEP)
+#undef START
+#undef STEP
+#undef KEEP
+}
 #endif
 
 #if defined(__AVX512BF16__)
@@ -180,10 +199,12 @@ double anynpu_roof_fp32(int threads, long iterations) {
   return rate(multiply_add, threads, iterations, 2.0 * VECTOR_BYTES / 4);
 }
 
-/* Gop/s of vpdpbusd. */
+/* Gop/s of exact int8 products: vpdpbusd, or in AVX2 vpmaddwd and an addition. */
 double anynpu_roof_int8(int threads, long iterations) {
 #if defined(__AVX512VNNI__)
   return rate(dot_int8, threads, iterations, 2.0 * 64);
+#elif defined(__AVX2__)
+  return rate(dot_int8, threads, iterations, 2.0 * 16);
 #else
   (void)threads, (void)iterations;
   return 0;

@@ -58,13 +58,13 @@ double read_roof(int64_t bytes) {
 }
 
 // One instruction on twelve accumulators, to keep both ports busy through its latency.
-#define TWELVE(text)                                                                                            \
-  text " %%zmm12, %%zmm12, %%zmm0\n" text " %%zmm12, %%zmm12, %%zmm1\n" text " %%zmm12, %%zmm12, %%zmm2\n" text \
-       " %%zmm12, %%zmm12, %%zmm3\n" text " %%zmm12, %%zmm12, %%zmm4\n" text " %%zmm12, %%zmm12, %%zmm5\n" text \
-       " %%zmm12, %%zmm12, %%zmm6\n" text " %%zmm12, %%zmm12, %%zmm7\n" text " %%zmm12, %%zmm12, %%zmm8\n" text \
-       " %%zmm12, %%zmm12, %%zmm9\n" text " %%zmm12, %%zmm12, %%zmm10\n" text " %%zmm12, %%zmm12, %%zmm11\n"
+#define EACH_OF_TWELVE(DO) DO("0") DO("1") DO("2") DO("3") DO("4") DO("5") DO("6") DO("7") DO("8") DO("9") DO("10") DO("11")
 #define CLOBBERS \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
+#define DOT_512(i) "vpdpbusd %%zmm12, %%zmm12, %%zmm" i "\n"
+#define FMA_512(i) "vfmadd231ps %%zmm12, %%zmm12, %%zmm" i "\n"
+#define DOT_256(i) "vpmaddwd %%ymm12, %%ymm12, %%ymm13\n vpaddd %%ymm13, %%ymm" i ", %%ymm" i "\n"
+#define FMA_256(i) "vfmadd231ps %%ymm12, %%ymm12, %%ymm" i "\n"
 
 template <typename Burst>
 double rate(double ops_each, const Burst& burst) {
@@ -79,12 +79,21 @@ double rate(double ops_each, const Burst& burst) {
   return 12.0 * ops_each * static_cast<double>(rounds * threads) / (now() - start);
 }
 
+bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
+
+// Of exact int8 products: vpdpbusd, or without it vpmaddwd and an addition.
 double dot_roof() {
-  return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vpdpbusd")::: CLOBBERS); });
+  if (has_vnni()) {
+    return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" EACH_OF_TWELVE(DOT_512)::: CLOBBERS); });
+  }
+  return rate(32, [] { asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\n" EACH_OF_TWELVE(DOT_256)::: CLOBBERS); });
 }
 
 double fma_roof() {
-  return rate(32, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" TWELVE("vfmadd231ps")::: CLOBBERS); });
+  if (has_vnni()) {
+    return rate(32, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" EACH_OF_TWELVE(FMA_512)::: CLOBBERS); });
+  }
+  return rate(16, [] { asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\n" EACH_OF_TWELVE(FMA_256)::: CLOBBERS); });
 }
 
 std::vector<std::string> option(int argc, char** argv, const std::string& name, const std::string& fallback) {
@@ -201,7 +210,7 @@ void run(const Case& c, double seconds) {
   const double gb = static_cast<double>(weight_bytes) * 1e-9, ops = 2e-9 * static_cast<double>(c.m * c.k * c.n);
   std::printf(
       "%-10s w%d %s m=%-4lld %lldx%lld g=%lld p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of %.1f), "
-      "%6.1f Gop/s (%3.0f %% of vpdpbusd %.0f, %3.0f %% of fma %.0f)\n",
+      "%6.1f Gop/s (%3.0f %% of int8 %.0f, %3.0f %% of fma %.0f)\n",
       c.layout.c_str(), c.bits, c.x.c_str(), static_cast<long long>(c.m), static_cast<long long>(c.k),
       static_cast<long long>(c.n), static_cast<long long>(c.group), c.precise, time * 1e6, best * 1e6, gb / best,
       100e9 * gb / best / bandwidth, bandwidth / 1e9, ops / best, 100e9 * ops / best / dots, dots / 1e9,
