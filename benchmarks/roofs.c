@@ -89,11 +89,10 @@ static void dot_int8(int index, int threads, long iterations) {
 /* Exact for all int8, which vpmaddubsw is not. */
 static void dot_int8(int index, int threads, long iterations) {
   (void)threads;
-  __m256i a = _mm256_set1_epi32(0x00010002 + index), b = _mm256_set1_epi32(0x00010001);
+  const __m256i a = _mm256_set1_epi32(0x00010002 + index), b = _mm256_set1_epi32(0x00010001);
 #define START(j) __m256i sum##j = _mm256_set1_epi32(j);
-#define STEP(j) \
-  asm("" : "+x"(a)); \
-  sum##j = _mm256_add_epi32(sum##j, _mm256_madd_epi16(a, b));
+/* The compiler would take the product out of the loop. */
+#define STEP(j) asm volatile("vpmaddwd %2, %1, %%ymm15\n vpaddd %%ymm15, %0, %0" : "+x"(sum##j) : "x"(a), "x"(b) : "xmm15");
 #define KEEP(j) sink += (uint64_t)_mm256_extract_epi32(sum##j, 0);
   EACH(START)
   for (long i = 0; i < iterations; ++i) {

@@ -2,12 +2,13 @@
 // Without VNNI: bytes become words, because the byte product of AVX2 saturates.
 #include "simd/vec_avx2.h"
 
+#include "gemm/gemm.h"
 #include "ops/quant_matmul/store.inc"
 
 namespace anynpu {
 namespace {
 
-constexpr int kTileRows = 3;
+constexpr int kTileRows = 6;  // six rows of two vectors of columns fill the registers
 
 void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float* values) {
   const __m256i below = _mm256_set1_epi64x(kBelowFloat), last = _mm256_set1_epi64x(kBelowFloat + 1);
@@ -22,50 +23,101 @@ void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float
   scale_exactly_one_by_one(sums + i, scale + i, count - i, values + i);
 }
 
-// 16 columns of up to three rows: lanes hold the sums of k 0, 1 and of k 2, 3 of a column side by side.
-template <int kRows>
-void tile_columns(const Int8Product& product, const uint8_t* panel, const int32_t* x, int32_t* c) {
-  __m256i sums[kRows][4];
+inline __m256i load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+// Four k of eight columns -> words of k 0 and 2, and of k 1 and 3.
+inline __m256i even_words(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
+inline __m256i odd_words(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
+
+// sum += the products of two words a lane. GCC 12 spills the accumulators of the intrinsics; the operand tied here stays where
+// it is.
+inline void add_products(__m256i& sum, __m256i x, __m256i weights) {
+  __m256i product;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(x), "x"(weights));
+}
+
+template <int kRows, int kVecs>
+inline void add_to(const __m256i (&sums)[kRows][kVecs], int64_t c_stride, int32_t* c) {
   for (int row = 0; row < kRows; ++row) {
-    for (int vec = 0; vec < 4; ++vec) sums[row][vec] = _mm256_setzero_si256();
-  }
-  for (int64_t step = 0; step < product.steps; ++step, panel += 256, x += kRows) {
-    __m256i weights[4];
-    for (int vec = 0; vec < 4; ++vec) {
-      weights[vec] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel) + vec));
+    for (int vec = 0; vec < kVecs; ++vec) {
+      int32_t* to = c + row * c_stride + 8 * vec;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi32(load_bytes(to), sums[row][vec]));
     }
-    for (int row = 0; row < kRows; ++row) {
-      const __m256i values = _mm256_cvtepi8_epi16(_mm_set1_epi32(x[row]));
-      for (int vec = 0; vec < 4; ++vec) {
-        sums[row][vec] = _mm256_add_epi32(sums[row][vec], _mm256_madd_epi16(weights[vec], values));
+  }
+}
+
+// A panel for one row or two: weights become words in registers.
+template <int kRows>
+void few_rows(const Int8Product& product, const int32_t* x) {
+  constexpr int kVecs = 8 / kRows;
+  for (int64_t column = 0; column < 64; column += 8 * kVecs) {
+    __m256i sums[kRows][kVecs] = {};
+    const uint8_t* panel = product.panel + 4 * column;
+    const int32_t* values = x;
+    for (int64_t step = 0; step < product.steps; ++step, panel += 256, values += 2 * kRows) {
+#pragma GCC unroll 8
+      for (int vec = 0; vec < kVecs; ++vec) {
+        const __m256i bytes = load_bytes(panel + 32 * vec);
+        const __m256i even = even_words(bytes), odd = odd_words(bytes);
+#pragma GCC unroll 2
+        for (int row = 0; row < kRows; ++row) {
+          add_products(sums[row][vec], _mm256_set1_epi32(values[row]), even);
+          add_products(sums[row][vec], _mm256_set1_epi32(values[kRows + row]), odd);
+        }
       }
     }
+    add_to(sums, product.c_stride, product.c + column);
   }
-  for (int row = 0; row < kRows; ++row) {
-    for (int half = 0; half < 2; ++half) {
-      // hadd works within 128-bit lanes: quarters come out as 0, 2, 1, 3.
-      const __m256i added = _mm256_hadd_epi32(sums[row][2 * half], sums[row][2 * half + 1]);
-      __m256i* to = reinterpret_cast<__m256i*>(c + row * product.c_stride + 8 * half);
-      _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_permute4x64_epi64(added, 0xd8)));
+}
+
+constexpr int kWordColumns = 16;
+
+// Columns of a panel as words, [steps][2][16 columns][2 k].
+void to_words(const uint8_t* panel, int64_t steps, uint8_t* words) {
+  for (int64_t step = 0; step < steps; ++step, panel += 256, words += 128) {
+    for (int vec = 0; vec < 2; ++vec) {
+      const __m256i bytes = load_bytes(panel + 32 * vec);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(words) + vec, even_words(bytes));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(words) + 2 + vec, odd_words(bytes));
     }
   }
 }
 
 template <int kRows>
-void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c) {
+void tile(int rows, const uint8_t* words, int64_t steps, const int32_t* x, int64_t c_stride, int32_t* c) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile<kRows - 1>(rows, product, x, c);
+    if (rows < kRows) return tile<kRows - 1>(rows, words, steps, x, c_stride, c);
   }
-  for (int column = 0; column < 64; column += 16) tile_columns<kRows>(product, product.panel + 4 * column, x, c + column);
+  __m256i sums[kRows][2] = {};
+  for (int64_t pair = 0; pair < 2 * steps; ++pair, words += 64, x += kRows) {
+    const __m256i first = load_bytes(words), second = load_bytes(words + 32);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const __m256i value = _mm256_set1_epi32(x[row]);
+      add_products(sums[row][0], value, first);
+      add_products(sums[row][1], value, second);
+    }
+  }
+  add_to(sums, c_stride, c);
 }
 
 void multiply(const Int8Product& product) {
-  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) { tile<kTileRows>(rows, product, x, c); });
+  if (product.rows <= 2) {
+    const int32_t* x = product.x + 2 * product.first_step * product.rows;
+    return product.rows == 1 ? few_rows<1>(product, x) : few_rows<2>(product, x);
+  }
+  alignas(32) uint8_t words[kSpan * kWordColumns * 2];
+  for (int column = 0; column < 64; column += kWordColumns) {
+    to_words(product.panel + 4 * column, product.steps, words);
+    for_each_tile<kTileRows, 2>(product, [&](int rows, const int32_t* x, int32_t* c) {
+      tile<kTileRows>(rows, words, product.steps, x, product.c_stride, c + column);
+    });
+  }
 }
 
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, multiply, store};
+const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, 2, multiply, store};
 
 }  // namespace anynpu
