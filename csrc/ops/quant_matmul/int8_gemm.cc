@@ -35,11 +35,7 @@ int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, mu
 class Gemm {
  public:
   Gemm(const Int8Problem& problem, const PanelSource& weight)
-      : problem_(problem),
-        weight_(weight),
-        kernel_(int8_kernel()),
-        row_steps_(ceil_divide(problem.k, 4)),
-        row_dwords_(row_steps_ * kernel_.step_dwords) {
+      : problem_(problem), weight_(weight), kernel_(int8_kernel()), row_steps_(ceil_divide(problem.k, 4)) {
     chunk_rows_ = std::min(problem.rows, kRowsAtOnce);
     column_tasks_ = ceil_divide(problem.n, kColumns);
     const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
@@ -52,7 +48,7 @@ class Gemm {
   }
 
   bool allocate() {
-    const int64_t packed = round_up(chunk_rows_ * row_dwords_ * 4, 64), compensation = round_up(chunk_rows_ * 4, 64);
+    const int64_t packed = round_up(chunk_rows_ * row_steps_ * 4, 64), compensation = round_up(chunk_rows_ * 4, 64);
     const int64_t panels = kColumns * kSpan, sums = round_up(part_rows_ * kColumns * 4, 64);
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(packed + compensation + threads_ * (panels + sums))));
@@ -74,25 +70,30 @@ class Gemm {
   }
 
  private:
-  // Row `row` of a chunk beside the other rows of its tile; zeros beyond k.
+  // Row `row` of a chunk, four k to a word, beside the other rows of its tile; zeros beyond k.
   void pack_row(int64_t first, int64_t row, int64_t rows) {
     const int64_t tile = row / kernel_.tile_rows * kernel_.tile_rows;
     const int64_t height = std::min(kernel_.tile_rows, rows - tile);
-    int32_t* to = packed_ + tile * row_dwords_ + (row - tile);
+    int32_t* to = packed_ + tile * row_steps_ + (row - tile);
     const anynpu_tensor& view = *problem_.x_view;
     const int8_t* from = problem_.x + row_elements(view, first + row);
     const int64_t stride = view.strides[view.ndim - 1], k = problem_.k;
     int32_t sum = 0;
-    for (int64_t step = 0; step < row_steps_; ++step, to += height * kernel_.step_dwords) {
-      int8_t values[4] = {};
-      for (int64_t i = 0; i < std::min<int64_t>(4, k - 4 * step); ++i) sum += values[i] = from[(4 * step + i) * stride];
-      if (kernel_.step_dwords == 1) {
-        std::memcpy(to, values, 4);
-      } else {
-        const int16_t words[4] = {values[0], values[2], values[1], values[3]};
-        std::memcpy(to, words, 4);
-        std::memcpy(to + height, words + 2, 4);
+    if (stride == 1 || k == 1) {
+      for (int64_t i = 0; i < k; ++i) sum += from[i];
+      for (int64_t step = 0; step < k / 4; ++step) std::memcpy(to + step * height, from + 4 * step, 4);
+    } else {
+      for (int64_t step = 0; step < k / 4; ++step) {
+        int8_t values[4];
+        for (int i = 0; i < 4; ++i) sum += values[i] = from[(4 * step + i) * stride];
+        std::memcpy(to + step * height, values, 4);
       }
+      for (int64_t i = k / 4 * 4; i < k; ++i) sum += from[i * stride];
+    }
+    if (k % 4 != 0) {
+      int8_t values[4] = {};
+      for (int64_t i = k / 4 * 4; i < k; ++i) values[i % 4] = from[i * stride];
+      std::memcpy(to + k / 4 * height, values, 4);
     }
     compensation_[row] = 128 * sum;
   }
@@ -130,7 +131,7 @@ class Gemm {
       }
       const int64_t steps = ceil_divide(part.k_count, 4);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        const Int8Product product = {panels + panel * steps * 4, packed_ + row * row_dwords_, sums + panel, rows, k / 4,
+        const Int8Product product = {panels + panel * steps * 4, packed_ + row * row_steps_, sums + panel, rows, k / 4,
                                      steps, row_steps_, kColumns};
         kernel_.multiply(product);
       }
@@ -152,7 +153,7 @@ class Gemm {
   const Int8Problem& problem_;
   const PanelSource& weight_;
   const Int8Kernel& kernel_;
-  int64_t row_steps_, row_dwords_, chunk_rows_, column_tasks_, threads_, part_rows_, row_tasks_, thread_bytes_ = 0;
+  int64_t row_steps_, chunk_rows_, column_tasks_, threads_, part_rows_, row_tasks_, thread_bytes_ = 0;
   int32_t* packed_ = nullptr;
   int32_t* compensation_ = nullptr;
   uint8_t* thread_memory_ = nullptr;

@@ -9,8 +9,7 @@
 namespace anynpu {
 
 // One panel of the canonical form of gemm/gemm.h, bytes w + 128, times the packed rows [0, rows) of x. Rows come in tiles of
-// `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps][r rows] of four int8, or [row_steps][2][r rows] of
-// two int16, k 0 and 2, then k 1 and 3, where the kernel wants words.
+// `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps][r rows] of four int8.
 struct Int8Product {
   const uint8_t* panel;  // [steps][64 columns][4 k]
   const int32_t* x;      // the first tile
@@ -39,7 +38,6 @@ struct Int8Output {
 struct Int8Kernel {
   Isa isa;
   int64_t tile_rows;
-  int64_t step_dwords;  // of a row of x: 1, four int8; 2, words
   void (*multiply)(const Int8Product& product);
   void (*store)(const Int8Output& output);
 };

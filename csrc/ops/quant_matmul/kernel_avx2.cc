@@ -46,23 +46,44 @@ inline void add_to(const __m256i (&sums)[kRows][kVecs], int64_t c_stride, int32_
   }
 }
 
+constexpr int64_t kMostSteps = kSpan / 4;
+
+// The steps of a panel in a tile of x as words, for the products with even_words and odd_words.
+struct TileWords {
+  alignas(32) int32_t even[kMostSteps * kTileRows];
+  alignas(32) int32_t odd[kMostSteps * kTileRows];
+  TileWords(const int32_t* x, int64_t count) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m256i bytes = load_bytes(x + i);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(even + i), _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(odd + i), _mm256_srai_epi16(bytes, 8));
+    }
+    for (; i < count; ++i) {
+      const __m128i bytes = _mm_cvtsi32_si128(x[i]);
+      even[i] = _mm_cvtsi128_si32(_mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8));
+      odd[i] = _mm_cvtsi128_si32(_mm_srai_epi16(bytes, 8));
+    }
+  }
+};
+
 // A panel for one row or two: weights become words in registers.
 template <int kRows>
-void few_rows(const Int8Product& product, const int32_t* x) {
+void few_rows(const Int8Product& product) {
   constexpr int kVecs = 8 / kRows;
+  const TileWords x(product.x + product.first_step * kRows, product.steps * kRows);
   for (int64_t column = 0; column < 64; column += 8 * kVecs) {
     __m256i sums[kRows][kVecs] = {};
     const uint8_t* panel = product.panel + 4 * column;
-    const int32_t* values = x;
-    for (int64_t step = 0; step < product.steps; ++step, panel += 256, values += 2 * kRows) {
+    for (int64_t step = 0; step < product.steps; ++step, panel += 256) {
 #pragma GCC unroll 8
       for (int vec = 0; vec < kVecs; ++vec) {
         const __m256i bytes = load_bytes(panel + 32 * vec);
         const __m256i even = even_words(bytes), odd = odd_words(bytes);
 #pragma GCC unroll 2
         for (int row = 0; row < kRows; ++row) {
-          add_products(sums[row][vec], _mm256_set1_epi32(values[row]), even);
-          add_products(sums[row][vec], _mm256_set1_epi32(values[kRows + row]), odd);
+          add_products(sums[row][vec], _mm256_set1_epi32(x.even[step * kRows + row]), even);
+          add_products(sums[row][vec], _mm256_set1_epi32(x.odd[step * kRows + row]), odd);
         }
       }
     }
@@ -70,54 +91,64 @@ void few_rows(const Int8Product& product, const int32_t* x) {
   }
 }
 
-constexpr int kWordColumns = 16;
+constexpr int64_t kTileColumns = 16;
+constexpr int64_t kWordStep = 2 * kTileColumns * 4;  // bytes of a step of a tile
 
-// Columns of a panel as words, [steps][2][16 columns][2 k].
+// A panel as words, [64 / 16 columns][steps][even, odd][16 columns][2 k].
 void to_words(const uint8_t* panel, int64_t steps, uint8_t* words) {
-  for (int64_t step = 0; step < steps; ++step, panel += 256, words += 128) {
-    for (int vec = 0; vec < 2; ++vec) {
+  for (int64_t step = 0; step < steps; ++step, panel += 256, words += kWordStep) {
+    for (int64_t vec = 0; vec < 8; ++vec) {
       const __m256i bytes = load_bytes(panel + 32 * vec);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(words) + vec, even_words(bytes));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(words) + 2 + vec, odd_words(bytes));
+      uint8_t* to = words + vec / 2 * steps * kWordStep + vec % 2 * 32;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to), even_words(bytes));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to + 64), odd_words(bytes));
     }
   }
 }
 
 template <int kRows>
-void tile(int rows, const uint8_t* words, int64_t steps, const int32_t* x, int64_t c_stride, int32_t* c) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return tile<kRows - 1>(rows, words, steps, x, c_stride, c);
-  }
+void tile_columns(const uint8_t* words, int64_t steps, const TileWords& x, int64_t c_stride, int32_t* c) {
   __m256i sums[kRows][2] = {};
-  for (int64_t pair = 0; pair < 2 * steps; ++pair, words += 64, x += kRows) {
-    const __m256i first = load_bytes(words), second = load_bytes(words + 32);
+  for (int64_t step = 0; step < steps; ++step, words += kWordStep) {
+#pragma GCC unroll 2
+    for (int parity = 0; parity < 2; ++parity) {
+      const int32_t* values = (parity == 0 ? x.even : x.odd) + step * kRows;
+      const __m256i first = load_bytes(words + 64 * parity), second = load_bytes(words + 64 * parity + 32);
 #pragma GCC unroll 6
-    for (int row = 0; row < kRows; ++row) {
-      const __m256i value = _mm256_set1_epi32(x[row]);
-      add_products(sums[row][0], value, first);
-      add_products(sums[row][1], value, second);
+      for (int row = 0; row < kRows; ++row) {
+        const __m256i value = _mm256_set1_epi32(values[row]);
+        add_products(sums[row][0], value, first);
+        add_products(sums[row][1], value, second);
+      }
     }
   }
   add_to(sums, c_stride, c);
 }
 
+template <int kRows>
+void tile(int rows, const Int8Product& product, const uint8_t* words, const int32_t* x, int32_t* c) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile<kRows - 1>(rows, product, words, x, c);
+  }
+  const TileWords values(x, product.steps * kRows);
+  for (int64_t column = 0; column < 64; column += kTileColumns, words += product.steps * kWordStep) {
+    tile_columns<kRows>(words, product.steps, values, product.c_stride, c + column);
+  }
+}
+
 void multiply(const Int8Product& product) {
-  if (product.rows <= 2) {
-    const int32_t* x = product.x + 2 * product.first_step * product.rows;
-    return product.rows == 1 ? few_rows<1>(product, x) : few_rows<2>(product, x);
-  }
-  alignas(32) uint8_t words[kSpan * kWordColumns * 2];
-  for (int column = 0; column < 64; column += kWordColumns) {
-    to_words(product.panel + 4 * column, product.steps, words);
-    for_each_tile<kTileRows, 2>(product, [&](int rows, const int32_t* x, int32_t* c) {
-      tile<kTileRows>(rows, words, product.steps, x, product.c_stride, c + column);
-    });
-  }
+  if (product.rows == 1) return few_rows<1>(product);
+  if (product.rows == 2) return few_rows<2>(product);
+  alignas(32) uint8_t words[kMostSteps * 4 * kWordStep];
+  to_words(product.panel, product.steps, words);
+  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) {
+    tile<kTileRows>(rows, product, words, x, c);
+  });
 }
 
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, 2, multiply, store};
+const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, multiply, store};
 
 }  // namespace anynpu

@@ -70,12 +70,12 @@ void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c) {
 }
 
 void multiply(const Int8Product& product) {
-  for_each_tile<kTileRows, 1>(product, [&](int rows, const int32_t* x, int32_t* c) { tile<kTileRows>(rows, product, x, c); });
+  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) { tile<kTileRows>(rows, product, x, c); });
 }
 
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, 1, multiply, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, store};
 
 }  // namespace anynpu

@@ -28,12 +28,12 @@ void tile(const Int8Product& product, int rows, const int32_t* x, int32_t* c) {
 }
 
 void multiply(const Int8Product& product) {
-  for_each_tile<kTileRows, 1>(product, [&](int rows, const int32_t* x, int32_t* c) { tile(product, rows, x, c); });
+  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) { tile(product, rows, x, c); });
 }
 
 }  // namespace
 
 extern const Int8Kernel int8_portable;
-const Int8Kernel int8_portable = {Isa::portable, kTileRows, 1, multiply, store};
+const Int8Kernel int8_portable = {Isa::portable, kTileRows, multiply, store};
 
 }  // namespace anynpu
