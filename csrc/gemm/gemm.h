@@ -147,7 +147,8 @@ struct GemmKernel {
   void (*multiply_f32)(const PanelProduct& product);
 
   // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits.
-  // Packing returns false when the row wants the f32 scheme.
+  // Packing returns false when the row wants the f32 scheme. Without multiply_digits only int4 weights and few rows take it:
+  // with stream_digits prepacked weights, with direct_digits raw ones.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
                       const PackedRow& row);
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);

@@ -8,6 +8,8 @@ constexpr int kTileVecs = 2;
 }  // namespace
 }  // namespace anynpu
 
+#include "gemm/digits_avx2.inc"
+#include "gemm/direct_avx2.inc"
 #include "gemm/f32.inc"
 #include "gemm/unpack_any.inc"
 #include "gemm/unpack_avx2.inc"
@@ -16,8 +18,20 @@ namespace anynpu {
 
 extern const GemmKernel gemm_avx2;
 const GemmKernel gemm_avx2 = {
-    Isa::avx2, load_floats, unpack_avx2, store_row, kTileRows, panel_f32, multiply_f32,
-    nullptr,   {},          {},         {},        nullptr,   nullptr,   nullptr,
+    Isa::avx2,
+    load_floats,
+    unpack_avx2,
+    store_row,
+    kTileRows,
+    panel_f32,
+    multiply_f32,
+    pack_digits,
+    {},
+    {nullptr, nullptr, stream_digits<2>, stream_digits<3>},
+    {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace anynpu

@@ -114,6 +114,8 @@ int32_t check_matrices(const anynpu_weight_quant_matmul_args& args, WeightQuantP
   if (weight.dtype == ANYNPU_UINT8) {
     problem->n = y.ndim > 0 ? y.shape[y.ndim - 1] : 0;
     ANYNPU_TRY(check_prepacked_size(weight, problem->k, problem->n));
+    problem->weight = {};
+    problem->weight.source.bits = weight.shape[0] == packed32_bytes(4, problem->k, problem->n) ? 4 : 8;
   } else {
     ANYNPU_TRY(view_weight(kOp, weight, problem->k, &problem->weight));
     problem->n = problem->weight.source.n;

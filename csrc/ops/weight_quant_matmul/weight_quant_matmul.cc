@@ -99,27 +99,44 @@ void fill_blocks(int64_t k, int64_t group, KBlock* blocks) {
   }
 }
 
+int32_t digits_of(const WeightQuantProblem& problem) { return problem.args->inner_precise == 1 ? 2 : 3; }
+
+// So few rows of x that they are one tile of digits.
+bool is_one_tile(const WeightQuantProblem& problem) { return problem.rows <= kStreamDigitRows / digits_of(problem); }
+
+// Prepacked weights of one tile.
+bool can_stream(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  return kernel.stream_digits[digits_of(problem)] != nullptr && is_one_tile(problem) &&
+         problem.args->weight.dtype == ANYNPU_UINT8;
+}
+
+// Raw weights of one tile.
+bool can_go_direct(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  if (kernel.direct_digits[digits_of(problem)] == nullptr || !is_one_tile(problem)) return false;
+  const WeightSource& source = problem.weight.source;
+  const bool by_k = source.order == WeightOrder::rows_of_k;
+  return problem.args->weight.dtype != ANYNPU_UINT8 && (source.bits == 8 || (by_k ? problem.n : problem.k) % 2 == 0);
+}
+
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   constexpr int64_t kFewRows = 4;  // that many are bound by memory, where digits unpack with less work
   if (kernel.multiply_bf16 != nullptr && problem.args->x.dtype == ANYNPU_BFLOAT16 && problem.rows > kFewRows) {
     return Scheme::bf16;
   }
-  return kernel.pack_digits != nullptr ? Scheme::digits : Scheme::f32;
+  if (kernel.multiply_digits[digits_of(problem)] != nullptr) return Scheme::digits;
+  const bool few = can_stream(problem, kernel) || can_go_direct(problem, kernel);
+  return few && problem.weight.source.bits == 4 ? Scheme::digits : Scheme::f32;
 }
 
 Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   Plan plan = {};
   plan.scheme = choose_scheme(problem, kernel);
-  plan.digits = plan.scheme == Scheme::digits ? (problem.args->inner_precise == 1 ? 2 : 3) : 1;
+  plan.digits = plan.scheme == Scheme::digits ? digits_of(problem) : 1;
   plan.step_k = plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
   plan.tile_rows = plan.scheme == Scheme::f32 ? kernel.f32_tile_rows : kTileDigitRows / plan.digits;
-  const int64_t stream_rows = kStreamDigitRows / plan.digits;
-  const bool one_tile = plan.scheme == Scheme::digits && problem.rows <= stream_rows;
-  const WeightSource& source = problem.weight.source;
-  const bool by_k = source.order == WeightOrder::rows_of_k;
-  plan.stream = one_tile && problem.args->weight.dtype == ANYNPU_UINT8;
-  plan.direct = one_tile && !plan.stream && (source.bits == 8 || (by_k ? problem.n : problem.k) % 2 == 0);
-  if (plan.stream || plan.direct) plan.tile_rows = stream_rows;
+  plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
+  plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
+  if (plan.stream || plan.direct) plan.tile_rows = kStreamDigitRows / plan.digits;
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
@@ -130,9 +147,10 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
   int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
+  const bool by_k = problem.weight.source.order == WeightOrder::rows_of_k;
   if (plan.direct) {  // long runs of rows of k, as long as the sums stay in the nearest cache; the rest streams by
                       // itself
-    widest = by_k && source.chunk_bytes == 0
+    widest = by_k && problem.weight.source.chunk_bytes == 0
                  ? kDirectSums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns
                  : 64;
   }
