@@ -56,9 +56,11 @@ int32_t check_dtypes(const anynpu_grouped_matmul_combine_args& args) {
   ANYNPU_TRY(check_dtype("weight", args.weight, {ANYNPU_INT8, ANYNPU_INT32, ANYNPU_INT4},
                          "int8 or int32 (eight int4) or int4"));
   if (args.weight.dtype == ANYNPU_INT8) {
-    ANYNPU_TRY(check_dtype("scale of int8 weights", args.scale, {ANYNPU_FLOAT32, ANYNPU_BFLOAT16}, "float32 or bfloat16"));
+    ANYNPU_TRY(
+        check_dtype("scale of int8 weights", args.scale, {ANYNPU_FLOAT32, ANYNPU_BFLOAT16}, "float32 or bfloat16"));
     if (present(args.bias) || present(args.offset)) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: %s must be absent with int8 weights", kOp, present(args.bias) ? "bias" : "offset");
+      return fail(ANYNPU_BAD_SHAPE, "%s: %s must be absent with int8 weights", kOp,
+                  present(args.bias) ? "bias" : "offset");
     }
   } else {
     ANYNPU_TRY(check_dtype("scale of int4 weights", args.scale, {ANYNPU_INT64, ANYNPU_UINT64}, "int64 or uint64"));
@@ -99,7 +101,8 @@ int32_t check_matrices(const anynpu_grouped_matmul_combine_args& args, CombinePr
   return ANYNPU_OK;
 }
 
-int32_t check_shape(const char* name, const anynpu_tensor& tensor, std::initializer_list<int64_t> shape, const char* rule) {
+int32_t check_shape(const char* name, const anynpu_tensor& tensor, std::initializer_list<int64_t> shape,
+                    const char* rule) {
   if (!present(tensor)) return ANYNPU_OK;
   if (tensor.ndim == static_cast<int32_t>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape)) {
     return ANYNPU_OK;
@@ -116,8 +119,9 @@ int32_t check_scale(const anynpu_tensor& scale, CombineProblem* problem) {
   if (!problem->int4()) return check_shape("scale", scale, {problem->experts, problem->n}, "(E, N)");
   const bool fits = scale.ndim == 3 && scale.shape[0] == problem->experts && scale.shape[2] == problem->n;
   if (!fits || scale.shape[1] < 1 || problem->k % scale.shape[1] != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: scale must have shape (E, G, N) = (%lld, G, %lld) with G a divisor of K = %lld, got %s",
-                kOp, text(problem->experts), text(problem->n), text(problem->k), shape_text(scale));
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: scale must have shape (E, G, N) = (%lld, G, %lld) with G a divisor of K = %lld, got %s", kOp,
+                text(problem->experts), text(problem->n), text(problem->k), shape_text(scale));
   }
   problem->scale_groups = scale.shape[1];
   return ANYNPU_OK;
@@ -133,8 +137,8 @@ int32_t check_shared_input(const anynpu_grouped_matmul_combine_args& args, const
   const int64_t first = args.shared_input_offset;
   if (first >= 0 && first <= problem.batch && shared.shape[0] <= problem.batch - first) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE,
-              "%s: shared_input_offset must be in [0, %lld - %lld] so that the rows of shared_input lie in y, got %lld", kOp,
-              text(problem.batch), text(shared.shape[0]), text(first));
+              "%s: shared_input_offset must be in [0, %lld - %lld] so that the rows of shared_input lie in y, got %lld",
+              kOp, text(problem.batch), text(shared.shape[0]), text(first));
 }
 
 // False unless the value is a row of y.

@@ -28,11 +28,12 @@ constexpr const CombineKernel* kKernels[] = {
 #undef ANYNPU_KERNEL
 };
 
-constexpr int64_t kColumns = 128;          // of a task
-constexpr int64_t kPieceRows = 240;        // of one expert that share an unpacked weight, so that their sums stay in the cache
-constexpr int64_t kRowBytes = 16 << 20;    // of x packed at once
-constexpr int64_t kPieces = 1024;          // likewise
-constexpr int64_t kTaskWork = 1 << 18;     // products a thread; below it a second thread costs more than it gives
+constexpr int64_t kColumns = 128;  // of a task
+constexpr int64_t kPieceRows =
+    240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
+constexpr int64_t kRowBytes = 16 << 20;  // of x packed at once
+constexpr int64_t kPieces = 1024;        // likewise
+constexpr int64_t kTaskWork = 1 << 18;   // products a thread; below it a second thread costs more than it gives
 
 int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, multiple) * multiple; }
@@ -74,8 +75,8 @@ class Combine {
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
     thread_bytes_ = columns_ * kSpan + 2 * sums_ * 4 + 2 * columns_ * 4;
-    auto* memory =
-        static_cast<uint8_t*>(scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + threads_ * thread_bytes_)));
+    auto* memory = static_cast<uint8_t*>(
+        scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + threads_ * thread_bytes_)));
     if (memory == nullptr) return false;
     pieces_ = reinterpret_cast<Piece*>(memory);
     packed_.use(memory + pieces, packed_rows);
@@ -198,8 +199,8 @@ class Combine {
     const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (part.k - group.first_k) / 4;
     const auto product = own_product_ ? kernel_.multiply_int4 : int8_kernel().multiply;
     for (int64_t panel = 0; panel < part.n_count; panel += kPanelColumns) {
-      product({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel, packed_.rows(piece), first_step,
-               steps, packed_.row_steps(), columns_});
+      product({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel, packed_.rows(piece),
+               first_step, steps, packed_.row_steps(), columns_});
     }
   }
 

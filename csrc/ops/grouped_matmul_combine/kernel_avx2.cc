@@ -42,7 +42,8 @@ void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return tile<kRows - 1>(rows, product, x, c);
   }
-  for (int column = 0; column < 64; column += 16) tile_columns<kRows>(product, product.panel + 4 * column, x, c + column);
+  for (int column = 0; column < 64; column += 16)
+    tile_columns<kRows>(product, product.panel + 4 * column, x, c + column);
 }
 
 void multiply_int4(const Int8Product& product) {

@@ -51,8 +51,8 @@ void PackedRows::pack(const Piece& piece) {
   for (int64_t row = 0; row < rows(piece); ++row) pack_row(piece, row);
 }
 
-// With q the stored nibble or byte, w = q - bias: sum x * q - bias * sum x is sum x * w. With int4 weights 8 * sum w goes
-// too, of which 8 * sum q comes from the row of ones.
+// With q the stored nibble or byte, w = q - bias: sum x * q - bias * sum x is sum x * w. With int4 weights 8 * sum w
+// goes too, of which 8 * sum q comes from the row of ones.
 void PackedRows::pack_row(const Piece& piece, int64_t row) {
   static constexpr int8_t kOne = 1;
   const anynpu_tensor& x = problem_.args->x;

@@ -6,8 +6,8 @@
 
 namespace anynpu {
 
-// Rows [row, row + rows) of x, all of one expert, from packed row `packed` on. With int4 weights a last row of ones, whose
-// products are the sums of the columns of the weight.
+// Rows [row, row + rows) of x, all of one expert, from packed row `packed` on. With int4 weights a last row of ones,
+// whose products are the sums of the columns of the weight.
 struct Piece {
   int64_t expert;
   int64_t row;
@@ -15,8 +15,8 @@ struct Piece {
   int64_t packed;
 };
 
-// The k that share a scale, and where their packed steps of four k begin. Parts of a weight begin at multiples of 32, so
-// the steps begin there, with zeros of x where k belong to the group before.
+// The k that share a scale, and where their packed steps of four k begin. Parts of a weight begin at multiples of 32,
+// so the steps begin there, with zeros of x where k belong to the group before.
 struct ScaleGroup {
   int64_t begin, end;
   int64_t first_k;

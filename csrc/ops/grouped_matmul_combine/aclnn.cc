@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "acl/executor/executor.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing_v2.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing_v3.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing_weight_nz.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing_weight_nz_v2.h"
+
+namespace {
+
+using Args = anynpu_grouped_matmul_combine_args;
+using Stage = anynpu::acl::FirstStage<Args>;
+
+constexpr anynpu::acl::Operator version(const char* name) {
+  return anynpu::acl::make_operator<Args, anynpu_grouped_matmul_combine_check, anynpu_grouped_matmul_combine>(name);
+}
+
+constexpr auto kV1 = version("aclnnGroupedMatmulFinalizeRouting");
+constexpr auto kV2 = version("aclnnGroupedMatmulFinalizeRoutingV2");
+constexpr auto kV3 = version("aclnnGroupedMatmulFinalizeRoutingV3");
+constexpr auto kWeightNz = version("aclnnGroupedMatmulFinalizeRoutingWeightNz");
+constexpr auto kWeightNzV2 = version("aclnnGroupedMatmulFinalizeRoutingWeightNzV2");
+
+struct Tensors {
+  const aclTensor *x, *w, *scale, *bias, *offset, *antiquant_scale, *antiquant_offset, *pertoken_scale, *group_list,
+      *shared_input, *logit, *row_index, *y;
+};
+
+struct Attributes {
+  int64_t dtype;
+  float shared_input_weight;
+  int64_t shared_input_offset;
+  bool transpose_x, transpose_w;
+  int64_t group_list_type;
+  bool nz;
+};
+
+long long text(int64_t value) { return static_cast<long long>(value); }
+
+// The documented limits of Atlas A2 and A3, as src/anynpu/_strict.py states them for Python.
+void limit(Stage& stage) {
+  const Args& args = stage.args;
+  if (!stage.ok() || args.x.ndim != 2 || args.weight.ndim != 3 || args.y.ndim != 2) return;
+  const int64_t m = args.x.shape[0], k = args.x.shape[1], n = args.y.shape[1], experts = args.weight.shape[0];
+  stage.limit(m >= 1 && m <= 131072, "wants m in [1, 16 * 1024 * 8 = 131072], got %lld", text(m));
+  stage.limit(experts >= 1 && experts <= 256, "wants e in [1, 256], got %lld", text(experts));
+  stage.limit(args.y.shape[0] <= 16384, "wants at most 16 * 1024 = 16384 rows of y, got %lld", text(args.y.shape[0]));
+  if (args.weight.dtype != ANYNPU_INT8) {
+    stage.limit(k == 2048, "with int4 weights wants k = 2048, got %lld", text(k));
+    stage.limit(n == 7168, "with int4 weights wants n = 7168, got %lld", text(n));
+  }
+  const anynpu_tensor& shared = args.shared_input;
+  if (shared.format != 0 && shared.ndim == 2) {
+    stage.limit(shared.shape[0] >= 1 && shared.shape[0] <= 2048,
+                "wants 1 to 2 * 1024 = 2048 rows of sharedInput, got %lld", text(shared.shape[0]));
+  }
+}
+
+aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors, const Attributes& attributes,
+                        uint64_t* workspace_size, aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    stage.input("x", tensors.x, &Args::x);
+    stage.input("w", tensors.w, &Args::weight);
+    stage.input("scaleOptional", tensors.scale, &Args::scale);
+    stage.optional("biasOptional", tensors.bias, &Args::bias);
+    stage.optional("offsetOptional", tensors.offset, &Args::offset);
+    stage.optional("pertokenScaleOptional", tensors.pertoken_scale, &Args::pertoken_scale);
+    stage.input("groupListOptional", tensors.group_list, &Args::group_list);
+    stage.optional("sharedInputOptional", tensors.shared_input, &Args::shared_input);
+    stage.optional("logitOptional", tensors.logit, &Args::logit);
+    stage.input("rowIndexOptional", tensors.row_index, &Args::row_index);
+    stage.output("y", tensors.y, &Args::y);
+    stage.require(tensors.antiquant_scale == nullptr, "antiquantScaleOptional must be null");
+    stage.require(tensors.antiquant_offset == nullptr, "antiquantOffsetOptional must be null");
+    stage.require(attributes.dtype == 0, "dtype must be 0 (FLOAT32), got %lld", text(attributes.dtype));
+    stage.require(!attributes.transpose_x, "transposeX must be false");
+    stage.require(!attributes.transpose_w, "transposeW must be false");
+    const int64_t type = attributes.group_list_type;
+    stage.require(type == 0 || type == 1, "group_list_type must be 0 (running sums) or 1 (counts), got %lld",
+                  text(type));
+    if (attributes.nz && stage.ok()) {
+      stage.require(stage.args.weight.format == ANYNPU_FRACTAL_NZ, "w must be in FRACTAL_NZ (29), got format %d",
+                    stage.args.weight.format);
+    }
+    stage.args.shared_input_weight = attributes.shared_input_weight;
+    stage.args.shared_input_offset = attributes.shared_input_offset;
+    stage.args.group_list_type = static_cast<int32_t>(type);
+    limit(stage);
+  });
+}
+
+}  // namespace
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingGetWorkspaceSize(
+    const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
+    const aclTensor* pertokenScaleOptional, const aclTensor* groupListOptional, const aclTensor* sharedInputOptional,
+    const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
+    int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, aclTensor* y,
+    uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Tensors tensors{x,
+                        w,
+                        scaleOptional,
+                        biasOptional,
+                        nullptr,
+                        nullptr,
+                        nullptr,
+                        pertokenScaleOptional,
+                        groupListOptional,
+                        sharedInputOptional,
+                        logitOptional,
+                        rowIndexOptional,
+                        y};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType,
+                              false};
+  return first_stage(kV1, tensors, attributes, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRouting(void* workspace, uint64_t workspaceSize,
+                                                         aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kV1, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2GetWorkspaceSize(
+    const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
+    const aclTensor* offsetOptional, const aclTensor* antiquantScaleOptional, const aclTensor* antiquantOffsetOptional,
+    const aclTensor* pertokenScaleOptional, const aclTensor* groupListOptional, const aclTensor* sharedInputOptional,
+    const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
+    int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, aclTensor* y,
+    uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Tensors tensors{x,
+                        w,
+                        scaleOptional,
+                        biasOptional,
+                        offsetOptional,
+                        antiquantScaleOptional,
+                        antiquantOffsetOptional,
+                        pertokenScaleOptional,
+                        groupListOptional,
+                        sharedInputOptional,
+                        logitOptional,
+                        rowIndexOptional,
+                        y};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType,
+                              false};
+  return first_stage(kV2, tensors, attributes, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2(void* workspace, uint64_t workspaceSize,
+                                                           aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kV2, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3GetWorkspaceSize(
+    const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
+    const aclTensor* offsetOptional, const aclTensor* antiquantScaleOptional, const aclTensor* antiquantOffsetOptional,
+    const aclTensor* pertokenScaleOptional, const aclTensor* groupListOptional, const aclTensor* sharedInputOptional,
+    const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
+    int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, const aclIntArray*,
+    aclTensor* y, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Tensors tensors{x,
+                        w,
+                        scaleOptional,
+                        biasOptional,
+                        offsetOptional,
+                        antiquantScaleOptional,
+                        antiquantOffsetOptional,
+                        pertokenScaleOptional,
+                        groupListOptional,
+                        sharedInputOptional,
+                        logitOptional,
+                        rowIndexOptional,
+                        y};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType,
+                              false};
+  return first_stage(kV3, tensors, attributes, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3(void* workspace, uint64_t workspaceSize,
+                                                           aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kV3, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzGetWorkspaceSize(
+    const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
+    const aclTensor* pertokenScaleOptional, const aclTensor* groupListOptional, const aclTensor* sharedInputOptional,
+    const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
+    int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, aclTensor* y,
+    uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Tensors tensors{x,
+                        w,
+                        scaleOptional,
+                        biasOptional,
+                        nullptr,
+                        nullptr,
+                        nullptr,
+                        pertokenScaleOptional,
+                        groupListOptional,
+                        sharedInputOptional,
+                        logitOptional,
+                        rowIndexOptional,
+                        y};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true};
+  return first_stage(kWeightNz, tensors, attributes, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNz(void* workspace, uint64_t workspaceSize,
+                                                                 aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kWeightNz, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2GetWorkspaceSize(
+    const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
+    const aclTensor* offsetOptional, const aclTensor* antiquantScaleOptional, const aclTensor* antiquantOffsetOptional,
+    const aclTensor* pertokenScaleOptional, const aclTensor* groupListOptional, const aclTensor* sharedInputOptional,
+    const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
+    int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, const aclIntArray*,
+    aclTensor* y, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Tensors tensors{x,
+                        w,
+                        scaleOptional,
+                        biasOptional,
+                        offsetOptional,
+                        antiquantScaleOptional,
+                        antiquantOffsetOptional,
+                        pertokenScaleOptional,
+                        groupListOptional,
+                        sharedInputOptional,
+                        logitOptional,
+                        rowIndexOptional,
+                        y};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true};
+  return first_stage(kWeightNzV2, tensors, attributes, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2(void* workspace, uint64_t workspaceSize,
+                                                                   aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kWeightNzV2, workspace, workspaceSize, executor, stream);
+}
