@@ -28,6 +28,7 @@ constexpr const CombineKernel* kKernels[] = {
 #undef ANYNPU_KERNEL
 };
 
+constexpr int64_t kCachedSums = 16384;
 constexpr int64_t kColumns = 128;  // of a task
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
@@ -40,11 +41,12 @@ int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, mu
 
 // What a thread works in.
 struct TaskMemory {
-  uint8_t* panels;     // [columns][kSpan]
-  int32_t* sums;       // [rows of a piece][columns]
-  float* values;       // likewise
-  int32_t* of_column;  // [columns]
-  float* scale;        // [columns]
+  uint8_t* panels;       // [columns][kSpan]
+  int32_t* sums;         // [rows of a piece][columns]
+  float* values;         // likewise
+  int32_t* column_sums;  // [columns], of the weight
+  int32_t* of_column;    // likewise
+  float* scale;          // likewise
 };
 
 // A task owns columns of y and goes through the experts in order: every element of y gets its rows in ascending order.
@@ -56,15 +58,15 @@ class Combine {
         group_ends_(group_ends),
         row_index_(row_index),
         kernel_(pick(kKernels)),
-        own_product_(problem.int4() && kernel_.multiply_int4 != nullptr),
+        own_product_(kernel_.multiply_int4 != nullptr && has_plain_int4(problem)),
         tile_rows_(own_product_ ? kernel_.tile_rows : int8_kernel().tile_rows),
-        packed_(problem, tile_rows_) {
+        packed_(problem, tile_rows_, problem.int4() && !own_product_) {
     const int64_t rows = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
     most_rows_ = std::min(rows, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
     const double work = static_cast<double>(rows) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
-    columns_ = ceil_divide(problem.n, kColumns) < threads_ ? kPanelColumns : kColumns;
+    columns_ = task_columns(rows);
     tasks_ = ceil_divide(problem.n, columns_);
     threads_ = std::min(threads_, tasks_);
   }
@@ -74,7 +76,7 @@ class Combine {
     const int64_t pieces = round_up(most_pieces_ * static_cast<int64_t>(sizeof(Piece)), 64);
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
-    thread_bytes_ = columns_ * kSpan + 2 * sums_ * 4 + 2 * columns_ * 4;
+    thread_bytes_ = panel_bytes() + 2 * sums_ * 4 + 3 * columns_ * 4;
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + threads_ * thread_bytes_)));
     if (memory == nullptr) return false;
@@ -103,6 +105,24 @@ class Combine {
   }
 
  private:
+  // Whole panels in rows of k, whole steps in a group.
+  static bool has_plain_int4(const CombineProblem& problem) {
+    const WeightSource& weight = problem.weight.source;
+    const bool panels = weight.chunk_bytes == 0 || weight.chunk == kPanelColumns;
+    return problem.int4() && weight.order == WeightOrder::rows_of_k && panels && problem.n % kPanelColumns == 0 &&
+           problem.group_size() % 32 == 0;
+  }
+
+  // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches.
+  int64_t task_columns(int64_t rows) const {
+    const int64_t experts = std::max<int64_t>(1, std::min(problem_.experts, rows));
+    const int64_t cached = kCachedSums / std::max<int64_t>(1, rows / experts) / kPanelColumns * kPanelColumns;
+    const int64_t most = own_product_ ? std::max(kColumns, cached) : kColumns;
+    return std::min(most, round_up(ceil_divide(problem_.n, threads_), kPanelColumns));
+  }
+
+  int64_t panel_bytes() const { return own_product_ ? 0 : columns_ * kSpan; }
+
   float* y(int64_t row, int64_t column) const { return static_cast<float*>(args_.y.data) + row * problem_.n + column; }
 
   template <typename Task>
@@ -119,10 +139,11 @@ class Combine {
 
   TaskMemory task_memory(int64_t thread) const {
     uint8_t* panels = thread_memory_ + thread * thread_bytes_;
-    auto* sums = reinterpret_cast<int32_t*>(panels + columns_ * kSpan);
+    auto* sums = reinterpret_cast<int32_t*>(panels + panel_bytes());
     auto* values = reinterpret_cast<float*>(sums + sums_);
-    auto* of_column = reinterpret_cast<int32_t*>(values + sums_);
-    return {panels, sums, values, of_column, reinterpret_cast<float*>(of_column + columns_)};
+    auto* column_sums = reinterpret_cast<int32_t*>(values + sums_);
+    auto* of_column = column_sums + columns_;
+    return {panels, sums, values, column_sums, of_column, reinterpret_cast<float*>(of_column + columns_)};
   }
 
   // Fills the table with the rows that come next; false when none are left.
@@ -147,20 +168,15 @@ class Combine {
 
   void add_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
     start_values(piece, column, columns, memory.values);
-    const int64_t rows = packed_.rows(piece);
-    std::fill_n(memory.sums, rows * columns_, 0);
+    std::fill_n(memory.sums, packed_.rows(piece) * columns_, 0);
+    std::fill_n(memory.column_sums, columns, 0);
     for (int64_t index = 0; index < problem_.scale_groups; ++index) {
       const ScaleGroup group = packed_.group(index);
-      for (int64_t k = group.first_k; k < group.end; k += kSpan) {
-        multiply(piece, group, {k, std::min(kSpan, group.end - k), column, columns}, memory);
-      }
+      own_product_ ? multiply_int4(piece, group, column, columns, memory)
+                   : multiply(piece, group, column, columns, memory);
       load_scale(piece.expert * problem_.scale_groups + index, column, columns, memory.scale);
-      // The row of ones, where there is one; it starts again from zero too.
-      int32_t* ones = memory.sums + piece.rows * columns_;
-      for (int64_t i = 0; i < columns; ++i) {
-        memory.of_column[i] = problem_.int4() ? 8 * ones[i] : 0;
-        if (problem_.int4()) ones[i] = 0;
-      }
+      take_column_sums(own_product_ ? memory.column_sums : memory.sums + piece.rows * columns_, columns,
+                       memory.of_column);
       kernel_.scale_group({memory.sums, memory.values, packed_.of_rows(piece, index), memory.of_column, memory.scale,
                            piece.rows, columns, columns_});
     }
@@ -168,6 +184,15 @@ class Combine {
       const int64_t row = piece.row + i;
       kernel_.add_row(memory.values + i * columns_, row_factor(args_.pertoken_scale, row), row_factor(args_.logit, row),
                       columns, y(row_index_[row], column));
+    }
+  }
+
+  // With int4 weights 8 times the sums of the columns are subtracted from the sums of a group.
+  void take_column_sums(int32_t* sums, int64_t columns, int32_t* of_column) const {
+    if (!problem_.int4()) return std::fill_n(of_column, columns, 0), void();
+    for (int64_t i = 0; i < columns; ++i) {
+      of_column[i] = 8 * sums[i];
+      sums[i] = 0;
     }
   }
 
@@ -192,16 +217,34 @@ class Combine {
     }
   }
 
-  void multiply(const Piece& piece, const ScaleGroup& group, const WeightPart& part, const TaskMemory& memory) const {
+  void multiply_int4(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
+                     const TaskMemory& memory) const {
+    const WeightSource weight = expert_weight(piece);
+    const bool nz = weight.chunk == kPanelColumns;
+    const int64_t panel_bytes = nz ? weight.chunk_bytes : kPanelColumns / 2;
+    const uint8_t* from = weight.data + column / kPanelColumns * panel_bytes + group.begin * weight.row_bytes;
+    kernel_.multiply_int4({from, weight.row_bytes, panel_bytes, columns / kPanelColumns, group.steps(),
+                           packed_.tiles(piece), piece.rows, group.first_step, packed_.row_steps(), memory.sums,
+                           columns_, memory.column_sums});
+  }
+
+  void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
+                const TaskMemory& memory) const {
+    for (int64_t k = group.first_k; k < group.end; k += kSpan) {
+      const WeightPart part = {k, std::min(kSpan, group.end - k), column, columns};
+      gemm_kernel().unpack(expert_weight(piece), part, memory.panels);
+      const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (k - group.first_k) / 4;
+      for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
+        int8_kernel().multiply({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel,
+                                packed_.rows(piece), first_step, steps, packed_.row_steps(), columns_});
+      }
+    }
+  }
+
+  WeightSource expert_weight(const Piece& piece) const {
     WeightSource weight = problem_.weight.source;
     weight.data += piece.expert * problem_.weight.batch_bytes[0];
-    gemm_kernel().unpack(weight, part, memory.panels);
-    const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (part.k - group.first_k) / 4;
-    const auto product = own_product_ ? kernel_.multiply_int4 : int8_kernel().multiply;
-    for (int64_t panel = 0; panel < part.n_count; panel += kPanelColumns) {
-      product({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel, packed_.rows(piece),
-               first_step, steps, packed_.row_steps(), columns_});
-    }
+    return weight;
   }
 
   // Of row `row` of all scales; the low half of a 64-bit word is a float32.

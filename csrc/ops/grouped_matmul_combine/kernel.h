@@ -21,11 +21,28 @@ struct GroupSums {
   int64_t stride;
 };
 
+// The products of packed rows of x with int4 weights that lie in rows of k, bytes q = w + 8, over `steps` steps of four
+// k.
+struct Int4Product {
+  const uint8_t* weight;  // the first panel of 64 columns: rows of 32 bytes, row_bytes apart
+  int64_t row_bytes;
+  int64_t panel_bytes;  // between panels
+  int64_t panels;
+  int64_t steps;
+  const int32_t* x;  // at the first tile, as in Int8Product
+  int64_t rows;
+  int64_t first_step;
+  int64_t row_steps;
+  int32_t* c;  // [rows][c_stride], added to
+  int64_t c_stride;
+  int32_t* column_sums;  // of q, added to
+};
+
 struct CombineKernel {
   Isa isa;
-  // The product with panels of int4, bytes 0 to 15, and the height of its tiles. Null: that of the int8 product does.
+  // The height of its tiles, and the product with int4 weights; null: unpacking and the int8 product do.
   int64_t tile_rows;
-  void (*multiply_int4)(const Int8Product& product);
+  void (*multiply_int4)(const Int4Product& product);
   void (*scale_group)(const GroupSums& group);
   // y += values * first * second.
   void (*add_row)(const float* values, float first, float second, int64_t count, float* y);

@@ -28,7 +28,8 @@ int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, 
 
 }  // namespace
 
-PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows) : problem_(problem), tile_rows_(tile_rows) {
+PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows, bool ones)
+    : problem_(problem), tile_rows_(tile_rows), ones_(ones) {
   const ScaleGroup last = group(problem.scale_groups - 1);
   row_steps_ = last.first_step + last.steps();
 }

@@ -26,14 +26,15 @@ struct ScaleGroup {
 
 class PackedRows {
  public:
-  PackedRows(const CombineProblem& problem, int64_t tile_rows);
+  // With `ones`, a piece gets a last row of ones, whose products are the sums of the columns of the weight.
+  PackedRows(const CombineProblem& problem, int64_t tile_rows, bool ones);
   // What `rows` packed rows take.
   int64_t bytes(int64_t rows) const;
   void use(void* memory, int64_t rows);
   void pack(const Piece& piece);
 
   ScaleGroup group(int64_t index) const;
-  int64_t rows(const Piece& piece) const { return piece.rows + (problem_.int4() ? 1 : 0); }
+  int64_t rows(const Piece& piece) const { return piece.rows + (ones_ ? 1 : 0); }
   int64_t row_steps() const { return row_steps_; }
   // The first tile of a piece, in the form of Int8Product.
   const int32_t* tiles(const Piece& piece) const { return packed_ + piece.packed * row_steps_; }
@@ -49,6 +50,7 @@ class PackedRows {
 
   const CombineProblem& problem_;
   const int64_t tile_rows_;
+  const bool ones_;
   int64_t row_steps_;
   int32_t* packed_ = nullptr;
   int32_t* of_rows_ = nullptr;
