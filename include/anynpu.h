@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes; the Python binding refuses any other number. */
-#define ANYNPU_ABI_VERSION 1
+#define ANYNPU_ABI_VERSION 2
 #define ANYNPU_MAX_DIMS 8
 
 typedef enum {
@@ -261,8 +261,8 @@ ANYNPU_API int32_t anynpu_weight_decompress(const anynpu_weight_decompress_args*
 /* quant_matmul: y = (x1 @ x2 + bias) * scale * pertoken_scale + offset with int32 sums; a float bias is added after scaling.
  * x1 INT8 [..., M, K]; x2 INT8 [..., K, N], ND or FRACTAL_NZ, or a transposed view; scale (1) or (N), INT64, UINT64 (the
  * low 32 bits are a float32), FLOAT32 or BFLOAT16; offset FLOAT32 (1) or (N); pertoken_scale FLOAT32 (M); bias INT32,
- * FLOAT32, FLOAT16 or BFLOAT16 (N) or [batch, 1, N]; y INT8 (rounded, saturated), FLOAT16, BFLOAT16, or INT32, which is
- * x1 @ x2 + bias without the scale; contiguous. */
+ * FLOAT32, FLOAT16 or BFLOAT16 (N) or [batch, 1, N]; y INT8 (rounded, saturated), FLOAT16, BFLOAT16, FLOAT32, or INT32,
+ * which is x1 @ x2 + bias without the scale; contiguous. */
 typedef struct {
   anynpu_tensor x1;
   anynpu_tensor x2;
@@ -275,15 +275,17 @@ typedef struct {
 ANYNPU_API int32_t anynpu_quant_matmul_check(const anynpu_quant_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, void* workspace, size_t workspace_bytes);
 
-/* compressed_matmul: y = (x @ W.T + bias) * scale with W (N, K) compressed by weight_compress.
- * x INT8 (M, K); stream and index INT8; bias INT32 (N) or (1, N); scale INT64 or UINT64 (1), (N), (1, 1) or (1, N), the low
- * 32 bits are a float32; y FLOAT16 (M, N), contiguous. */
+/* compressed_matmul: y = (x @ W.T + bias) * scale * pertoken_scale with W (N, K) compressed by weight_compress; a float bias
+ * is added after scaling. x INT8 (M, K); stream and index INT8; bias INT32 or FLOAT32, (N) or (1, N); scale INT64 or UINT64
+ * (the low 32 bits are a float32) or FLOAT32, (1), (N), (1, 1) or (1, N); pertoken_scale absent or FLOAT32 (M);
+ * y FLOAT16, BFLOAT16 or FLOAT32 (M, N), contiguous. */
 typedef struct {
   anynpu_tensor x;
   anynpu_tensor stream;
   anynpu_tensor index;
   anynpu_tensor bias;
   anynpu_tensor scale;
+  anynpu_tensor pertoken_scale;
   anynpu_tensor y;
   int32_t scale_19_bits; /* nonzero: use the top 19 bits of each float32, as the hardware does */
   int32_t y_is_scratch;  /* nonzero: on an error the caller drops y, so it need not be restored */

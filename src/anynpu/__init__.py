@@ -27,13 +27,27 @@ from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.trans_quant_param import trans_quant_param
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
-from anynpu.quantization import W4A16, W8A16, load_quantized, quantize_, save_quantized
+from anynpu.quantization import (
+    W4A16,
+    W8A8,
+    W8A16,
+    ActivationScales,
+    W8A8Compressed,
+    calibrate_activations,
+    load_quantized,
+    quantize_,
+    save_quantized,
+)
 
 __all__ = [
     "W4A16",
+    "W8A8",
     "W8A16",
+    "ActivationScales",
+    "W8A8Compressed",
     "__version__",
     "anti_quant",
+    "calibrate_activations",
     "calibrate_kv",
     "cast",
     "check_device_errors",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch  # first: the library shares the OpenMP runtime that torch has loaded
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_DIMS = 8
 ND = 2
 FRACTAL_NZ = 29

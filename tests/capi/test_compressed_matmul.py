@@ -23,21 +23,22 @@ def words(scale):
     return scale.view(torch.int32).to(torch.int64) if scale.dtype == torch.float32 else scale
 
 
-def run(args, info=None, offset_x=0, offset_w=None):
+def run(args, info=None, offset_x=0, offset_w=None, scale=None, out_dtype=torch.float16):
     """Outcome of the two stages, and y when they succeed."""
-    x, weight, scale = args["x"], args["weight"], words(args["scale"])
+    x, weight = args["x"], args["weight"]
+    scale = words(args["scale"]).view(torch.uint64) if scale is None else scale
     compressed = compress_weight(weight)
     n = args.get("n") or max(scale.shape[-1], 0 if args.get("bias") is None else args["bias"].shape[-1])
     shape = [x.shape[0], n]
     with c_front_end.session() as make:
-        y = make.output(shape, torch.float16)
+        y = make.output(shape, out_dtype)
         outcome = c_front_end.call(
             "aclnnMatmulCompressDequant",
             make.tensor(x),
             make.tensor(compressed.stream),
             make.tensor(compressed.index),
             make.tensor(args.get("bias")),
-            make.tensor(scale.view(torch.uint64)),
+            make.tensor(scale),
             make.tensor(offset_w),
             ctypes.c_int(offset_x),
             make.ints(info or [8, 8, x.shape[-1], n, 1]),
@@ -71,6 +72,8 @@ def test_invalid_call_gives_its_status_and_leaves_outputs_untouched(case):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"scale": torch.ones(1, 8)}, "deqScale must be uint64, got float32"),
+        ({"out_dtype": torch.bfloat16}, "out must be float16, got bfloat16"),
         ({"offset_x": 1}, "offsetX must be 0, got 1"),
         ({"offset_w": torch.zeros(4, dtype=torch.int8)}, "offsetW must be null"),
         ({"info": [8, 8, 8, 64, 1]}, r"compressInfo must be \[8, 8, k, n, 1\] with k = 64 of x1 and n = 8 of out"),

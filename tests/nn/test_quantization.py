@@ -180,8 +180,8 @@ def described(folder):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (lambda d: d.update(version=2), ValueError, "must be anynpu-quantized version 1"),
-        (lambda d: d.update(format="other"), ValueError, "must be anynpu-quantized version 1"),
+        (lambda d: d.update(version=1), ValueError, "must be anynpu-quantized version 2"),
+        (lambda d: d.update(format="other"), ValueError, "must be anynpu-quantized version 2"),
         (lambda d: d.update(tensors="../model-0123456789abcdef.safetensors"), ValueError, "tensors names no file"),
         (lambda d: d.update(tensors=3), ValueError, "tensors names no file"),
         (lambda d: d.update(tensors="model-0123456789abcdef.safetensors"), FileNotFoundError, "is missing"),
@@ -192,6 +192,9 @@ def described(folder):
         (lambda d: d["layers"]["up"].update(bits=True), ValueError, "must have the fields"),
         (lambda d: d["layers"]["up"].update(bits="4"), ValueError, "must have the fields"),
         (lambda d: d["layers"]["up"].pop("bias"), ValueError, "must have the fields"),
+        (lambda d: d["layers"]["up"].pop("kind"), ValueError, "must have a kind of "),
+        (lambda d: d["layers"]["up"].update(kind="Linear"), ValueError, "must have a kind of "),
+        (lambda d: d["layers"].update(up=[]), ValueError, "must have a kind of "),
         (lambda d: d["layers"]["up"].update(bits=5), ValueError, "bits must be 4 or 8"),
         (lambda d: d["layers"]["up"].update(group_size=10**9), ValueError, "group_size must be"),
         (lambda d: d["layers"]["up"].update(in_features=65), ValueError, "must have .in_features, out_features. = "),

@@ -2,6 +2,7 @@
 #include "aclnnop/aclnn_matmul_compress_dequant.h"
 
 #include "acl/executor/executor.h"
+#include "core/tensor.h"
 
 namespace {
 
@@ -26,6 +27,16 @@ void check_info(Stage& stage, const aclIntArray* info) {
                 static_cast<long long>(values[0]), static_cast<long long>(values[1]), static_cast<long long>(values[4]));
 }
 
+// The operator takes more than the document.
+void check_dtypes(Stage& stage) {
+  const anynpu_tensor &scale = stage.args.scale, &bias = stage.args.bias, &y = stage.args.y;
+  const bool words = scale.dtype == ANYNPU_UINT64 || scale.dtype == ANYNPU_INT64;
+  stage.require(words, "deqScale must be uint64, got %s", anynpu::dtype_name(scale.dtype));
+  const bool integers = !anynpu::present(bias) || bias.dtype == ANYNPU_INT32;
+  stage.require(integers, "bias must be int32, got %s", anynpu::dtype_name(bias.dtype));
+  stage.require(y.dtype == ANYNPU_FLOAT16, "out must be float16, got %s", anynpu::dtype_name(y.dtype));
+}
+
 }  // namespace
 
 extern "C" aclnnStatus aclnnMatmulCompressDequantGetWorkspaceSize(
@@ -41,6 +52,7 @@ extern "C" aclnnStatus aclnnMatmulCompressDequantGetWorkspaceSize(
     stage.output("out", out, &Args::y);
     stage.require(offsetW == nullptr, "offsetW must be null");
     stage.require(offsetX == 0, "offsetX must be 0, got %d", offsetX);
+    check_dtypes(stage);
     check_info(stage, compressInfo);
   });
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // quant_matmul with a weight that is decoded block by block into the operand of the product.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -17,18 +19,19 @@ constexpr const char* kOp = "compressed_matmul";
 
 long long text(int64_t value) { return static_cast<long long>(value); }
 
+int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed,
+                    const char* expected) {
+  const bool known = std::find(allowed.begin(), allowed.end(), tensor.dtype) != allowed.end();
+  if (!present(tensor) || known) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
+}
+
 int32_t check_dtypes(const anynpu_compressed_matmul_args& args) {
-  if (args.x.dtype != ANYNPU_INT8) return fail(ANYNPU_BAD_DTYPE, "%s: x must be int8, got %s", kOp, dtype_name(args.x.dtype));
-  if (present(args.bias) && args.bias.dtype != ANYNPU_INT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be int32, got %s", kOp, dtype_name(args.bias.dtype));
-  }
-  if (args.scale.dtype != ANYNPU_INT64 && args.scale.dtype != ANYNPU_UINT64) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: scale must be int64 or uint64, got %s", kOp, dtype_name(args.scale.dtype));
-  }
-  if (args.y.dtype != ANYNPU_FLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: y must be float16, got %s", kOp, dtype_name(args.y.dtype));
-  }
-  return ANYNPU_OK;
+  ANYNPU_TRY(check_dtype("x", args.x, {ANYNPU_INT8}, "int8"));
+  ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32}, "int32 or float32"));
+  ANYNPU_TRY(check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32}, "int64, uint64 or float32"));
+  ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
+  return check_dtype("y", args.y, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}, "float16, bfloat16 or float32");
 }
 
 // (count) or (1, count).
@@ -41,6 +44,7 @@ int32_t check(const anynpu_compressed_matmul_args& args, codec::Geometry* geomet
   ANYNPU_TRY(check_required(kOp, "x", args.x));
   ANYNPU_TRY(check_tensor(kOp, "bias", args.bias));
   ANYNPU_TRY(check_required(kOp, "scale", args.scale));
+  ANYNPU_TRY(check_tensor(kOp, "pertoken_scale", args.pertoken_scale));
   ANYNPU_TRY(check_required(kOp, "y", args.y));
   ANYNPU_TRY(check_dtypes(args));
   const anynpu_tensor &x = args.x, &y = args.y;
@@ -62,6 +66,11 @@ int32_t check(const anynpu_compressed_matmul_args& args, codec::Geometry* geomet
   if (present(args.bias) && !is_row(args.bias, geometry->n)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) or (1, N) = (1, %lld), got %s", kOp, text(geometry->n),
                 shape_text(args.bias));
+  }
+  const anynpu_tensor& token = args.pertoken_scale;
+  if (present(token) && (token.ndim != 1 || token.shape[0] != x.shape[0] || token.format != ANYNPU_ND)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: pertoken_scale must have shape (M,) = (%lld,), got %s", kOp, text(x.shape[0]),
+                shape_text(token));
   }
   return codec::check_stream(kOp, *geometry, args.stream, args.index);
 }
@@ -95,7 +104,7 @@ int32_t run(const anynpu_compressed_matmul_args& args, const codec::Geometry& ge
   columns.load_scale(args.scale, false, args.scale_19_bits != 0);
   if (present(args.bias)) ANYNPU_TRY(columns.load_bias(kOp, args.bias, 0, geometry.k));
   const int64_t rows = args.x.shape[0];
-  const size_t y_bytes = static_cast<size_t>(rows * geometry.n) * 2;
+  const size_t y_bytes = static_cast<size_t>(rows * geometry.n) * (dtype_bits(args.y.dtype) / 8);
   // Damage is found after earlier blocks have been multiplied: an output that matters is restored then.
   std::unique_ptr<uint8_t[]> before;
   if (!args.y_is_scratch) {
@@ -110,8 +119,13 @@ int32_t run(const anynpu_compressed_matmul_args& args, const codec::Geometry& ge
   problem.x = static_cast<const int8_t*>(args.x.data);
   problem.x_view = &args.x;
   problem.y = args.y.data;
-  problem.y_dtype = ANYNPU_FLOAT16;
+  problem.y_dtype = args.y.dtype;
   columns.describe(&problem);
+  if (present(args.pertoken_scale)) {
+    problem.row_scale = static_cast<const float*>(args.pertoken_scale.data);
+    problem.row_scale_count = rows;
+    problem.row_scale_stride = args.pertoken_scale.strides[0];
+  }
   const CompressedWeight weight(stream);
   const int32_t status = run_int8_gemm(kOp, problem, weight);
   if (status != ANYNPU_BAD_VALUE) return status;
@@ -141,6 +155,7 @@ extern "C" int32_t anynpu_compressed_matmul(const anynpu_compressed_matmul_args*
   ANYNPU_TRY(check_data("compressed_matmul", "index", args->index));
   ANYNPU_TRY(check_data("compressed_matmul", "bias", args->bias));
   ANYNPU_TRY(check_data("compressed_matmul", "scale", args->scale));
+  ANYNPU_TRY(check_data("compressed_matmul", "pertoken_scale", args->pertoken_scale));
   ANYNPU_TRY(check_data("compressed_matmul", "y", args->y));
   return anynpu::element_count(args->y) == 0 ? ANYNPU_OK : anynpu::run(*args, geometry);
 }

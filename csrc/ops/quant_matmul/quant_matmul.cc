@@ -40,8 +40,8 @@ int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
   ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
   ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16},
                          "int32, bfloat16, float16 or float32"));
-  ANYNPU_TRY(check_dtype("y", args.y, {ANYNPU_INT8, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_INT32},
-                         "int8, float16, bfloat16 or int32"));
+  ANYNPU_TRY(check_dtype("y", args.y, {ANYNPU_INT8, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32, ANYNPU_INT32},
+                         "int8, float16, bfloat16, float32 or int32"));
   const int32_t y = args.y.dtype;
   if (present(args.bias) && args.bias.dtype == ANYNPU_BFLOAT16 && y != ANYNPU_BFLOAT16) {
     return fail(ANYNPU_BAD_DTYPE, "%s: When bias dtype is bfloat16, output_dtype must be bfloat16, but it is %s", kOp,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import anynpu
-from anynpu._check import dtype_name
+from anynpu._check import dtype_name, require_dtype
 from anynpu._strict import check_weight_quant_matmul_nz_limits, strict_soc
 from anynpu.compat import formats
 from anynpu.compat.device import mark
@@ -321,6 +321,9 @@ def npu_matmul_compress_dequant(
 ) -> torch.Tensor:
     """``(x1 @ W.T + bias) * scale`` with W compressed; see :func:`anynpu.compressed_matmul`."""
     _require_absent(offsetW=offsetW, offsetX=offsetX)
+    for name, tensor, dtypes in (("scale", scale, (torch.int64, torch.uint64)), ("bias", bias, (torch.int32,))):
+        if isinstance(tensor, torch.Tensor):  # the operator takes more than the document
+            require_dtype("npu_matmul_compress_dequant", name, tensor, dtypes)
     return anynpu.compressed_matmul(x1, x2, compress_index, bias, scale)
 
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from anynpu._check import require
 from anynpu.formats.quantized_weight import QuantizedWeight, packing_axis
+from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from anynpu.quantization import WeightQuantConfig
 
 
-class WeightQuantLinear(torch.nn.Module):
+class WeightQuantLinear(QuantizedLinear):
     """``y = x @ ((weight + offset) * scale) + bias`` in the dtype of x.
 
     A state dict holds the buffers ``weight``, ``scale``, ``offset``, ``bias`` and ``input_order`` in the plain layouts
@@ -39,10 +40,21 @@ class WeightQuantLinear(torch.nn.Module):
     >>> linear = torch.nn.Linear(64, 8)
     >>> layer = anynpu.nn.WeightQuantLinear.from_linear(linear, anynpu.W4A16(group_size=32))
     >>> layer
-    WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True)
+    WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True, reordered=False)
     >>> layer(torch.randn(3, 64)).shape
     torch.Size([3, 8])
     """
+
+    FIELDS: ClassVar = {
+        "in_features": int,
+        "out_features": int,
+        "bits": int,
+        "group_size": int,
+        "symmetric": bool,
+        "bias": bool,
+        "reordered": bool,
+    }
+    FLOAT32: ClassVar = ("scale", "offset", "bias")
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -62,9 +74,8 @@ class WeightQuantLinear(torch.nn.Module):
         reordered: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(in_features, out_features)
         op = "WeightQuantLinear"
-        require(op, in_features > 0 and out_features > 0, f"sizes must be positive, got {in_features}, {out_features}")
         require(op, bits in (4, 8), f"bits must be 4 or 8, got {bits}")
         require(
             op,
@@ -72,8 +83,6 @@ class WeightQuantLinear(torch.nn.Module):
             f"group_size must be 0 or a multiple of 32 in [32, in_features - 1] = [32, {in_features - 1}], "
             f"got {group_size}",
         )
-        self.in_features = in_features
-        self.out_features = out_features
         self.bits = bits
         self.group_size = group_size
         channels = (-(-in_features // group_size), out_features) if group_size else (out_features,)
@@ -115,15 +124,21 @@ class WeightQuantLinear(torch.nn.Module):
         """Quantises the weight of ``linear``, which is left as it is."""
         return cls.from_quantized(config.quantize(linear.weight), linear.bias).train(linear.training)
 
-    def _set(self, name: str, value: torch.Tensor) -> None:
-        expected = getattr(self, name)
-        fits = (value.shape, value.dtype) == (expected.shape, expected.dtype)
-        require(
-            "WeightQuantLinear",
-            fits,
-            f"{name} must be {expected.dtype} {tuple(expected.shape)}, got {value.dtype} {tuple(value.shape)}",
-        )
-        setattr(self, name, value)
+    def fields(self) -> dict[str, int | bool]:
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.offset is None,
+            "bias": self.bias is not None,
+            "reordered": self.input_order is not None,
+        }
+
+    def require_sound(self) -> None:
+        if self.input_order is not None:
+            whole = torch.equal(self.input_order.sort().values, torch.arange(self.in_features))
+            require("WeightQuantLinear", whole, f"input_order must be an order of {self.in_features} inputs")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
@@ -170,14 +185,8 @@ class WeightQuantLinear(torch.nn.Module):
         return self.matrix() if self.prepacked is None else self.prepacked
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WeightQuantLinear:
-        kept = {name: getattr(self, name) for name in ("scale", "offset", "bias")}
         self._drop_prepacked()
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            after = getattr(self, name)
-            if after is not None and after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         self._drop_prepacked()
@@ -189,13 +198,6 @@ class WeightQuantLinear(torch.nn.Module):
         state["_buffers"] = {**self._buffers, "prepacked": None}
         state["_prepacked_from"] = None
         return state
-
-    def extra_repr(self) -> str:
-        reordered = ", reordered=True" if self.input_order is not None else ""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, "
-            f"group_size={self.group_size}, symmetric={self.offset is None}, bias={self.bias is not None}{reordered}"
-        )
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -14,21 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from anynpu._check import dtype_name, require
-from anynpu.nn import WeightQuantLinear
+from anynpu.nn import LAYERS, QuantizedLinear
 
 DESCRIPTION = "anynpu_quantized.json"
 _FORMAT = "anynpu-quantized"
-_VERSION = 1
+_VERSION = 2
 _TENSOR_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
-_LAYER_FIELDS = {
-    "in_features": int,
-    "out_features": int,
-    "bits": int,
-    "group_size": int,
-    "symmetric": bool,
-    "bias": bool,
-    "reordered": bool,
-}
 
 
 def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
@@ -44,13 +35,13 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     tensors, aliases = _distinct(model.state_dict())
     modules = model.named_modules(remove_duplicate=False)
-    layers = {name: module for name, module in modules if isinstance(module, WeightQuantLinear)}
+    layers = {name: module for name, module in modules if isinstance(module, QuantizedLinear)}
     file = f"model-{secrets.token_hex(8)}.safetensors"
     description = {
         "format": _FORMAT,
         "version": _VERSION,
         "tensors": file,
-        "layers": {name: _fields(layer) for name, layer in layers.items()},
+        "layers": {name: {"kind": type(layer).__name__, **layer.fields()} for name, layer in layers.items()},
         "aliases": aliases,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,18 +72,6 @@ def _distinct(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
         tensors[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return tensors, aliases
-
-
-def _fields(layer: WeightQuantLinear) -> dict[str, int | bool]:
-    return {
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
-        "bits": layer.bits,
-        "group_size": layer.group_size,
-        "symmetric": layer.offset is None,
-        "bias": layer.bias is not None,
-        "reordered": layer.input_order is not None,
-    }
 
 
 def _replace(path: Path, write) -> None:
@@ -132,7 +111,8 @@ def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.n
     layers = _empty_layers(model, description["layers"])
     others = _check_state(model, layers, state)
     for name, layer in layers.items():
-        _fill(layer, {key: state[_join(name, key)] for key in layer.state_dict()})
+        layer.load_state_dict({key: state[_join(name, key)] for key in layer.state_dict()}, assign=True)
+        layer.require_sound()
     return _install(model, layers, others)
 
 
@@ -155,9 +135,17 @@ def _read_description(path: Path) -> dict:
     require(op, isinstance(layers, dict) and isinstance(aliases, dict), "layers and aliases must be objects")
     require(op, all(isinstance(same, str) for same in aliases.values()), "aliases must hold names")
     for name, fields in layers.items():
-        typed = isinstance(fields, dict) and {key: type(value) for key, value in fields.items()} == _LAYER_FIELDS
-        require(op, typed, f"layer {name!r} must have the fields {', '.join(_LAYER_FIELDS)}, got {fields!r}")
+        _require_fields(name, fields)
     return description
+
+
+def _require_fields(name: str, fields: object) -> None:
+    op = "load_quantized"
+    known = isinstance(fields, dict) and isinstance(fields.get("kind"), str) and fields["kind"] in LAYERS
+    require(op, known, f"layer {name!r} must have a kind of {', '.join(LAYERS)}, got {fields!r}")
+    expected = {"kind": str, **LAYERS[fields["kind"]].FIELDS}
+    typed = {key: type(value) for key, value in fields.items()} == expected
+    require(op, typed, f"layer {name!r} must have the fields {', '.join(expected)}, got {fields!r}")
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -170,9 +158,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"load_quantized: {path.name} is damaged: {error}") from error
 
 
-def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, WeightQuantLinear]:
+def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLinear]:
     """Layers without data, by name; a layer that the model uses under several names stays one."""
-    distinct: dict[tuple, WeightQuantLinear] = {}
+    distinct: dict[tuple, QuantizedLinear] = {}
     result = {}
     for name, fields in layers.items():
         try:
@@ -186,17 +174,18 @@ def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, 
     return result
 
 
-def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> WeightQuantLinear:
+def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> QuantizedLinear:
     op = "load_quantized"
-    linear = isinstance(present, (torch.nn.Linear, WeightQuantLinear))
+    linear = isinstance(present, (torch.nn.Linear, QuantizedLinear))
     require(op, linear, f"layer {name!r} must be a Linear, got {type(present).__name__}")
     want, got = (fields["in_features"], fields["out_features"]), (present.in_features, present.out_features)
     require(op, want == got, f"layer {name!r} must have (in_features, out_features) = {want}, got {got}")
-    return WeightQuantLinear(**fields, device="meta").train(present.training)
+    options = {key: value for key, value in fields.items() if key != "kind"}
+    return LAYERS[fields["kind"]](**options, device="meta").train(present.training)
 
 
 def _check_state(
-    model: torch.nn.Module, layers: dict[str, WeightQuantLinear], state: dict[str, torch.Tensor]
+    model: torch.nn.Module, layers: dict[str, QuantizedLinear], state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Compares names, shapes and dtypes; returns the tensors that belong to no quantised layer."""
     op = "load_quantized"
@@ -216,21 +205,13 @@ def _check_state(
     return {name: state[name] for name in others}
 
 
-def _fill(layer: WeightQuantLinear, state: dict[str, torch.Tensor]) -> None:
-    layer.load_state_dict(state, assign=True)
-    if layer.input_order is not None:
-        whole = torch.equal(layer.input_order.sort().values, torch.arange(layer.in_features))
-        require("load_quantized", whole, f"input_order must be an order of {layer.in_features} inputs")
-
-
 def _install(
-    model: torch.nn.Module, layers: dict[str, WeightQuantLinear], others: dict[str, torch.Tensor]
+    model: torch.nn.Module, layers: dict[str, QuantizedLinear], others: dict[str, torch.Tensor]
 ) -> torch.nn.Module:
     for name, layer in layers.items():
         device = next(iter(model.get_submodule(name).state_dict().values())).device
         layer.to("cpu" if device.type == "meta" else device)
-        if layer.prepacked is None:
-            layer.prepack()
+        layer.prepack()
         parent, _, child = name.rpartition(".")
         if name:
             setattr(model.get_submodule(parent), child, layer)

@@ -1,19 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How weights are quantised: one frozen configuration for each kind."""
+"""How linear layers are quantised: one frozen configuration for each kind."""
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from anynpu._check import require, require_dtype
+from anynpu.formats.compressed_files import GRANULARITIES
 from anynpu.formats.quantized_weight import QuantizedWeight
+from anynpu.nn import CompressedLinear, QuantizedLinear, QuantLinear, WeightQuantLinear
+from anynpu.quantization.activations import ActivationScales
+
+
+class QuantConfig(abc.ABC):
+    """What :func:`anynpu.quantize_` makes of a linear layer."""
+
+    @abc.abstractmethod
+    def layer(self, linear: torch.nn.Linear, name: str) -> QuantizedLinear:
+        """The layer that takes the place of ``linear``, which is left as it is; ``name`` is its name in the model.
+
+        Raises:
+            TypeError, ValueError: the weight cannot be quantised.
+        """
 
 
 @dataclass(frozen=True)
-class WeightQuantConfig:
+class WeightQuantConfig(QuantConfig):
     """Round to nearest between the smallest and largest weight of each group of ``group_size`` inputs.
 
     Attributes:
@@ -41,18 +57,14 @@ class WeightQuantConfig:
             TypeError, ValueError: not a non-empty float matrix, or not finite.
         """
         op = type(self).__name__
-        require_dtype(op, "weight", weight, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
-        require(
-            op,
-            weight.dim() == 2 and weight.numel() > 0,
-            f"weight must be a non-empty matrix, got shape {tuple(weight.shape)}",
-        )
-        weight = weight.detach().to(torch.float32)
-        require(op, bool(torch.isfinite(weight).all()), "weight must be finite in float32")
+        weight = _float_matrix(op, weight)
         group_size = self.group_size if 0 < self.group_size < weight.shape[1] else weight.shape[1]
         codes, scale, offset = _round_to_nearest(weight, self.bits, group_size, self.symmetric)
         require(op, bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
         return QuantizedWeight.from_codes(codes, scale, offset, group_size, bits=self.bits)
+
+    def layer(self, linear: torch.nn.Linear, name: str) -> WeightQuantLinear:
+        return WeightQuantLinear.from_linear(linear, self)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,76 @@ class W8A16(WeightQuantConfig):
 
     group_size: int = 0
     bits: ClassVar[int] = 8
+
+
+@dataclass(frozen=True)
+class W8A8(QuantConfig):
+    """8-bit weights and activations, both symmetric.
+
+    Attributes:
+        activations: None: each row (token) gets the scale at which its largest magnitude is 127, found at run time.
+            Otherwise the static scales of :func:`anynpu.calibrate_activations`, one for each layer.
+        granularity: ``"channel"``: a scale for each output; ``"tensor"``: one for the whole weight.
+
+    >>> import torch
+    >>> codes, scale = W8A8().quantize(torch.tensor([[0.5, -1.0], [2.0, 4.0]]))
+    >>> codes.tolist()
+    [[64, -128], [64, 127]]
+    """
+
+    activations: ActivationScales | None = None
+    granularity: str = "channel"
+    linear: ClassVar[type[QuantLinear] | type[CompressedLinear]] = QuantLinear
+
+    def __post_init__(self) -> None:
+        op = type(self).__name__
+        if self.activations is not None and not isinstance(self.activations, ActivationScales):
+            got = type(self.activations).__name__
+            raise TypeError(f"{op}: activations must be None or the result of calibrate_activations, got {got}")
+        known = self.granularity in GRANULARITIES
+        require(op, known, f"granularity must be {' or '.join(GRANULARITIES)}, got {self.granularity!r}")
+
+    def quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """int8 codes ``[N, K]`` and float32 scales ``[N]`` of a float weight ``[N, K]``.
+
+        Raises:
+            TypeError, ValueError: not a non-empty float matrix, or not finite.
+        """
+        op = type(self).__name__
+        weight = _float_matrix(op, weight)
+        rows = weight if self.granularity == "channel" else weight.reshape(1, -1)
+        codes, scale, _ = _round_to_nearest(rows, 8, rows.shape[1], symmetric=True)
+        return codes.reshape(weight.shape), scale.flatten().expand(weight.shape[0]).contiguous()
+
+    def layer(self, linear: torch.nn.Linear, name: str) -> QuantLinear | CompressedLinear:
+        codes, scale = self.quantize(linear.weight)
+        return self.linear.from_codes(codes, scale, linear.bias, self._input_scale(name, codes.device))
+
+    def _input_scale(self, name: str, device: torch.device) -> torch.Tensor | None:
+        if self.activations is None:
+            return None
+        known = name in self.activations.scales
+        require(type(self).__name__, known, "no batch of the calibration reached this layer, so it has no scale")
+        return torch.tensor([self.activations.scales[name]], device=device)
+
+
+@dataclass(frozen=True)
+class W8A8Compressed(W8A8):
+    """W8A8 with losslessly compressed weights: the same results from fewer bytes.
+
+    Codes with one scale for the whole weight compress best (``granularity="tensor"``), and are the less exact ones.
+    """
+
+    linear: ClassVar[type[QuantLinear] | type[CompressedLinear]] = CompressedLinear
+
+
+def _float_matrix(op: str, weight: torch.Tensor) -> torch.Tensor:
+    require_dtype(op, "weight", weight, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    shape = tuple(weight.shape)
+    require(op, weight.dim() == 2 and weight.numel() > 0, f"weight must be a non-empty matrix, got shape {shape}")
+    weight = weight.detach().to(torch.float32)
+    require(op, bool(torch.isfinite(weight).all()), "weight must be finite in float32")
+    return weight
 
 
 def _round_to_nearest(

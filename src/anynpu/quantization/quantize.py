@@ -9,19 +9,19 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from anynpu.nn import WeightQuantLinear
-from anynpu.quantization.config import WeightQuantConfig
+from anynpu.nn import QuantizedLinear
+from anynpu.quantization.config import QuantConfig
 
 Filter = Callable[[torch.nn.Module, str], bool]
 
 
 def quantize_(
     model: torch.nn.Module,
-    config: WeightQuantConfig,
+    config: QuantConfig,
     filter_fn: Filter | None = None,
     skip: Sequence[str] = (),
 ) -> torch.nn.Module:
-    """Replaces every ``torch.nn.Linear`` of ``model`` by a :class:`anynpu.nn.WeightQuantLinear`, in place.
+    """Replaces every ``torch.nn.Linear`` of ``model`` by the quantised layer of ``config``, in place.
 
     Only modules whose class is exactly ``torch.nn.Linear`` are replaced: subclasses have a meaning of their own. All
     layers are quantised before the first is replaced, so that an error leaves the model as it was. A layer that is
@@ -31,7 +31,8 @@ def quantize_(
 
     Args:
         model: any module; a model that is itself a Linear is not changed, use the result.
-        config: :class:`anynpu.W4A16` or :class:`anynpu.W8A16`.
+        config: such as :class:`anynpu.W4A16`, :class:`anynpu.W8A16`, :class:`anynpu.W8A8` or
+            :class:`anynpu.W8A8Compressed`.
         filter_fn: called with a Linear and its name; the layer is quantised when it returns True.
         skip: layers to leave alone: whole names, last parts of names, or patterns such as ``"*.mlp.*"``.
 
@@ -44,16 +45,16 @@ def quantize_(
             fits no Linear.
 
     >>> import torch, anynpu
-    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> anynpu.quantize_(model, anynpu.W4A16(group_size=32), skip=("2",))[0]
-    WeightQuantLinear(in_features=64, out_features=32, bits=4, group_size=32, symmetric=True, bias=True)
+    WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True, reordered=False)
     """
-    if not isinstance(config, WeightQuantConfig):
-        raise TypeError(f"quantize_: config must be W4A16(...) or W8A16(...), got {config!r}")
+    if not isinstance(config, QuantConfig):
+        raise TypeError(f"quantize_: config must be one such as W4A16(...), got {config!r}")
     chosen = _chosen(model, filter_fn, skip)
     if not chosen:
         warnings.warn("quantize_: no torch.nn.Linear was chosen, the model is as it was", stacklevel=2)
-    replacements: dict[torch.nn.Linear, WeightQuantLinear] = {}
+    replacements: dict[torch.nn.Linear, QuantizedLinear] = {}
     for name, linear in chosen.items():
         if linear not in replacements:
             replacements[linear] = _quantized(name, linear, config)
@@ -85,9 +86,9 @@ def _fits(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
 
 
-def _quantized(name: str, linear: torch.nn.Linear, config: WeightQuantConfig) -> WeightQuantLinear:
+def _quantized(name: str, linear: torch.nn.Linear, config: QuantConfig) -> QuantizedLinear:
     try:
-        layer = WeightQuantLinear.from_linear(linear, config)
+        layer = config.layer(linear, name).train(linear.training)
     except (TypeError, ValueError) as error:
         raise type(error)(f"quantize_: layer {name!r}: {error}") from error
     layer.prepack()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from anynpu.ops.compressed_matmul.spec import output_shape
-from anynpu.ops.quant_matmul.reference import exact_sums, round_once, scale_values
+from anynpu.ops.quant_matmul.reference import round_once, scale_values, unrounded
 
 BLOCK_K, BLOCK_N, PANEL = 256, 128, 64
 MARK = 0xC8
@@ -122,6 +122,12 @@ def decompress(stream: torch.Tensor, index: torch.Tensor, n: int, k: int) -> tor
     return weight[:n, :k].to(torch.int8)
 
 
+def factors(scale: torch.Tensor, scale_19_bits: bool) -> torch.Tensor:
+    """The float32 scales of either encoding, ``(1,)`` or ``(N,)``."""
+    factor = scale_values(scale.reshape(-1))[0].float()
+    return (factor.view(torch.int32) & -8192).view(torch.float32) if scale_19_bits else factor
+
+
 def compressed_matmul(
     x: torch.Tensor,
     stream: torch.Tensor,
@@ -131,14 +137,12 @@ def compressed_matmul(
     *,
     n: int | None = None,
     scale_19_bits: bool = False,
+    pertoken_scale: torch.Tensor | None = None,
+    output_dtype: torch.dtype = torch.float16,
 ) -> torch.Tensor:
-    """(x @ W.T + bias) * scale, rounded once to float16."""
-    columns = output_shape(x, stream, index, bias, scale, n)[1]
+    """(x @ W.T + int32 bias) * scale * pertoken_scale + float bias, rounded once."""
+    columns = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)[1]
     weight = decompress(stream, index, columns, x.shape[1])
-    factor = scale_values(scale.reshape(-1))[0].float()
-    if scale_19_bits:
-        factor = (factor.view(torch.int32) & -8192).view(torch.float32)
-    sums = exact_sums(x, weight.t())
-    if bias is not None:
-        sums = sums + bias.reshape(-1)
-    return round_once(sums.double() * factor.double(), torch.float16)
+    row = None if bias is None else bias.reshape(-1)
+    value, _ = unrounded(x, weight.t(), factors(scale, scale_19_bits), pertoken_scale=pertoken_scale, bias=row)
+    return round_once(value, output_dtype)

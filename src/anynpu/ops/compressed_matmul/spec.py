@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_dtype, require_tensor
 from anynpu._register import Sample
 
 OP = "compressed_matmul"
 SCHEMA = (
     "(Tensor x, Tensor stream, Tensor index, Tensor? bias, Tensor scale, *, SymInt? n=None, "
-    "bool scale_19_bits=False) -> Tensor"
+    "bool scale_19_bits=False, Tensor? pertoken_scale=None, ScalarType output_dtype=float16) -> Tensor"
 )
+OUTPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_K = 131071  # int32 sums are exact up to here
 
 
@@ -47,22 +48,33 @@ def _infer_n(bias: torch.Tensor | None, scale: torch.Tensor, n: int | None) -> i
     return n
 
 
-def output_shape(x, stream, index, bias, scale, n=None) -> list[int]:
-    """Checks everything that does not need data; returns (M, N)."""
+def _require_dtypes(x, stream, index, bias, scale, pertoken_scale, output_dtype) -> None:
     for name, tensor in (("x", x), ("stream", stream), ("index", index), ("scale", scale)):
         require_tensor(OP, name, tensor)
     require_dtype(OP, "x", x, (torch.int8,))
     require_dtype(OP, "stream", stream, (torch.int8, torch.uint8))
     require_dtype(OP, "index", index, (torch.int8, torch.uint8))
-    require_dtype(OP, "scale", scale, (torch.int64, torch.uint64))
+    require_dtype(OP, "scale", scale, (torch.int64, torch.uint64, torch.float32))
     if bias is not None:
-        require_dtype(OP, "bias", bias, (torch.int32,))
+        require_dtype(OP, "bias", bias, (torch.int32, torch.float32))
+    if pertoken_scale is not None:
+        require_dtype(OP, "pertoken_scale", pertoken_scale, (torch.float32,))
+    if output_dtype not in OUTPUT_DTYPES:
+        raise TypeError(f"{OP}: y must be float16, bfloat16 or float32, got {dtype_name(output_dtype)}")
+
+
+def output_shape(x, stream, index, bias, scale, n=None, pertoken_scale=None, output_dtype=torch.float16) -> list[int]:
+    """Checks everything that does not need data; returns (M, N)."""
+    _require_dtypes(x, stream, index, bias, scale, pertoken_scale, output_dtype)
     require(OP, x.dim() == 2, f"x must have shape (M, K), got {tuple(x.shape)}")
     for name, tensor in (("stream", stream), ("index", index)):
         flat = tensor.dim() == 1 and tensor.is_contiguous()
         require(OP, flat, f"{name} must have one axis and be contiguous, got shape {tuple(tensor.shape)}")
     n = _infer_n(bias, scale, n)
     m, k = x.shape
+    if pertoken_scale is not None:
+        shape = tuple(pertoken_scale.shape)
+        require(OP, len(shape) == 1 and shape[0] == m, f"pertoken_scale must have shape (M,) = ({m},), got {shape}")
     require(OP, k >= 1 and k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
     require(OP, n >= 1, f"N must be at least 1, got {n}")
     expected = _ceil_divide(k, 256) * _ceil_divide(n, 128) * 8
@@ -80,9 +92,31 @@ def output_shape(x, stream, index, bias, scale, n=None) -> list[int]:
     return [m, n]
 
 
-def fake(x, stream, index, bias, scale, *, n=None, scale_19_bits=False) -> torch.Tensor:
+def fake(
+    x, stream, index, bias, scale, *, n=None, scale_19_bits=False, pertoken_scale=None, output_dtype=torch.float16
+) -> torch.Tensor:
     """Fake kernel."""
-    return x.new_empty(output_shape(x, stream, index, bias, scale, n), dtype=torch.float16)
+    shape = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)
+    return x.new_empty(shape, dtype=output_dtype)
+
+
+def error_bound(
+    x, stream, index, bias, scale, *, n=None, scale_19_bits=False, pertoken_scale=None, output_dtype=torch.float16
+) -> torch.Tensor:
+    """How far an element may be from the reference: as far as one of quant_matmul, by the same epilogue."""
+    from anynpu.ops.compressed_matmul.reference import decompress, factors
+    from anynpu.ops.quant_matmul import spec
+
+    columns = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)[1]
+    weight = decompress(stream, index, columns, x.shape[1])
+    return spec.error_bound(
+        x,
+        weight.t(),
+        factors(scale, scale_19_bits),
+        pertoken_scale=pertoken_scale,
+        bias=None if bias is None else bias.reshape(-1),
+        output_dtype=output_dtype,
+    )
 
 
 def _sample_weight(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:

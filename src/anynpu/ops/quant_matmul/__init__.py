@@ -44,10 +44,10 @@ def quant_matmul(
         offset: float32 ``(1,)`` or ``(N,)``, for int8 output; replaces the offset in a word.
         pertoken_scale: float32 ``(M,)``.
         bias: ``(N,)``, or ``(batch, 1, N)`` for 3-D results; int32 joins the sums, a float bias is added after scaling.
-        output_dtype: int8 (the default: half to even, saturated), float16, bfloat16 or int32.
+        output_dtype: int8 (the default: half to even, saturated), float16, bfloat16, float32 or int32.
 
     Returns:
-        ``[..., M, N]``. With nothing but a scale the float result is the exact product rounded once.
+        ``[..., M, N]``. With nothing but a scale a 16-bit result is the exact product rounded once.
 
     Raises:
         TypeError: a dtype, or a combination of dtypes, outside the documented table.

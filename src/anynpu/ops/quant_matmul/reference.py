@@ -24,11 +24,13 @@ def scale_values(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def round_once(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """float64 to a 16-bit float with a single rounding: torch goes through float32 and would round twice.
+    """float64 to a float with a single rounding: to 16 bits torch goes through float32 and would round twice.
 
     Rounding to odd on the way makes the second rounding right: the float32 gets an odd last bit unless it is exact.
     """
     nearest = value.float()
+    if dtype == torch.float32:
+        return nearest
     bits = nearest.view(torch.int32)
     odd = (bits & 1) == 1
     toward = torch.where(value.abs() > nearest.double().abs(), 1, -1)

@@ -15,7 +15,7 @@ SCHEMA = (
     "(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, Tensor? pertoken_scale=None, Tensor? bias=None, "
     "ScalarType? output_dtype=None) -> Tensor"
 )
-OUTPUT_DTYPES = (torch.int8, torch.float16, torch.bfloat16, torch.int32)
+OUTPUT_DTYPES = (torch.int8, torch.float16, torch.bfloat16, torch.float32, torch.int32)
 MOST_K = 131071  # int32 sums are exact up to here
 
 
@@ -32,7 +32,7 @@ def _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype) -> None:
         if tensor is not None:
             require_dtype(OP, name, tensor, (torch.float32,))
     if dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"{OP}: y must be int8, float16, bfloat16 or int32, got {dtype_name(dtype)}")
+        raise TypeError(f"{OP}: y must be int8, float16, bfloat16, float32 or int32, got {dtype_name(dtype)}")
     if bias is not None:
         _require_bias_dtype(bias, pertoken_scale, dtype)
     if scale.dtype == torch.bfloat16 and dtype not in (torch.bfloat16, torch.int32):
@@ -133,7 +133,7 @@ def error_bound(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, o
     Float32 epilogue: the conversion of the sum, two products and two additions round by at most 2^-24 each, relative
     to what they produce, so |error| <= 5 * 2^-24 * (|sum * scale * pts| + |bias| + |offset|) =: e before the last
     rounding. That one adds at most a unit of the output, where e crosses a tie; for int8 a tie within e of the value
-    gives one code. With nothing but a scale, and for int32, the result is exact.
+    gives one code. With nothing but a scale the 16-bit floats are exact, int32 always is.
     """
     from anynpu.ops.quant_matmul.reference import unrounded
 
@@ -142,14 +142,14 @@ def error_bound(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, o
     if dtype == torch.int32:
         return torch.zeros_like(value)
     floating_bias = bias is not None and bias.dtype != torch.int32
-    if dtype != torch.int8 and pertoken_scale is None and not floating_bias:
+    if dtype in (torch.float16, torch.bfloat16) and pertoken_scale is None and not floating_bias:
         return torch.zeros_like(value)
     error = 5 * 2.0**-24 * magnitude
     if dtype == torch.int8:
         near_tie = ((value - value.floor()) - 0.5).abs() <= error
         return near_tie.double()
-    digits = 11 if dtype == torch.float16 else 8
-    unit = torch.exp2(torch.floor(torch.log2((value.abs() + error).clamp(min=2.0**-14))) - digits + 1)
+    limits = torch.finfo(dtype)
+    unit = torch.exp2(torch.floor(torch.log2((value.abs() + error).clamp(min=limits.tiny)))) * limits.eps
     return error + unit
 
 

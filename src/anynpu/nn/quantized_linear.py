@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the quantised linear layers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+
+from anynpu._check import require
+
+
+class QuantizedLinear(torch.nn.Module):
+    """A linear layer that computes from quantised weights and takes the place of a ``torch.nn.Linear``.
+
+    Attributes:
+        FIELDS: the constructor's arguments besides ``device``, and their types: what a checkpoint says of a layer.
+        FLOAT32: buffers that stay float32 when the module is cast (``half()``, ``bfloat16()``, ``to(dtype)``), because
+            they are valid with every dtype of x.
+    """
+
+    FIELDS: ClassVar[Mapping[str, type]]
+    FLOAT32: ClassVar[tuple[str, ...]]
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        sizes = f"sizes must be positive, got {in_features}, {out_features}"
+        require(type(self).__name__, in_features > 0 and out_features > 0, sizes)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def fields(self) -> dict[str, int | bool]:
+        """The values of ``FIELDS``."""
+        raise NotImplementedError
+
+    def prepack(self) -> None:
+        """Makes what the kernels read fastest. By default the buffers are that already."""
+
+    def require_sound(self) -> None:
+        """Refuses loaded values that shapes and dtypes do not rule out.
+
+        Raises:
+            ValueError: the values cannot be those of a layer.
+        """
+
+    def _set(self, name: str, value: torch.Tensor) -> None:
+        expected = getattr(self, name)
+        fits = (value.shape, value.dtype) == (expected.shape, expected.dtype)
+        require(
+            type(self).__name__,
+            fits,
+            f"{name} must be {expected.dtype} {tuple(expected.shape)}, got {value.dtype} {tuple(value.shape)}",
+        )
+        setattr(self, name, value)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
+        kept = {name: getattr(self, name) for name in self.FLOAT32}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after is not None and after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.fields().items())
