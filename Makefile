@@ -20,6 +20,9 @@ demo: install
 	mkdir -p build
 	.venv/bin/anynpu cc examples/c/int4_matmul.cpp -o build/int4_matmul && build/int4_matmul
 	.venv/bin/anynpu cc examples/c/cast.c -o build/cast && build/cast
+	.venv/bin/anynpu run examples/python/torch_npu_compressed_matmul.py build/compressed_data
+	.venv/bin/anynpu cc examples/c/compressed_matmul.cpp -O2 -o build/compressed_matmul
+	build/compressed_matmul build/compressed_data
 	.venv/bin/anynpu demo
 
 lint: install

@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import c_front_end
 import case_table
@@ -14,6 +19,7 @@ import torch
 import anynpu
 from anynpu.formats import compress_weight
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CASES = case_table.load("compressed_matmul", "c")
 VALID = [case for case in CASES if case.error is None and "scale_19_bits" not in case.args]
 INVALID = [case for case in CASES if case.error is not None]
@@ -90,3 +96,30 @@ def test_rules_of_the_document(options, match):
     outcome, _ = run(args, **options)
     assert outcome.status == 161002, outcome
     assert re.search(match, outcome.sentence), outcome
+
+
+def run_program(*command, **environment):
+    outcome = subprocess.run([*map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True)
+    return outcome.returncode, outcome.stdout + outcome.stderr
+
+
+def test_the_flow_of_the_document(tmp_path):
+    """Data, compression, conversion of the scales, and the two-stage call; both programs compare with quant_matmul."""
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    anynpu_command = (sys.executable, "-m", "anynpu")
+    script, program, data = EXAMPLES / "python/torch_npu_compressed_matmul.py", tmp_path / "program", tmp_path / "data"
+    status, output = run_program(*anynpu_command, "run", script, data)
+    assert status == 0 and "equal to the uncompressed product, bit for bit: True" in output, output
+    status, output = run_program(
+        *anynpu_command, "cc", EXAMPLES / "c/compressed_matmul.cpp", "-O2", "-Wall", "-o", program
+    )
+    assert (status, output) == (0, "")
+    status, output = run_program(program, data, ANYNPU_CHECK="1")
+    assert status == 0 and "(512, 1024) x (1024, 1024): weight 1048576 bytes" in output, output
+    assert "bit for bit: yes" in output and "0 findings" in output
+    damaged = bytearray((data / "x2.bin").read_bytes())
+    damaged[1000] ^= 1
+    (data / "x2.bin").write_bytes(damaged)
+    status, output = run_program(program, data)
+    assert status == 1 and "block 0 of the compressed weight" in output
