@@ -34,11 +34,19 @@ def load(operator: str, front_end: str = "python") -> list[Case]:
 
 def _build(row: dict) -> Case:
     generator = torch.Generator().manual_seed(row.get("seed", zlib.crc32(row["name"].encode())))
-    args = {key: _tensor(value, generator) if isinstance(value, dict) else value for key, value in row["args"].items()}
+    args = {key: _value(value, generator) for key, value in row["args"].items()}
     for name in ("dtype", "output_dtype"):
         if name in args:
             args[name] = getattr(torch, args[name])
     return Case(row["name"], args, row.get("error"), row)
+
+
+def _value(value: object, generator: torch.Generator) -> object:
+    if isinstance(value, dict):
+        return _tensor(value, generator)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_tensor(each, generator) for each in value]
+    return value
 
 
 def _tensor(spec: dict, generator: torch.Generator) -> torch.Tensor:

@@ -15,6 +15,7 @@ from anynpu.ops.compressed_matmul import compressed_matmul
 from anynpu.ops.dequant_swiglu_quant import dequant_swiglu_quant
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
+from anynpu.ops.grouped_matmul import grouped_matmul
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.kv_cache_attention import kv_cache_attention
@@ -55,6 +56,7 @@ __all__ = [
     "dequant_swiglu_quant",
     "dynamic_quant",
     "formats",
+    "grouped_matmul",
     "grouped_matmul_combine",
     "install",
     "int4_pack",

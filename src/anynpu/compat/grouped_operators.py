@@ -10,7 +10,8 @@ import torch
 
 import anynpu
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
-from anynpu.compat.operators import _published, _require_absent, _require_weight_dtype
+from anynpu.compat.operators import _published, _require_absent, _require_weight_dtype, _torch_dtype
+from anynpu.ops.grouped_matmul.spec import results
 from anynpu.ops.grouped_matmul_combine.spec import output_shape
 
 
@@ -91,3 +92,96 @@ def npu_grouped_matmul_finalize_routing(
         group_list_type=1 if group_list_type is None else group_list_type,
     )  # fmt: skip
     return anynpu.grouped_matmul_combine(**arguments)
+
+
+_PARAMETERS = (
+    "Tensor[] x, Tensor[] weight, *, Tensor[]? bias=None, Tensor[]? scale=None, Tensor[]? offset=None, "
+    "Tensor[]? antiquant_scale=None, Tensor[]? antiquant_offset=None, Tensor[]? per_token_scale=None, "
+)
+_ACTIVATION = (
+    "Tensor[]? activation_input=None, Tensor[]? activation_quant_scale=None, "
+    "Tensor[]? activation_quant_offset=None, int? split_item=0, int? group_type=None, int? group_list_type=0, "
+    "int? act_type=0, "
+)
+Tensors = Sequence[torch.Tensor]
+
+
+def _grouped_matmul_arguments(
+    x: Tensors,
+    weight: Tensors,
+    group_list: torch.Tensor | None = None,
+    split_item: int | None = 0,
+    group_type: int | None = None,
+    group_list_type: int | None = 0,
+    output_dtype: int | torch.dtype | None = None,
+    tuning_config: Sequence[int] | None = None,
+    act_type: int | None = 0,
+    weight_dtype: int | torch.dtype | None = None,
+    **lists: Tensors | None,
+) -> dict[str, Any]:
+    """The arguments of anynpu.grouped_matmul; tuning_config is a hint without effect on the result."""
+    covered = ("bias", "scale", "antiquant_scale", "antiquant_offset", "per_token_scale")
+    _require_absent(act_type=act_type or None, **{n: v or None for n, v in lists.items() if n not in covered})
+    for matrix in weight:
+        _require_weight_dtype(matrix, weight_dtype)
+    return {
+        "x": x,
+        "weight": weight,
+        "group_list": group_list,
+        **{name: lists.get(name) for name in covered},
+        "split_item": split_item or 0,
+        "group_type": -1 if group_type is None else group_type,
+        "group_list_type": group_list_type or 0,
+        "output_dtype": None if output_dtype is None else _torch_dtype("output_dtype", output_dtype),
+    }
+
+
+def _grouped_matmul_code(group_list: torch.Tensor | Sequence[int] | None = None, **arguments: Any) -> int:
+    if group_list is not None and not isinstance(group_list, torch.Tensor):
+        group_list = torch.tensor(group_list, dtype=torch.int64)
+    try:
+        results(**_grouped_matmul_arguments(group_list=group_list, **arguments))
+    except (TypeError, ValueError, NotImplementedError):
+        return PARAM_INVALID
+    return RUNTIME_ERROR  # everything but the values of group_list was fine
+
+
+@_published(
+    f"npu_grouped_matmul({_PARAMETERS}Tensor? group_list=None, {_ACTIVATION}int[]? tuning_config=None, "
+    "int? output_dtype=None, int? x_dtype=None, int? weight_dtype=None, int? scale_dtype=None, "
+    "int? per_token_scale_dtype=None) -> Tensor[]",
+    "aclnnGroupedMatmulV5",
+    _grouped_matmul_code,
+)
+def _grouped_matmul(x: Tensors, weight: Tensors, **options: Any) -> list[torch.Tensor]:
+    if options.get("group_type") is None and options.get("group_list") is not None:
+        raise ValueError("Requires manual passing group_type, current is None.")
+    return anynpu.grouped_matmul(**_grouped_matmul_arguments(x, weight, **options))
+
+
+@_published(
+    f"npu_grouped_matmul.List({_PARAMETERS}int[]? group_list=None, {_ACTIVATION}ScalarType? output_dtype=None) "
+    "-> Tensor[]",
+    "aclnnGroupedMatmul",
+    _grouped_matmul_code,
+)
+def _grouped_matmul_list(x: Tensors, weight: Tensors, **options: Any) -> list[torch.Tensor]:
+    options["group_list"] = torch.tensor(options["group_list"], dtype=torch.int64)
+    if options.get("group_type") is None:
+        options["group_type"] = 0
+    return anynpu.grouped_matmul(**_grouped_matmul_arguments(x, weight, **options))
+
+
+def npu_grouped_matmul(x: Tensors | torch.Tensor, weight: Tensors | torch.Tensor, **options: Any) -> list[torch.Tensor]:
+    """Products of groups of rows with their weights; see :func:`anynpu.grouped_matmul`.
+
+    ``group_list`` is a tensor or a list of numbers. Callers pass bare tensors too, in place of a list of one.
+    """
+    listed = {
+        name: [value] if isinstance(value, torch.Tensor) and name != "group_list" else value
+        for name, value in {"x": x, "weight": weight, **options}.items()
+    }
+    group_list = listed.get("group_list")
+    if group_list is None or isinstance(group_list, torch.Tensor):
+        return _grouped_matmul(**listed)
+    return _grouped_matmul_list(**listed)

@@ -37,6 +37,14 @@ FUNCTIONS = {
         "npu_quant_matmul",
         {name: name for name in ("x1", "x2", "scale", "offset", "pertoken_scale", "bias", "output_dtype")},
     ),
+    "grouped_matmul": (
+        "npu_grouped_matmul",
+        {
+            **{name: name for name in ("x", "weight", "bias", "scale", "antiquant_scale", "antiquant_offset")},
+            **{name: name for name in ("per_token_scale", "group_list", "split_item", "group_type")},
+            **{name: name for name in ("group_list_type", "output_dtype")},
+        },
+    ),
     "grouped_matmul_combine": (
         "npu_grouped_matmul_finalize_routing",
         {
@@ -90,9 +98,10 @@ def keywords(operator, case):
     arguments = {FUNCTIONS[operator][1][name]: value for name, value in case.args.items()}
     if operator == "quantize":
         arguments.setdefault("zero_points", None)
-    if case.spec["args"].get("weight", {}).get("format") == "NZ":
-        weight = FUNCTIONS[operator][1]["weight"]
-        arguments[weight] = torch_npu.npu_format_cast(arguments[weight], 29)
+    for name, tensor in case.spec["args"].items():
+        if isinstance(tensor, dict) and tensor.get("format") == "NZ":
+            published = FUNCTIONS[operator][1][name]
+            arguments[published] = torch_npu.npu_format_cast(arguments[published], 29)
     return arguments
 
 
@@ -121,6 +130,34 @@ def random_int4(*shape, seed=0):
 
 def reals(*shape, dtype=torch.float16, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_grouped_matmul_takes_a_list_of_numbers_and_bare_tensors():
+    x, weight = reals(6, 16), reals(2, 16, 8, seed=1)
+    expected = torch_npu.npu_grouped_matmul([x], [weight], group_list=torch.tensor([2, 6]), split_item=2, group_type=0)
+    for group_type in (0, None):
+        result = torch_npu.npu_grouped_matmul(x, weight, group_list=[2, 6], split_item=2, group_type=group_type)
+        assert torch.equal(result[0], expected[0])
+    with pytest.raises(RuntimeError, match="Requires manual passing group_type, current is None."):
+        torch_npu.npu_grouped_matmul([x], [weight], group_list=torch.tensor([2, 6]), split_item=2)
+    for name in ("offset", "activation_input"):
+        with pytest.raises(NotImplementedError, match=f"{name} is for modes that anynpu does not implement"):
+            torch_npu.npu_grouped_matmul(
+                x, weight, group_list=[2, 6], split_item=2, group_type=0, **{name: [torch.zeros(8)]}
+            )
+    with pytest.raises(NotImplementedError, match="act_type is for modes that anynpu does not implement, got 5"):
+        torch_npu.npu_grouped_matmul(
+            [x], [weight], group_list=torch.tensor([2, 6]), split_item=2, group_type=0, act_type=5
+        )
+
+
+def test_grouped_matmul_in_a_graph():
+    def function(x, weight, group_list):
+        return torch_npu.npu_grouped_matmul([x], [weight], group_list=group_list, split_item=2, group_type=0)[0]
+
+    arguments = torch.ones(5, 8, dtype=torch.int8), torch.ones(2, 8, 3, dtype=torch.int8), torch.tensor([2, 4])
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments), function(*arguments))
 
 
 def test_published_error_texts_of_the_packer():

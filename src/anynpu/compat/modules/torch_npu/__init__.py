@@ -8,7 +8,7 @@ import torch
 import anynpu
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.formats import Format
-from anynpu.compat.grouped_operators import npu_grouped_matmul_finalize_routing
+from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
 from anynpu.compat.operators import INT4 as int4
 from anynpu.compat.operators import (
@@ -48,6 +48,7 @@ __all__ = [
     "npu_dequant_rope_quant_kvcache",
     "npu_format_cast",
     "npu_format_cast_",
+    "npu_grouped_matmul",
     "npu_grouped_matmul_finalize_routing",
     "npu_quantize",
     "npu_rope_quant_kvcache",

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import builtins
+
+import case_table
+import pytest
+import torch
+
+import anynpu
+from anynpu.ops.grouped_matmul.reference import error_bound
+
+CASES = case_table.load("grouped_matmul")
+VALID = [case for case in CASES if case.error is None]
+INVALID = [case for case in CASES if case.error is not None]
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+def test_is_within_the_bound_of_the_reference(case, isa, each_thread_count):
+    expected, bounds = anynpu.reference.grouped_matmul(**case.args), error_bound(**case.args)
+    quantised = case.args["weight"][0].dtype in (torch.int8, torch.int32)
+    runs = each_thread_count(lambda: anynpu.grouped_matmul(**case.args))
+    for results in runs:
+        assert len(results) == len(expected) == len(bounds)
+        for result, want, bound, first in zip(results, expected, bounds, runs[0], strict=True):
+            assert result.dtype == want.dtype
+            assert result.shape == want.shape
+            difference = (result.double() - want.double()).abs()
+            assert torch.all(difference <= bound), f"worst excess {(difference - bound).max()}"
+            if quantised:  # torch's float32 product varies with the number of threads
+                assert torch.equal(result, first)
+
+
+@pytest.mark.parametrize("function", [anynpu.grouped_matmul, anynpu.reference.grouped_matmul], ids=["cpu", "reference"])
+@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+def test_invalid_call_raises(case, function):
+    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
+        function(**case.args)
+
+
+def test_the_documented_bias_gives_the_plain_product_of_int4_weights():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-8, 8, (2, 64, 16), dtype=torch.int32, generator=generator)
+    x = torch.randint(-4, 4, (5, 64), dtype=torch.int8, generator=generator)
+    scale, packed = torch.full((2, 2, 16), 0.25), anynpu.int4_pack(weight)
+    [y] = anynpu.grouped_matmul(
+        [x],
+        [packed],
+        torch.tensor([2, 5]),
+        scale=[anynpu.pack_scale(scale)],
+        bias=[anynpu.make_w4a8_bias(packed, scale)],
+        split_item=2,
+        group_type=0,
+        output_dtype=torch.float16,
+    )
+    expected = torch.cat([x[:2].double() @ weight[0].double(), x[2:].double() @ weight[1].double()]) * 0.25
+    assert torch.equal(y, expected.half())
+
+
+def test_rows_behind_the_groups_are_zero_and_not_read():
+    x, weight = torch.full((4, 8), torch.nan), torch.ones(2, 8, 3)
+    x[:2] = 1
+    [y] = anynpu.grouped_matmul([x], [weight], torch.tensor([1, 1]), split_item=2, group_type=0, group_list_type=1)
+    assert torch.equal(y, torch.tensor([8.0, 8, 0, 0]).unsqueeze(1).expand(4, 3))
