@@ -5,6 +5,7 @@ from anynpu.formats.awq import from_awq
 from anynpu.formats.compressed import CompressedWeight, Int8Codec, compress_weight, decompress_weight
 from anynpu.formats.compressed_files import Compressor, compress_file, decompress_file
 from anynpu.formats.compressed_tensors import from_compressed_tensors
+from anynpu.formats.experts import ExpertWeights, from_int8, load_experts, stack_experts
 from anynpu.formats.gguf import from_gguf
 from anynpu.formats.gptq import from_gptq
 from anynpu.formats.msmodelslim import from_msmodelslim_w4a8
@@ -13,6 +14,7 @@ from anynpu.formats.quantized_weight import QuantizedWeight
 __all__ = [
     "CompressedWeight",
     "Compressor",
+    "ExpertWeights",
     "Int8Codec",
     "QuantizedWeight",
     "compress_file",
@@ -23,5 +25,8 @@ __all__ = [
     "from_compressed_tensors",
     "from_gguf",
     "from_gptq",
+    "from_int8",
     "from_msmodelslim_w4a8",
+    "load_experts",
+    "stack_experts",
 ]
