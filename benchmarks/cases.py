@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import kv_cache
+import moe
 import torch
 from measure import Variant, copies_for
 from problems import MatmulProblem, PackProblem
@@ -89,5 +90,6 @@ CASES = {
     "rope_kv_cache": Case(kv_cache.rope_problems, kv_cache.rope_variants, ("read",)),
     "kv_cache_attention": Case(kv_cache.attention_problems, kv_cache.attention_variants, ("read", "fp32")),
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
+    "grouped_matmul_combine": Case(moe.problems, moe.variants, ("read", "int4")),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),
 }

@@ -103,6 +103,24 @@ static void dot_int8(int index, int threads, long iterations) {
 #undef STEP
 #undef KEEP
 }
+
+/* Bytes up to 15 times int8, added up in int16. */
+static void dot_int4(int index, int threads, long iterations) {
+  (void)threads;
+  const __m256i a = _mm256_set1_epi32(0x01020304 + index), b = _mm256_set1_epi32(0x01010101);
+#define START(j) __m256i sum##j = _mm256_set1_epi32(j);
+/* The compiler would take the product out of the loop. */
+#define STEP(j) asm volatile("vpmaddubsw %2, %1, %%ymm15\n vpaddw %%ymm15, %0, %0" : "+x"(sum##j) : "x"(a), "x"(b) : "xmm15");
+#define KEEP(j) sink += (uint64_t)_mm256_extract_epi32(sum##j, 0);
+  EACH(START)
+  for (long i = 0; i < iterations; ++i) {
+    EACH(STEP)
+  }
+  EACH(KEEP)
+#undef START
+#undef STEP
+#undef KEEP
+}
 #endif
 
 #if defined(__AVX512BF16__)
@@ -204,6 +222,18 @@ double anynpu_roof_int8(int threads, long iterations) {
   return rate(dot_int8, threads, iterations, 2.0 * 64);
 #elif defined(__AVX2__)
   return rate(dot_int8, threads, iterations, 2.0 * 16);
+#else
+  (void)threads, (void)iterations;
+  return 0;
+#endif
+}
+
+/* Gop/s of products of int4 with int8: vpdpbusd, or in AVX2 vpmaddubsw and an addition. */
+double anynpu_roof_int4(int threads, long iterations) {
+#if defined(__AVX512VNNI__)
+  return rate(dot_int8, threads, iterations, 2.0 * 64);
+#elif defined(__AVX2__)
+  return rate(dot_int4, threads, iterations, 2.0 * 32);
 #else
   (void)threads, (void)iterations;
   return 0;

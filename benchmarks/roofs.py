@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("roofs.c")
-UNITS = {"read": "GB/s", "int8": "Gop/s", "fp32": "Gflop/s", "bf16": "Gflop/s"}
+UNITS = {"read": "GB/s", "int8": "Gop/s", "int4": "Gop/s", "fp32": "Gflop/s", "bf16": "Gflop/s"}
 _PROBE_ITERATIONS = 200_000  # about 2 ms a thread
 
 

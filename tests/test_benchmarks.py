@@ -67,3 +67,16 @@ def test_a_wrong_result_is_not_timed(modules):
     wrong = dataclasses.replace(variant, calls=[lambda: torch.zeros(8, 2, dtype=torch.int32)])
     with pytest.raises(RuntimeError, match="anynpu: relative error 1, allowed 0; not timed"):
         modules["measure"].compare([wrong], ["read"], threads=1, rounds=1)
+
+
+@pytest.mark.parametrize("group_size", [0, 32])
+def test_every_variant_of_grouped_matmul_combine_is_correct(modules, group_size):
+    moe = importlib.import_module("moe")
+    problem = moe.MoeProblem(4, 2, 3, 64, 128, group_size)
+    peers = modules["peers"].torch_moe.grouped_matmul_combine(problem)
+    variants = [*modules["cases"].CASES["grouped_matmul_combine"].variants(problem), *peers]
+    comparison = modules["measure"].compare(variants, ("read", "int4"), threads=1, rounds=3)
+    rows = modules["report"].rows("grouped_matmul_combine", problem, comparison)
+    names = ["anynpu", "torch dequantise, matmul", *(["torch int4pack bf16, a loop"] if group_size else [])]
+    assert [row["variant"] for row in rows] == names
+    assert rows[0]["giga_operations_per_second"] * rows[0]["microseconds"] == pytest.approx(2 * 3 * 2 * 64 * 128 / 1e3)
