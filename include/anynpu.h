@@ -343,7 +343,7 @@ ANYNPU_API int32_t anynpu_grouped_matmul_combine(const anynpu_grouped_matmul_com
                                                  size_t workspace_bytes);
 
 /* dequant_swiglu_quant: of each row of x, dequantised, one half is activated and multiplied by the other, then quantised.
- * x INT32, FLOAT16 or BFLOAT16 [..., 2 H]. INT32 x: (x + integer bias) * weight_scale * activation_scale + float bias with
+ * x INT32, FLOAT32, FLOAT16 or BFLOAT16 [..., 2 H]. INT32 x: (x + integer bias) * weight_scale * activation_scale + float bias with
  * weight_scale FLOAT32 (G, 2 H), activation_scale FLOAT32 (a value for each row), bias (2 H); else these have no effect.
  * swiglu_mode 0: a * sigmoid(a) * b, a the right half, or the left one with activate_left. Mode 1: even columns g, odd
  * ones u, g = min(g, clamp_limit), u within +- clamp_limit, g * sigmoid(glu_alpha * g) * (u + glu_bias). Mode 2: the

@@ -47,8 +47,8 @@ int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
 }
 
 int32_t check_x(const anynpu_tensor& x, Shape* shape) {
-  if (x.dtype != ANYNPU_INT32 && x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_BFLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be int32, float16 or bfloat16, got %s", kOp, dtype_name(x.dtype));
+  if (x.dtype != ANYNPU_INT32 && !is_float(x.dtype)) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: x must be int32, float32, float16 or bfloat16, got %s", kOp, dtype_name(x.dtype));
   }
   if (x.ndim < 2) return fail(ANYNPU_BAD_SHAPE, "%s: x dim should larger than 1, got %d", kOp, x.ndim);
   ANYNPU_TRY(check_layout("x", x));

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers with quantised weights."""
+"""Layers with quantised weights."""
 
+from anynpu.nn.expert_parallel import ExpertParallelMoE
 from anynpu.nn.int8_linear import CompressedLinear, QuantLinear
+from anynpu.nn.quant_experts import QuantExperts
+from anynpu.nn.quant_moe import QuantMoE
 from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.nn.weight_quant_linear import WeightQuantLinear
 
-_KINDS = (CompressedLinear, QuantLinear, WeightQuantLinear)
-LAYERS: dict[str, type[QuantizedLinear]] = {kind.__name__: kind for kind in _KINDS}  # by their name in checkpoints
+_KINDS = (CompressedLinear, QuantLinear, QuantMoE, WeightQuantLinear)
+LAYERS: dict[str, type[QuantizedLinear] | type[QuantMoE]] = {kind.__name__: kind for kind in _KINDS}  # in checkpoints
 
-__all__ = ["CompressedLinear", "QuantLinear", "QuantizedLinear", "WeightQuantLinear"]
+__all__ = [
+    "CompressedLinear",
+    "ExpertParallelMoE",
+    "QuantExperts",
+    "QuantLinear",
+    "QuantMoE",
+    "QuantizedLinear",
+    "WeightQuantLinear",
+]

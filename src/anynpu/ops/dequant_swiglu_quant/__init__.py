@@ -49,7 +49,7 @@ def dequant_swiglu_quant(
        scale 0 and codes 0, as NaN does.
 
     Args:
-        x: int32, float16 or bfloat16 ``[..., 2 H]``, two axes at least.
+        x: int32, float32, float16 or bfloat16 ``[..., 2 H]``, two axes at least.
         weight_scale: float32 ``[G, 2 H]``, or ``[2 H]`` for one group.
         activation_scale: float32, a value for each row; None: 1.
         bias: int32, float32, float16 or bfloat16 ``[2 H]``; not with group_index.

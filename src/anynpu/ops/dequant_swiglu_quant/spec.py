@@ -83,7 +83,7 @@ def output_shapes(
 ) -> tuple[list[int], list[int]]:  # fmt: skip
     """Checks everything that does not need data; returns the shapes of y and scale."""
     require_tensor(OP, "x", x)
-    require_dtype(OP, "x", x, (torch.int32, torch.float16, torch.bfloat16))
+    require_dtype(OP, "x", x, (torch.int32, *_FLOATS))
     require(OP, x.dim() > 1, f"x dim should larger than 1, got {x.dim()}")
     require(OP, x.shape[-1] % 2 == 0, f"x last dim should be even, got {x.shape[-1]}")
     _require_attributes(quant_mode, swiglu_mode, clamp_limit, glu_alpha, glu_bias)

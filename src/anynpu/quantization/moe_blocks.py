@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixture-of-experts blocks of transformers as :class:`anynpu.nn.QuantMoE`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from anynpu._check import require
+from anynpu.nn import QuantExperts, QuantMoE
+
+Codes = tuple[torch.Tensor, torch.Tensor]
+
+
+class ExpertsConfig(Protocol):
+    """How the weights of experts are quantised."""
+
+    bits: int
+    group_size: int
+
+    def quantize_experts(self, weight: torch.Tensor) -> Codes:
+        """Codes int8 ``[E, N, K]`` and scales float32 ``[E, N, G]`` of float weights ``[E, N, K]``."""
+
+
+def _renormalised(router: torch.nn.Module) -> dict[str, Any]:
+    return {"scoring": "renormalised"}
+
+
+def _renormalised_on_request(router: torch.nn.Module) -> dict[str, Any]:
+    return {"scoring": "renormalised" if router.norm_topk_prob else "softmax"}
+
+
+def _deepseek_v2(router: torch.nn.Module) -> dict[str, Any]:
+    method = router.topk_method
+    require("QuantMoE", method in ("greedy", "group_limited_greedy"), f"topk_method {method!r} is not known")
+    groups = {"group_count": router.num_group, "k_group": router.topk_group} if method != "greedy" else {}
+    return {"scoring": "softmax", "scaling": float(router.routed_scaling_factor), **groups}
+
+
+def _deepseek_v3(router: torch.nn.Module) -> dict[str, Any]:
+    require("QuantMoE", router.norm_topk_prob, "sigmoid scores want norm_topk_prob")
+    return {
+        "scoring": "sigmoid",
+        "scaling": float(router.routed_scaling_factor),
+        "group_count": router.num_group,
+        "k_group": router.topk_group,
+        "two_largest": True,
+    }
+
+
+# How the routers that are known choose, by the name of their class.
+ROUTERS: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
+    "MixtralTopKRouter": _renormalised,
+    "Qwen2MoeTopKRouter": _renormalised_on_request,
+    "Qwen3MoeTopKRouter": _renormalised_on_request,
+    "DeepseekV2TopkRouter": _deepseek_v2,
+    "DeepseekV3TopkRouter": _deepseek_v3,
+}
+
+
+def is_moe_block(module: torch.nn.Module) -> bool:
+    """Whether :func:`moe_layer` knows how this module routes and holds its experts' weights."""
+    experts = getattr(module, "experts", None)
+    known = type(getattr(module, "gate", None)).__name__ in ROUTERS
+    return known and all(hasattr(experts, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
+
+
+def moe_layer(block: torch.nn.Module, config: ExpertsConfig) -> QuantMoE:
+    """The quantised layer of a block of Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 or DeepSeek-V3, which is left as it is.
+
+    Raises:
+        TypeError, ValueError: weights that cannot be quantised, or a block that computes something else.
+    """
+    require("QuantMoE", is_moe_block(block), f"{type(block).__name__} is no block of experts that anynpu knows")
+    router, shared = block.gate, getattr(block, "shared_experts", None) or getattr(block, "shared_expert", None)
+    return QuantMoE.from_experts(
+        quant_experts(block.experts.gate_up_proj, block.experts.down_proj, block.experts.act_fn, config),
+        router.weight.detach(),
+        router.top_k,
+        shared=None if shared is None else _shared(shared, config),
+        router_bias=getattr(router, "e_score_correction_bias", None),
+        shared_gate=block.shared_expert_gate.weight.detach() if hasattr(block, "shared_expert_gate") else None,
+        **ROUTERS[type(router).__name__](router),
+    ).train(block.training)
+
+
+def quant_experts(
+    gate_up: torch.Tensor, down: torch.Tensor, activation: torch.nn.Module, config: ExpertsConfig
+) -> QuantExperts:
+    """Experts out of float weights ``[E, 2 I, H]``, the gate first, and ``[E, H, I]``."""
+    silu = isinstance(activation, torch.nn.SiLU)
+    require("QuantMoE", silu, f"experts must activate with SiLU, got {type(activation).__name__}")
+    parts = [config.quantize_experts(weight.detach()) for weight in (gate_up, down)]
+    return QuantExperts.from_codes(*parts, config.bits, config.group_size)
+
+
+def _shared(mlp: torch.nn.Module, config: ExpertsConfig) -> QuantExperts:
+    linears = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    require("QuantMoE", all(linear.bias is None for linear in linears), "the shared expert must have no bias")
+    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).unsqueeze(0)
+    return quant_experts(gate_up, mlp.down_proj.weight.unsqueeze(0), mlp.act_fn, config)
