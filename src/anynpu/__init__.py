@@ -29,6 +29,7 @@ from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.trans_quant_param import trans_quant_param
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 from anynpu.quantization import (
+    W4A8,
     W4A16,
     W8A8,
     W8A16,
@@ -41,6 +42,7 @@ from anynpu.quantization import (
 )
 
 __all__ = [
+    "W4A8",
     "W4A16",
     "W8A8",
     "W8A16",

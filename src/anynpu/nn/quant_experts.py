@@ -18,9 +18,10 @@ _OP = "QuantExperts"
 class QuantExperts(torch.nn.Module):
     """``down(silu(gate(x)) * up(x))`` for E experts, in the operands of :func:`anynpu.grouped_matmul_combine`.
 
-    A state dict holds ``gate_up`` (the gate's columns first) and ``down``, int8 ``[E, K, N]`` or int32 ``[E, K, N / 8]``
-    of :func:`anynpu.int4_pack`; their scales, float32 ``[E, N]`` or int64 ``[E, G, N]`` of :func:`anynpu.pack_scale`;
-    and for int4 their ``bias`` of :func:`anynpu.make_w4a8_bias`. Float buffers stay float32 when the module is cast.
+    A state dict holds ``gate_up`` (the gate's columns first) and ``down``, int8 ``[E, K, N]`` or int32
+    ``[E, K, N / 8]`` of :func:`anynpu.int4_pack`; their scales, float32 ``[E, N]`` or int64 ``[E, G, N]`` of
+    :func:`anynpu.pack_scale`; and for int4 their ``bias`` of :func:`anynpu.make_w4a8_bias`. Float buffers stay float32
+    when the module is cast.
 
     Args:
         experts, hidden, intermediate: E, and the sizes of a token and of what lies between the products.
@@ -141,10 +142,9 @@ def _require_sizes(experts: int, hidden: int, intermediate: int, bits: int, grou
         return
     whole = hidden % 8 == 0 and intermediate % 4 == 0
     require(_OP, whole, f"4 bits want hidden % 8 == 0 and intermediate % 4 == 0, got {hidden} and {intermediate}")
-    divides = group_size >= 0 and (group_size == 0 or (hidden % group_size == 0 and intermediate % group_size == 0))
-    require(
-        _OP, divides, f"group_size must divide hidden and intermediate, {hidden} and {intermediate}, got {group_size}"
-    )
+    divides = group_size == 0 or (group_size > 0 and hidden % group_size == intermediate % group_size == 0)
+    sentence = f"group_size must divide hidden and intermediate, {hidden} and {intermediate}, got {group_size}"
+    require(_OP, divides, sentence)
 
 
 def _operand_shapes(experts: int, k: int, n: int, bits: int, group_size: int) -> dict[str, tuple[tuple, torch.dtype]]:

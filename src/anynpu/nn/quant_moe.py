@@ -207,7 +207,7 @@ def routed_sum(
     shared_input: torch.Tensor | None = None,
     shared_input_offset: int = 0,
 ) -> torch.Tensor:
-    """float32 ``[T, hidden]``: what the experts ``own``, of which ``first`` is the first of ``expert_num``, add to tokens.
+    """float32 ``[T, hidden]``: what ``own``, the experts from ``first`` on of ``expert_num``, add to the tokens.
 
     ``codes`` int8 ``[T, hidden]`` and ``scale`` ``[T]`` are the tokens, ``weights`` and ``experts`` ``[T, k]`` their
     choices among all experts.

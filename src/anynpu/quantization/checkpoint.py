@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from anynpu._check import dtype_name, require
-from anynpu.nn import LAYERS, QuantizedLinear
+from anynpu.nn import LAYERS, QuantizedLinear, QuantMoE
+from anynpu.quantization.moe_blocks import is_moe_block
 
 DESCRIPTION = "anynpu_quantized.json"
 _FORMAT = "anynpu-quantized"
@@ -35,7 +36,7 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     tensors, aliases = _distinct(model.state_dict())
     modules = model.named_modules(remove_duplicate=False)
-    layers = {name: module for name, module in modules if isinstance(module, QuantizedLinear)}
+    layers = {name: module for name, module in modules if isinstance(module, (QuantizedLinear, QuantMoE))}
     file = f"model-{secrets.token_hex(8)}.safetensors"
     description = {
         "format": _FORMAT,
@@ -158,9 +159,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"load_quantized: {path.name} is damaged: {error}") from error
 
 
-def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLinear]:
+def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLinear | QuantMoE]:
     """Layers without data, by name; a layer that the model uses under several names stays one."""
-    distinct: dict[tuple, QuantizedLinear] = {}
+    distinct: dict[tuple, QuantizedLinear | QuantMoE] = {}
     result = {}
     for name, fields in layers.items():
         try:
@@ -174,18 +175,32 @@ def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, 
     return result
 
 
-def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> QuantizedLinear:
+def _require_linear(present: torch.nn.Module, name: str, fields: dict) -> None:
     op = "load_quantized"
     linear = isinstance(present, (torch.nn.Linear, QuantizedLinear))
     require(op, linear, f"layer {name!r} must be a Linear, got {type(present).__name__}")
     want, got = (fields["in_features"], fields["out_features"]), (present.in_features, present.out_features)
     require(op, want == got, f"layer {name!r} must have (in_features, out_features) = {want}, got {got}")
+
+
+def _require_moe(present: torch.nn.Module, name: str, fields: dict) -> None:
+    op = "load_quantized"
+    known = isinstance(present, QuantMoE) or is_moe_block(present)
+    require(op, known, f"layer {name!r} must be a block of experts, got {type(present).__name__}")
+    router = present.router if isinstance(present, QuantMoE) else present.gate.weight
+    want, got = (fields["experts"], fields["hidden"]), tuple(router.shape)
+    require(op, want == got, f"layer {name!r} must have (experts, hidden) = {want}, got {got}")
+
+
+def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> QuantizedLinear | QuantMoE:
+    kind = LAYERS[fields["kind"]]
+    (_require_moe if kind is QuantMoE else _require_linear)(present, name, fields)
     options = {key: value for key, value in fields.items() if key != "kind"}
-    return LAYERS[fields["kind"]](**options, device="meta").train(present.training)
+    return kind(**options, device="meta").train(present.training)
 
 
 def _check_state(
-    model: torch.nn.Module, layers: dict[str, QuantizedLinear], state: dict[str, torch.Tensor]
+    model: torch.nn.Module, layers: dict[str, QuantizedLinear | QuantMoE], state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Compares names, shapes and dtypes; returns the tensors that belong to no quantised layer."""
     op = "load_quantized"
@@ -206,7 +221,7 @@ def _check_state(
 
 
 def _install(
-    model: torch.nn.Module, layers: dict[str, QuantizedLinear], others: dict[str, torch.Tensor]
+    model: torch.nn.Module, layers: dict[str, QuantizedLinear | QuantMoE], others: dict[str, torch.Tensor]
 ) -> torch.nn.Module:
     for name, layer in layers.items():
         device = next(iter(model.get_submodule(name).state_dict().values())).device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How linear layers are quantised: one frozen configuration for each kind."""
+"""How layers are quantised: one frozen configuration for each kind."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import torch
 from anynpu._check import require, require_dtype
 from anynpu.formats.compressed_files import GRANULARITIES
 from anynpu.formats.quantized_weight import QuantizedWeight
-from anynpu.nn import CompressedLinear, QuantizedLinear, QuantLinear, WeightQuantLinear
+from anynpu.nn import CompressedLinear, QuantizedLinear, QuantLinear, QuantMoE, WeightQuantLinear
 from anynpu.quantization.activations import ActivationScales
+from anynpu.quantization.moe_blocks import is_moe_block, moe_layer
 
 
 class QuantConfig(abc.ABC):
-    """What :func:`anynpu.quantize_` makes of a linear layer."""
+    """What :func:`anynpu.quantize_` makes of a layer."""
+
+    def takes(self, module: torch.nn.Module) -> bool:
+        """Whether :meth:`layer` replaces such a module; by default linear layers, not what derives from them."""
+        return type(module) is torch.nn.Linear
 
     @abc.abstractmethod
-    def layer(self, linear: torch.nn.Linear, name: str) -> QuantizedLinear:
-        """The layer that takes the place of ``linear``, which is left as it is; ``name`` is its name in the model.
+    def layer(self, module: torch.nn.Module, name: str) -> QuantizedLinear | QuantMoE:
+        """The layer that takes the place of ``module``, which is left as it is; ``name`` is its name in the model.
 
         Raises:
             TypeError, ValueError: the weight cannot be quantised.
@@ -57,14 +62,14 @@ class WeightQuantConfig(QuantConfig):
             TypeError, ValueError: not a non-empty float matrix, or not finite.
         """
         op = type(self).__name__
-        weight = _float_matrix(op, weight)
+        weight = _float_weight(op, weight)
         group_size = self.group_size if 0 < self.group_size < weight.shape[1] else weight.shape[1]
         codes, scale, offset = _round_to_nearest(weight, self.bits, group_size, self.symmetric)
         require(op, bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
         return QuantizedWeight.from_codes(codes, scale, offset, group_size, bits=self.bits)
 
-    def layer(self, linear: torch.nn.Linear, name: str) -> WeightQuantLinear:
-        return WeightQuantLinear.from_linear(linear, self)
+    def layer(self, module: torch.nn.Module, name: str) -> WeightQuantLinear:
+        return WeightQuantLinear.from_linear(module, self)
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,12 @@ class W8A16(WeightQuantConfig):
 
 @dataclass(frozen=True)
 class W8A8(QuantConfig):
-    """8-bit weights and activations, both symmetric.
+    """8-bit weights and activations, both symmetric, of linear layers and mixtures of experts.
 
     Attributes:
         activations: None: each row (token) gets the scale at which its largest magnitude is 127, found at run time.
-            Otherwise the static scales of :func:`anynpu.calibrate_activations`, one for each layer.
-        granularity: ``"channel"``: a scale for each output; ``"tensor"``: one for the whole weight.
+            Otherwise the static scales of :func:`anynpu.calibrate_activations`, one for each linear layer.
+        granularity: ``"channel"``: a scale for each output; ``"tensor"``: one for the whole weight (of an expert).
 
     >>> import torch
     >>> codes, scale = W8A8().quantize(torch.tensor([[0.5, -1.0], [2.0, 4.0]]))
@@ -106,6 +111,8 @@ class W8A8(QuantConfig):
     activations: ActivationScales | None = None
     granularity: str = "channel"
     linear: ClassVar[type[QuantLinear] | type[CompressedLinear]] = QuantLinear
+    bits: ClassVar[int] = 8
+    group_size: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         op = type(self).__name__
@@ -122,14 +129,30 @@ class W8A8(QuantConfig):
             TypeError, ValueError: not a non-empty float matrix, or not finite.
         """
         op = type(self).__name__
-        weight = _float_matrix(op, weight)
+        weight = _float_weight(op, weight)
         rows = weight if self.granularity == "channel" else weight.reshape(1, -1)
         codes, scale, _ = _round_to_nearest(rows, 8, rows.shape[1], symmetric=True)
         return codes.reshape(weight.shape), scale.flatten().expand(weight.shape[0]).contiguous()
 
-    def layer(self, linear: torch.nn.Linear, name: str) -> QuantLinear | CompressedLinear:
-        codes, scale = self.quantize(linear.weight)
-        return self.linear.from_codes(codes, scale, linear.bias, self._input_scale(name, codes.device))
+    def quantize_experts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """int8 codes ``[E, N, K]`` and float32 scales ``[E, N, 1]`` of float weights ``[E, N, K]``.
+
+        Raises:
+            TypeError, ValueError: not non-empty float matrices, or not finite.
+        """
+        weight = _float_weight(type(self).__name__, weight, 3)
+        rows = weight.flatten(0, 1) if self.granularity == "channel" else weight.flatten(1)
+        codes, scale, _ = _round_to_nearest(rows, 8, rows.shape[1], symmetric=True)
+        return codes.reshape(weight.shape), scale.reshape(len(weight), -1, 1).expand(*weight.shape[:2], 1)
+
+    def takes(self, module: torch.nn.Module) -> bool:
+        return super().takes(module) or is_moe_block(module)
+
+    def layer(self, module: torch.nn.Module, name: str) -> QuantLinear | CompressedLinear | QuantMoE:
+        if is_moe_block(module):
+            return moe_layer(module, self)
+        codes, scale = self.quantize(module.weight)
+        return self.linear.from_codes(codes, scale, module.bias, self._input_scale(name, codes.device))
 
     def _input_scale(self, name: str, device: torch.device) -> torch.Tensor | None:
         if self.activations is None:
@@ -148,11 +171,52 @@ class W8A8Compressed(W8A8):
 
     linear: ClassVar[type[QuantLinear] | type[CompressedLinear]] = CompressedLinear
 
+    def takes(self, module: torch.nn.Module) -> bool:
+        return QuantConfig.takes(self, module)
 
-def _float_matrix(op: str, weight: torch.Tensor) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class W4A8(QuantConfig):
+    """4-bit weights and 8-bit activations of mixtures of experts, both symmetric; linear layers stay as they are.
+
+    Attributes:
+        group_size: how many inputs share a scale, a divisor of both sizes of the experts; 0: all of them.
+
+    >>> import torch
+    >>> codes, scale = W4A8(group_size=2).quantize_experts(torch.tensor([[[0.5, -1.0, 3.5, 7.0]]]))
+    >>> codes.tolist(), scale.tolist()
+    ([[[4, -8, 4, 7]]], [[[0.125, 1.0]]])
+    """
+
+    group_size: int = 128
+    bits: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.group_size, int) and self.group_size >= 0
+        require("W4A8", valid, f"group_size must be 0 or positive, got {self.group_size!r}")
+
+    def quantize_experts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """int8 codes ``[E, N, K]`` and float32 scales ``[E, N, G]`` of float weights ``[E, N, K]``.
+
+        Raises:
+            TypeError, ValueError: not non-empty float matrices, or not finite.
+        """
+        weight = _float_weight("W4A8", weight, 3)
+        rows = weight.flatten(0, 1)
+        codes, scale, _ = _round_to_nearest(rows, 4, self.group_size or rows.shape[1], symmetric=True)
+        return codes.reshape(weight.shape), scale.unflatten(0, weight.shape[:2])
+
+    def takes(self, module: torch.nn.Module) -> bool:
+        return is_moe_block(module)
+
+    def layer(self, module: torch.nn.Module, name: str) -> QuantMoE:
+        return moe_layer(module, self)
+
+
+def _float_weight(op: str, weight: torch.Tensor, axes: int = 2) -> torch.Tensor:
     require_dtype(op, "weight", weight, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
-    shape = tuple(weight.shape)
-    require(op, weight.dim() == 2 and weight.numel() > 0, f"weight must be a non-empty matrix, got shape {shape}")
+    shape, kind = tuple(weight.shape), "a non-empty matrix" if axes == 2 else "non-empty matrices"
+    require(op, weight.dim() == axes and weight.numel() > 0, f"weight must be {kind}, got shape {shape}")
     weight = weight.detach().to(torch.float32)
     require(op, bool(torch.isfinite(weight).all()), "weight must be finite in float32")
     return weight

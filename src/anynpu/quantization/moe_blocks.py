@@ -68,7 +68,7 @@ def is_moe_block(module: torch.nn.Module) -> bool:
 
 
 def moe_layer(block: torch.nn.Module, config: ExpertsConfig) -> QuantMoE:
-    """The quantised layer of a block of Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 or DeepSeek-V3, which is left as it is.
+    """The quantised layer of a block of Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 or V3, which is left as it is.
 
     Raises:
         TypeError, ValueError: weights that cannot be quantised, or a block that computes something else.
@@ -90,7 +90,8 @@ def quant_experts(
     gate_up: torch.Tensor, down: torch.Tensor, activation: torch.nn.Module, config: ExpertsConfig
 ) -> QuantExperts:
     """Experts out of float weights ``[E, 2 I, H]``, the gate first, and ``[E, H, I]``."""
-    silu = isinstance(activation, torch.nn.SiLU)
+    probe = torch.linspace(-8, 8, 33)  # transformers has classes of its own
+    silu = torch.allclose(activation(probe), torch.nn.functional.silu(probe))
     require("QuantMoE", silu, f"experts must activate with SiLU, got {type(activation).__name__}")
     parts = [config.quantize_experts(weight.detach()) for weight in (gate_up, down)]
     return QuantExperts.from_codes(*parts, config.bits, config.group_size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces the linear layers of a model by quantised ones."""
+"""Replaces layers of a model by quantised ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from anynpu.nn import QuantizedLinear
+from anynpu.nn import QuantizedLinear, QuantMoE
 from anynpu.quantization.config import QuantConfig
 
 Filter = Callable[[torch.nn.Module, str], bool]
@@ -21,9 +21,10 @@ def quantize_(
     filter_fn: Filter | None = None,
     skip: Sequence[str] = (),
 ) -> torch.nn.Module:
-    """Replaces every ``torch.nn.Linear`` of ``model`` by the quantised layer of ``config``, in place.
+    """Replaces every layer of ``model`` that ``config`` takes by a quantised one, in place.
 
-    Only modules whose class is exactly ``torch.nn.Linear`` are replaced: subclasses have a meaning of their own. All
+    Those are modules whose class is exactly ``torch.nn.Linear`` (subclasses have a meaning of their own), and with
+    :class:`anynpu.W8A8` and :class:`anynpu.W4A8` (only) the blocks of experts of transformers, as a whole. All
     layers are quantised before the first is replaced, so that an error leaves the model as it was. A layer that is
     used in several places stays one layer. A weight that is tied to another parameter (an embedding) is copied: the
     other one keeps its float weight, and a warning says so; ``skip=("lm_head",)`` leaves such a layer alone. Another
@@ -31,9 +32,9 @@ def quantize_(
 
     Args:
         model: any module; a model that is itself a Linear is not changed, use the result.
-        config: such as :class:`anynpu.W4A16`, :class:`anynpu.W8A16`, :class:`anynpu.W8A8` or
-            :class:`anynpu.W8A8Compressed`.
-        filter_fn: called with a Linear and its name; the layer is quantised when it returns True.
+        config: such as :class:`anynpu.W4A16`, :class:`anynpu.W8A16`, :class:`anynpu.W8A8`, :class:`anynpu.W4A8`
+            or :class:`anynpu.W8A8Compressed`.
+        filter_fn: called with a layer and its name; it is quantised when it returns True.
         skip: layers to leave alone: whole names, last parts of names, or patterns such as ``"*.mlp.*"``.
 
     Returns:
@@ -42,7 +43,7 @@ def quantize_(
     Raises:
         TypeError: config is no configuration, or a layer is not float.
         ValueError: the weight of a layer is empty or not finite (the error names the layer), or a name in ``skip``
-            fits no Linear.
+            fits none.
 
     >>> import torch, anynpu
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -51,57 +52,71 @@ def quantize_(
     """
     if not isinstance(config, QuantConfig):
         raise TypeError(f"quantize_: config must be one such as W4A16(...), got {config!r}")
-    chosen = _chosen(model, filter_fn, skip)
+    chosen = _chosen(model, config, filter_fn, skip)
     if not chosen:
-        warnings.warn("quantize_: no torch.nn.Linear was chosen, the model is as it was", stacklevel=2)
-    replacements: dict[torch.nn.Linear, QuantizedLinear] = {}
-    for name, linear in chosen.items():
-        if linear not in replacements:
-            replacements[linear] = _quantized(name, linear, config)
+        warnings.warn("quantize_: no layer was chosen, the model is as it was", stacklevel=2)
+    replacements: dict[torch.nn.Module, QuantizedLinear | QuantMoE] = {}
+    for name, module in chosen.items():
+        if module not in replacements:
+            replacements[module] = _quantized(name, module, config)
     _warn_of_tied(model, chosen)
     if "" in chosen:
         return replacements[chosen[""]]
-    for name, linear in chosen.items():
+    for name, module in chosen.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replacements[linear])
+        setattr(model.get_submodule(parent), child, replacements[module])
     return model
 
 
-def _chosen(model: torch.nn.Module, filter_fn: Filter | None, skip: Sequence[str]) -> dict[str, torch.nn.Linear]:
+def _chosen(
+    model: torch.nn.Module, config: QuantConfig, filter_fn: Filter | None, skip: Sequence[str]
+) -> dict[str, torch.nn.Module]:
     if isinstance(skip, str):
         raise TypeError(f"quantize_: skip must be a sequence of names, got the string {skip!r}")
     modules = model.named_modules(remove_duplicate=False)
-    linears = {name: module for name, module in modules if type(module) is torch.nn.Linear}
+    layers = {name: module for name, module in modules if config.takes(module)}
     for pattern in skip:
-        if not any(_fits(name, pattern) for name in linears):
-            raise ValueError(f"quantize_: {pattern!r} in skip fits no torch.nn.Linear of the model")
-    return {
-        name: linear
-        for name, linear in linears.items()
-        if not any(_fits(name, pattern) for pattern in skip) and (filter_fn is None or filter_fn(linear, name))
+        if not any(_fits(name, pattern) for name in layers):
+            raise ValueError(f"quantize_: {pattern!r} in skip fits no layer of the model that {config} takes")
+    chosen = {
+        name: module
+        for name, module in layers.items()
+        if not any(_fits(name, pattern) for pattern in skip) and (filter_fn is None or filter_fn(module, name))
     }
+    return {name: module for name, module in chosen.items() if not _is_within(name, chosen)}
+
+
+def _is_within(name: str, chosen: dict[str, torch.nn.Module]) -> bool:
+    """Whether a layer is part of another one: the shared expert of a block of experts has linear layers."""
+    parts = name.split(".") if name else []
+    return any(".".join(parts[:count]) in chosen for count in range(len(parts)))
 
 
 def _fits(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
 
 
-def _quantized(name: str, linear: torch.nn.Linear, config: QuantConfig) -> QuantizedLinear:
+def _quantized(name: str, module: torch.nn.Module, config: QuantConfig) -> QuantizedLinear | QuantMoE:
     try:
-        layer = config.layer(linear, name).train(linear.training)
+        layer = config.layer(module, name).train(module.training)
     except (TypeError, ValueError) as error:
         raise type(error)(f"quantize_: layer {name!r}: {error}") from error
     layer.prepack()
     return layer
 
 
-def _warn_of_tied(model: torch.nn.Module, chosen: dict[str, torch.nn.Linear]) -> None:
-    replaced = {f"{name}.weight" if name else "weight": linear.weight for name, linear in chosen.items()}
+def _warn_of_tied(model: torch.nn.Module, chosen: dict[str, torch.nn.Module]) -> None:
+    replaced = {
+        f"{name}.{own}" if name else own: (parameter, name)
+        for name, module in chosen.items()
+        for own, parameter in module.named_parameters(remove_duplicate=False)
+    }
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        tied = [other for other, weight in replaced.items() if weight is parameter]
+        tied = [(other, layer) for other, (weight, layer) in replaced.items() if weight is parameter]
         if tied and name not in replaced:
+            other, layer = tied[0]
             warnings.warn(
-                f"quantize_: {tied[0]} was tied to {name}, which keeps its own float weight; "
-                f"skip=({tied[0].removesuffix('.weight')!r},) leaves it alone",
+                f"quantize_: {other} was tied to {name}, which keeps its own float weight; "
+                f"skip=({layer!r},) leaves it alone",
                 stacklevel=3,
             )

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantised mixtures of experts against the float blocks of transformers that they are made of."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import anynpu
+from anynpu.nn import QuantLinear, QuantMoE
+from anynpu.quantization.moe_blocks import moe_layer, quant_experts
+
+pytest.importorskip("transformers", reason="the blocks are those of transformers")
+
+from transformers import DeepseekV2Config, DeepseekV3Config, MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts_per_tok": 3}
+BLOCKS = {
+    "Mixtral": lambda: MixtralSparseMoeBlock(
+        MixtralConfig(**SIZES, intermediate_size=32, num_local_experts=6, num_experts_per_tok=2)
+    ),
+    "Qwen3": lambda: Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(**SIZES, **EXPERTS, num_experts=8, norm_topk_prob=True)),
+    "Qwen3, not normalised": lambda: Qwen3MoeSparseMoeBlock(
+        Qwen3MoeConfig(**SIZES, **EXPERTS, num_experts=8, norm_topk_prob=False)
+    ),
+    "Qwen2": lambda: Qwen2MoeSparseMoeBlock(
+        Qwen2MoeConfig(**SIZES, **EXPERTS, num_experts=8, shared_expert_intermediate_size=96)
+    ),
+    "DeepSeek-V2": lambda: DeepseekV2Moe(
+        DeepseekV2Config(
+            **SIZES, **EXPERTS, n_routed_experts=8, n_shared_experts=2, topk_method="group_limited_greedy",
+            n_group=4, topk_group=2, routed_scaling_factor=1.5,
+        )
+    ),  # fmt: skip
+    "DeepSeek-V3": lambda: DeepseekV3MoE(
+        DeepseekV3Config(
+            **SIZES, **EXPERTS, n_routed_experts=8, n_shared_experts=1, n_group=4, topk_group=2,
+            routed_scaling_factor=2.5, norm_topk_prob=True,
+        )
+    ),
+}  # fmt: skip
+CONFIGS = {"W8A8": anynpu.W8A8(), "W4A8": anynpu.W4A8(group_size=32), "W4A8 by channel": anynpu.W4A8(group_size=0)}
+BFLOAT16 = 2.0**-8
+
+
+def block_of(name):
+    torch.manual_seed(0)
+    block = BLOCKS[name]().eval()
+    for parameter in block.parameters():
+        parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
+    if name == "DeepSeek-V3":
+        block.gate.e_score_correction_bias.uniform_(-0.2, 0.2)
+    return block
+
+
+def tokens(*shape):
+    return torch.randn(*shape, 64, generator=torch.Generator().manual_seed(7))
+
+
+def product_error(x, x_error, codes_and_scale, weight):
+    """|x @ W.T - x' @ W'.T| for x' within x_error of x and W' with the given codes, of one expert's [N, K]."""
+    codes, scale = codes_and_scale
+    dequantised = codes.double() * scale.double().repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
+    weight_error = (dequantised - weight.double()).abs()
+    return x.abs() @ weight_error.T + x_error @ (weight.double().abs() + weight_error).T
+
+
+def expert_and_bound(x, config, gate_up, down):
+    """A float64 expert on the rows x [T, H], and how far the quantised one may be from it.
+
+    Every activation is rounded to half a step of its row; silu changes by at most 1.1 times what its argument does.
+    The float32 arithmetic is covered by a few parts in 2**20.
+    """
+    codes = [config.quantize_experts(weight.unsqueeze(0)) for weight in (gate_up, down)]
+    codes = [(c[0], s[0]) for c, s in codes]
+    half_step = x.abs().amax(1, keepdim=True) / 127 / 2
+    projected = x @ gate_up.double().T
+    error = product_error(x, half_step.expand_as(x), codes[0], gate_up)
+    (gate, up), (gate_error, up_error) = projected.chunk(2, 1), error.chunk(2, 1)
+    silu = torch.nn.functional.silu(gate)
+    active = silu * up
+    active_error = 1.1 * gate_error * (up.abs() + up_error) + silu.abs() * up_error
+    half_step = (active.abs() + active_error).amax(1, keepdim=True) / 127 / 2
+    y = active @ down.double().T
+    bound = product_error(active, active_error + half_step, codes[1], down)
+    return y, bound + 2.0**-20 * (y.abs() + bound)
+
+
+def block_and_bound(block, x, config):
+    """The float64 result of a block, and how far its quantised layer may be from it."""
+    wide = copy.deepcopy(block).double()
+    x = x.reshape(-1, 64).double()
+    expected = wide(x.unsqueeze(0)).squeeze(0).reshape(-1, 64)
+    _, weights, chosen = wide.gate(x)
+    bound = torch.zeros_like(expected)
+    for row, experts in enumerate(chosen.tolist()):
+        for weight, expert in zip(weights[row], experts, strict=True):
+            own = block.experts.gate_up_proj[expert], block.experts.down_proj[expert]
+            y, error = expert_and_bound(x[row : row + 1], config, *own)
+            bound[row] += weight.abs() * (error + 2.0**-20 * y.abs())[0]
+    shared = getattr(block, "shared_experts", None) or getattr(block, "shared_expert", None)
+    if shared is not None:
+        gate_up = torch.cat([shared.gate_proj.weight, shared.up_proj.weight])
+        y, error = expert_and_bound(x, config, gate_up, shared.down_proj.weight)
+        bound += error + BFLOAT16 * (y.abs() + error)  # a sigmoid of its own weighs it by less than 1
+    return expected, bound
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("name", BLOCKS)
+@torch.no_grad()
+def test_is_as_close_to_the_float_block_as_its_codes_allow(name, config, isa):
+    block, x = block_of(name), tokens(2, 5)
+    expected, bound = block_and_bound(block, x, config)
+    y = moe_layer(block, config)(x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    off = (y.reshape(-1, 64).double() - expected).abs()
+    assert (off <= bound).all()
+    # The bound adds magnitudes; errors are as good as random, so that the whole is much nearer.
+    assert off.norm() / expected.norm() <= (0.03 if config.bits == 8 else 0.3)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@torch.no_grad()
+def test_routes_as_the_block_does(name):
+    block, x = block_of(name), tokens(20)
+    weights, experts = moe_layer(block, CONFIGS["W8A8"]).route(x)
+    _, expected, chosen = block.gate(x)
+    order, other = experts.argsort(1), chosen.argsort(1)
+    assert torch.equal(experts.gather(1, order).long(), chosen.gather(1, other))
+    torch.testing.assert_close(weights.gather(1, order), expected.gather(1, other), rtol=1e-5, atol=1e-6)
+
+
+def test_thread_counts_give_the_same_bits(each_thread_count):
+    layer, x = moe_layer(block_of("DeepSeek-V3"), CONFIGS["W4A8"]), tokens(9)
+    first, *others = each_thread_count(lambda: layer(x))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cast_modules_keep_their_scales(dtype):
+    layer = moe_layer(block_of("Qwen2"), CONFIGS["W4A8"])
+    before = {name: buffer.clone() for name, buffer in layer.state_dict().items()}
+    y = layer.to(dtype)(tokens(3).to(dtype))
+    assert y.dtype == dtype
+    for name, buffer in layer.state_dict().items():
+        assert torch.equal(buffer, before[name]) and buffer.dtype == before[name].dtype, name
+    torch.testing.assert_close(y.float(), layer(tokens(3).to(dtype).float()), rtol=2 * BFLOAT16, atol=2 * BFLOAT16)
+
+
+def model(name="DeepSeek-V3"):
+    return torch.nn.ModuleDict({"attention": torch.nn.Linear(64, 64), "mlp": block_of(name)})
+
+
+def test_quantize_replaces_blocks():
+    both = anynpu.quantize_(model(), anynpu.W8A8())
+    assert isinstance(both["mlp"], QuantMoE) and isinstance(both["attention"], QuantLinear)
+    experts = anynpu.quantize_(model(), anynpu.W4A8(group_size=32))
+    assert isinstance(experts["mlp"], QuantMoE) and type(experts["attention"]) is torch.nn.Linear
+    assert experts["mlp"].routed.bits == 4
+    skipped = anynpu.quantize_(model(), anynpu.W8A8(), skip=("mlp",))
+    assert type(skipped["mlp"]).__name__ == "DeepseekV3MoE"
+    assert isinstance(skipped["mlp"].shared_experts.up_proj, QuantLinear)
+    compressed = anynpu.quantize_(model(), anynpu.W8A8Compressed())
+    assert type(compressed["mlp"]).__name__ == "DeepseekV3MoE"
+    whole = anynpu.quantize_(block_of("Mixtral"), anynpu.W8A8())
+    assert isinstance(whole, QuantMoE)
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "DeepSeek-V3"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_save_and_load(name, config, tmp_path):
+    saved = anynpu.quantize_(model(name), config)
+    anynpu.save_quantized(saved, tmp_path)
+    loaded = anynpu.load_quantized(model(name), tmp_path)
+    assert loaded["mlp"].fields() == saved["mlp"].fields()
+    assert torch.equal(loaded["mlp"](tokens(4)), saved["mlp"](tokens(4)))
+    again = anynpu.load_quantized(saved, tmp_path)
+    assert torch.equal(again["mlp"](tokens(4)), loaded["mlp"](tokens(4)))
+    with pytest.raises(ValueError, match="layer 'mlp' must be a block of experts, got Linear"):
+        anynpu.load_quantized(torch.nn.ModuleDict({"attention": torch.nn.Linear(64, 64), "mlp": torch.nn.Linear(1, 1)}),
+                              tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match=r"must have \(experts, hidden\) = \(8, 64\), got \(6, 64\)"):
+        anynpu.load_quantized(model("Mixtral"), tmp_path)
+
+
+def test_state_dict_and_copies():
+    layer = moe_layer(block_of("Qwen2"), CONFIGS["W8A8"])
+    other = QuantMoE(**layer.fields())
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(tokens(3)), layer(tokens(3)))
+    assert torch.equal(copy.deepcopy(layer)(tokens(3)), layer(tokens(3)))
+
+
+def test_other_blocks_are_refused():
+    with pytest.raises(ValueError, match="Linear is no block of experts that anynpu knows"):
+        moe_layer(torch.nn.Linear(2, 2), CONFIGS["W8A8"])
+    block = block_of("Mixtral")
+    block.experts.act_fn = torch.nn.GELU()
+    with pytest.raises(ValueError, match="layer 'mlp': QuantMoE: experts must activate with SiLU, got GELU"):
+        anynpu.quantize_(torch.nn.ModuleDict({"mlp": block}), anynpu.W8A8())
+    block = block_of("DeepSeek-V3")
+    block.gate.norm_topk_prob = False
+    with pytest.raises(ValueError, match="sigmoid scores want norm_topk_prob"):
+        moe_layer(block, CONFIGS["W8A8"])
+    with pytest.raises(ValueError, match="group_size must divide hidden and intermediate, 64 and 32, got 48"):
+        anynpu.nn.QuantExperts(2, 64, 32, 4, 48)
+    block = block_of("Mixtral")
+    block.experts.down_proj.data[1, 2, 3] = torch.inf
+    with pytest.raises(ValueError, match="layer 'mlp': W4A8: weight must be finite in float32"):
+        anynpu.quantize_(torch.nn.ModuleDict({"mlp": block}), anynpu.W4A8(group_size=32))
+    with pytest.raises(ValueError, match="W4A8: group_size must be 0 or positive, got -1"):
+        anynpu.W4A8(group_size=-1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"scoring": "relu"}, "scoring must be one of softmax, renormalised, sigmoid, got 'relu'"),
+        ({"k": 5}, r"k must be in \[1, experts\] = \[1, 4\], got 5"),
+        ({"shared_gated": True}, "shared_gated needs shared > 0, got 0"),
+        ({"scoring": "renormalised", "group_count": 2}, "groups of experts are for softmax and sigmoid scoring"),
+        ({"bits": 3}, "bits must be 4 or 8, got 3"),
+        ({"group_size": 16}, "group_size must be 0 with 8 bits, got 16"),
+        ({"bits": 4, "hidden": 12}, "4 bits want hidden % 8 == 0"),
+        ({"intermediate": 0}, "sizes must be positive"),
+    ],
+)
+def test_arguments(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        QuantMoE(**{"hidden": 32, "intermediate": 16, "experts": 4, "k": 2, **arguments})
+
+
+def test_router_of_another_shape_is_refused():
+    experts = quant_experts(torch.randn(4, 32, 32), torch.randn(4, 32, 16), torch.nn.SiLU(), anynpu.W8A8())
+    with pytest.raises(ValueError, match=r"router must have shape .*\[4, 32\].*, got \(4, 31\)"):
+        QuantMoE.from_experts(experts, torch.randn(4, 31), 2)
