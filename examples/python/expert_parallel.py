@@ -3,8 +3,8 @@
 
 torchrun --nproc-per-node 2 examples/python/expert_parallel.py
 
-Each process keeps a part of the experts and brings its own tokens, here as many as its rank says. Only torch.distributed
-stands between them.
+Each process keeps a part of the experts and brings its own tokens, not all as many. Only torch.distributed stands
+between them.
 """
 
 import datetime

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from expert_bounds import expert_and_bound
 
 import anynpu
 from anynpu.nn import QuantLinear, QuantMoE
@@ -63,35 +64,6 @@ def block_of(name):
 
 def tokens(*shape):
     return torch.randn(*shape, 64, generator=torch.Generator().manual_seed(7))
-
-
-def product_error(x, x_error, codes_and_scale, weight):
-    """|x @ W.T - x' @ W'.T| for x' within x_error of x and W' with the given codes, of one expert's [N, K]."""
-    codes, scale = codes_and_scale
-    dequantised = codes.double() * scale.double().repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
-    weight_error = (dequantised - weight.double()).abs()
-    return x.abs() @ weight_error.T + x_error @ (weight.double().abs() + weight_error).T
-
-
-def expert_and_bound(x, config, gate_up, down):
-    """A float64 expert on the rows x [T, H], and how far the quantised one may be from it.
-
-    Every activation is rounded to half a step of its row; silu changes by at most 1.1 times what its argument does.
-    The float32 arithmetic is covered by a few parts in 2**20.
-    """
-    codes = [config.quantize_experts(weight.unsqueeze(0)) for weight in (gate_up, down)]
-    codes = [(c[0], s[0]) for c, s in codes]
-    half_step = x.abs().amax(1, keepdim=True) / 127 / 2
-    projected = x @ gate_up.double().T
-    error = product_error(x, half_step.expand_as(x), codes[0], gate_up)
-    (gate, up), (gate_error, up_error) = projected.chunk(2, 1), error.chunk(2, 1)
-    silu = torch.nn.functional.silu(gate)
-    active = silu * up
-    active_error = 1.1 * gate_error * (up.abs() + up_error) + silu.abs() * up_error
-    half_step = (active.abs() + active_error).amax(1, keepdim=True) / 127 / 2
-    y = active @ down.double().T
-    bound = product_error(active, active_error + half_step, codes[1], down)
-    return y, bound + 2.0**-20 * (y.abs() + bound)
 
 
 def block_and_bound(block, x, config):

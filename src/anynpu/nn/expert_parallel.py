@@ -13,6 +13,8 @@ from anynpu.ops.moe_finalize_routing import moe_finalize_routing
 from anynpu.ops.moe_init_routing import moe_init_routing
 
 DISPATCHES = ("all_gather", "all_to_all")
+# The new name of the old function, which warns.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class ExpertParallelMoE(torch.nn.Module):
@@ -60,7 +62,7 @@ class ExpertParallelMoE(torch.nn.Module):
         experts: torch.Tensor,
         shared: torch.Tensor | None,
     ) -> torch.Tensor:
-        sizes = self._sizes(codes.shape[0])
+        sizes = self._sizes(codes)
         # One float tensor for scale, weights and experts (exact in float32), one int8 tensor for the tokens.
         floats = torch.cat([scale.unsqueeze(1), weights, experts.float()], dim=1)
         all_codes, all_floats = self._gather(codes, sizes), self._gather(floats, sizes)
@@ -78,9 +80,10 @@ class ExpertParallelMoE(torch.nn.Module):
         )
         return self._reduce_scatter(partial, sizes)
 
-    def _sizes(self, tokens: int) -> list[int]:
-        sizes = torch.empty(self.ranks, dtype=torch.int64)
-        dist.all_gather_into_tensor(sizes, torch.tensor([tokens]), group=self.group)
+    def _sizes(self, rows: torch.Tensor) -> list[int]:
+        own = torch.tensor([len(rows)], device=rows.device)
+        sizes = own.new_empty(self.ranks)
+        dist.all_gather_into_tensor(sizes, own, group=self.group)
         return sizes.tolist()
 
     def _gather(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -95,7 +98,7 @@ class ExpertParallelMoE(torch.nn.Module):
         most = max(sizes)
         padded = [torch.nn.functional.pad(part, (0, 0, 0, most - len(part))) for part in partial.split(sizes)]
         own = partial.new_empty(most, partial.shape[1])
-        dist.reduce_scatter_tensor(own, torch.cat(padded), group=self.group)
+        _reduce_scatter(own, torch.cat(padded), group=self.group)
         return own[: sizes[self.rank]]
 
     def _exchanged(
@@ -129,7 +132,8 @@ class ExpertParallelMoE(torch.nn.Module):
     def _own_rows(self, rows: torch.Tensor, scale: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """float32 results of rows that came rank by rank, each rank's sorted by expert: ``counts`` says how many."""
         own = self.local.routed
-        experts = torch.arange(own.experts, dtype=torch.int32).repeat(self.ranks).repeat_interleave(counts)
+        each = torch.arange(own.experts, dtype=torch.int32, device=rows.device)
+        experts = each.repeat(self.ranks).repeat_interleave(counts)
         sorted_rows, order, own_counts, sorted_scale = moe_init_routing(
             rows,
             experts.unsqueeze(1),

@@ -93,7 +93,7 @@ class QuantExperts(torch.nn.Module):
             logit: float32 ``[M]``, the weight of each row.
             shared_input, shared_input_offset: bfloat16 rows to add, and the token of the first.
         """
-        own = torch.arange(codes.shape[0])
+        own = torch.arange(codes.shape[0], device=codes.device)
         projected = grouped_matmul_combine(codes, *self._operands_of("gate_up", counts, own), pertoken_scale=scale)
         active, active_scale = dequant_swiglu_quant(projected, group_index=counts, activate_left=True, quant_mode=1)
         return grouped_matmul_combine(

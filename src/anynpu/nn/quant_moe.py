@@ -167,7 +167,8 @@ class QuantMoE(torch.nn.Module):
         if self.shared is None:
             return None
         tokens = codes.shape[0]
-        rows = self.shared(codes, scale, torch.tensor([tokens]), torch.arange(tokens), None, tokens)
+        counts, row_index = torch.full((1,), tokens, device=x.device), torch.arange(tokens, device=x.device)
+        rows = self.shared(codes, scale, counts, row_index, None, tokens)
         if self.shared_gate is not None:
             rows *= torch.nn.functional.linear(x.float(), self.shared_gate).sigmoid()
         return rows.bfloat16()
