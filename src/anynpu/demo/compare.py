@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from anynpu.demo import measure, smollm2
-from anynpu.quantization import W4A16, W8A16, WeightQuantConfig, quantize_
+from anynpu.demo import measure, smollm2, split_ffn
+from anynpu.quantization import W4A16, W8A8, W8A16, WeightQuantConfig, quantize_
 
 QUESTION = "Explain in one sentence what a neural processing unit is."
 
@@ -50,6 +50,7 @@ def variants() -> dict[str, Callable[[torch.nn.Module], torch.nn.Module]]:
         "anynpu W4A16 g32, W8A16 head": lambda model: quantised(model, four32, W8A16(32)),
         "anynpu W4A16 g64, W8A16 head": lambda model: quantised(model, four64, W8A16(32)),
         "anynpu W8A16, W8A16 head": lambda model: quantised(model, eight, eight),
+        "anynpu W8A8, FFN as 8 experts": lambda model: split_ffn.with_experts(model, W8A8()),
     }
 
 
