@@ -43,6 +43,9 @@ class Operator:
     @cached_property
     def cuda_kernel(self) -> Callable:
         """The kernel for CUDA tensors."""
+        if self.cuda is None:
+            sentence = f"{self.name}: there is no CUDA kernel, expected tensors on the CPU, got some on a GPU"
+            raise NotImplementedError(sentence)
         try:
             return getattr(importlib.import_module(self.cuda), self.name)
         except ModuleNotFoundError as error:
@@ -64,8 +67,7 @@ def register(operator: Operator) -> RepeatedOperator | torch._ops.OpOverload:
     """Defines ``torch.ops.anynpu.<name>``; returns what its public function calls."""
     _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operator.name, operator.cpu, "CPU")
-    if operator.cuda is not None:
-        _library.impl(operator.name, _on_cuda(operator), "CUDA")
+    _library.impl(operator.name, _on_cuda(operator), "CUDA")
     torch.library.register_fake(f"anynpu::{operator.name}", operator.fake, lib=_library)
     operators[operator.name] = operator
     if isinstance(operator.cpu, PlannedKernel):

@@ -49,12 +49,8 @@ def run(names: Sequence[str] = ()) -> Iterator[Result]:
     finally:
         _native.set_max_isa(os.environ.get("ANYNPU_MAX_ISA") or None)
     for operator in chosen:
-        if torch.cuda.is_available() and _has_cuda_kernel(operator):
+        if torch.cuda.is_available() and operator.cuda is not None:
             yield _check(operator, "cuda", None)
-
-
-def _has_cuda_kernel(operator: Operator) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"anynpu::{operator.name}", "CUDA")
 
 
 def _check(operator: Operator, device: str, tier: str | None) -> Result:

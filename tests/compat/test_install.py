@@ -176,6 +176,29 @@ def test_npu_maps_to_cuda_devices(python):
     )
 
 
+def test_synchronize_tells_what_a_gpu_found_wrong(python):
+    """With a CUDA runtime that only pretends: the note is in the host's memory."""
+    python(
+        """
+        import anynpu, pytest, torch
+        waited = []
+        torch.cuda.is_available, torch.cuda.init = lambda: True, lambda: None
+        torch.cuda.device_count, torch.cuda.current_device = lambda: 2, lambda: 1
+        torch.cuda.synchronize = lambda device=None: waited.append(device)
+        anynpu.install("cuda")
+        from anynpu import _device_errors
+        rule = _device_errors.new_rule("some_operator", "x", "must be small")
+        for index in (0, 1):
+            _device_errors._words[torch.device("cuda", index)] = torch.tensor([rule + 7])
+        for arguments in ((), ("npu:0",)):
+            with pytest.raises(ValueError, match="some_operator: .* x must be small, .* at flat position 7 on"):
+                torch.npu.synchronize(*arguments)
+            torch.npu.synchronize(*arguments)
+        assert waited[0] is None and torch.device("cuda", 0) in waited
+        """
+    )
+
+
 def test_run_script_names_a_missing_script():
     from anynpu.compat.run import run_script
 

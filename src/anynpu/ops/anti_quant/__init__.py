@@ -17,6 +17,7 @@ _anti_quant = register(
         reference.anti_quant,
         spec.samples,
         reference.error_bound,
+        cuda=composite.__name__,
     )
 )
 

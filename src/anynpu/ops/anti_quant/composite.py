@@ -16,7 +16,7 @@ def anti_quant(
     shape = result_shape(x, scale, offset, dtype)
     if x.dtype == torch.int32:
         x = int4_unpack(x.reshape(-1, x.shape[-1]).contiguous(), torch.int8).reshape(shape)
-    values = torch.empty(shape, dtype=torch.float32).copy_(x)
+    values = torch.empty(shape, dtype=torch.float32, device=x.device).copy_(x)
     if offset is not None:
         values += offset
     values *= scale

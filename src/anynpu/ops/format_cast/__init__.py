@@ -11,10 +11,26 @@ from anynpu._register import Operator, register
 from anynpu.ops.format_cast import cpu, reference, spec
 
 _nd_to_nz = register(
-    Operator("nd_to_nz", spec.TO_NZ_SCHEMA, spec.nd_to_nz_fake, cpu.nd_to_nz, reference.nd_to_nz, spec.nd_to_nz_samples)
+    Operator(
+        "nd_to_nz",
+        spec.TO_NZ_SCHEMA,
+        spec.nd_to_nz_fake,
+        cpu.nd_to_nz,
+        reference.nd_to_nz,
+        spec.nd_to_nz_samples,
+        cuda=reference.__name__,  # two copies
+    )
 )
 _nz_to_nd = register(
-    Operator("nz_to_nd", spec.TO_ND_SCHEMA, spec.nz_to_nd_fake, cpu.nz_to_nd, reference.nz_to_nd, spec.nz_to_nd_samples)
+    Operator(
+        "nz_to_nd",
+        spec.TO_ND_SCHEMA,
+        spec.nz_to_nd_fake,
+        cpu.nz_to_nd,
+        reference.nz_to_nd,
+        spec.nz_to_nd_samples,
+        cuda=reference.__name__,
+    )
 )
 
 

@@ -8,7 +8,17 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.quantize import cpu, reference, spec
 
-_quantize = register(Operator("quantize", spec.SCHEMA, spec.fake, cpu.quantize, reference.quantize, spec.samples))
+_quantize = register(
+    Operator(
+        "quantize",
+        spec.SCHEMA,
+        spec.fake,
+        cpu.quantize,
+        reference.quantize,
+        spec.samples,
+        cuda=f"{__name__}.composite",
+    )
+)
 
 
 def quantize(

@@ -20,7 +20,7 @@ def quantize(
     """See ``anynpu.quantize``."""
     shape, stored = output(x, scales, zero_points, dtype, axis, div_mode)
     if zero_points is None:
-        zero_points = torch.zeros(1)
+        zero_points = torch.zeros(1, device=x.device)
     along = channel_axis(x, axis, div_mode)
     scales, zero_points = (_along(tensor, x.dim(), along) for tensor in (scales, zero_points))
     if div_mode:

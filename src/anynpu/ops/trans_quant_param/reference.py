@@ -17,7 +17,7 @@ def trans_quant_param(scale: torch.Tensor, offset: torch.Tensor | None = None, r
         rest = bits & 0x1FFF
         kept += (rest > 0x1000) | ((rest == 0x1000) & (kept % 2 == 1))  # a carry into the exponent is right
     kept = torch.where(scale.isnan(), bits >> 13 | 1 << 9, kept)  # quiet, or cutting could leave an infinity
-    code = torch.zeros(shape, dtype=torch.int64)
+    code = torch.zeros(shape, dtype=torch.int64, device=scale.device)
     if offset is not None:
         code = offset.nan_to_num(nan=0.0).round().clamp(-256, 255).long().expand(shape)
     return 1 << 46 | (code & 0x1FF) << 37 | kept << 13

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.cuda import Event, Stream
 
+from anynpu import check_device_errors
 from anynpu.compat.device import names_npu, real_device
 
 
@@ -33,10 +34,18 @@ class device(torch.cuda.device):
 
 device_of = torch.cuda.device_of
 
+
+def synchronize(device: Any = None) -> None:
+    """Waits for a GPU, and raises what its kernels found wrong in the data, as a card does."""
+    chosen = real_device(device) if names_npu(device) else device
+    torch.cuda.synchronize(chosen)
+    check_device_errors(torch.cuda.current_device() if chosen is None else chosen)
+
+
 torch.cuda.init()
 default_generators = torch.cuda.default_generators
 
-__all__ = ["Event", "Stream", "default_generators", "device", "device_of"]
+__all__ = ["Event", "Stream", "default_generators", "device", "device_of", "synchronize"]
 
 
 def __getattr__(name: str) -> Any:
