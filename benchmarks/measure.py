@@ -62,7 +62,7 @@ def copies_for(weight_bytes: int) -> int:
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square of the error over that of the expected values."""
-    result, expected = result.double(), expected.double()
+    result, expected = result.cpu().double(), expected.double()
     return float((result - expected).norm() / expected.norm())
 
 

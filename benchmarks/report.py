@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cuda_measure
 import peers
 import roofs
 import torch
@@ -15,6 +16,21 @@ from measure import Comparison, Timing
 import anynpu
 from anynpu import _native
 from anynpu.environment import cpu_model
+
+_UNITS = {**cuda_measure.UNITS, **roofs.UNITS}
+
+
+def gpu() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import triton
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "anynpu": anynpu.__version__,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -40,7 +56,8 @@ def _row(operator: str, problem: Any, timing: Timing, comparison: Comparison) ->
     gigabytes = timing.variant.bytes / seconds / 1e9
     operations = problem.operations / seconds / 1e9
     limits = {name: rate for name, rate in comparison.limits.items() if rate}
-    percent = {name: 100 * (gigabytes if name == "read" else operations) / rate for name, rate in limits.items()}
+    bandwidths = ("read", "copy")
+    percent = {name: 100 * (gigabytes if name in bandwidths else operations) / rate for name, rate in limits.items()}
     return {
         "operator": operator,
         "case": problem.name,
@@ -81,7 +98,7 @@ def markdown(case_rows: list[dict[str, Any]]) -> str:
         figures = [f"{row[key]:.1f}" for key in ("microseconds", "gigabytes_per_second", "giga_operations_per_second")]
         ratio = row["microseconds"] / ours["microseconds"]
         lines.append(_line([row["variant"], row["arithmetic"], *figures, *percent, f"{ratio:.2f}"]))
-    measured = ", ".join(f"{name} {rate:.1f} {roofs.UNITS[name]}" for name, rate in first["limits"].items())
+    measured = ", ".join(f"{name} {rate:.1f} {_UNITS[name]}" for name, rate in first["limits"].items())
     title = f"### {first['operator']} {first['case']}"
     rounds = f"{first['clean_rounds']} of {first['rounds']} rounds clean"
     return "\n".join([title, "", *lines, "", f"Limits in the same rounds: {measured}; {rounds}.", ""])

@@ -2,6 +2,7 @@
 """Measures anynpu's operators against the machine's limits and other libraries: see docs/benchmarks.md.
 
 python benchmarks/run.py --quick
+python benchmarks/run.py --quick --device cuda
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import fnmatch
 import itertools
 import json
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import cuda_cases
+import cuda_measure
 import overhead
 import peers
 import report
@@ -44,8 +48,31 @@ def _measure(operator: str, pattern: str, quick: bool, threads: int, rounds: int
     return result
 
 
+def _measure_on_gpu(operator: str, pattern: str, quick: bool, limits: dict, rounds: int) -> list[dict]:
+    case, device = cuda_cases.CASES[operator], torch.device("cuda", torch.cuda.current_device())
+    result = []
+    for problem in case.problems(quick):
+        if fnmatch.fnmatch(problem.name, pattern):
+            variants = list(case.variants(problem, device))
+            chosen = {name: limits[name] for name in case.limits}
+            rows = report.rows(operator, problem, cuda_measure.compare(variants, chosen, rounds))
+            print(report.markdown(rows), flush=True)
+            result += rows
+            del variants
+            torch.cuda.empty_cache()
+    return result
+
+
+class Device(str, Enum):
+    """What is measured."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 def main(
     operator: Annotated[list[str] | None, typer.Option(help="Only this operator; may be repeated.")] = None,
+    device: Annotated[Device, typer.Option(help="What to measure.")] = Device.cpu,
     cases: Annotated[str, typer.Option(help="Only cases whose name matches, e.g. 'm1_*'.")] = "*",
     threads: Annotated[int, typer.Option(min=1)] = torch.get_num_threads(),
     rounds: Annotated[int, typer.Option(min=1, help="Every variant once a round.")] = 11,
@@ -54,15 +81,23 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Draw a picture here (needs matplotlib).")] = None,
 ) -> None:
     """Measure operators against the machine's limits and every installed peer; prints Markdown."""
-    names = operator or list(CASES)
-    if unknown := set(names) - set(CASES):
-        sys.exit(f"no benchmark for {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    on_gpu = device == Device.cuda
+    known = cuda_cases.CASES if on_gpu else CASES
+    names = operator or list(known)
+    if unknown := set(names) - set(known):
+        sys.exit(f"no benchmark for {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch.cuda.is_available() is False")
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    machine = report.machine(threads)
+    machine = report.gpu() if on_gpu else report.machine(threads)
     print("\n".join(f"- {name}: {value}" for name, value in machine.items()) + "\n", flush=True)
-    overheads = _print_overhead()
-    rows = [row for name in names for row in _measure(name, cases, quick, threads, rounds)]
+    if on_gpu:
+        overheads, limits = {}, cuda_measure.roofs(torch.device("cuda", torch.cuda.current_device()))
+        rows = [row for name in names for row in _measure_on_gpu(name, cases, quick, limits, rounds)]
+    else:
+        overheads = _print_overhead()
+        rows = [row for name in names for row in _measure(name, cases, quick, threads, rounds)]
     if json_path:
         json_path.write_text(json.dumps({"machine": machine, "overhead": overheads, "rows": rows}, indent=2) + "\n")
     if plot:

@@ -7,6 +7,9 @@ import dataclasses
 import importlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,10 @@ def modules(monkeypatch):
     if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
         pytest.skip("benchmarks need a C compiler")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    loaded = {name: importlib.import_module(name) for name in ("measure", "problems", "cases", "peers", "report")}
+    loaded = {
+        name: importlib.import_module(name)
+        for name in ("measure", "problems", "cases", "cuda_cases", "cuda_measure", "peers", "report")
+    }
     monkeypatch.setattr(loaded["measure"], "ROTATED_BYTES", 1 << 16)
     monkeypatch.setattr(loaded["measure"], "_GROUP_SECONDS", 1e-4)
     return loaded
@@ -80,3 +86,85 @@ def test_every_variant_of_grouped_matmul_combine_is_correct(modules, group_size)
     names = ["anynpu", "torch dequantise, matmul", *(["torch int4pack bf16, a loop"] if group_size else [])]
     assert [row["variant"] for row in rows] == names
     assert rows[0]["giga_operations_per_second"] * rows[0]["microseconds"] == pytest.approx(2 * 3 * 2 * 64 * 128 / 1e3)
+
+
+@pytest.fixture
+def pretended_gpu(modules, monkeypatch):
+    """The driver for GPUs on tensors of the CPU: calls are made one by one instead of replaying a graph of them."""
+
+    def captured(calls):
+        def replay():
+            start = time.perf_counter()
+            for call in calls:
+                call()
+            return (time.perf_counter() - start) / len(calls)
+
+        return replay
+
+    monkeypatch.setattr(modules["cuda_measure"], "captured", captured)
+    monkeypatch.setattr(modules["cuda_measure"], "_COPIED_BYTES", 1 << 16)
+    monkeypatch.setattr(modules["cuda_measure"], "_ROOF_SIZE", 32)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    return modules
+
+
+@pytest.mark.parametrize("operator", ["int4_pack", "weight_quant_matmul", "quant_matmul", "rope_kv_cache",
+                                      "kv_cache_attention", "grouped_matmul_combine"])  # fmt: skip
+def test_every_variant_for_gpus_is_correct(operator, pretended_gpu):
+    cases, problems = pretended_gpu["cuda_cases"], pretended_gpu["problems"]
+    small = {
+        "int4_pack": [problems.PackProblem(64, 128)],
+        "weight_quant_matmul": [problems.MatmulProblem(3, 128, 64, 32, 4), problems.MatmulProblem(3, 64, 32, 0, 8)],
+        "quant_matmul": [cases.Int8Problem(17, 64, 32)],
+        "rope_kv_cache": [cases.RopeProblem(5)],
+        "kv_cache_attention": [cases.AttentionProblem(2, 1, (4, 2), 40), cases.AttentionProblem(1, 3, (4, 2), 40)],
+        "grouped_matmul_combine": [cases.ExpertsProblem(3, 40, 24, 4)],
+    }[operator]
+    case, cpu = cases.CASES[operator], torch.device("cpu")
+    limits = {name: probe for name, probe in pretended_gpu["cuda_measure"].roofs(cpu).items() if name in case.limits}
+    for problem in small:
+        comparison = pretended_gpu["cuda_measure"].compare(list(case.variants(problem, cpu)), limits, rounds=3)
+        rows = pretended_gpu["report"].rows(operator, problem, comparison)
+        assert rows[0]["variant"].startswith("anynpu")
+        assert set(rows[0]["percent_of_limit"]) == set(case.limits)
+        assert all(row["variant"] in pretended_gpu["report"].markdown(rows) for row in rows)
+        assert all(row["microseconds"] > 0 for row in rows)
+    assert all(hasattr(problem, "name") for problem in case.problems(False))
+
+
+def test_a_missing_gpu_is_named(modules):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "--device cuda: torch.cuda.is_available() is False\n"
+
+
+def test_the_tuner_takes_the_fastest_tile(pretended_gpu, monkeypatch):
+    pytest.importorskip("triton")
+    tuner = importlib.import_module("tune_cuda")
+    assert len(list(tuner.candidates(16))) > 100
+    tiles = [{"BM": 16, "BN": width} for width in (32, 64, 128)]
+    monkeypatch.setattr(tuner, "candidates", lambda most_m: tiles)
+    monkeypatch.setattr(tuner, "SHAPES", [(128, 64)])
+    used = []
+
+    def note_the_tile(*args, **options):
+        used.append(tuner.kernels._configuration(1, None, 0))
+
+    monkeypatch.setattr(tuner.kernels, "weight_quant_matmul", note_the_tile)
+
+    def captured(calls):
+        calls[0]()
+        width = used[-1]["BN"]
+        if width == 32:
+            raise RuntimeError("does not fit")
+        return lambda: 1 / width
+
+    monkeypatch.setattr(tuner.cuda_measure, "captured", captured)
+    found = tuner.tuned(torch.device("cpu"))
+    assert set(found) == {"int4 along N", "int4 along K", "int8"}
+    for entries in found.values():
+        assert [entry["most_m"] for entry in entries] == [16, 64, None]
+        assert all(entry["tile"]["BN"] == 128 for entry in entries)
