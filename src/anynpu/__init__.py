@@ -26,6 +26,7 @@ from anynpu.ops.moe_init_routing import moe_init_routing
 from anynpu.ops.quant_matmul import quant_matmul
 from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
+from anynpu.ops.swiglu import swiglu
 from anynpu.ops.trans_quant_param import trans_quant_param
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 from anynpu.quantization import (
@@ -82,6 +83,7 @@ __all__ = [
     "rope_kv_cache",
     "save_quantized",
     "strict",
+    "swiglu",
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",

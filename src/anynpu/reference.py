@@ -18,6 +18,7 @@ from anynpu.ops.moe_init_routing.reference import moe_init_routing
 from anynpu.ops.quant_matmul.reference import quant_matmul
 from anynpu.ops.quantize.reference import quantize
 from anynpu.ops.rope_kv_cache.reference import rope_kv_cache
+from anynpu.ops.swiglu.reference import swiglu
 from anynpu.ops.trans_quant_param.reference import decode_quant_param, trans_quant_param
 from anynpu.ops.weight_quant_matmul.reference import weight_quant_matmul, weight_quant_prepack
 
@@ -42,6 +43,7 @@ __all__ = [
     "quant_matmul",
     "quantize",
     "rope_kv_cache",
+    "swiglu",
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",

@@ -146,6 +146,12 @@ def npu_dequant_swiglu_quant(
     )  # fmt: skip
 
 
+@_published("npu_swiglu(Tensor self, int dim=-1) -> Tensor", "aclnnSwiGlu")
+def npu_swiglu(self: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """The first half activated, times the second; see :func:`anynpu.swiglu`."""
+    return anynpu.swiglu(self, dim)
+
+
 def _require_int8(dst_type: int | torch.dtype | None) -> None:
     if dst_type is not None and _torch_dtype("dst_type", dst_type) not in (torch.int8, torch.qint8):
         raise NotImplementedError(f"dst_type must be int8, got {dst_type}")

@@ -17,6 +17,7 @@ from anynpu.ops import (
     quant_matmul,
     quantize,
     rope_kv_cache,
+    swiglu,
     trans_quant_param,
     weight_quant_matmul,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "quant_matmul",
     "quantize",
     "rope_kv_cache",
+    "swiglu",
     "trans_quant_param",
     "weight_quant_matmul",
 ]

@@ -18,6 +18,7 @@ FUNCTIONS = {
     "moe_gating_topk": ("npu_moe_gating_top_k", {}),
     "moe_init_routing": ("npu_moe_init_routing_v2", {}),
     "dequant_swiglu_quant": ("npu_dequant_swiglu_quant", {}),
+    "swiglu": ("npu_swiglu", {"x": "self"}),
     "moe_finalize_routing": (
         "npu_moe_finalize_routing",
         {

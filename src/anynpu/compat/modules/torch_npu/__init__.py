@@ -32,6 +32,7 @@ from anynpu.compat.routing_operators import (
     npu_moe_gating_top_k_softmax_v2,
     npu_moe_init_routing_v2,
     npu_moe_token_unpermute,
+    npu_swiglu,
 )
 from torch_npu import _install as _install  # before the others
 from torch_npu import contrib, dynamo, npu, testing
@@ -64,6 +65,7 @@ __all__ = [
     "npu_moe_gating_top_k_softmax_v2",
     "npu_moe_init_routing_v2",
     "npu_moe_token_unpermute",
+    "npu_swiglu",
     "testing",
 ]
 __version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"
