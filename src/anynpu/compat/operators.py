@@ -229,11 +229,13 @@ def npu_quant_matmul(
     group_sizes: list[int] | None = None,
     y_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``x1 @ x2`` of int8 matrices, scaled; see :func:`anynpu.quant_matmul`."""
+    """``x1 @ x2`` of int8 or int4 matrices, scaled; see :func:`anynpu.quant_matmul`."""
     if group_sizes is not None and len(group_sizes) != 3:
         raise ValueError(f"group_sizes only support input with three elements, but got {len(group_sizes)}")
+    group_m, group_n, group_size = group_sizes or (0, 0, 0)
+    if group_m or group_n:
+        raise NotImplementedError(f"group_sizes must be [0, 0, group_k], others are not implemented, got {group_sizes}")
     _require_absent(
-        group_sizes=any(group_sizes or ()) or None,
         y_scale=y_scale,
         x1_dtype=x1_dtype,
         x2_dtype=x2_dtype,
@@ -242,7 +244,14 @@ def npu_quant_matmul(
     )
     dtype = None if output_dtype is None else _torch_dtype("output_dtype", output_dtype)
     return anynpu.quant_matmul(
-        x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias, output_dtype=dtype
+        x1,
+        x2,
+        scale,
+        offset=offset,
+        pertoken_scale=pertoken_scale,
+        bias=bias,
+        output_dtype=dtype,
+        group_size=group_size,
     )
 
 

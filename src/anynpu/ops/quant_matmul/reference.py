@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from anynpu.ops.quant_matmul.spec import output_shape
+from anynpu.ops.quant_matmul.int4 import GROUP, applies, require_group_rules, require_int4_rules
+from anynpu.ops.quant_matmul.spec import OP, output_shape
+from anynpu.ops.weight_quant_matmul.spec import is_transposed, matrix_shape
 
 
 def exact_sums(x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
@@ -39,6 +41,28 @@ def round_once(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return fixed.to(dtype)
 
 
+def int4_values(words: torch.Tensor) -> torch.Tensor:
+    """``[..., 8 C]`` of int32 ``[..., C]``: the low four bits come first, and are signed."""
+    nibbles = words.unsqueeze(-1) >> torch.arange(0, 32, 4) & 15
+    return torch.where(nibbles < 8, nibbles, nibbles - 16).flatten(-2).to(torch.int8)
+
+
+def int8_operands(x1: torch.Tensor, x2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x1 and x2 with their int4 values apart."""
+    x1 = int4_values(x1) if x1.dtype == torch.int32 else x1
+    matrix_shape(OP, x2, x1.shape[-1])
+    return x1, int4_values(x2.t()).t() if is_transposed(x2, x1.shape[-1]) else int4_values(x2)
+
+
+def grouped(x1, x2, scale, offset=None, pertoken_scale=None) -> torch.Tensor:
+    """(sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale before its rounding."""
+    factors = scale_values(scale)[0]
+    parts = [slice(k, k + GROUP) for k in range(0, x2.shape[0], GROUP)]
+    value = sum(exact_sums(x1[..., part], x2[part]) * factor for part, factor in zip(parts, factors, strict=True))
+    value = value if offset is None else value + offset.double()
+    return value if pertoken_scale is None else value * pertoken_scale.double().reshape(-1, 1)
+
+
 def unrounded(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
     """y before its rounding, and the sum of the magnitudes of its terms."""
     sums = exact_sums(x1, x2)
@@ -63,8 +87,15 @@ def quant_matmul(
     pertoken_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
+    group_size: int = 0,
 ) -> torch.Tensor:
     """(x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias + offset; int32 output: x1 @ x2 + bias."""
+    if applies(x1, x2, group_size):
+        require_int4_rules(x1, x2, output_dtype, group_size)
+        x1, x2 = int8_operands(x1, x2)
+    if group_size:
+        require_group_rules(x1, x2, scale, offset, pertoken_scale, bias, group_size)
+        return round_once(grouped(x1, x2, scale, offset, pertoken_scale), output_dtype)
     output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
     dtype = output_dtype or torch.int8
     if dtype == torch.int32:

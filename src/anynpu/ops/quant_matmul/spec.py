@@ -22,7 +22,7 @@ MOST_K = 131071  # int32 sums are exact up to here
 def _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype) -> None:
     if torch.int32 in (x1.dtype, x2.dtype):
         raise NotImplementedError(
-            f"{OP}: int4 inputs (int32 x1 or x2) are not implemented, use weight_quant_matmul; "
+            f"{OP}: torch.ops.anynpu.{OP} takes int8, anynpu.{OP} unpacks int4 (int32) for it; "
             f"x1 is {dtype_name(x1.dtype)}, x2 is {dtype_name(x2.dtype)}"
         )
     require_dtype(OP, "x1", x1, (torch.int8,))
