@@ -233,6 +233,25 @@ def test_is_an_operator_of_torch(name):
     torch.library.opcheck(operator.default, call(name))
 
 
+def test_groups_of_quant_matmul():
+    x, words = int8(5, 512).npu(), torch_npu.npu_convert_weight_to_int4pack(random_int4(512, 32).npu())
+    scale = torch.stack([torch_npu.npu_trans_quant_param(reals(32, dtype=torch.float32, seed=i)) for i in range(2)])
+    options = {"offset": reals(32, dtype=torch.float32), "pertoken_scale": torch.rand(5, 1)}
+    result = torch_npu.npu_quant_matmul(
+        x, words, scale, **options, output_dtype=torch.bfloat16, group_sizes=[0, 0, 256]
+    )
+    expected = anynpu.quant_matmul(x, words, scale, **options, output_dtype=torch.bfloat16, group_size=256)
+    assert torch.equal(result, expected)
+    with pytest.raises(NotImplementedError, match=r"group_sizes must be \[0, 0, group_k\], .* got \[1, 128, 128\]"):
+        torch_npu.npu_quant_matmul(x, words, scale, group_sizes=[1, 128, 128])
+
+
+def test_compressed_matmul_takes_the_documented_dtypes():
+    packed = anynpu.formats.compress_weight(int8(8, 64))
+    with pytest.raises(TypeError, match="npu_matmul_compress_dequant: scale must be int64 or uint64, got float32"):
+        torch_npu.npu_matmul_compress_dequant(int8(3, 64), packed.stream, packed.index, bias(8), torch.ones(1, 8))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_graph_capture(name, backend):
