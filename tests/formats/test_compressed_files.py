@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,6 +107,20 @@ def test_a_run_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+def test_a_killed_run_leaves_no_half_file(source, tmp_path):
+    target = tmp_path / "out" / "packed.safetensors"
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        import anynpu.formats.compressed_files as files
+        files.os.replace = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+        files.compress_file(Path(sys.argv[1]), Path(sys.argv[2]))
+    """
+    assert subprocess.run([sys.executable, "-c", code, source, target]).returncode == -signal.SIGKILL
+    assert [path for path in target.parent.iterdir() if not path.name.startswith(".")] == []
+    assert run("compress", source, target).exit_code == 0 and target.exists()
+
+
 def test_commands_on_a_folder_resume(source, tmp_path):
     out = tmp_path / "out"
     folder = tmp_path / "in" / "sub"
@@ -112,6 +129,7 @@ def test_commands_on_a_folder_resume(source, tmp_path):
     first = run("compress", tmp_path / "in", out)
     assert first.exit_code == 0, first.output
     assert "2 weights" in first.output and "scale: int8" in " ".join(first.output.split())
+    assert "sub/model" in first.output  # files of a folder may hold the same names
     packed = out / "sub" / "model.safetensors"
     assert is_up_to_date(folder / "model.safetensors", packed, None)
     before = packed.stat().st_mtime_ns

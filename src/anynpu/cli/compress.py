@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from enum import Enum
 from pathlib import Path
@@ -97,7 +98,9 @@ def compress(
                 continue
             with _progress() as bar:
                 task = bar.add_task(file.name, total=_tensor_count(file))
-                summaries += compress_file(file, output, option, lambda name, bar=bar, task=task: bar.advance(task))
+                made = compress_file(file, output, option, lambda name, bar=bar, task=task: bar.advance(task))
+            prefix = "" if source.is_file() else f"{file.relative_to(source)}: "
+            summaries += [dataclasses.replace(row, name=prefix + row.name) for row in made]
             written += 1
         except (ValueError, SafetensorError) as error:
             fail(f"{file}: {error}")
