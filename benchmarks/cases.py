@@ -9,6 +9,7 @@ from typing import Any
 
 import kv_cache
 import moe
+import quant_matmul
 import torch
 from measure import Variant, copies_for
 from problems import MatmulProblem, PackProblem
@@ -92,4 +93,5 @@ CASES = {
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
     "grouped_matmul_combine": Case(moe.problems, moe.variants, ("read", "int4")),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),
+    "quant_matmul": Case(quant_matmul.problems, quant_matmul.variants, ("read", "int8")),
 }

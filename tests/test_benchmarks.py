@@ -26,7 +26,7 @@ def modules(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     loaded = {
         name: importlib.import_module(name)
-        for name in ("measure", "problems", "cases", "cuda_cases", "cuda_measure", "peers", "report")
+        for name in ("measure", "problems", "cases", "cuda_cases", "cuda_measure", "peers", "report", "quant_matmul")
     }
     monkeypatch.setattr(loaded["measure"], "ROTATED_BYTES", 1 << 16)
     monkeypatch.setattr(loaded["measure"], "_GROUP_SECONDS", 1e-4)
@@ -65,6 +65,13 @@ def test_every_variant_of_weight_quant_matmul_is_correct(modules, bits, group_si
     }
     table = modules["report"].markdown(rows)
     assert all(row["variant"] in table for row in rows)
+
+
+def test_every_variant_of_quant_matmul_is_correct(modules):
+    problem = modules["quant_matmul"].Int8Problem(20, 64, 48)
+    variants = [*modules["cases"].CASES["quant_matmul"].variants(problem), *modules["quant_matmul"].peers(problem)]
+    assert len(variants) == 4
+    assert all(modules["measure"].require_correct(variant) < 2.0**-11 for variant in variants)
 
 
 def test_a_wrong_result_is_not_timed(modules):

@@ -154,6 +154,7 @@ struct GemmKernel {
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);
+  int64_t direct_sums;  // of a direct product of raw rows of k at most: longer runs against nearer caches
 
   // Scheme bf16, null where the tier has none.
   bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, const PackedRow& row);

@@ -29,6 +29,7 @@ const GemmKernel gemm_avx2 = {
     {},
     {nullptr, nullptr, stream_digits<2>, stream_digits<3>},
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
+    6144,
     nullptr,
     nullptr,
     nullptr,

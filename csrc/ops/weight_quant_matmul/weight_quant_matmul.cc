@@ -22,7 +22,6 @@ constexpr const char* kOp = "weight_quant_matmul";
 constexpr int64_t kRowsAtOnce = 512;    // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
-constexpr int64_t kDirectSums = 49152;  // 192 KiB: longer runs of each row are worth more than the nearest cache
 constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
 
 enum class Scheme { f32, digits, bf16 };
@@ -147,11 +146,10 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
   int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
-  const bool by_k = problem.weight.source.order == WeightOrder::rows_of_k;
-  if (plan.direct) {  // long runs of rows of k, as long as the sums stay in the nearest cache; the rest streams by
-                      // itself
-    widest = by_k && problem.weight.source.chunk_bytes == 0
-                 ? kDirectSums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns
+  if (plan.direct) {  // long runs of rows of k, as long as the sums stay near; the rest streams by itself
+    const WeightSource& source = problem.weight.source;
+    widest = source.order == WeightOrder::rows_of_k && source.chunk_bytes == 0
+                 ? kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns
                  : 64;
   }
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
