@@ -25,6 +25,7 @@ constexpr const Int8Kernel* kKernels[] = {
 
 constexpr int64_t kRowsAtOnce = 504;    // rows of x packed at once: whole tiles of every tier
 constexpr int64_t kColumns = 128;       // of a task
+constexpr int64_t kFewRows = 8;         // so few are bound by memory
 constexpr int64_t kRowPart = 12;        // rows of a task are a multiple of this, whole tiles of every tier
 constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
@@ -37,9 +38,14 @@ class Gemm {
   Gemm(const Int8Problem& problem, const PanelSource& weight)
       : problem_(problem), weight_(weight), kernel_(int8_kernel()), row_steps_(ceil_divide(problem.k, 4)) {
     chunk_rows_ = std::min(problem.rows, kRowsAtOnce);
-    column_tasks_ = ceil_divide(problem.n, kColumns);
     const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
+    columns_ = kColumns;
+    if (chunk_rows_ <= kFewRows) {
+      columns_ = std::min(weight_.wide(), round_up(ceil_divide(problem.n, threads_), kColumns));
+      span_ = kColumns * kSpan / columns_ / 32 * 32;
+    }
+    column_tasks_ = ceil_divide(problem.n, columns_);
     // With few columns the rows are split too: then every part decodes or unpacks the same weights once more.
     const int64_t parts = column_tasks_ >= threads_ ? 1 : ceil_divide(threads_, column_tasks_);
     part_rows_ = round_up(ceil_divide(chunk_rows_, parts), kRowPart);
@@ -49,7 +55,7 @@ class Gemm {
 
   bool allocate() {
     const int64_t packed = round_up(chunk_rows_ * row_steps_ * 4, 64), compensation = round_up(chunk_rows_ * 4, 64);
-    const int64_t panels = kColumns * kSpan, sums = round_up(part_rows_ * kColumns * 4, 64);
+    const int64_t panels = kColumns * kSpan, sums = round_up(part_rows_ * columns_ * 4, 64);
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(packed + compensation + threads_ * (panels + sums))));
     if (memory == nullptr) return false;
@@ -111,7 +117,7 @@ class Gemm {
       for (int64_t slice = begin; slice < end; ++slice) {
         for (int64_t task = tasks * slice / slices; task < tasks * (slice + 1) / slices; ++task) {
           const int64_t row = task / column_tasks_ * part_rows_;
-          multiply_block(first, row, std::min(part_rows_, rows - row), task % column_tasks_ * kColumns,
+          multiply_block(first, row, std::min(part_rows_, rows - row), task % column_tasks_ * columns_,
                          thread_memory_ + slice * thread_bytes_);
         }
       }
@@ -119,12 +125,12 @@ class Gemm {
   }
 
   void multiply_block(int64_t first, int64_t row, int64_t rows, int64_t column, uint8_t* memory) {
-    const int64_t columns = std::min(kColumns, problem_.n - column);
+    const int64_t columns = std::min(columns_, problem_.n - column);
     uint8_t* panels = memory;
     int32_t* sums = reinterpret_cast<int32_t*>(memory + kColumns * kSpan);
-    std::fill(sums, sums + rows * kColumns, 0);
-    for (int64_t k = 0; k < problem_.k; k += kSpan) {
-      const WeightPart part = {k, std::min(kSpan, problem_.k - k), column, columns};
+    std::fill(sums, sums + rows * columns_, 0);
+    for (int64_t k = 0; k < problem_.k; k += span_) {
+      const WeightPart part = {k, std::min(span_, problem_.k - k), column, columns};
       if (!weight_.fill(part, panels)) {
         damaged_.store(true);
         return;
@@ -132,11 +138,11 @@ class Gemm {
       const int64_t steps = ceil_divide(part.k_count, 4);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
         const Int8Product product = {panels + panel * steps * 4, packed_ + row * row_steps_, sums + panel, rows, k / 4,
-                                     steps, row_steps_, kColumns};
+                                     steps, row_steps_, columns_};
         kernel_.multiply(product);
       }
     }
-    for (int64_t i = 0; i < rows; ++i) store_row(first + row + i, compensation_[row + i], sums + i * kColumns, column, columns);
+    for (int64_t i = 0; i < rows; ++i) store_row(first + row + i, compensation_[row + i], sums + i * columns_, column, columns);
   }
 
   void store_row(int64_t row, int32_t compensation, const int32_t* sums, int64_t column, int64_t columns) const {
@@ -153,7 +159,7 @@ class Gemm {
   const Int8Problem& problem_;
   const PanelSource& weight_;
   const Int8Kernel& kernel_;
-  int64_t row_steps_, chunk_rows_, column_tasks_, threads_, part_rows_, row_tasks_, thread_bytes_ = 0;
+  int64_t row_steps_, chunk_rows_, columns_, span_ = kSpan, column_tasks_, threads_, part_rows_, row_tasks_, thread_bytes_ = 0;
   int32_t* packed_ = nullptr;
   int32_t* compensation_ = nullptr;
   uint8_t* thread_memory_ = nullptr;

@@ -14,8 +14,11 @@ constexpr int64_t kMostInt8K = 131071;
 class PanelSource {
  public:
   virtual ~PanelSource() = default;
-  // Writes the canonical panels of a part: whole spans of k, at most 128 columns. False when the weight is damaged.
+  // Writes the canonical panels of a part: whole spans of k, at most 128 columns, or a multiple of 32 k and at most wide()
+  // columns. False when the weight is damaged.
   virtual bool fill(const WeightPart& part, uint8_t* panels) const = 0;
+  // Columns of a part where few rows of x leave it to the memory, a multiple of 128.
+  virtual int64_t wide() const { return 128; }
 };
 
 struct Int8Problem {

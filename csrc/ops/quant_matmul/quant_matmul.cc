@@ -181,6 +181,10 @@ class PlainWeight final : public PanelSource {
     gemm_kernel().unpack(source_, part, panels);
     return true;
   }
+  // Long runs of rows of k, which lie pages apart.
+  int64_t wide() const override {
+    return source_.order == WeightOrder::rows_of_k && source_.chunk_bytes == 0 ? 1024 : 128;
+  }
 
  private:
   const WeightSource source_;
