@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import anynpu.cli.demo as command
 from anynpu.cli import app
 from anynpu.demo import compare, examples, measure, smollm2
-from anynpu.nn import WeightQuantLinear
-from anynpu.quantization import W4A16, W8A16
+from anynpu.nn import QuantLinear, WeightQuantLinear
+from anynpu.quantization import W4A16, W8A8, W8A16, W8A8Compressed
 
 PREDICTIONS = 128
 ROUNDING = 2.0**-24
@@ -84,6 +84,19 @@ def test_eight_bits_nearly_keep_the_perplexity_and_coarser_groups_of_four_do_not
     assert 1.05 < ratio < 2
 
 
+def test_int8_activations_nearly_keep_the_perplexity(model, tokens, float_perplexity):
+    dynamic = compare.quantised(model, W8A8(), head=None)
+    perplexity = measure.perplexity(dynamic, tokens, PREDICTIONS)
+    assert perplexity == pytest.approx(float_perplexity, rel=0.06)
+    compressed = compare.quantised(model, W8A8Compressed(), head=None)
+    assert measure.perplexity(compressed, tokens, PREDICTIONS) == perplexity  # equal bits
+    assert measure.saved_bytes(compressed) < measure.saved_bytes(dynamic)
+    static = compare.statically_quantised(model, tokens[-512:])
+    assert measure.perplexity(static, tokens, PREDICTIONS) == pytest.approx(float_perplexity, rel=0.3)
+    layers = [layer for layer in static.modules() if isinstance(layer, QuantLinear)]
+    assert sum(layer.input_scale is not None for layer in layers) == 6 * 30 and len(layers) == 7 * 30 + 1
+
+
 def test_generation_and_size(model, four_bits, loaded):
     prompt = smollm2.chat(loaded[1], compare.QUESTION)
     expected, _ = measure.decode(model, prompt, 8)
@@ -99,8 +112,9 @@ def test_command(loaded, monkeypatch):
     names = ["torch fp32", "anynpu W4A16 g32, fp32 head"]
     monkeypatch.setattr(smollm2, "load", lambda: loaded)
     monkeypatch.setattr(examples, "run", lambda name: f"what {name} printed")
-    chosen = {name: prepare for name, prepare in compare.variants().items() if name in names}
-    monkeypatch.setattr(compare, "variants", lambda: chosen)
+    chosen = {name: prepare for name, prepare in compare.variants(torch.empty(0)).items() if name in names}
+    monkeypatch.setattr(compare, "variants", lambda calibration: chosen)
+    monkeypatch.setattr(compare, "CONTEXTS", (16, 32))
     monkeypatch.setattr(command, "_SLICE", 64)
     result = CliRunner().invoke(app, ["demo", "--json", "--tokens", "4"])
     assert result.exit_code == 0, result.output
@@ -110,6 +124,12 @@ def test_command(loaded, monkeypatch):
     float_row, quantised_row = told["rows"]
     assert quantised_row["perplexity"] == pytest.approx(float_row["perplexity"], rel=1e-3)
     assert quantised_row["text"] == float_row["text"]
+    float_cache, int8_cache = told["caches"]
+    # 30 layers, keys and values, 3 heads of 64
+    assert (float_cache["bytes_per_token"], int8_cache["bytes_per_token"]) == (4 * 30 * 2 * 3 * 64, 30 * 2 * 3 * 64)
+    assert int8_cache["perplexity"] == pytest.approx(float_cache["perplexity"], rel=0.01)
+    assert float_cache["perplexity"] == float_row["perplexity"]
+    assert all(rate > 0 for row in told["caches"] for rate in row["tokens_per_second"].values())
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["generate", "hello"]])

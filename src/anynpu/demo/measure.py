@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from pydoc_data.topics import topics
 from typing import Any
@@ -16,6 +17,11 @@ WINDOW = 512
 def sample_text() -> str:
     """40,000 characters of the Python language reference, which every CPython carries."""
     return "\n".join(topics.values())[20_000:60_000]
+
+
+def sample_tokens(tokenizer: Any) -> torch.Tensor:
+    """The token ids of the sample text."""
+    return torch.tensor(tokenizer(sample_text(), add_special_tokens=False).input_ids)
 
 
 @torch.inference_mode()
@@ -42,6 +48,24 @@ def decode(model: torch.nn.Module, prompt: Any, new_tokens: int) -> tuple[torch.
     _, first_seconds = generate(1)
     tokens, seconds = generate(new_tokens)
     return tokens, (new_tokens - 1) / (seconds - first_seconds)
+
+
+def fill_cache(cache: Any, source: Any, tokens: int) -> None:
+    """Gives an empty KV cache the first ``tokens`` of a float one."""
+    for index, layer in enumerate(source.layers):
+        cache.update(layer.keys[:, :, :tokens], layer.values[:, :, :tokens], index)
+
+
+@torch.inference_mode()
+def decode_rate(model: torch.nn.Module, cache: Any, token: torch.Tensor, steps: int) -> float:
+    """tokens/s of greedy decoding, batch 1, that goes on from a filled cache: the median step."""
+    seconds = []
+    token = token.reshape(1, 1)
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        seconds.append(time.perf_counter() - start)
+    return 1 / statistics.median(seconds[1:])  # the first one warms up
 
 
 def saved_bytes(model: torch.nn.Module) -> int:
