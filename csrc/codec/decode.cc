@@ -68,27 +68,20 @@ bool read_table(const uint8_t* from, Table* table) {
   return read_bits(from + kClasses, table);
 }
 
-// Ranks have no gaps, so that the bit counts alone say where a class begins.
-bool read_rank_table(const uint8_t* from, Table* table) {
-  if (!read_bits(from, table)) return false;
-  uint32_t base = 0;
-  for (int i = 0; i < kClasses; base += 1u << table->bits[i++]) table->base[i] = static_cast<uint8_t>(base);
-  return true;
-}
-
 bool all_read(const BitSource& extras) { return (extras.position + 7) / 8 == extras.bytes; }
 
 // The class nibbles of the level below `level`: each decoded byte is a rank, each rank stands for two nibbles.
 const char* decode_nibbles(Coded* coded, int level, const uint8_t* nibbles, int64_t count, uint8_t* out) {
   const uint8_t* order = coded->level_tables + (level - 2) * kLevelBytes;
   Table table;
-  if (!read_rank_table(order + kClasses, &table)) return kBadTable;
+  if (!read_bits(order + kClasses, &table)) return kBadTable;
+  const int64_t ranks = set_rank_bases(&table);
   const LaneTable lanes = lane_table({&table, &table, &table, &table});
-  if (!kernel().expand(nibbles, count, &lanes, 1, false, &coded->extras[level], out)) return kBitsMissing;
+  if (!kernel().expand(nibbles, count, &lanes, true, false, &coded->extras[level], out)) return kBitsMissing;
   if (!all_read(coded->extras[level])) return kBitsLeft;
   uint8_t map[256];
   if (!rank_map(order, map)) return "an order holds a weight above 127";
-  kernel().permute(map, count, out);
+  kernel().permute(map, ranks, count, out);
   return nullptr;
 }
 
@@ -97,20 +90,18 @@ const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* 
   for (int i = 0; i < 1 << coded->tables_log2; ++i) {
     if (!read_table(coded->value_tables + i * kTableBytes, &tables[i])) return kBadTable;
   }
-  const int64_t count = shape.panel_values();
-  for (int64_t panel = 0; panel < shape.panels(); ++panel) {
-    LaneTable lanes[4];
-    for (int64_t piece = 0; piece < 4; ++piece) {
+  const bool one_table = coded->tables_log2 == 0;
+  const int64_t parts = one_table ? 1 : shape.panels(), count = shape.values() / parts;
+  for (int64_t part = 0; part < parts; ++part, nibbles += count / 2, out += count) {
+    LaneTable lanes[kPanelPieces];
+    for (int64_t piece = 0; piece < (one_table ? 1 : kPanelPieces); ++piece) {
       const Table* of_lane[4];
       for (int64_t lane = 0; lane < 4; ++lane) {
-        of_lane[lane] = &tables[table_of_lane(16 * panel + 4 * piece + lane, coded->tables_log2)];
+        of_lane[lane] = &tables[table_of_lane(16 * part + 4 * piece + lane, coded->tables_log2)];
       }
       lanes[piece] = lane_table(of_lane);
     }
-    const uint8_t* from = nibbles + panel * count / 2;
-    if (!kernel().expand(from, count, lanes, 4, coded->folded, &coded->extras[1], out + panel * count)) {
-      return kBitsMissing;
-    }
+    if (!kernel().expand(nibbles, count, lanes, one_table, coded->folded, &coded->extras[1], out)) return kBitsMissing;
   }
   return all_read(coded->extras[1]) ? nullptr : kBitsLeft;
 }
@@ -165,13 +156,17 @@ uint32_t block_seed(const Geometry& geometry, int64_t block, uint8_t kind) {
 
 LaneTable lane_table(const Table* const (&tables)[4]) {
   LaneTable lanes;
-  for (int i = 0; i < kPiece; ++i) {
-    const Table& table = *tables[i / kClasses];
-    lanes.base[i] = table.base[i % kClasses];
-    lanes.bits[i] = table.bits[i % kClasses];
-    lanes.mask[i] = static_cast<uint8_t>((1 << lanes.bits[i]) - 1);
+  for (int lane = 0; lane < 4; ++lane) {
+    std::memcpy(lanes.base + lane * kClasses, tables[lane]->base, kClasses);
+    for (int i = 0; i < kClasses; ++i) lanes.mask[lane * kClasses + i] = static_cast<uint8_t>((1 << tables[lane]->bits[i]) - 1);
   }
   return lanes;
+}
+
+int64_t set_rank_bases(Table* table) {
+  int64_t base = 0;
+  for (int i = 0; i < kClasses; base += 1 << table->bits[i++]) table->base[i] = static_cast<uint8_t>(base);
+  return std::min<int64_t>(base, 256);
 }
 
 bool rank_map(const uint8_t* order, uint8_t* map) {

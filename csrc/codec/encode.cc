@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "codec/decode.h"
+#include "codec/kernel.h"
 
 namespace anynpu::codec {
 namespace {
@@ -33,119 +34,142 @@ int64_t log2_fixed(uint32_t count) {
   return (int64_t{exponent} << 16) + low + ((high - low) * rest >> 16);
 }
 
-// Bits of an ideal order-0 code.
+// Bits of an ideal order-0 code; `size` counts that sum to at most kMaxBlockValues.
 int64_t entropy_bits(const uint32_t* histogram, int size) {
-  int64_t total = 0, weighted = 0;
+  constexpr int kScale = 10;  // log2 of the unit of n log2 n
+  static const auto table = [] {
+    struct { int32_t of[kMaxBlockValues + 1]; } terms;
+    terms.of[0] = 0;
+    for (uint32_t n = 1; n <= kMaxBlockValues; ++n) terms.of[n] = static_cast<int32_t>(n * log2_fixed(n) >> (16 - kScale));
+    return terms;
+  }();
+  uint32_t total = 0;
+  int64_t weighted = 0;
   for (int i = 0; i < size; ++i) {
-    if (histogram[i] == 0) continue;
     total += histogram[i];
-    weighted += histogram[i] * log2_fixed(histogram[i]);
+    weighted += table.of[histogram[i]];
   }
-  return total == 0 ? 0 : (total * log2_fixed(static_cast<uint32_t>(total)) - weighted) >> 16;
+  return (table.of[total] - weighted) >> kScale;
 }
 
-// Chooses at most 16 ranges of 2^b codes that cover every code that occurs with the fewest extra bits, by dynamic
-// programming over [0, code) and the number of ranges. With `gaps`, codes that do not occur need no range; without, the
-// ranges follow each other from 0. Returns the extra bits.
-int64_t fit_table(const Histogram& histogram, bool gaps, Table* table) {
-  constexpr int32_t kNever = 1 << 29;
-  int32_t cost[257][kClasses + 1];
-  uint16_t from[257][kClasses + 1];  // start << 3 | bits, or kSkip
-  constexpr uint16_t kSkip = 0xffff;
-  int32_t before[257] = {};
-  int low = 256, high = 0;
-  for (int code = 0; code < 256; ++code) {
-    before[code + 1] = before[code] + static_cast<int32_t>(histogram[code]);
-    if (histogram[code] != 0) low = std::min(low, code), high = code + 1;
+// Ranges of codes, ascending: class c holds the codes from first[c] to below the first of the class after it.
+struct Ranges {
+  Table table;
+  uint8_t first[kClasses];
+  int classes;
+};
+
+// One more range of `extra` bits. Apart, so that the compiler sees no overlap and makes it four vector minima.
+__attribute__((noinline)) void add_range(const float* __restrict from, float extra, float* __restrict to) {
+  for (int used = 0; used < kClasses; ++used) {
+    to[used + 1] = from[used] + extra < to[used + 1] ? from[used] + extra : to[used + 1];
   }
-  *table = {};
-  if (high == 0) return 0;
-  if (!gaps) low = 0;
-  for (int code = low; code <= high; ++code) std::fill_n(cost[code], kClasses + 1, kNever);
-  cost[low][0] = 0;
-  for (int start = low; start < high; ++start) {
-    if (gaps && histogram[start] == 0) {
-      for (int used = 0; used <= kClasses; ++used) {
-        if (cost[start][used] >= cost[start + 1][used]) continue;
-        cost[start + 1][used] = cost[start][used];
-        from[start + 1][used] = kSkip;
-      }
-      continue;
-    }
-    for (int bits = 0; bits <= kMaxClassBits; ++bits) {
-      if (!gaps && start + (1 << bits) > 256) break;
-      const int end = std::min(start + (1 << bits), high);
-      const int32_t extra = bits * (before[end] - before[start]);
-      const uint16_t step = static_cast<uint16_t>(start << 3 | bits);
-      for (int used = 0; used < kClasses; ++used) {
-        const bool better = cost[start][used] + extra < cost[end][used + 1];
-        cost[end][used + 1] = better ? cost[start][used] + extra : cost[end][used + 1];
-        from[end][used + 1] = better ? step : from[end][used + 1];
-      }
-      if (end == high) break;
-    }
-  }
-  int used = static_cast<int>(std::min_element(cost[high], cost[high] + kClasses + 1) - cost[high]);
-  const int64_t bits = cost[high][used];
-  for (int end = high; used > 0;) {
-    const uint16_t step = from[end][used];
-    if (step == kSkip) {
-      --end;
-      continue;
-    }
-    end = step >> 3;
-    --used;
-    table->bits[used] = step & 7;
-    table->base[used] = static_cast<uint8_t>(std::min(end, 256 - (1 << table->bits[used])));
-  }
-  return bits;
 }
+
+// The least extra bits of every way to cover the codes below an end with a number of ranges.
+class RangeCosts {
+ public:
+  // With `gaps`, codes that do not occur need no range; without, the ranges follow each other from 0.
+  RangeCosts(const Histogram& histogram, bool gaps) : histogram_(histogram), gaps_(gaps) {
+    before_[0] = 0;
+    for (int code = 0; code < 256; ++code) {
+      before_[code + 1] = before_[code] + static_cast<int32_t>(histogram[code]);
+      if (histogram[code] != 0) low_ = std::min(low_, code), high_ = code + 1;
+    }
+    if (!gaps) low_ = 0;
+    for (int end = low_; end <= high_; ++end) std::fill_n(cost_[end], kClasses + 1, kNever);
+    cost_[low_][0] = 0;
+    for (int start = low_; start < high_; ++start) extend(start);
+  }
+
+  // The cheapest ranges.
+  Ranges best() const {
+    Ranges ranges = {};
+    int used = static_cast<int>(std::min_element(cost_[high_], cost_[high_] + kClasses + 1) - cost_[high_]);
+    ranges.classes = used;
+    for (int end = high_; used > 0;) {
+      if (skips(end - 1) && cost_[end - 1][used] == cost_[end][used]) {
+        --end;
+        continue;
+      }
+      --used;
+      end = last_range(end, used, &ranges.table.bits[used]);
+      ranges.first[used] = static_cast<uint8_t>(end);
+      ranges.table.base[used] = static_cast<uint8_t>(std::min(end, 256 - (1 << ranges.table.bits[used])));
+    }
+    return ranges;
+  }
+
+  int64_t extra_bits() const { return static_cast<int64_t>(*std::min_element(cost_[high_], cost_[high_] + kClasses + 1)); }
+
+ private:
+  static constexpr float kNever = 1 << 30;
+
+  bool skips(int code) const { return gaps_ && code >= low_ && histogram_[code] == 0; }
+  bool fits(int start, int bits) const { return gaps_ || start + (1 << bits) <= 256; }
+  float bits_between(int start, int end, int bits) const { return static_cast<float>(bits * (before_[end] - before_[start])); }
+
+  void extend(int start) {
+    if (skips(start)) {
+      for (int used = 0; used <= kClasses; ++used) {
+        cost_[start + 1][used] = std::min(cost_[start + 1][used], cost_[start][used]);
+      }
+      return;
+    }
+    for (int bits = 0; bits <= kMaxClassBits && fits(start, bits); ++bits) {
+      const int end = std::min(start + (1 << bits), high_);
+      add_range(cost_[start], bits_between(start, end, bits), cost_[end]);
+      if (end == high_) break;
+    }
+  }
+
+  // The start of a range that ends here and leaves `used` ranges before it.
+  int last_range(int end, int used, uint8_t* range_bits) const {
+    for (int bits = 0; bits <= kMaxClassBits; ++bits) {
+      const int width = 1 << bits;
+      for (int start = std::max(low_, end - width); start < end && (start == end - width || end == high_); ++start) {
+        if (skips(start) || !fits(start, bits)) continue;
+        if (cost_[start][used] + bits_between(start, end, bits) != cost_[end][used + 1]) continue;
+        *range_bits = static_cast<uint8_t>(bits);
+        return start;
+      }
+    }
+    return low_;  // never: one of them gave the cost
+  }
+
+  const Histogram& histogram_;
+  const bool gaps_;
+  int low_ = 256, high_ = 0;
+  int32_t before_[257];
+  float cost_[257][kClasses + 4];  // whole numbers below 2^24, hence exact; floats have a vector minimum everywhere
+};
 
 void write_bits(const Table& table, uint8_t* to) {
   for (int i = 0; i < kClasses / 2; ++i) to[i] = static_cast<uint8_t>(table.bits[2 * i] | table.bits[2 * i + 1] << 4);
 }
 
-// code -> extra bits | bit count << 8 | class << 12.
-using Codebook = uint16_t[256];
+// Adds how often each class occurs.
+void count_classes(const Histogram& codes, const Ranges& ranges, uint32_t (&counts)[kClasses]) {
+  for (int i = 0; i < ranges.classes; ++i) {
+    const int end = i + 1 < ranges.classes ? ranges.first[i + 1] : 256;
+    counts[i] = std::accumulate(codes + ranges.first[i], codes + end, counts[i]);
+  }
+}
 
-void fill_codebook(const Table& table, Codebook& book) {
-  for (int i = kClasses - 1; i >= 0; --i) {
-    for (int extra = 0; extra < 1 << table.bits[i]; ++extra) {
-      book[table.base[i] + extra] = static_cast<uint16_t>(extra | table.bits[i] << 8 | i << 12);
+CutTable cut_table(const Ranges* const (&lanes)[4]) {
+  CutTable cut = {lane_table({&lanes[0]->table, &lanes[1]->table, &lanes[2]->table, &lanes[3]->table}), {}, 0};
+  for (int lane = 0; lane < 4; ++lane) {
+    cut.classes = std::max(cut.classes, lanes[lane]->classes);
+    for (int i = 1; i < kClasses; ++i) {
+      const int below = i < lanes[lane]->classes ? lanes[lane]->first[i] - 129 : 127;
+      std::memset(cut.below[i] + lane * kClasses, below, kClasses);
     }
   }
+  return cut;
 }
 
-// Appends the extra bits of eight codes; at most 56 of them.
-struct BitSink {
-  uint8_t* to;
-  uint64_t pending = 0;
-  int filled = 0;  // bits of pending, below 8 between calls
-
-  void append(uint64_t bits, int count) {
-    pending |= bits << filled;
-    filled += count;
-    std::memcpy(to, &pending, sizeof(pending));
-    to += filled / 8;
-    pending >>= filled / 8 * 8;
-    filled %= 8;
-  }
-  uint8_t* end() const { return to + (filled + 7) / 8; }
-};
-
-void encode_group(const uint8_t* codes, const Codebook& book, uint8_t* nibbles, BitSink* extras) {
-  uint64_t bits = 0, classes = 0;
-  int count = 0;
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t entry = book[codes[i]];
-    bits |= uint64_t{entry & 255} << count;
-    count += static_cast<int>(entry >> 8 & 15);
-    classes |= uint64_t{entry >> 12} << (4 * i);
-  }
-  const uint32_t packed = static_cast<uint32_t>(classes);
-  std::memcpy(nibbles, &packed, sizeof(packed));
-  extras->append(bits, count);
-}
+// The bytes of a sink, the last one filled up.
+uint8_t* sink_end(const BitSink& sink) { return sink.to + (sink.filled + 7) / 8; }
 
 uint8_t fold(uint8_t biased) { return static_cast<uint8_t>(biased >= 128 ? 2 * (biased - 128) : 255 - 2 * biased); }
 
@@ -157,7 +181,7 @@ void fold(const Histogram& plain, Histogram& folded) {
 struct Coding {
   bool folded;
   int tables_log2;
-  Table tables[kColumnGroups];
+  Ranges tables[kColumnGroups];
 };
 
 // Folding orders codes by magnitude, which suits distributions around zero; others keep their order.
@@ -167,24 +191,25 @@ bool wants_fold(const Histogram& total) {
   return 8 * std::min(below, above) > std::max(below, above);
 }
 
-int64_t fit_histogram(const Histogram& plain, bool folded, Table* table) {
-  if (!folded) return fit_table(plain, true, table);
+int64_t fit_values(const Histogram& plain, bool folded, Ranges* ranges) {
   Histogram codes;
-  fold(plain, codes);
-  return fit_table(codes, true, table);
+  if (folded) fold(plain, codes);
+  const RangeCosts costs(folded ? codes : plain, true);
+  *ranges = costs.best();
+  return costs.extra_bits();
 }
 
 // One table for the block, or one for each 16 columns where their spreads differ enough.
 Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& total) {
   Coding coding = {wants_fold(total), 0, {}};
-  const int64_t together = fit_histogram(total, coding.folded, &coding.tables[0]);
+  const int64_t together = fit_values(total, coding.folded, &coding.tables[0]);
   int64_t entropy_apart = 0;
   for (const Histogram& group : groups) entropy_apart += entropy_bits(group, 256);
   const int64_t entropy = entropy_bits(total, 256);
   if ((entropy - entropy_apart) * kWorthwhile < entropy) return coding;
   Coding apart = {coding.folded, kGroupsLog2, {}};
   int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
-  for (int i = 0; i < kColumnGroups; ++i) bits += fit_histogram(groups[i], apart.folded, &apart.tables[i]);
+  for (int i = 0; i < kColumnGroups; ++i) bits += fit_values(groups[i], apart.folded, &apart.tables[i]);
   return bits < together ? apart : coding;
 }
 
@@ -202,32 +227,79 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {
   }
 }
 
+constexpr uint64_t kBias = 0x8080808080808080u;
+
+// The four k of a step that exist, a byte each.
+uint32_t read_step(const int8_t* from, int64_t stride, int64_t count) {
+  uint32_t word = 0;
+  for (int64_t i = 0; i < count; ++i) word |= uint32_t{static_cast<uint8_t>(from[i * stride])} << (8 * i);
+  return word;
+}
+
+// Two neighbouring columns whose k are neighbours too, two steps at a time.
+void gather_two_columns(const int8_t* first, const int8_t* second, int64_t steps, uint8_t* to) {
+  for (int64_t step = 0; step < steps; step += 2, to += 2 * 4 * kPanelColumns) {
+    uint64_t one, two;
+    std::memcpy(&one, first + 4 * step, sizeof(one));
+    std::memcpy(&two, second + 4 * step, sizeof(two));
+    const uint64_t early = ((one & 0xffffffffu) | two << 32) ^ kBias, late = (one >> 32 | (two >> 32 << 32)) ^ kBias;
+    std::memcpy(to, &early, sizeof(early));
+    std::memcpy(to + 4 * kPanelColumns, &late, sizeof(late));
+  }
+}
+
+void gather_column(const int8_t* from, int64_t stride, int64_t k_count, uint8_t* to) {
+  for (int64_t k = 0; k < k_count; k += 4, from += 4 * stride, to += 4 * kPanelColumns) {
+    const uint32_t word = read_step(from, stride, std::min<int64_t>(4, k_count - k)) ^ static_cast<uint32_t>(kBias);
+    std::memcpy(to, &word, sizeof(word));
+  }
+}
+
 // [panels][steps][64 columns][4 k] of value + 128; beyond the matrix 0 + 128.
 void gather(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
-  for (int64_t panel = 0; panel < shape.panels(); ++panel, values += shape.panel_values()) {
-    for (int64_t column = 0; column < kPanelColumns; ++column) {
-      const int64_t n = panel * kPanelColumns + column;
-      if (n >= shape.n_count) {
-        for (int64_t step = 0; step < shape.steps(); ++step) {
-          std::memset(values + (step * kPanelColumns + column) * 4, 0x80, 4);
-        }
-        continue;
-      }
-      const int8_t* from = matrix.data + (shape.n + n) * matrix.n_stride + shape.k * matrix.k_stride;
-      for (int64_t step = 0; step < shape.steps(); ++step) {
-        const int64_t count = std::min<int64_t>(4, shape.k_count - 4 * step);
-        uint32_t word = 0;
-        if (matrix.k_stride == 1 && count == 4) {
-          std::memcpy(&word, from + 4 * step, sizeof(word));
-        } else {
-          for (int64_t i = 0; i < count; ++i) {
-            word |= uint32_t{static_cast<uint8_t>(from[(4 * step + i) * matrix.k_stride])} << (8 * i);
-          }
-        }
-        word ^= 0x80808080u;
-        std::memcpy(values + (step * kPanelColumns + column) * 4, &word, sizeof(word));
-      }
+  const bool pairs = matrix.k_stride == 1 && shape.k_count % 8 == 0;
+  for (int64_t column = 0; column < kPanelColumns * shape.panels(); ++column) {
+    uint8_t* to = values + column / kPanelColumns * shape.panel_values() + column % kPanelColumns * 4;
+    const int8_t* from = matrix.data + (shape.n + column) * matrix.n_stride + shape.k * matrix.k_stride;
+    if (column >= shape.n_count) {
+      for (int64_t step = 0; step < shape.steps(); ++step) std::memset(to + step * 4 * kPanelColumns, 0x80, 4);
+    } else if (pairs && column % 2 == 0 && column + 1 < shape.n_count) {
+      gather_two_columns(from, from + matrix.n_stride, shape.steps(), to);
+      ++column;
+    } else {
+      gather_column(from, matrix.k_stride, shape.k_count, to);
     }
+  }
+}
+
+// Neighbours count in different tables, so that equal ones do not wait for each other.
+void count_column(const int8_t* from, int64_t stride, int64_t count, Histogram (&counts)[2]) {
+  int64_t i = 0;
+  for (; stride == 1 && i + 8 <= count; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, from + i, sizeof(eight));
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j, eight >>= 8) ++counts[j % 2][eight & 255];
+  }
+  for (; i < count; ++i) ++counts[0][static_cast<uint8_t>(from[i * stride])];
+}
+
+// Counts value + 128 of each 16 columns apart, and of all of them.
+void count_values(const Matrix& matrix, const BlockShape& shape, Histogram (&groups)[kColumnGroups], Histogram& total) {
+  constexpr int64_t kColumns = kBlockN / kColumnGroups;
+  std::memset(total, 0, sizeof(Histogram));
+  for (int64_t group = 0; group < kColumnGroups; ++group) {
+    const int64_t first = group * kColumns, end = std::min(first + kColumns, shape.n_count);
+    Histogram counts[2] = {};
+    for (int64_t n = first; n < end; ++n) {
+      const int8_t* from = matrix.data + (shape.n + n) * matrix.n_stride + shape.k * matrix.k_stride;
+      count_column(from, matrix.k_stride, shape.k_count, counts);
+    }
+    const bool exists = first < shape.panels() * kPanelColumns;
+    const int64_t padded = exists ? kColumns * 4 * shape.steps() : 0, real = std::max<int64_t>(0, end - first) * shape.k_count;
+    counts[0][0] += static_cast<uint32_t>(padded - real);
+    for (int value = 0; value < 256; ++value) groups[group][value ^ 128] = counts[0][value] + counts[1][value];
+    for (int value = 0; value < 256; ++value) total[value] += groups[group][value];
   }
 }
 
@@ -235,16 +307,20 @@ void gather(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
 
 struct Encoder::Work {
   uint8_t values[kMaxBlockValues];
-  uint8_t nibbles[kMaxBlockValues];     // of all levels, one after the other
-  uint8_t extras[2 * kMaxBlockValues];  // likewise
+  uint8_t ranks[kMaxBlockValues / 2];
+  uint8_t nibbles[kMaxBlockValues];          // of all levels, one after the other
+  uint8_t extras[2 * kMaxBlockValues + 64];  // likewise
   // By level.
   uint8_t* nibbles_of[kMaxLevels + 2];
   uint8_t* extras_of[kMaxLevels + 2];
   uint8_t order[kMaxLevels + 1][kClasses];
   Table table[kMaxLevels + 1];
+  uint32_t class_counts[kMaxLevels + 1][kClasses];
 
-  Coding encode_values(const BlockShape& shape, const Histogram (&groups)[kColumnGroups], const Histogram& total);
-  bool encode_nibbles(int level, int64_t count, int64_t bits_so_far);
+  void count_value_classes(const Coding& coding, const Histogram (&groups)[kColumnGroups], const Histogram& total);
+  void encode_values(const BlockShape& shape, const Coding& coding);
+  bool worthwhile(int level, int64_t nibble_count, int64_t bits_so_far) const;
+  void encode_nibbles(int level, int64_t count);
   int64_t write_payload(const Coding& coding, int levels, int64_t values, uint8_t* payload) const;
   int64_t payload_bytes(const Coding& coding, int levels, int64_t values) const;
 };
@@ -252,53 +328,64 @@ struct Encoder::Work {
 Encoder::Encoder() : work_(new (std::nothrow) Work) {}
 Encoder::~Encoder() { delete work_; }
 
-Coding Encoder::Work::encode_values(const BlockShape& shape, const Histogram (&groups)[kColumnGroups],
-                                    const Histogram& total) {
-  const Coding coding = choose_coding(groups, total);
-  Codebook books[kColumnGroups];
+void Encoder::Work::count_value_classes(const Coding& coding, const Histogram (&groups)[kColumnGroups],
+                                        const Histogram& total) {
+  std::fill_n(class_counts[1], kClasses, 0u);
   for (int i = 0; i < 1 << coding.tables_log2; ++i) {
-    Codebook folded;
-    Codebook& book = coding.folded ? folded : books[i];
-    fill_codebook(coding.tables[i], book);
-    for (int value = 0; coding.folded && value < 256; ++value) books[i][value] = folded[fold(static_cast<uint8_t>(value))];
+    const Histogram& plain = coding.tables_log2 == 0 ? total : groups[i];
+    Histogram folded;
+    if (coding.folded) fold(plain, folded);
+    count_classes(coding.folded ? folded : plain, coding.tables[i], class_counts[1]);
   }
-  BitSink sink = {extras_of[1]};
-  const uint8_t* from = values;
-  uint8_t* to = nibbles_of[1];
-  for (int64_t panel = 0; panel < shape.panels(); ++panel) {
-    for (int64_t i = 0; i < shape.panel_values(); i += 8, from += 8, to += 4) {
-      encode_group(from, books[table_of_lane(panel * 16 + i / 16 % 16, coding.tables_log2)], to, &sink);
-    }
-  }
-  nibbles_of[2] = nibbles_of[1] + shape.values() / 2;
-  extras_of[2] = sink.end();
-  return coding;
 }
 
-// Codes the nibbles of the level below, `count` bytes of two, once more. False when that cannot be worthwhile.
-bool Encoder::Work::encode_nibbles(int level, int64_t count, int64_t bits_so_far) {
+void Encoder::Work::encode_values(const BlockShape& shape, const Coding& coding) {
+  BitSink sink = {extras_of[1], 0, 0};
+  const bool one_table = coding.tables_log2 == 0;
+  const int64_t parts = one_table ? 1 : shape.panels(), count = shape.values() / parts;
+  for (int64_t part = 0; part < parts; ++part) {
+    CutTable cuts[kPanelPieces];
+    for (int64_t piece = 0; piece < (one_table ? 1 : kPanelPieces); ++piece) {
+      const Ranges& ranges = coding.tables[one_table ? 0 : part * kPanelPieces + piece];
+      cuts[piece] = cut_table({&ranges, &ranges, &ranges, &ranges});
+    }
+    kernel().shrink(values + part * count, count, cuts, one_table, coding.folded, nibbles_of[1] + part * count / 2, &sink);
+  }
+  nibbles_of[2] = nibbles_of[1] + shape.values() / 2;
+  extras_of[2] = sink_end(sink);
+}
+
+// Whether an ideal code of the nibbles of the level below would save enough.
+bool Encoder::Work::worthwhile(int level, int64_t nibble_count, int64_t bits_so_far) const {
+  const int64_t saved = 4 * nibble_count - entropy_bits(class_counts[level - 1], kClasses) - 8 * kLevelBytes;
+  return saved * kWorthwhile >= bits_so_far;
+}
+
+// Codes the nibbles of the level below, `count` bytes of two, once more.
+void Encoder::Work::encode_nibbles(int level, int64_t count) {
   const uint8_t* lower = nibbles_of[level - 1];
   Histogram pairs = {};
   for (int64_t i = 0; i < count; ++i) ++pairs[lower[i]];
-  const int64_t saved = 8 * count - entropy_bits(pairs, 256) - 8 * kLevelBytes;
-  if (saved * kWorthwhile < bits_so_far) return false;
   choose_order(pairs, order[level]);
   uint8_t map[256], rank_of[256];
   rank_map(order[level], map);
-  Histogram ranks;
+  Histogram by_rank;
   for (int rank = 0; rank < 256; ++rank) {
     rank_of[map[rank]] = static_cast<uint8_t>(rank);
-    ranks[rank] = pairs[map[rank]];
+    by_rank[rank] = pairs[map[rank]];
   }
-  fit_table(ranks, false, &table[level]);
-  Codebook by_rank, book;
-  fill_codebook(table[level], by_rank);
-  for (int pair = 0; pair < 256; ++pair) book[pair] = by_rank[rank_of[pair]];
-  BitSink sink = {extras_of[level]};
-  for (int64_t at = 0; at < count; at += 8) encode_group(lower + at, book, nibbles_of[level] + at / 2, &sink);
+  Ranges ranges = RangeCosts(by_rank, false).best();
+  set_rank_bases(&ranges.table);
+  table[level] = ranges.table;
+  std::fill_n(class_counts[level], kClasses, 0u);
+  count_classes(by_rank, ranges, class_counts[level]);
+  std::memcpy(ranks, lower, static_cast<size_t>(count));
+  kernel().permute(rank_of, 256, count, ranks);
+  const CutTable cut = cut_table({&ranges, &ranges, &ranges, &ranges});
+  BitSink sink = {extras_of[level], 0, 0};
+  kernel().shrink(ranks, count, &cut, true, false, nibbles_of[level], &sink);
   nibbles_of[level + 1] = nibbles_of[level] + count / 2;
-  extras_of[level + 1] = sink.end();
-  return true;
+  extras_of[level + 1] = sink_end(sink);
 }
 
 int64_t Encoder::Work::payload_bytes(const Coding& coding, int levels, int64_t values) const {
@@ -315,8 +402,8 @@ int64_t Encoder::Work::write_payload(const Coding& coding, int levels, int64_t v
   payload[2] = static_cast<uint8_t>(coding.tables_log2);
   uint8_t* to = payload + kHeaderBytes;
   for (int i = 0; i < 1 << coding.tables_log2; ++i, to += kTableBytes) {
-    std::memcpy(to, coding.tables[i].base, kClasses);
-    write_bits(coding.tables[i], to + kClasses);
+    std::memcpy(to, coding.tables[i].table.base, kClasses);
+    write_bits(coding.tables[i].table, to + kClasses);
   }
   for (int level = 2; level <= levels; ++level, to += kLevelBytes) {
     std::memcpy(to, order[level], kClasses);
@@ -335,32 +422,13 @@ int64_t Encoder::Work::write_payload(const Coding& coding, int levels, int64_t v
   return bytes;
 }
 
-namespace {
-
-// Counts each 16 columns apart, and all of them.
-void count_values(const uint8_t* values, const BlockShape& shape, Histogram (&groups)[kColumnGroups], Histogram& total) {
-  std::memset(groups, 0, sizeof(groups));
-  for (int64_t panel = 0; panel < shape.panels(); ++panel) {
-    for (int64_t piece = 0; piece < 4 * shape.steps(); ++piece, values += kPiece) {
-      Histogram& group = groups[panel * 4 + piece % 4];
-      for (int64_t i = 0; i < kPiece; ++i) ++group[values[i]];
-    }
-  }
-  for (int value = 0; value < 256; ++value) {
-    total[value] = 0;
-    for (const Histogram& group : groups) total[value] += group[value];
-  }
-}
-
-}  // namespace
-
 Entry Encoder::encode_block(const Matrix& matrix, int64_t block, uint8_t* payload) {
   const BlockShape shape = block_shape(matrix.geometry, block);
   const int64_t count = shape.values();
   Work& work = *work_;
   gather(matrix, shape, work.values);
   Histogram groups[kColumnGroups], total;
-  count_values(work.values, shape, groups, total);
+  count_values(matrix, shape, groups, total);
   Kind kind = Kind::coded;
   int64_t bytes = 8;
   if (total[work.values[0]] == count) {
@@ -370,11 +438,14 @@ Entry Encoder::encode_block(const Matrix& matrix, int64_t block, uint8_t* payloa
   } else {
     work.nibbles_of[1] = work.nibbles;
     work.extras_of[1] = work.extras;
-    const Coding coding = work.encode_values(shape, groups, total);
+    const Coding coding = choose_coding(groups, total);
+    work.count_value_classes(coding, groups, total);
+    work.encode_values(shape, coding);
     int levels = 1;
     int64_t least = work.payload_bytes(coding, 1, count);
     for (int level = 2; levels_fit(count, level); ++level) {
-      if (!work.encode_nibbles(level, count >> (level - 1), 8 * least)) break;
+      if (!work.worthwhile(level, count >> (level - 2), 8 * least)) break;
+      work.encode_nibbles(level, count >> (level - 1));
       const int64_t size = work.payload_bytes(coding, level, count);
       if (size < least) least = size, levels = level;
     }

@@ -10,6 +10,7 @@ constexpr int64_t kBlockK = 256;         // k of a block
 constexpr int64_t kBlockN = 128;         // columns of a block
 constexpr int64_t kPanelColumns = 64;    // columns of a panel
 constexpr int64_t kPiece = 64;           // values that kernels handle at a time
+constexpr int64_t kPanelPieces = 4;      // of one step of k: 64 columns of 4 k
 constexpr int64_t kMaxBlockValues = kBlockK * kBlockN;
 constexpr int64_t kEntryBytes = 8;       // of the index, for each block
 constexpr int64_t kClasses = 16;
@@ -42,8 +43,14 @@ struct Table {
 // The tables of 64 neighbouring values, one for each 16, as byte shuffles want them.
 struct LaneTable {
   alignas(64) uint8_t base[kPiece];
-  uint8_t bits[kPiece];
   uint8_t mask[kPiece];  // (1 << bits) - 1
+};
+
+// The same for encoding: the class of a code is how many of the later classes begin at it or before.
+struct CutTable {
+  LaneTable lanes;
+  int8_t below[kClasses][kPiece];  // code - 128 of the last code before class c, or 127 where class c is unused
+  int32_t classes;                 // that any of the tables uses
 };
 
 // Shape of the compressed matrix, W.T of shape (k, n), and of its blocks. Block b covers k block b % k_blocks.

@@ -14,14 +14,25 @@ struct BitSource {
   int64_t position;  // in bits
 };
 
+// Extra bits being written. At least 64 bytes after the last one are writable.
+struct BitSink {
+  uint8_t* to;
+  uint64_t pending;
+  int32_t filled;  // bits of pending, below 8
+};
+
 struct Kernel {
   Isa isa;
-  // Reads count / 2 bytes of class nibbles (count a multiple of 64), piece i with tables[i % period] (a power
-  // of two), and writes the values; folded ones (0, -1, 1, -2, ...) are unfolded to value + 128. Returns zero when the extra bits run out.
-  int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, int64_t period, bool folded,
+  // Reads count / 2 bytes of class nibbles (count a multiple of 64), all of them with tables[0] or piece i with
+  // tables[i % 4], and writes the values; folded ones (0, -1, 1, -2, ...) are unfolded to value + 128. Returns zero when the
+  // extra bits run out.
+  int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, bool folded,
                     BitSource* extras, uint8_t* out);
-  // bytes[i] = map[bytes[i]]; count is a multiple of 64.
-  void (*permute)(const uint8_t* map, int64_t count, uint8_t* bytes);
+  // The inverse: every value must belong to a class.
+  void (*shrink)(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded,
+                 uint8_t* nibbles, BitSink* sink);
+  // bytes[i] = map[bytes[i]]; all of them are below `size`, count is a multiple of 64.
+  void (*permute)(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes);
   // The hash of docs/formats.md of `count` bytes, a multiple of 8.
   uint32_t (*checksum)(const uint8_t* bytes, int64_t count, uint32_t seed);
 };

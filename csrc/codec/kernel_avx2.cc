@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "codec/expand_bmi2.inc"
+#include "codec/checksum.inc"
+#include "codec/shrink_bmi2.inc"
 
 namespace anynpu::codec {
 namespace {
@@ -7,50 +8,139 @@ namespace {
 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline void store(void* to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
 
-inline void classify(const uint8_t* nibbles, const LaneTable& table, uint64_t* mask, uint64_t* base, uint64_t* bits) {
+struct Lanes {
+  __m256i base[2];
+  __m256i mask[2];
+};
+
+inline Lanes load_lanes(const LaneTable& table) {
+  return {{load(table.base), load(table.base + 32)}, {load(table.mask), load(table.mask + 32)}};
+}
+
+}  // namespace
+}  // namespace anynpu::codec
+
+#include "codec/expand_bmi2.inc"
+
+namespace anynpu::codec {
+namespace {
+
+inline bool classify(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
+  __m256i any = _mm256_setzero_si256();
+#pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const __m256i wide =
         _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(nibbles + 16 * half)));
     const __m256i classes = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), _mm256_set1_epi8(15));
-    const __m256i counts = _mm256_shuffle_epi8(load(table.bits + 32 * half), classes);
-    store(mask + 4 * half, _mm256_shuffle_epi8(load(table.mask + 32 * half), classes));
-    store(base + 4 * half, _mm256_shuffle_epi8(load(table.base + 32 * half), classes));
-    store(bits + 4 * half, _mm256_sad_epu8(counts, _mm256_setzero_si256()));
+    const __m256i mask = _mm256_shuffle_epi8(lanes.mask[half], classes);
+    any = _mm256_or_si256(any, mask);
+    store(masks + 4 * half, mask);
+    store(bases + 32 * half, _mm256_shuffle_epi8(lanes.base[half], classes));
   }
+  return _mm256_testz_si256(any, any) == 0;
 }
 
-inline void finish_piece(uint8_t* codes, const uint64_t* base, bool folded) {
+inline void clear_piece(uint8_t* codes) {
+  store(codes, _mm256_setzero_si256());
+  store(codes + 32, _mm256_setzero_si256());
+}
+
+inline __m256i unfold(__m256i code) {
+  const __m256i magnitude = _mm256_and_si256(_mm256_srli_epi16(code, 1), _mm256_set1_epi8(0x7f));
+  const __m256i odd = _mm256_and_si256(code, _mm256_set1_epi8(1));
+  const __m256i flip = _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(0x80)), odd);  // 0x80, or 0x7f when odd
+  return _mm256_xor_si256(magnitude, flip);
+}
+
+inline __m256i fold(__m256i value) {
+  const __m256i number = _mm256_xor_si256(value, _mm256_set1_epi8(static_cast<char>(0x80)));
+  const __m256i negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), number);
+  return _mm256_xor_si256(_mm256_add_epi8(number, number), negative);
+}
+
+template <bool kFolded>
+inline void finish_piece(const uint8_t* bases, uint8_t* codes) {
+#pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    const __m256i code = _mm256_add_epi8(load(codes + 32 * half), load(base + 4 * half));
-    if (!folded) {
-      store(codes + 32 * half, code);
-      continue;
-    }
-    const __m256i magnitude = _mm256_and_si256(_mm256_srli_epi16(code, 1), _mm256_set1_epi8(0x7f));
-    const __m256i odd = _mm256_and_si256(code, _mm256_set1_epi8(1));
-    const __m256i flip = _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(0x80)), odd);  // 0x80, or 0x7f when odd
-    store(codes + 32 * half, _mm256_xor_si256(magnitude, flip));
+    const __m256i code = _mm256_add_epi8(load(codes + 32 * half), load(bases + 32 * half));
+    store(codes + 32 * half, kFolded ? unfold(code) : code);
   }
 }
 
-// 256 entries as 16 shuffles: a byte outside a row of 16 gets its top bit set, which shuffles to zero.
-void permute(const uint8_t* map, int64_t count, uint8_t* bytes) {
+inline void cut(const uint8_t* values, const CutTable& table, bool folded, uint8_t* nibbles, uint64_t* extras,
+                uint64_t* masks) {
+  __m256i code[2], compared[2], classes[2], pairs[2];
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m256i value = load(values + 32 * half);
+    code[half] = folded ? fold(value) : value;
+    compared[half] = _mm256_xor_si256(code[half], _mm256_set1_epi8(static_cast<char>(0x80)));
+    classes[half] = _mm256_setzero_si256();
+  }
+  for (int i = 1; i < table.classes; ++i) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i later = _mm256_cmpgt_epi8(compared[half], load(table.below[i] + 32 * half));
+      classes[half] = _mm256_sub_epi8(classes[half], later);
+    }
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m256i base = _mm256_shuffle_epi8(load(table.lanes.base + 32 * half), classes[half]);
+    store(extras + 4 * half, _mm256_sub_epi8(code[half], base));
+    store(masks + 4 * half, _mm256_shuffle_epi8(load(table.lanes.mask + 32 * half), classes[half]));
+    pairs[half] = _mm256_maddubs_epi16(classes[half], _mm256_set1_epi16(0x1001));
+  }
+  store(nibbles, _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs[0], pairs[1]), 0xd8));
+}
+
+// One shuffle looks up 16 entries, or gives zero where the top bit of an index is set. Going down in steps of 16, an index
+// meets the rows up to its own, which hold differences: their exclusive or is the entry.
+void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
+  constexpr int kHalfRows = 8;
+  const int rows = static_cast<int>((size + 15) / 16);
+  __m256i difference[2 * kHalfRows];
+  for (int row = 0; row < rows; ++row) {
+    const __m128i* entries = reinterpret_cast<const __m128i*>(map) + row;
+    const __m128i before = row % kHalfRows == 0 ? _mm_setzero_si128() : _mm_loadu_si128(entries - 1);
+    difference[row] = _mm256_broadcastsi128_si256(_mm_xor_si128(_mm_loadu_si128(entries), before));
+  }
+  const __m256i step = _mm256_set1_epi8(16);
   for (int64_t at = 0; at < count; at += 32) {
-    const __m256i codes = load(bytes + at);
+    __m256i low = load(bytes + at), high = _mm256_xor_si256(low, _mm256_set1_epi8(static_cast<char>(0x80)));
     __m256i result = _mm256_setzero_si256();
-    for (int row = 0; row < 16; ++row) {
-      const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(map) + row));
-      const __m256i relative = _mm256_sub_epi8(codes, _mm256_set1_epi8(static_cast<char>(16 * row)));
-      const __m256i index = _mm256_adds_epu8(relative, _mm256_set1_epi8(0x70));
-      result = _mm256_or_si256(result, _mm256_shuffle_epi8(table, index));
+    for (int row = 0; row < rows && row < kHalfRows; ++row) {
+      result = _mm256_xor_si256(result, _mm256_shuffle_epi8(difference[row], low));
+      low = _mm256_subs_epi8(low, step);
+    }
+    for (int row = kHalfRows; row < rows; ++row) {
+      result = _mm256_xor_si256(result, _mm256_shuffle_epi8(difference[row], high));
+      high = _mm256_subs_epi8(high, step);
     }
     store(bytes + at, result);
   }
 }
 
+inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
+  constexpr int kVectors = kHashLanes / 8;
+  __m256i hash[kVectors];
+  for (int i = 0; i < kVectors; ++i) hash[i] = load(lanes + 8 * i);
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(kHashFactor));
+  for (int64_t piece = 0; piece < pieces; ++piece, bytes += 4 * kHashLanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      const __m256i value = _mm256_xor_si256(hash[i], load(bytes + 32 * i));
+      const __m256i rotated =
+          _mm256_or_si256(_mm256_slli_epi32(value, kHashRotation), _mm256_srli_epi32(value, 32 - kHashRotation));
+      hash[i] = _mm256_mullo_epi32(rotated, factor);
+    }
+  }
+  for (int i = 0; i < kVectors; ++i) store(lanes + 8 * i, hash[i]);
+}
+
 }  // namespace
 
 extern const Kernel codec_avx2;
-const Kernel codec_avx2 = {Isa::avx2, expand, permute, checksum};
+const Kernel codec_avx2 = {Isa::avx2, expand, shrink, permute, checksum};
 
 }  // namespace anynpu::codec

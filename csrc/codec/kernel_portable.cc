@@ -5,30 +5,34 @@ namespace anynpu::codec {
 namespace {
 
 uint8_t unfold(uint8_t code) { return static_cast<uint8_t>(code >> 1 ^ ((code & 1) != 0 ? 0x7f : 0x80)); }
+uint8_t fold(uint8_t value) { return static_cast<uint8_t>(value >= 128 ? 2 * (value - 128) : 255 - 2 * value); }
+
+int bit_count(uint8_t mask) { return __builtin_popcount(mask); }
 
 // Eight values, a byte each.
 uint64_t expand_group(const uint8_t* nibbles, const LaneTable& table, int64_t lane, const uint8_t* extras,
                       uint64_t* position, bool folded) {
-  uint64_t window, values = 0, used = 0;
+  uint64_t window, values = 0;
+  int used = 0;
   memcpy(&window, extras + *position / 8, sizeof(window));
   window >>= *position % 8;
   for (int i = 0; i < 8; ++i) {
     const int64_t entry = lane + (nibbles[i / 2] >> (i % 2 * 4) & 15);
     const uint8_t code = static_cast<uint8_t>(table.base[entry] + (window >> used & table.mask[entry]));
-    used += table.bits[entry];
+    used += bit_count(table.mask[entry]);
     values |= uint64_t{folded ? unfold(code) : code} << (8 * i);
   }
-  *position += used;
+  *position += static_cast<uint64_t>(used);
   return values;
 }
 
-int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, int64_t period, bool folded,
+int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, bool folded,
                BitSource* extras, uint8_t* out) {
   uint64_t position = static_cast<uint64_t>(extras->position);
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   for (int64_t piece = 0; piece < count / kPiece; ++piece, nibbles += kPiece / 2, out += kPiece) {
     if (position > end) return 0;
-    const LaneTable& table = tables[piece & (period - 1)];
+    const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
     for (int64_t i = 0; i < kPiece; i += 8) {
       const uint64_t values = expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, folded);
       memcpy(out + i, &values, sizeof(values));
@@ -38,13 +42,54 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, i
   return position <= end;
 }
 
-void permute(const uint8_t* map, int64_t count, uint8_t* bytes) {
+// At most 56 bits.
+void append(uint64_t bits, int count, BitSink* sink) {
+  sink->pending |= bits << sink->filled;
+  sink->filled += count;
+  memcpy(sink->to, &sink->pending, sizeof(sink->pending));
+  sink->to += sink->filled / 8;
+  sink->pending >>= sink->filled / 8 * 8;
+  sink->filled %= 8;
+}
+
+void shrink(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded, uint8_t* nibbles,
+            BitSink* sink) {
+  for (int64_t piece = 0; piece < count / kPiece; ++piece, values += kPiece, nibbles += kPiece / 2) {
+    const CutTable& table = tables[one_table ? 0 : piece % kPanelPieces];
+    uint8_t codes[kPiece], classes[kPiece] = {};
+    for (int i = 0; i < kPiece; ++i) codes[i] = folded ? fold(values[i]) : values[i];
+    for (int later = 1; later < table.classes; ++later) {
+      for (int i = 0; i < kPiece; ++i) classes[i] += static_cast<int8_t>(codes[i] ^ 0x80) > table.below[later][i];
+    }
+    for (int i = 0; i < kPiece; i += 8) {
+      uint64_t bits = 0;
+      int used = 0;
+      for (int j = i; j < i + 8; ++j) {
+        const int entry = j / 16 * 16 + classes[j];
+        bits |= static_cast<uint64_t>(codes[j] - table.lanes.base[entry]) << used;
+        used += bit_count(table.lanes.mask[entry]);
+      }
+      append(bits, used, sink);
+    }
+    for (int i = 0; i < kPiece / 2; ++i) nibbles[i] = static_cast<uint8_t>(classes[2 * i] | classes[2 * i + 1] << 4);
+  }
+}
+
+void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
   for (int64_t i = 0; i < count; ++i) bytes[i] = map[bytes[i]];
+}
+
+void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
+  for (int64_t piece = 0; piece < pieces; ++piece, bytes += 4 * kHashLanes) {
+    uint32_t words[kHashLanes];
+    memcpy(words, bytes, sizeof(words));
+    for (int lane = 0; lane < kHashLanes; ++lane) lanes[lane] = mix(lanes[lane], words[lane]);
+  }
 }
 
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, permute, checksum};
+const Kernel codec_portable = {Isa::portable, expand, shrink, permute, checksum};
 
 }  // namespace anynpu::codec

@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "core/status.h"
 
 namespace anynpu {
@@ -17,6 +21,14 @@ constexpr const char* kNames[] = {
 };
 constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows it.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 const char* cpu_refusal(Isa isa) {
 #if defined(__x86_64__)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -26,8 +38,11 @@ const char* cpu_refusal(Isa isa) {
     case Isa::portable: return nullptr;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-                     __builtin_cpu_supports("f16c")
+                     has_f16c()
                  ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
+    case Isa::avx512vbmi:
+      return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg")
+                 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI or BITALG";
     case Isa::avx512vnni: return avx512 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
     case Isa::avx512bf16:
 #if defined(ANYNPU_EMULATE_BF16)
@@ -74,6 +89,15 @@ std::atomic<int>& current() {
 }  // namespace
 
 Isa current_isa() { return static_cast<Isa>(current().load(std::memory_order_relaxed)); }
+
+bool cpu_runs(Isa isa) {
+  static const auto runs = [] {
+    struct { bool tier[kCount]; } all;
+    for (int i = 0; i < kCount; ++i) all.tier[i] = cpu_refusal(static_cast<Isa>(i)) == nullptr;
+    return all;
+  }();
+  return runs.tier[static_cast<int>(isa)];
+}
 
 }  // namespace anynpu
 

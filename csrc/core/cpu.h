@@ -14,11 +14,14 @@ enum class Isa : int32_t {
 // The tier in force: the best one that this machine, this build and the cap allow. Lower values are better.
 Isa current_isa();
 
-// The first entry of a kernel table (best first) that the tier in force can run.
+// Whether the CPU has a tier: better ones need not include it.
+bool cpu_runs(Isa isa);
+
+// The first entry of a kernel table (best first) that is no better than the tier in force and that the CPU has.
 template <typename Kernel, int N>
 const Kernel& pick(const Kernel* const (&table)[N]) {
   for (const Kernel* kernel : table) {
-    if (kernel->isa >= current_isa()) return *kernel;
+    if (kernel->isa >= current_isa() && cpu_runs(kernel->isa)) return *kernel;
   }
   return *table[N - 1];
 }

@@ -16,6 +16,7 @@ FLAGS = {
     "avx2": "-mavx2 -mbmi2 -mfma -mf16c".split(),
     "avx512vnni": "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(),
 }
+FLAGS["avx512vbmi"] = [*FLAGS["avx512vnni"], "-mavx512vbmi", "-mavx512bitalg"]
 
 
 def test_mutated_streams(tmp_path):

@@ -63,7 +63,7 @@ const char* decode(const Target& target, int64_t block, const Entry& entry, cons
 bool agree(const Target& target, int64_t block, const Entry& entry, const std::vector<uint8_t>& bytes, long* accepted) {
   const size_t values = static_cast<size_t>(block_shape(target.geometry, block).values());
   std::vector<uint8_t> first(values), other(values);
-  const char* tiers[] = {"portable", "avx2", "avx512vnni"};
+  const char* tiers[] = {"portable", "avx2", "avx512vnni", "avx512vbmi"};
   const char* refusal = nullptr;
   for (const char* tier : tiers) {
     anynpu_set_max_isa(nullptr);

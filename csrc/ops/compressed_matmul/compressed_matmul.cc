@@ -2,12 +2,10 @@
 // quant_matmul with a weight that is decoded block by block into the operand of the product.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <initializer_list>
-#include <memory>
-#include <new>
 
 #include "codec/stream.h"
+#include "core/snapshot.h"
 #include "core/strided.h"
 #include "ops/quant_matmul/columns.h"
 #include "ops/quant_matmul/int8_gemm.h"
@@ -104,14 +102,9 @@ int32_t run(const anynpu_compressed_matmul_args& args, const codec::Geometry& ge
   columns.load_scale(args.scale, false, args.scale_19_bits != 0);
   if (present(args.bias)) ANYNPU_TRY(columns.load_bias(kOp, args.bias, 0, geometry.k));
   const int64_t rows = args.x.shape[0];
-  const size_t y_bytes = static_cast<size_t>(rows * geometry.n) * (dtype_bits(args.y.dtype) / 8);
-  // Damage is found after earlier blocks have been multiplied: an output that matters is restored then.
-  std::unique_ptr<uint8_t[]> before;
-  if (!args.y_is_scratch) {
-    before.reset(new (std::nothrow) uint8_t[y_bytes]);
-    if (!before) return fail(ANYNPU_NO_MEMORY, "%s: no memory to guard the output", kOp);
-    std::memcpy(before.get(), args.y.data, y_bytes);
-  }
+  // Damage is found after earlier blocks have been multiplied.
+  const Snapshot snapshot(args.y.data, rows * geometry.n * (dtype_bits(args.y.dtype) / 8), args.y_is_scratch != 0);
+  if (!snapshot.ok()) return fail(ANYNPU_NO_MEMORY, "%s: no memory to guard the output", kOp);
   Int8Problem problem = {};
   problem.rows = rows;
   problem.k = geometry.k;
@@ -129,7 +122,7 @@ int32_t run(const anynpu_compressed_matmul_args& args, const codec::Geometry& ge
   const CompressedWeight weight(stream);
   const int32_t status = run_int8_gemm(kOp, problem, weight);
   if (status != ANYNPU_BAD_VALUE) return status;
-  if (before) std::memcpy(args.y.data, before.get(), y_bytes);
+  snapshot.restore();
   return codec::report_block(kOp, stream, weight.bad_block());
 }
 

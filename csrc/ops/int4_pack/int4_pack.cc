@@ -5,10 +5,9 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "core/parallel.h"
+#include "core/snapshot.h"
 #include "core/tensor.h"
 
 namespace anynpu {
@@ -180,27 +179,12 @@ int32_t report_value_outside(const anynpu_tensor& weight) {
   return fail(ANYNPU_BAD_VALUE, "int4_pack: weight held a value outside [-8, 7] and was changed during the call");
 }
 
-// Restores the output on failure: packing in one pass finds a bad value only after earlier ones are written.
-class Snapshot {
- public:
-  Snapshot(void* data, int64_t bytes) : data_(data), bytes_(bytes), copy_(new (std::nothrow) uint8_t[bytes]) {
-    if (copy_) std::memcpy(copy_.get(), data, bytes);
-  }
-  bool ok() const { return copy_ != nullptr; }
-  void restore() { std::memcpy(data_, copy_.get(), bytes_); }
-
- private:
-  void* data_;
-  int64_t bytes_;
-  std::unique_ptr<uint8_t[]> copy_;
-};
-
 int32_t run_pack(const anynpu_int4_pack_args& args) {
   const Int4PackKernel& kernel = pick(kKernels);
   const bool nd = args.weight.format == ANYNPU_ND;
   const auto pack = [&] { return nd ? pack_nd(kernel, args) : pack_nz(kernel, args); };
-  if (args.packed_is_scratch) return pack() ? report_value_outside(args.weight) : ANYNPU_OK;
-  Snapshot snapshot(args.packed.data, (nd ? element_count(args.weight) : Nz(args.weight, 64).values()) / 2);
+  const int64_t values = nd ? element_count(args.weight) : Nz(args.weight, 64).values();
+  const Snapshot snapshot(args.packed.data, values / 2, args.packed_is_scratch != 0);
   if (!snapshot.ok()) return fail(ANYNPU_NO_MEMORY, "int4_pack: no memory to guard the output");
   if (!pack()) return ANYNPU_OK;
   snapshot.restore();

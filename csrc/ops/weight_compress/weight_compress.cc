@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include "codec/decode.h"
 #include "codec/encode.h"
 #include "codec/stream.h"
 #include "core/parallel.h"
-#include "core/scratch.h"
+#include "core/snapshot.h"
 #include "core/tensor.h"
 
 namespace anynpu {
@@ -43,10 +45,29 @@ int32_t check_compress(const anynpu_weight_compress_args& args) {
   return ANYNPU_OK;
 }
 
-// Where the payload of a block is written before the gaps are closed: every earlier block may be stored raw.
+// Where the payload of a block may be written before the earlier ones are known: each of them may be stored raw.
 int64_t first_slot(const codec::Geometry& geometry, int64_t block) {
   const codec::BlockShape shape = codec::block_shape(geometry, block);
   return shape.n * ((geometry.k + 3) / 4 * 4) + shape.panels() * 64 * shape.k;
+}
+
+// Closes the gaps between the parts that threads have written, each without gaps from the slot of its first block.
+int64_t join_parts(const codec::Geometry& geometry, const uint8_t* index, const uint8_t* begins_part, uint8_t* stream) {
+  int64_t used = 0, from = 0, bytes = 0;
+  const auto move_part = [&] {
+    std::memmove(stream + used, stream + from, static_cast<size_t>(bytes));
+    used += bytes;
+  };
+  for (int64_t block = 0; block < geometry.blocks(); ++block) {
+    if (begins_part[block]) {
+      move_part();
+      from = first_slot(geometry, block);
+      bytes = 0;
+    }
+    bytes += 8 * int64_t{codec::read_entry(index, block).words};
+  }
+  move_part();
+  return used;
 }
 
 int32_t compress(const anynpu_weight_compress_args& args) {
@@ -55,24 +76,22 @@ int32_t compress(const anynpu_weight_compress_args& args) {
                                 geometry_of(weight)};
   auto* stream = static_cast<uint8_t*>(args.stream.data);
   auto* index = static_cast<uint8_t*>(args.index.data);
-  std::atomic<bool> no_memory{false};
   const int64_t blocks = matrix.geometry.blocks();
-  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+  const std::unique_ptr<uint8_t[]> begins_part(new (std::nothrow) uint8_t[static_cast<size_t>(blocks)]());
+  std::atomic<bool> no_memory{begins_part == nullptr};
+  parallel_for(no_memory.load() ? 0 : blocks, 1, [&](int64_t begin, int64_t end) {
     codec::Encoder encoder;
     if (!encoder.ok()) no_memory.store(true);
+    begins_part[static_cast<size_t>(begin)] = 1;
+    uint8_t* payload = stream + first_slot(matrix.geometry, begin);
     for (int64_t block = begin; block < end && encoder.ok(); ++block) {
-      const codec::Entry entry = encoder.encode_block(matrix, block, stream + first_slot(matrix.geometry, block));
+      const codec::Entry entry = encoder.encode_block(matrix, block, payload);
       std::memcpy(index + block * kEntryBytes, &entry, sizeof(entry));
+      payload += 8 * int64_t{entry.words};
     }
   });
   if (no_memory.load()) return fail(ANYNPU_NO_MEMORY, "weight_compress: no memory for the encoder");
-  int64_t used = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t bytes = 8 * int64_t{codec::read_entry(index, block).words};
-    std::memmove(stream + used, stream + first_slot(matrix.geometry, block), static_cast<size_t>(bytes));
-    used += bytes;
-  }
-  *static_cast<int64_t*>(args.stream_bytes.data) = used;
+  *static_cast<int64_t*>(args.stream_bytes.data) = join_parts(matrix.geometry, index, begins_part.get(), stream);
   return ANYNPU_OK;
 }
 
@@ -84,11 +103,26 @@ int32_t check_decompress(const anynpu_weight_decompress_args& args) {
   return codec::check_stream(op, geometry, args.stream, args.index);
 }
 
+constexpr uint64_t kBias = 0x8080808080808080u;
+
+// The steps of one column, two at a time where k allows; their words lie a row of the panel apart.
+void scatter_column(const uint8_t* from, int64_t k_count, int8_t* to) {
+  constexpr int64_t kStepBytes = 4 * codec::kPanelColumns;
+  int64_t k = 0;
+  for (; k + 8 <= k_count; k += 8, from += 2 * kStepBytes) {
+    uint32_t early, late;
+    std::memcpy(&early, from, sizeof(early));
+    std::memcpy(&late, from + kStepBytes, sizeof(late));
+    const uint64_t values = (early | uint64_t{late} << 32) ^ kBias;
+    std::memcpy(to + k, &values, sizeof(values));
+  }
+  for (int64_t i = 0; k + i < k_count; ++i) to[k + i] = static_cast<int8_t>(from[i / 4 * kStepBytes + i % 4] ^ 0x80);
+}
+
 void scatter(const uint8_t* values, const codec::BlockShape& shape, int64_t k, int8_t* weight) {
   for (int64_t n = 0; n < shape.n_count; ++n) {
-    const uint8_t* from = values + n / 64 * shape.panel_values() + n % 64 * 4;
-    int8_t* to = weight + (shape.n + n) * k + shape.k;
-    for (int64_t i = 0; i < shape.k_count; ++i) to[i] = static_cast<int8_t>(from[i / 4 * 256 + i % 4] ^ 0x80);
+    const uint8_t* column = values + n / codec::kPanelColumns * shape.panel_values() + n % codec::kPanelColumns * 4;
+    scatter_column(column, shape.k_count, weight + (shape.n + n) * k + shape.k);
   }
 }
 
@@ -97,23 +131,24 @@ int32_t decompress(const anynpu_weight_decompress_args& args) {
   codec::Stream stream;
   ANYNPU_TRY(codec::open_stream(op, geometry_of(args.weight), args.stream, args.index, &stream));
   const int64_t blocks = stream.geometry.blocks();
-  // Checked before anything is written: damage leaves the output alone.
-  for (const bool write : {false, true}) {
-    std::atomic<int64_t> bad{blocks};  // the first one, whatever the order of the threads
-    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-      alignas(64) uint8_t values[codec::kMaxBlockValues];
-      for (int64_t block = begin; block < end; ++block) {
-        if (codec::decode_block(stream, block, values) != nullptr) {
-          int64_t first = bad.load();
-          while (block < first && !bad.compare_exchange_weak(first, block)) {
-          }
-        } else if (write) {
-          scatter(values, codec::block_shape(stream.geometry, block), stream.geometry.k,
-                  static_cast<int8_t*>(args.weight.data));
-        }
+  const Snapshot snapshot(args.weight.data, element_count(args.weight), args.weight_is_scratch != 0);
+  if (!snapshot.ok()) return fail(ANYNPU_NO_MEMORY, "%s: no memory to guard the output", op);
+  std::atomic<int64_t> bad{blocks};  // the first one, whatever the order of the threads
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    alignas(64) uint8_t values[codec::kMaxBlockValues];
+    for (int64_t block = begin; block < end; ++block) {
+      if (codec::decode_block(stream, block, values) == nullptr) {
+        scatter(values, codec::block_shape(stream.geometry, block), stream.geometry.k, static_cast<int8_t*>(args.weight.data));
+        continue;
       }
-    });
-    if (bad.load() < blocks) return codec::report_block(op, stream, bad.load());
+      int64_t first = bad.load();
+      while (block < first && !bad.compare_exchange_weak(first, block)) {
+      }
+    }
+  });
+  if (bad.load() < blocks) {
+    snapshot.restore();
+    return codec::report_block(op, stream, bad.load());
   }
   return ANYNPU_OK;
 }

@@ -13,7 +13,7 @@ from anynpu import _native
 from anynpu._check import require, require_dtype, require_tensor
 
 _compress = _native.Call("weight_compress", tensors=4)
-_decompress = _native.Call("weight_decompress", tensors=3)
+_decompress = _native.Call("weight_decompress", tensors=3, scalars="2i")
 
 BLOCK_K = 256
 BLOCK_N = 128
@@ -106,7 +106,7 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
         ValueError: stream or index are damaged, do not belong together, or come from another program.
     """
     weight = torch.empty((compressed.n, compressed.k), dtype=torch.int8)
-    _decompress(compressed.stream, compressed.index, weight)
+    _decompress(compressed.stream, compressed.index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
     return weight
 
 
