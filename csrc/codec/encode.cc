@@ -76,7 +76,7 @@ class RangeCosts {
       before_[code + 1] = before_[code] + static_cast<int32_t>(histogram[code]);
       if (histogram[code] != 0) low_ = std::min(low_, code), high_ = code + 1;
     }
-    if (!gaps) low_ = 0;
+    if (!gaps || high_ == 0) low_ = 0;  // nothing to cover: no range
     for (int end = low_; end <= high_; ++end) std::fill_n(cost_[end], kClasses + 1, kNever);
     cost_[low_][0] = 0;
     for (int start = low_; start < high_; ++start) extend(start);
