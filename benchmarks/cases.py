@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import compressed_matmul
 import kv_cache
 import moe
 import quant_matmul
@@ -88,6 +89,7 @@ def _matmul(problem: MatmulProblem, dtype: torch.dtype, prepacked: bool) -> Vari
 
 
 CASES = {
+    "compressed_matmul": Case(compressed_matmul.problems, compressed_matmul.variants, ("read", "int8")),
     "rope_kv_cache": Case(kv_cache.rope_problems, kv_cache.rope_variants, ("read",)),
     "kv_cache_attention": Case(kv_cache.attention_problems, kv_cache.attention_variants, ("read", "fp32")),
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),

@@ -118,6 +118,25 @@ def test_any_gaussian_round_trips(shape, sigma, mean, seed):
     assert torch.equal(decompress_weight(compress_weight(weight)), weight)
 
 
+@st.composite
+def distributions(draw):
+    """Values from any few codes with any counts: gaps, one-sided, heavy tails and single outliers."""
+    alphabet = torch.tensor(draw(st.lists(st.integers(-128, 127), min_size=1, max_size=60)), dtype=torch.int8)
+    steepness = draw(st.floats(0, 8))
+    n, k = draw(shapes)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    places = (torch.rand(n, k, generator=generator) ** (1 + steepness) * alphabet.numel()).long()
+    weight = alphabet[places]
+    weight[draw(st.integers(0, n - 1)), draw(st.integers(0, k - 1))] = draw(st.integers(-128, 127))
+    return weight
+
+
+@settings(deadline=None, max_examples=60)
+@given(distributions())
+def test_any_distribution_round_trips(weight):
+    assert torch.equal(decompress_weight(compress_weight(weight)), weight)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.binary(min_size=1, max_size=3000), st.integers(1, 40))
 def test_any_bytes_round_trip(data, row_length):

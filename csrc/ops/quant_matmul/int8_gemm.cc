@@ -23,7 +23,7 @@ constexpr const Int8Kernel* kKernels[] = {
 #undef ANYNPU_KERNEL
 };
 
-constexpr int64_t kRowsAtOnce = 504;    // rows of x packed at once: whole tiles of every tier
+constexpr int64_t kRowsAtOnce = 528;    // rows of x packed at once: whole tiles of every tier, and more than 512
 constexpr int64_t kColumns = 128;       // of a task
 constexpr int64_t kFewRows = 8;         // so few are bound by memory
 constexpr int64_t kRowPart = 12;        // rows of a task are a multiple of this, whole tiles of every tier
@@ -37,7 +37,9 @@ class Gemm {
  public:
   Gemm(const Int8Problem& problem, const PanelSource& weight)
       : problem_(problem), weight_(weight), kernel_(int8_kernel()), row_steps_(ceil_divide(problem.k, 4)) {
-    chunk_rows_ = std::min(problem.rows, kRowsAtOnce);
+    // In even parts, because each of them unpacks or decodes the whole weight.
+    const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
+    chunk_rows_ = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowPart));
     const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
     columns_ = kColumns;

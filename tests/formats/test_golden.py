@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed weights kept since version 1 of c8: readers must read them for ever, and the encoder still writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anynpu.formats import CompressedWeight, compress_weight, decompress_weight
+from anynpu.ops.compressed_matmul.reference import decompress
+
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "c8.safetensors")
+NAMES = sorted({name.split(".")[0] for name in GOLDEN})
+
+
+def golden(name):
+    weight, stream, index = (GOLDEN[f"{name}.{part}"] for part in ("weight", "stream", "index"))
+    return weight, CompressedWeight(stream, index, torch.tensor([8, 8, *weight.shape[::-1], 1]))
+
+
+def first_payload(name):
+    """Kind of the first block, and the header of its payload: levels, folded, log2 of the number of tables."""
+    _, compressed = golden(name)
+    return int(compressed.index.view(torch.uint8)[6]), compressed.stream.view(torch.uint8)[:3].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_decoded(name, isa):
+    weight, compressed = golden(name)
+    assert torch.equal(decompress_weight(compressed), weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_decoded_by_the_reference(name):
+    weight, compressed = golden(name)
+    assert torch.equal(decompress(compressed.stream, compressed.index, *weight.shape), weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_still_written(name, isa):
+    weight, compressed = golden(name)
+    written = compress_weight(weight)
+    assert torch.equal(written.stream, compressed.stream)
+    assert torch.equal(written.index, compressed.index)
+
+
+def test_the_files_use_every_part_of_the_format():
+    assert first_payload("raw")[0] == 0
+    assert first_payload("constant")[0] == 1
+    assert first_payload("one_level") == (2, [1, 1, 0])
+    assert first_payload("not_negative")[1][1] == 0
+    assert first_payload("two_levels") == (2, [2, 1, 0])
+    assert first_payload("many_levels")[1][0] >= 3
+    assert first_payload("rows_differ")[1][2] == 3
