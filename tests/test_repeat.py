@@ -401,7 +401,7 @@ def test_without_guards_every_call_is_dispatched(monkeypatch):
 def test_outputs_are_allocated_without_the_private_function(monkeypatch):
     from anynpu import _native
 
-    monkeypatch.setattr(_native, "_allocate", _native._allocate_publicly)
+    monkeypatch.setattr(_native, "allocate", _native.allocate_publicly)
     assert_same(
         Watched("weight_quant_matmul")(*matmul_args()), operators["weight_quant_matmul"].overload(*matmul_args())
     )

@@ -66,14 +66,15 @@ _PADDING = (0,) * MAX_DIMS
 _WORD_BYTES = 8
 
 
-def _allocate_publicly(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def allocate_publicly(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A new tensor of the CPU, whatever the default device."""
     return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
 
 
 try:
-    from torch._C._dynamo.guards import _empty_strided_cpu as _allocate  # takes a third of the time, but is private
+    from torch._C._dynamo.guards import _empty_strided_cpu as allocate  # takes a third of the time, but is private
 except ImportError:
-    _allocate = _allocate_publicly
+    allocate = allocate_publicly
 
 
 def library_path() -> Path:
@@ -194,7 +195,7 @@ class Call:
         function, single = self._function, len(layouts) == 1
 
         def run(*present: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-            results = [_allocate(*layout) for layout in layouts]
+            results = [allocate(*layout) for layout in layouts]
             words = template[:]  # a copy: other threads may be here too
             for place, tensor in zip(places, (*present, *results), strict=True):
                 words[place] = tensor.data_ptr()

@@ -45,7 +45,7 @@ def _plan(
 
 def _with_empty_kv(run: Plan, dtype: torch.dtype) -> Plan:
     def plan(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return run(*tensors), torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
+        return run(*tensors), _native.allocate((0,), (1,), dtype), _native.allocate((0,), (1,), dtype)
 
     return plan
 
