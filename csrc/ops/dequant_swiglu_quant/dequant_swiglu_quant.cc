@@ -26,7 +26,7 @@ constexpr const DequantSwigluQuantKernel* kKernels[] = {
 };
 
 constexpr const char* kOp = "dequant_swiglu_quant";
-constexpr int64_t kGrain = 1 << 13;  // outputs a thread; below it a second thread costs more than it gives
+constexpr int64_t kGrain = 1 << 15;  // outputs a thread; below it a second thread costs more than it gives
 constexpr int64_t kTile = 512;       // outputs computed at once
 static_assert(kTile % kSwigluPadding == 0);
 
