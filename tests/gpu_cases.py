@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import os
+
 import case_table
 import torch
 
 
-def valid(operator: str) -> list[case_table.Case]:
-    """The valid calls of a table."""
-    return [case for case in case_table.load(operator) if case.error is None]
+def valid(operator: str, most: int = 60_000) -> list[case_table.Case]:
+    """The valid calls of a table; in the interpreter those whose tensors have no more than ``most`` elements."""
+    cases = [case for case in case_table.load(operator) if case.error is None]
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return cases
+    return [case for case in cases if max(map(torch.numel, _tensors(case.args))) <= most]
+
+
+def _tensors(args: dict) -> list[torch.Tensor]:
+    return [value for value in args.values() if isinstance(value, torch.Tensor)]
 
 
 def on(device: torch.device, args: dict) -> dict:

@@ -114,6 +114,13 @@ CALLS |= {
         "mma.sync"),
 }  # fmt: skip
 
+CALLS["compressed_matmul"] = (
+    "compressed_matmul",
+    (meta(512, 4096, dtype=INT8), meta(1 << 25, dtype=INT8), meta(16 * 112 * 8, dtype=INT8),
+     meta(14336, dtype=INT32), meta(14336, dtype=torch.int64)),
+    {}, "wgmma",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize("call", CALLS)
 def test_compiles(call, monkeypatch):

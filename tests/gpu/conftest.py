@@ -33,6 +33,7 @@ def patch_the_language_once():
         return
     from triton.runtime import interpreter
 
+    torch.set_num_threads(1)  # tensors are small: threads would only wait for each other
     patch = interpreter._patch_lang
     done = patch(SimpleNamespace(__globals__={"tl": triton.language, "core": triton.language.core}))
     interpreter._patch_lang = lambda function: interpreter._LangPatchScope()

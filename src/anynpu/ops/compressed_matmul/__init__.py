@@ -17,6 +17,7 @@ _op = register(
         reference.compressed_matmul,
         spec.samples,
         spec.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 

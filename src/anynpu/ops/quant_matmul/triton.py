@@ -50,7 +50,10 @@ def _store(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_sca
         stored = _column_values(scale_ptr, column, N, SCALES == 1)
         scale = encoded_scale(stored) if words else stored.to(tl.float32)
         if dtype != tl.int8 and not ROW_SCALE and not float_bias:
-            value = _scaled_exactly(sums, scale[None, :])
+            if dtype == tl.float32:
+                value = (sums.to(tl.float64) * scale.to(tl.float64)[None, :]).to(tl.float32)
+            else:
+                value = _scaled_exactly(sums, scale[None, :])
         else:
             value = sums.to(tl.float32) * scale[None, :]
             if ROW_SCALE:
@@ -110,26 +113,38 @@ def quant_matmul(
     second = x2.expand(*batches, k, n).reshape(-1, k, n)
     if scale.dtype == torch.uint64:
         scale = scale.view(torch.int64)
-    bias_batch = 0
-    if bias is not None:
-        bias_batch = n if bias.dim() == 3 else 0
-        bias = bias.contiguous()
-    parameters = [None if value is None else value.contiguous() for value in (scale, offset, pertoken_scale)]
-    present = [scale if value is None else value for value in (*parameters, bias)]  # what is absent is not read
-    tile = _tile(m, n)
-    launch(
-        _kernel, first.shape[0] * ceil_divide(m, tile["BM"]) * ceil_divide(n, tile["BN"]), first, second, y, *present,
-        _device_errors.word(x1.device), m, n, k, *first.stride(), *second.stride(), bias_batch, RULE=_BIAS,
-        SCALES=min(scale.shape[0], 2), OFFSETS=0 if offset is None else min(offset.shape[0], 2),
-        ROW_SCALE=pertoken_scale is not None, BIAS=bias is not None, WHOLE=k % tile["BK"] == 0, **tile,
-    )  # fmt: skip
+    multiply(first, second, y, scale, offset, pertoken_scale, bias, _BIAS)
     return y
 
 
-def _tile(m: int, n: int) -> dict[str, int]:
+def multiply(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    y: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None,
+    pertoken_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rule: int,
+) -> None:
+    """x1 [B, M, K] times x2 [B, K, N] into y, contiguous; ``rule`` is broken by a bias that is too large."""
+    (batch, m, k), n = x1.shape, x2.shape[-1]
+    bias_batch = n if bias is not None and bias.dim() == 3 else 0
+    parameters = [None if value is None else value.contiguous() for value in (scale, offset, pertoken_scale, bias)]
+    present = [scale if value is None else value for value in parameters]  # what is absent is not read
+    tile = _tile(m)
+    launch(
+        _kernel, batch * ceil_divide(m, tile["BM"]) * ceil_divide(n, tile["BN"]), x1, x2, y, *present,
+        _device_errors.word(x1.device), m, n, k, *x1.stride(), *x2.stride(), bias_batch, RULE=rule,
+        SCALES=min(scale.shape[0], 2), OFFSETS=0 if offset is None else min(offset.shape[0], 2),
+        ROW_SCALE=pertoken_scale is not None, BIAS=bias is not None, WHOLE=k % tile["BK"] == 0, **tile,
+    )  # fmt: skip
+
+
+def _tile(m: int) -> dict[str, int]:
     """The tile of a program, chosen by reasoning and not yet measured: narrow where few rows leave programs idle."""
     if m <= 16:
         return {"BM": 16, "BN": 32, "BK": 128, "num_warps": 4, "num_stages": 4}
     if m <= 64:
         return {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4}
-    return {"BM": 128, "BN": 128 if n <= 2048 else 256, "BK": 128, "num_warps": 8, "num_stages": 3}
+    return {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 4}
