@@ -28,7 +28,7 @@ from anynpu.formats import compress_weight, decompress_weight
 from anynpu.formats.compressed import CompressedWeight, entropy_bits
 from anynpu.formats.compressed_files import quantize_symmetric
 
-SHAPE = (1024, 2048)  # (n, k)
+SHAPE = (512, 2048)  # (n, k)
 _CLEAN = 0.9  # of the best compute probe: below, another process had the core
 
 
