@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -77,15 +78,24 @@ def _failure(operator: Operator, sample: Sample, device: str) -> str | None:
 
 def _outputs(operator: Operator, function: Callable, args: tuple) -> tuple[torch.Tensor, ...]:
     """What ``function`` returns and then the arguments that it wrote to, of a call on copies of the tensors."""
-    copies = tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in args)
+    copies = _with_tensors(torch.clone, args)
     results = _as_tuple(function(*copies))
     declared = operator.overload._schema.arguments
     written = [copy for copy, argument in zip(copies, declared, strict=False) if _is_written(argument)]
     return (*results, *written)
 
 
-def _as_tuple(value: torch.Tensor | tuple) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
+def _as_tuple(value: torch.Tensor | tuple | list) -> tuple:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """``value``, a tensor or what holds tensors, with ``change`` made to each of them."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_with_tensors(change, part) for part in value)
+    return value
 
 
 def _is_written(argument: torch._C.Argument) -> bool:
@@ -93,7 +103,7 @@ def _is_written(argument: torch._C.Argument) -> bool:
 
 
 def _on(device: str, values: tuple) -> tuple:
-    return tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in values)
+    return _with_tensors(lambda tensor: tensor.to(device), values)
 
 
 def _difference(result: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None) -> str | None:

@@ -41,7 +41,7 @@ def test_json_tells_what_is_used():
 
 
 def test_table_gives_the_reason_of_each_refused_tier():
-    _native.set_max_isa("avx2")
+    _native.set_max_isa("portable")
     try:
         output = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["info"]).output
     finally:
