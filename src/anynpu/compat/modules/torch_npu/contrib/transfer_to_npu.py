@@ -16,13 +16,17 @@ import torch
 from anynpu.compat.device import adopt_cuda_names, target
 
 
-def _except_for_inductor(original: Any, function: Any) -> Any:
-    """``function``, but ``original`` when Inductor calls: it must not look for the properties of a GPU."""
+# What looks for a GPU to compile for: there is none.
+_COMPILER = ("torch._inductor", "torch._dynamo.device_interface", "torch.utils._triton")
+
+
+def _except_for_the_compiler(original: Any, function: Any) -> Any:
+    """``function``, but ``original`` when torch's compiler calls: it must not look for the properties of a GPU."""
 
     @functools.wraps(function)
     def choose(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        return (original if caller.startswith("torch._inductor") else function)(*args, **kwargs)
+        return (original if caller.startswith(_COMPILER) else function)(*args, **kwargs)
 
     return choose
 
@@ -33,7 +37,7 @@ def _adopt_functions() -> None:
         if name.startswith("_") or name == "is_initialized":  # torch.cuda asks itself before it touches a driver
             continue
         if isinstance(function, FunctionType) and isinstance(original, FunctionType):
-            setattr(torch.cuda, name, _except_for_inductor(original, function))
+            setattr(torch.cuda, name, _except_for_the_compiler(original, function))
     torch.cuda.is_available = torch.compiler.assume_constant_result(torch.cuda.is_available)
     torch.cuda.Stream, torch.cuda.Event, torch.cuda.device = torch.npu.Stream, torch.npu.Event, torch.npu.device
 
