@@ -15,7 +15,7 @@ from anynpu.demo import measure, smollm2, split_ffn
 from anynpu.quantization import W4A16, W8A8, W8A16, QuantConfig, W8A8Compressed, calibrate_activations, quantize_
 
 CONTEXTS = (128, 2048)  # tokens in the cache
-CALIBRATION = 512  # tokens, from the end of the text that the perplexity is taken from the beginning of
+CALIBRATION = 2048  # tokens, from the end of the text that the perplexity is taken from the beginning of
 QUESTION = "Explain in one sentence what a neural processing unit is."
 
 
