@@ -130,7 +130,7 @@ class MoeProblem:
 
 def problems(quick: bool) -> Iterator[MoeProblem]:
     """The shapes of a large model's experts at decoding and prefill, and many small experts at decoding."""
-    for experts, top_k in ((8, 2),) if quick else ((8, 2), (16, 4)):
+    for experts, top_k in ((8, 2),) if quick else ((8, 1), (8, 2), (16, 4)):
         for m in (8, 512) if quick else (8, 64, 512):
             yield MoeProblem(experts, top_k, m, 2048, 7168, group_size=0)
             if not quick:
