@@ -15,7 +15,6 @@ import torch
 
 from anynpu.compat.device import adopt_cuda_names, target
 
-
 # What looks for a GPU to compile for: there is none.
 _COMPILER = ("torch._inductor", "torch._dynamo.device_interface", "torch.utils._triton")
 
