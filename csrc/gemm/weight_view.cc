@@ -3,10 +3,10 @@
 
 #include <cstring>
 
+#include "core/integer.h"
+
 namespace anynpu {
 namespace {
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // The last two axes, in elements of the tensor's dtype.
 struct Matrix {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "gemm/gemm.h"
@@ -35,9 +36,6 @@ constexpr int64_t kPieceRows =
 constexpr int64_t kRowBytes = 16 << 20;  // of x packed at once
 constexpr int64_t kPieces = 1024;        // likewise
 constexpr int64_t kTaskWork = 1 << 18;   // products a thread; below it a second thread costs more than it gives
-
-int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
-int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, multiple) * multiple; }
 
 // What a thread works in.
 struct TaskMemory {

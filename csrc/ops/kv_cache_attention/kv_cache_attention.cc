@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/strided.h"
@@ -34,7 +35,6 @@ constexpr int64_t kGrain = 1 << 16;    // codes a thread; below it a second thre
 using Args = anynpu_kv_cache_attention_args;
 
 long long wide(int64_t value) { return value; }
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 int64_t batch_size(const Args& args) { return args.q.shape[0]; }
 int64_t query_length(const Args& args) { return args.q.shape[1]; }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "ops/quant_matmul/int8_kernel.h"
@@ -29,9 +30,6 @@ constexpr int64_t kFewRows = 8;         // so few are bound by memory
 constexpr int64_t kRowPart = 12;        // rows of a task are a multiple of this, whole tiles of every tier
 constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
-
-int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
-int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, multiple) * multiple; }
 
 class Gemm {
  public:

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/integer.h"
 #include "core/parallel.h"
 #include "core/quant_param.h"
 #include "core/scratch.h"
@@ -25,9 +26,6 @@ constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
 
 enum class Scheme { f32, digits, bf16 };
-
-int64_t ceil_divide(int64_t value, int64_t by) { return (value + by - 1) / by; }
-int64_t round_up(int64_t value, int64_t multiple) { return ceil_divide(value, multiple) * multiple; }
 
 // Hands out parts of one allocation; with a null base it only counts.
 class Carver {
