@@ -62,6 +62,14 @@ class Int8Linear(QuantizedLinear):
     def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         raise NotImplementedError
 
+    def fields(self) -> dict[str, int | bool]:
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+            "static": self.input_scale is not None,
+        }
+
     def require_sound(self) -> None:
         scale = self.input_scale
         if scale is not None and not scale.is_meta:
@@ -116,14 +124,6 @@ class QuantLinear(Int8Linear):
         layer._set("weight", codes)
         layer._set_parameters(scale, bias, input_scale)
         return layer
-
-    def fields(self) -> dict[str, int | bool]:
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bias": self.bias is not None,
-            "static": self.input_scale is not None,
-        }
 
     def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         buffers = self._buffers
@@ -207,13 +207,7 @@ class CompressedLinear(Int8Linear):
         return CompressedWeight(self.stream, self.index, info)
 
     def fields(self) -> dict[str, int | bool]:
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bias": self.bias is not None,
-            "static": self.input_scale is not None,
-            "stream_bytes": self.stream_bytes,
-        }
+        return {**super().fields(), "stream_bytes": self.stream_bytes}
 
     def require_sound(self) -> None:
         super().require_sound()
