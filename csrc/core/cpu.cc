@@ -31,25 +31,24 @@ bool has_f16c() {
 
 const char* cpu_refusal(Isa isa) {
 #if defined(__x86_64__)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vnni");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
+                    has_f16c();
+#if defined(ANYNPU_EMULATE_AVX512)
+  const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2;
+#else
+  const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vnni");
+  const bool avx512vbmi =
+      avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg");
+  const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
+#endif
   switch (isa) {
     case Isa::portable: return nullptr;
-    case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-                     has_f16c()
-                 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
-    case Isa::avx512vbmi:
-      return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg")
-                 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI or BITALG";
-    case Isa::avx512vnni: return avx512 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
-    case Isa::avx512bf16:
-#if defined(ANYNPU_EMULATE_BF16)
-      return avx512 ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
-#else
-      return avx512 && __builtin_cpu_supports("avx512bf16") ? nullptr : "the CPU lacks AVX512-BF16";
-#endif
+    case Isa::avx2: return avx2 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
+    case Isa::avx512vbmi: return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI or BITALG";
+    case Isa::avx512vnni: return avx512vnni ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
+    case Isa::avx512bf16: return avx512bf16 ? nullptr : "the CPU lacks AVX512-BF16";
   }
   return "unknown tier";
 #else

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "simd/dot_avx512.h"
 #include "simd/vec_avx512vnni.h"
 
 #include "ops/quant_matmul/store.inc"
@@ -26,12 +27,6 @@ void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float
     _mm512_storeu_si512(values + i, _mm512_mask_or_epi32(bits, inexact, bits, _mm512_set1_epi32(1)));
   }
   scale_exactly_one_by_one(sums + i, scale + i, count - i, values + i);
-}
-
-// sum += weights (unsigned) * x (signed), four bytes a lane. GCC 12 copies and spills the accumulators of the intrinsic;
-// the operand tied here stays where it is.
-inline void dot_bytes(__m512i& sum, __m512i weights, __m512i x) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(x));
 }
 
 template <int kRows>

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AVX-512 tiers that the CPU lacks pass their tests in emulation (csrc/simd/emulated_avx512.h)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anynpu import _native
+
+ROOT = Path(__file__).parents[1]
+CALLS = ROOT / "tests" / "native" / "avx512_calls.inc"
+FLAGS = "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg"
+TESTS = ("tests/ops", "tests/nn", "tests/formats", "tests/test_flat_abi.py", "tests/test_kv_cache.py")
+
+lacking = [tier for tier in _native.ISA_TIERS if tier.startswith("avx512") and _native.isa_refusal(tier)]
+needs_gcc = pytest.mark.skipif(
+    shutil.which("g++") is None or platform.machine() not in {"x86_64", "AMD64"}, reason="needs g++ on x86-64"
+)
+
+
+@needs_gcc
+@pytest.mark.skipif(not lacking, reason="the CPU has every tier")
+@pytest.mark.skipif(_native.isa_refusal("avx2") is not None, reason="emulation needs AVX2")
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_tiers_pass_their_tests_in_emulation():
+    build = ROOT / "build" / "emulated"  # kept for the next run
+    configure = ["cmake", "-S", ROOT, "-B", build, "-DANYNPU_EMULATE_AVX512=ON", "-DCMAKE_CXX_COMPILER=g++"]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    jobs = str(os.cpu_count() or 1)
+    subprocess.run(
+        ["cmake", "--build", build, "--target", "anynpu", "--parallel", jobs], check=True, stdout=subprocess.DEVNULL
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-k", " or ".join(lacking), *TESTS],
+        cwd=ROOT,
+        env={**os.environ, "ANYNPU_LIBRARY": str(build / "libanynpu.so")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+    for tier in lacking:
+        assert f"{tier}: " not in done.stdout, "a tier was skipped"
+
+
+@needs_gcc
+@pytest.mark.skipif("avx512vbmi" in lacking, reason="the CPU lacks AVX-512")
+def test_emulation_equals_the_cpu(tmp_path):
+    program = tmp_path / "emulated_avx512"
+    source = ROOT / "tests" / "native" / "emulated_avx512.cc"
+    subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-w", *FLAGS.split(), f"-I{ROOT / 'csrc'}", source, "-o", program], check=True
+    )
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_intrinsic_of_the_kernels_is_compared():
+    kernels = [path for path in (ROOT / "csrc").rglob("*avx512*") if path.name != "emulated_avx512.h"]
+    used = {name for path in kernels for name in re.findall(r"_mm512_\w+|_mm(?:256)?_maskz?_\w+", path.read_text())}
+    text = CALLS.read_text()
+    named = set(re.findall(r"_mm\w+", text))
+    for macro, made in (
+        ("BINARY", ("{}", "mask_{}", "maskz_{}")),
+        ("COMPARISONS", ("cmpeq_{}_mask", "cmpgt_{}_mask", "cmplt_{}_mask")),
+        ("MASKS", ("test_{}_mask", "mask_mov_{}", "maskz_mov_{}", "mask_blend_{}", "movm_{}")),
+        ("PERMUTES", ("permutexvar_{}", "permutex2var_{}")),
+    ):
+        for argument in re.findall(rf"^  {macro}\((\w+)", text, re.MULTILINE):
+            named.update("_mm512_" + name.format(argument) for name in made)
+    assert used, "no kernels"
+    # vdpbf16ps takes subnormals as zero, the emulation does not: the kernel keeps away from them.
+    assert used - named <= {"_mm512_dpbf16_ps"}
