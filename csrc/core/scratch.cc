@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/scratch.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 
 namespace anynpu {
 namespace {
+
+constexpr size_t kHugePage = size_t{1} << 21;
 
 struct Buffer {
   void* data = nullptr;
@@ -20,8 +24,12 @@ void* scratch(ScratchSlot slot, size_t bytes) {
   if (bytes <= buffer.bytes) return buffer.data;
   std::free(buffer.data);
   buffer.bytes = 0;
-  const size_t rounded = (bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
-  buffer.data = rounded < bytes ? nullptr : std::aligned_alloc(kScratchAlignment, rounded);
+  const size_t alignment = bytes < kHugePage ? kScratchAlignment : kHugePage;
+  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  buffer.data = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
+#ifdef MADV_HUGEPAGE
+  if (buffer.data != nullptr && alignment == kHugePage) madvise(buffer.data, rounded, MADV_HUGEPAGE);  // where allowed
+#endif
   if (buffer.data != nullptr) buffer.bytes = rounded;
   return buffer.data;
 }

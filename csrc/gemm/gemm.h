@@ -140,10 +140,11 @@ struct GemmKernel {
   void (*unpack)(const WeightSource& weight, const WeightPart& part, uint8_t* panels);
   void (*store_row)(const float* c, const RowOutput& output);
 
-  // Scheme f32: the panel holds (q + offset) * scale in float32 and products are accumulated in c.
+  // Scheme f32: the panel holds (q + offset) * scale in float32, [tiles of columns][steps][columns of the tile], and
+  // products are accumulated in c. panel_f32 fills the k of one block, which are counted from those of the panel.
   int64_t f32_tile_rows;
-  void (*panel_f32)(const uint8_t* panel, int64_t k_count, float bias, const float* scale, const float* offset,
-                    float* out);
+  void (*panel_f32)(const uint8_t* panel, const KBlock& block, float bias, const float* scale, const float* offset,
+                    int64_t steps, float* out);
   void (*multiply_f32)(const PanelProduct& product);
 
   // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits.

@@ -24,6 +24,7 @@ constexpr int64_t kRowsAtOnce = 512;    // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
+constexpr int64_t kRowsAtHand = 96;     // rows of x in float32 that pass by the operands of a span
 
 enum class Scheme { f32, digits, bf16 };
 
@@ -47,7 +48,7 @@ class Carver {
 struct ThreadScratch {
   float* row;        // one row of x, padded to whole steps
   uint8_t* panels;   // one span of a block of columns
-  int32_t* operand;  // one panel in the operand form of the scheme
+  int32_t* operand;  // a panel in the operand form of the scheme, or all of a span in float32
   int32_t* sums;     // of direct products
   float* scale;      // of the blocks of a span
   float* offset;
@@ -184,7 +185,7 @@ Storage lay_out(const WeightQuantProblem& problem, const Plan& plan, void* base)
     ThreadScratch scratch = {};
     scratch.row = carver.take<float>(round_up(problem.k, 64) + 64);
     scratch.panels = carver.take<uint8_t>(plan.column_block * span);
-    scratch.operand = carver.take<int32_t>(kPanelColumns * span);
+    scratch.operand = carver.take<int32_t>(plan.column_block * span);
     if (plan.direct) scratch.sums = carver.take<int32_t>(plan.column_block * plan.chunk_rows * plan.digits);
     scratch.scale = carver.take<float>(plan.column_block * scale_blocks);
     scratch.offset = carver.take<float>(plan.column_block * scale_blocks);
@@ -317,10 +318,9 @@ class Product {
                       for (int64_t row = begin; row < end; ++row) {
                         load_row(storage_.row_of[row], scratch.row);
                         const int64_t tile = row / height * height, tile_rows = std::min(height, count - tile);
-                        for (int64_t block = 0; block < plan_.block_count; ++block) {
-                          const KBlock& k = storage_.blocks[block];
-                          float* to = reinterpret_cast<float*>(packed) + k.k * count + k.count * tile + (row - tile);
-                          for (int64_t i = 0; i < k.count; ++i) to[i * tile_rows] = scratch.row[k.k + i];
+                        for (Span span = span_from(0); span.count > 0; span = span_from(span.last)) {
+                          float* to = reinterpret_cast<float*>(packed) + span.k * count + span.count * tile + (row - tile);
+                          for (int64_t i = 0; i < span.count; ++i) to[i * tile_rows] = scratch.row[span.k + i];
                         }
                       }
                     });
@@ -349,6 +349,8 @@ class Product {
       add_streams(x, column, columns, scratch);
     } else if (plan_.direct && x.scheme == Scheme::digits) {
       add_direct(x, column, columns, scratch);
+    } else if (x.scheme == Scheme::f32) {
+      add_f32(x, row, rows, column, columns, scratch);
     } else {
       add_panels(x, row, rows, column, columns, scratch);
     }
@@ -398,22 +400,74 @@ class Product {
     }
   }
 
+  // Blocks [first, last), together at most kSpan k.
+  struct Span {
+    int64_t first;
+    int64_t last;
+    int64_t k;
+    int64_t count;
+  };
+
+  Span span_from(int64_t first) const {
+    Span span = {first, first, 0, 0};
+    if (first < plan_.block_count) span.k = storage_.blocks[first].k;
+    while (span.last < plan_.block_count && span.count + storage_.blocks[span.last].count <= kSpan) {
+      span.count += storage_.blocks[span.last++].count;
+    }
+    return span;
+  }
+
+  void load_span(const Span& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const {
+    kernel_.unpack(weight_, {span.k, span.count, column, columns}, scratch.panels);
+    for (int64_t block = span.first; block < span.last; ++block) {
+      load_scales(block, block - span.first, column, columns, scratch);
+    }
+  }
+
+  // All operands of a span stay in the second cache while blocks of rows pass by.
+  void add_f32(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+               const ThreadScratch& scratch) {
+    const float* packed = reinterpret_cast<const float*>(x.data);
+    PanelProduct product = {};
+    product.c_stride = plan_.column_block;
+    for (Span span = span_from(0); span.count > 0; span = span_from(span.last)) {
+      load_span(span, column, columns, scratch);
+      for (int64_t panel = 0; panel < columns; panel += kPanelColumns) fill_operand(span, panel, scratch);
+      product.steps = span.count;
+      for (int64_t first = 0; first < rows; first += kRowsAtHand) {
+        product.x = packed + span.k * x.rows + (row + first) * span.count;
+        product.rows = std::min(kRowsAtHand, rows - first);
+        for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
+          product.panel = scratch.operand + panel * span.count;
+          product.c = scratch.c + first * plan_.column_block + panel;
+          kernel_.multiply_f32(product);
+        }
+      }
+    }
+  }
+
+  void fill_operand(const Span& span, int64_t panel, const ThreadScratch& scratch) const {
+    const uint8_t* bytes = scratch.panels + panel * round_up(span.count, 4);
+    float* operand = reinterpret_cast<float*>(scratch.operand) + panel * span.count;
+    for (int64_t block = span.first; block < span.last; ++block) {
+      const int64_t channels = (block - span.first) * plan_.column_block + panel;
+      const KBlock k = {storage_.blocks[block].k - span.k, storage_.blocks[block].count};
+      kernel_.panel_f32(bytes, k, static_cast<float>(bias()), scratch.scale + channels,
+                        problem_.has_offset ? scratch.offset + channels : nullptr, span.count, operand);
+    }
+  }
+
   void add_panels(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                   const ThreadScratch& scratch) {
-    for (int64_t first = 0, last = 0; first < plan_.block_count; first = last) {
-      const int64_t k = storage_.blocks[first].k;
-      int64_t k_count = 0;
-      while (last < plan_.block_count && k_count + storage_.blocks[last].count <= kSpan)
-        k_count += storage_.blocks[last++].count;
-      kernel_.unpack(weight_, {k, k_count, column, columns}, scratch.panels);
-      for (int64_t block = first; block < last; ++block) load_scales(block, block - first, column, columns, scratch);
+    for (Span span = span_from(0); span.count > 0; span = span_from(span.last)) {
+      load_span(span, column, columns, scratch);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        const uint8_t* bytes = scratch.panels + panel * round_up(k_count, 4);
-        for (int64_t block = first; block < last; ++block) {
-          const int64_t inside = storage_.blocks[block].k - k;
-          const Ahead ahead =
-              look_ahead(weight_, {k + k_count, k_count, column, columns}, panel / kPanelColumns, inside);
-          multiply_panel(x, row, rows, block, block - first, panel, bytes + inside * kPanelColumns, ahead, scratch);
+        const uint8_t* bytes = scratch.panels + panel * round_up(span.count, 4);
+        for (int64_t block = span.first; block < span.last; ++block) {
+          const int64_t inside = storage_.blocks[block].k - span.k;
+          const Ahead ahead = look_ahead(weight_, {span.k + span.count, span.count, column, columns},
+                                         panel / kPanelColumns, inside);
+          multiply_panel(x, row, rows, block, block - span.first, panel, bytes + inside * kPanelColumns, ahead, scratch);
         }
       }
     }
@@ -437,14 +491,6 @@ class Product {
     product.c_stride = plan_.column_block;
     product.rows = rows;
     product.ahead = ahead;
-    if (x.scheme == Scheme::f32) {
-      float* operand = reinterpret_cast<float*>(scratch.operand);
-      kernel_.panel_f32(bytes, k.count, static_cast<float>(bias()), product.scale, product.offset, operand);
-      product.panel = operand;
-      product.x = x.data + k.k * x.rows + row * k.count;
-      product.steps = k.count;
-      return kernel_.multiply_f32(product);
-    }
     product.steps = ceil_divide(k.count, plan_.step_k);
     product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * plan_.digits;
     product.blocks = storage_.digit_blocks + block * x.rows + row;
