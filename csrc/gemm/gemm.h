@@ -90,13 +90,13 @@ struct PanelProduct {
   Ahead ahead;
 };
 
-// 32 outputs in the packed32 format times one tile of digit rows, over all k: for products bound by memory.
+// 32 outputs in the packed32 format times one tile of rows, over all k: for products bound by memory.
 struct StreamProduct {
   const uint8_t* cells;
   int32_t bits;
   const KBlock* k_blocks;
   int64_t block_count;
-  const int32_t* x;          // one tile
+  const int32_t* x;          // one tile, of digits or floats
   const DigitBlock* blocks;  // [k blocks][rows]
   const float* scale;        // [k blocks][channel_stride]
   const float* offset;       // likewise, or null
@@ -117,16 +117,16 @@ struct RowOutput {
   const float* quant_offset;  // present with quant_scale
 };
 
-// The weights of one k block, straight from a raw layout, times one tile of digit rows: for products bound by memory.
+// The weights of one k block, straight from a raw layout, times one tile of rows: for products bound by memory.
 struct DirectProduct {
   const WeightSource* weight;  // not packed32
   WeightPart part;
   WeightPart next;           // fetched ahead; k_count 0: none
-  const int32_t* x;          // one tile
+  const int32_t* x;          // one tile, of digits or floats
   const DigitBlock* blocks;  // [rows]
   const float* scale;        // [part.n_count]
   const float* offset;       // likewise, or null
-  int32_t* sums;             // scratch [part.n_count up to whole panels][rows * digits]
+  int32_t* sums;             // scratch of digits [part.n_count up to whole panels][rows * digits]
   float* c;                  // [rows][c_stride], added to
   int64_t rows;
   int64_t c_stride;
@@ -146,6 +146,10 @@ struct GemmKernel {
   void (*panel_f32)(const uint8_t* panel, const KBlock& block, float bias, const float* scale, const float* offset,
                     int64_t steps, float* out);
   void (*multiply_f32)(const PanelProduct& product);
+  // The same for int8 weights and at most few_rows rows of x, which are floats; null where the tier has none.
+  int64_t few_rows;
+  void (*stream_f32)(const StreamProduct& product);
+  void (*direct_f32)(const DirectProduct& product);
 
   // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits.
   // Packing returns false when the row wants the f32 scheme. Without multiply_digits only int4 weights and few rows take it:

@@ -11,6 +11,7 @@ constexpr int kTileVecs = 2;
 #include "gemm/digits_avx2.inc"
 #include "gemm/direct_avx2.inc"
 #include "gemm/f32.inc"
+#include "gemm/few_f32_avx2.inc"
 #include "gemm/unpack_any.inc"
 #include "gemm/unpack_avx2.inc"
 
@@ -25,6 +26,9 @@ const GemmKernel gemm_avx2 = {
     kTileRows,
     panel_f32,
     multiply_f32,
+    kFewRows,
+    stream_f32,
+    direct_f32,
     pack_digits,
     {},
     {nullptr, nullptr, stream_digits<2>, stream_digits<3>},

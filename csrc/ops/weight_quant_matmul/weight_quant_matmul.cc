@@ -61,7 +61,7 @@ struct Plan {
   int64_t step_k;  // k per step
   int64_t tile_rows;
   int64_t row_dwords;  // packed size of one row
-  bool stream;         // prepacked weights and so few rows that they are one tile
+  bool stream;         // prepacked weights and so few rows that they are one tile: no panels
   bool direct;         // raw weights, likewise
   int64_t chunk_rows;  // rows of x packed at once
   int64_t block_count;
@@ -126,6 +126,11 @@ Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel
   return few && problem.weight.source.bits == 4 ? Scheme::digits : Scheme::f32;
 }
 
+// Int8 weights of few rows that the f32 scheme takes as they are.
+bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  return problem.weight.source.bits == 8 && problem.rows <= kernel.few_rows;
+}
+
 Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   Plan plan = {};
   plan.scheme = choose_scheme(problem, kernel);
@@ -135,6 +140,10 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
   plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
   if (plan.stream || plan.direct) plan.tile_rows = kStreamDigitRows / plan.digits;
+  if (plan.scheme == Scheme::f32 && can_skip_panels(problem, kernel)) {
+    plan.stream = problem.weight.source.order == WeightOrder::packed32;
+    plan.direct = !plan.stream;
+  }
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
@@ -345,9 +354,9 @@ class Product {
   void multiply_block(const Packed& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                       const ThreadScratch& scratch) {
     std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
-    if (plan_.stream && x.scheme == Scheme::digits) {
+    if (plan_.stream && x.scheme == plan_.scheme) {
       add_streams(x, column, columns, scratch);
-    } else if (plan_.direct && x.scheme == Scheme::digits) {
+    } else if (plan_.direct && x.scheme == plan_.scheme) {
       add_direct(x, column, columns, scratch);
     } else if (x.scheme == Scheme::f32) {
       add_f32(x, row, rows, column, columns, scratch);
@@ -374,7 +383,7 @@ class Product {
       product.scale = scratch.scale + first;
       product.offset = problem_.has_offset ? scratch.offset + first : nullptr;
       product.c = scratch.c + first;
-      kernel_.stream_digits[plan_.digits](product);
+      x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[plan_.digits](product);
     }
   }
 
@@ -394,9 +403,9 @@ class Product {
       product.next = {};
       if (block + 1 < plan_.block_count)
         product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
-      product.x = x.data + k.k / 4 * x.rows * plan_.digits;
+      product.x = x.data + k.k / plan_.step_k * x.rows * plan_.digits;
       product.blocks = storage_.digit_blocks + block * x.rows;
-      kernel_.direct_digits[plan_.digits](product);
+      x.scheme == Scheme::f32 ? kernel_.direct_f32(product) : kernel_.direct_digits[plan_.digits](product);
     }
   }
 
