@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import anynpu
 
@@ -78,6 +79,17 @@ def test_scales_are_saved_and_loaded(scales, tmp_path):
     assert scales.save(tmp_path).name == "kv_cache_scales.safetensors"
     loaded = KVScales.load(tmp_path)
     assert torch.equal(loaded.k, scales.k) and torch.equal(loaded.v, scales.v)
+
+
+def test_foreign_scales_are_refused(scales, tmp_path):
+    for tensors, match in (
+        ({"k": scales.k}, "must hold k and v, got"),
+        ({"k": scales.k, "v": scales.v[0]}, "must have the same shape"),
+        ({"k": scales.k, "v": scales.v, "x": scales.v + 1}, "must hold k and v, got"),
+    ):
+        save_file(tensors, tmp_path / "kv_cache_scales.safetensors")
+        with pytest.raises(ValueError, match=f"KVScales.load: .*{match}"):
+            KVScales.load(tmp_path)
 
 
 def test_strings_need_a_tokenizer(model):

@@ -18,6 +18,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from anynpu._check import require
+from anynpu._read import read_tensors
 from anynpu.ops.kv_cache_attention import kv_cache_attention
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 
@@ -42,7 +44,14 @@ class KVScales:
     @classmethod
     def load(cls, folder: str | Path) -> KVScales:
         """Reads what :meth:`save` wrote."""
-        return cls(**safetensors.torch.load_file(Path(folder) / SCALES_FILE))
+        op = "KVScales.load"
+        tensors = read_tensors(op, Path(folder) / SCALES_FILE)
+        require(op, tensors.keys() == {"k", "v"}, f"the file must hold k and v, got {sorted(tensors)}")
+        scales = cls(**tensors)
+        shapes = f"{tuple(scales.k.shape)} and {tuple(scales.v.shape)}"
+        same = scales.k.dim() == 3 and scales.k.shape == scales.v.shape
+        require(op, same, f"k and v must have the same shape [layers, Nkv, D], got {shapes}")
+        return scales
 
 
 class _Recorder(DynamicCache):

@@ -267,6 +267,22 @@ def test_lengths_that_do_not_fit(stream, index, match):
         decompress_weight(compressed)
 
 
+@pytest.mark.parametrize(
+    ("info", "match"),
+    [
+        (torch.tensor([8, 8, 300, 100]), r"info must be int64 \[5\]"),
+        (torch.tensor([8.0, 8, 300, 100, 1]), r"info must be int64 \[5\]"),
+        (torch.tensor([8, 8, 300, 100, 2]), r"info must be \[8, 8, k, n, 1\]"),
+        (torch.tensor([8, 8, -300, 100, 1]), r"info must be \[8, 8, k, n, 1\]"),
+        (torch.tensor([8, 8, 1 << 40, 1 << 40, 1]), r"n \* k of info must be at most the index's 65536 values"),
+    ],
+)
+def test_damaged_infos(info, match):
+    whole = compress_weight(torch.ones(100, 300, dtype=torch.int8))
+    with pytest.raises(ValueError, match=match):
+        decompress_weight(CompressedWeight(whole.stream, whole.index, info))
+
+
 @pytest.mark.parametrize("data", [b"", b"short", b"ANPUc8\x00\x01" + bytes(24), b"ANPUc8\x00\x02" + bytes(300)])
 def test_codec_refuses_other_blobs(data):
     with pytest.raises(ValueError, match="anynpu.c8"):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,32 @@ def test_inspect_verifies(source, tmp_path):
     assert "block 0 of the compressed weight" in damaged.output
     assert run("decompress", packed, tmp_path / "restored.safetensors").exit_code == 1
     assert not (tmp_path / "restored.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must hold an object"),
+        ('{"version": 2}', "newer version"),
+        ('{"version": 1}', "must have layer and granularity"),
+        ('{"version": 1, "weights": {"a": 1}}', "must have layer and granularity"),
+        ('{"version": 1, "weights": {"a": {"layer": 1, "granularity": "int8"}}}', "must have layer and granularity"),
+        ('{"version": 1, "weights": {"a": {"layer": "b", "granularity": "int8"}}}', "b.weight"),
+        ('{"version": 1, "weights": {"a": {"layer": "a", "granularity": "int8"}}}', "int64"),
+    ],
+)
+def test_foreign_metadata_is_refused(tmp_path, record, match):
+    path = tmp_path / "foreign.safetensors"
+    save_file(
+        {"a.weight": torch.ones(3), "a.index": torch.ones(8), "a.info": torch.ones(5)}, path, {"anynpu.c8": record}
+    )
+    for command in (("inspect", path), ("decompress", path, tmp_path / "out.safetensors")):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+        assert re.search(match, " ".join(result.output.split()))
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_commands_refuse_what_they_cannot_do(source, tmp_path):

@@ -115,9 +115,64 @@ def test_what_is_refused(tmp_path):
         load_experts(tmp_path, NAME, from_compressed_tensors)
     with pytest.raises(FileNotFoundError):
         load_experts(tmp_path / "missing", NAME, from_int8)
-    (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 40)
+    (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 40)  # a header of 2^64 - 1 bytes
     with pytest.raises(ValueError, match="is no safetensors file"):
         load_experts(tmp_path / "damaged.safetensors", NAME, from_int8)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../secret.safetensors",
+        "/etc/secret.safetensors",
+        "sub/a.safetensors",
+        "",
+        ".",
+        "..",
+        "a.bin",
+        3,
+        None,
+        ["a"],
+        {},
+    ],
+)
+def test_an_index_names_files_of_its_folder_only(tmp_path, file):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    experts, _ = int8_checkpoint()
+    for place in (tmp_path / "secret.safetensors", folder / "a.safetensors"):
+        save_file(experts, place)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": file}}))
+    with pytest.raises(ValueError, match="load_experts: .* must name a .safetensors file of its folder for 'x', got"):
+        load_experts(folder, NAME, from_int8)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "must hold an object, got list"),
+        (b"{}", "weight_map of .* must be an object, got None"),
+        (b'{"weight_map": [1]}', r"weight_map of .* must be an object, got \[1\]"),
+    ],
+)
+def test_a_damaged_index_is_refused(tmp_path, text, match):
+    (tmp_path / "model.safetensors.index.json").write_bytes(text)
+    with pytest.raises(ValueError, match=match):
+        load_experts(tmp_path, NAME, from_int8)
+
+
+def test_a_missing_shard_is_said(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
+    with pytest.raises(FileNotFoundError, match="a.safetensors"):
+        load_experts(tmp_path, NAME, from_int8)
+
+
+@pytest.mark.parametrize("weight", [(), (8,), (2, 2, 2)])
+def test_int8_weights_of_another_shape_are_refused(weight):
+    with pytest.raises(ValueError, match=r"from_int8: weight must be \(N, K\)"):
+        from_int8(torch.ones(weight, dtype=torch.int8), torch.ones(8))
 
 
 def test_experts_that_do_not_stack():

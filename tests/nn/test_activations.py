@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import anynpu
 from anynpu.quantization.activations import SCALES_FILE
@@ -50,6 +51,13 @@ def test_inputs_that_are_always_zero_get_a_usable_scale():
     scales = anynpu.calibrate_activations(model, [torch.zeros(1, 4)])
     layer = anynpu.quantize_(model, anynpu.W8A8(scales))[0]
     assert torch.equal(layer(torch.zeros(1, 4))[0], layer.bias)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(2), torch.tensor([0.0]), torch.tensor([torch.nan]), torch.tensor([-1.0])])
+def test_foreign_scales_are_refused(tmp_path, scale):
+    save_file({"up": scale}, tmp_path / "activation_scales.safetensors")
+    with pytest.raises(ValueError, match="ActivationScales.load: the scale of 'up' must be one finite number above 0"):
+        anynpu.ActivationScales.load(tmp_path)
 
 
 def test_saved_and_loaded(tmp_path):

@@ -103,8 +103,16 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
     """The int8 weight ``(n, k)`` that was compressed.
 
     Raises:
-        ValueError: stream or index are damaged, do not belong together, or come from another program.
+        ValueError: stream, index or info are damaged, do not belong together, or come from another program.
     """
+    op, info = "weight_decompress", compressed.info
+    require(op, info.dtype == torch.int64 and info.shape == (5,), f"info must be int64 [5], got {info}")
+    width, aligned, k, n, version = info.tolist()
+    known = (width, aligned, version) == (8, 8, 1) and k > 0 and n > 0
+    require(op, known, f"info must be [8, 8, k, n, 1], got {info.tolist()}")
+    # Before memory for n x k values is asked for; the library has the exact rule.
+    most = compressed.index.numel() // ENTRY_BYTES * BLOCK_K * BLOCK_N
+    require(op, n * k <= most, f"n * k of info must be at most the index's {most} values, got {n} * {k}")
     weight = torch.empty((compressed.n, compressed.k), dtype=torch.int8)
     _decompress(compressed.stream, compressed.index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
     return weight

@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from anynpu._check import require
+from anynpu._read import parse_object
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, entropy_bits
 
 METADATA_KEY = "anynpu.c8"
@@ -125,7 +127,7 @@ def _fingerprint(source: Path, quantize: str | None) -> dict[str, object]:
 def _read_metadata(path: Path) -> dict | None:
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
-    return None if text is None else json.loads(text)
+    return None if text is None else parse_object("c8", f"metadata {METADATA_KEY} of {path}", text)
 
 
 def is_up_to_date(source: Path, target: Path, quantize: str | None) -> bool:
@@ -207,6 +209,13 @@ def _require_metadata(path: Path) -> dict:
         raise ValueError(f"{path} holds no weights compressed by anynpu")
     if record.get("version") != 1:
         raise ValueError(f"{path} was written by a newer version of anynpu: {record.get('version')}")
+    weights = record.get("weights")
+    entries = weights.values() if isinstance(weights, dict) else [None]
+    known = all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("layer", "granularity"))
+        for entry in entries
+    )
+    require("c8", known, f"metadata {METADATA_KEY} of {path} must have layer and granularity of every weight")
     return record
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from anynpu._check import require
+from anynpu._read import open_tensors, read_object
 from anynpu.formats.quantized_weight import QuantizedWeight
 from anynpu.ops.grouped_matmul_combine import make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
@@ -91,8 +90,8 @@ def from_int8(weight: torch.Tensor, weight_scale: torch.Tensor) -> QuantizedWeig
         raise TypeError(
             f"{op}: weight must be int8 and weight_scale float, got {weight.dtype} and {weight_scale.dtype}"
         )
-    n = weight.shape[0]
-    fits = weight.dim() == 2 and tuple(weight_scale.shape) in ((n,), (n, 1))
+    n = weight.shape[0] if weight.dim() == 2 else -1
+    fits = tuple(weight_scale.shape) in ((n,), (n, 1))
     shapes = f"{tuple(weight.shape)} and {tuple(weight_scale.shape)}"
     require(op, fits, f"weight must be (N, K) and weight_scale (N,) or (N, 1), got {shapes}")
     require(op, bool(weight_scale.isfinite().all()), "weight_scale must be finite")
@@ -117,17 +116,15 @@ def load_experts(
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: a damaged file, a missing expert, or whatever ``convert`` and :func:`stack_experts` refuse.
+        ValueError: a damaged file, an index that names files outside its folder, a missing expert, or whatever
+            ``convert`` and :func:`stack_experts` refuse.
     """
     op = "load_experts"
     require(op, name.count("{}") == 1, f"name must have one {{}} for the number of the expert, got {name!r}")
     with ExitStack() as stack:
         tensors = {}
         for file in _files(Path(path)):
-            try:
-                opened = stack.enter_context(safe_open(file, framework="pt"))
-            except SafetensorError as error:
-                raise ValueError(f"{op}: {file} is no safetensors file: {error}") from None
+            opened = stack.enter_context(open_tensors(op, file))
             tensors.update(dict.fromkeys(opened.keys(), opened))
         numbers = list(_numbers(tensors, name)) if experts is None else list(experts)
         require(op, len(numbers) > 0, f"no tensor is named {name.format(0)}.*")
@@ -139,11 +136,22 @@ def _files(path: Path) -> list[Path]:
         return [path]
     index = path / INDEX
     if index.exists():
-        return [path / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [path / file for file in sorted(_shards(index))]
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"load_experts: {path} holds no safetensors file")
     return files
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names, all of them in its own folder."""
+    op = "load_experts"
+    weight_map = read_object(op, index).get("weight_map")
+    require(op, isinstance(weight_map, dict), f"weight_map of {index} must be an object, got {weight_map!r:.80}")
+    for name, file in weight_map.items():
+        plain = isinstance(file, str) and file == os.path.basename(file) and file.endswith(".safetensors")
+        require(op, plain, f"{index} must name a .safetensors file of its folder for {name!r:.80}, got {file!r:.80}")
+    return set(weight_map.values())
 
 
 def _numbers(tensors: dict, name: str) -> Iterator[int]:

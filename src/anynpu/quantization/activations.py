@@ -12,6 +12,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from anynpu._check import require
+from anynpu._read import read_tensors
+
 SCALES_FILE = "activation_scales.safetensors"
 
 
@@ -30,7 +33,11 @@ class ActivationScales:
     @classmethod
     def load(cls, folder: str | Path) -> ActivationScales:
         """Reads what :meth:`save` wrote."""
-        tensors = safetensors.torch.load_file(Path(folder) / SCALES_FILE)
+        op = "ActivationScales.load"
+        tensors = read_tensors(op, Path(folder) / SCALES_FILE)
+        for name, scale in tensors.items():
+            positive = scale.numel() == 1 and 0 < float(scale) < math.inf
+            require(op, positive, f"the scale of {name!r} must be one finite number above 0, got {scale}")
         return cls({name: float(scale) for name, scale in tensors.items()})
 
     def __repr__(self) -> str:

@@ -10,10 +10,10 @@ import secrets
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from anynpu._check import dtype_name, require
+from anynpu._read import read_object, read_tensors
 from anynpu.nn import LAYERS, QuantizedLinear, QuantMoE
 from anynpu.quantization.moe_blocks import is_moe_block
 
@@ -103,7 +103,7 @@ def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.n
     """
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
-    state = _read_tensors(folder / description["tensors"])
+    state = read_tensors("load_quantized", folder / description["tensors"])
     for name, same in description["aliases"].items():
         require(
             "load_quantized", same in state and name not in state, f"alias {name} of {same} does not fit the tensors"
@@ -123,11 +123,7 @@ def _join(prefix: str, name: str) -> str:
 
 def _read_description(path: Path) -> dict:
     op = "load_quantized"
-    try:
-        description = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{op}: {path.name} is not JSON: {error}") from error
-    require(op, isinstance(description, dict), f"{path.name} must hold an object")
+    description = read_object(op, path)
     kind = (description.get("format"), description.get("version"))
     require(op, kind == (_FORMAT, _VERSION), f"{path.name} must be {_FORMAT} version {_VERSION}, got {kind}")
     file = description.get("tensors")
@@ -147,16 +143,6 @@ def _require_fields(name: str, fields: object) -> None:
     expected = {"kind": str, **LAYERS[fields["kind"]].FIELDS}
     typed = {key: type(value) for key, value in fields.items()} == expected
     require(op, typed, f"layer {name!r} must have the fields {', '.join(expected)}, got {fields!r}")
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if not path.exists():
-        raise FileNotFoundError(f"load_quantized: {path} is missing")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"load_quantized: {path.name} is damaged: {error}") from error
 
 
 def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLinear | QuantMoE]:

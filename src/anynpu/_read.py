@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads files that somebody else may have written: whatever they hold, damage is a ValueError that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from anynpu._check import require
+
+
+def parse_object(op: str, what: str, text: str | bytes) -> dict:
+    """The JSON object in ``text``; ``what`` names it in errors."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{op}: {what} is not JSON: {error}") from error
+    require(op, isinstance(value, dict), f"{what} must hold an object, got {type(value).__name__}")
+    return value
+
+
+def read_object(op: str, path: Path) -> dict:
+    """The JSON object in a file."""
+    return parse_object(op, str(path), path.read_bytes())
+
+
+def open_tensors(op: str, path: Path) -> safe_open:
+    """A safetensors file, open."""
+    if not path.exists():
+        raise FileNotFoundError(f"{op}: {path} is missing")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{op}: {path} is no safetensors file or damaged: {error}") from error
+
+
+def read_tensors(op: str, path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file."""
+    with open_tensors(op, path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
