@@ -34,6 +34,12 @@ from anynpu.compat.routing_operators import (
     npu_moe_token_unpermute,
     npu_swiglu,
 )
+from anynpu.compat.token_operators import (
+    npu_moe_compute_expert_tokens,
+    npu_moe_init_routing,
+    npu_moe_re_routing,
+    npu_moe_token_permute,
+)
 from torch_npu import _install as _install  # before the others
 from torch_npu import contrib, dynamo, npu, testing
 
@@ -59,11 +65,15 @@ __all__ = [
     "npu_matmul_compress_dequant",
     "npu_weight_quant_batchmatmul",
     "npu_dequant_swiglu_quant",
+    "npu_moe_compute_expert_tokens",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",
     "npu_moe_gating_top_k_softmax",
     "npu_moe_gating_top_k_softmax_v2",
+    "npu_moe_init_routing",
     "npu_moe_init_routing_v2",
+    "npu_moe_re_routing",
+    "npu_moe_token_permute",
     "npu_moe_token_unpermute",
     "npu_swiglu",
     "testing",
