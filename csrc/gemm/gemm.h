@@ -49,15 +49,30 @@ struct KBlock {
   int64_t count;
 };
 
+// What the digits of a row of x leave of one value.
+struct Rest {
+  int64_t k;  // in its block
+  float x;
+};
+
+// The rests of one row, in order of k. A row with more than `most` has count > most.
+struct RestList {
+  Rest* data;
+  int64_t most;
+  int64_t count;
+};
+
 // What an epilogue needs to know about one row of x in one k block.
 struct DigitBlock {
-  float scale;                       // x is scale * sum_d 256^d * digit[d]
+  float scale;                       // x is scale * sum_d 256^d * digit[d], and a rest
   float sum;                         // of x over the block
   int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block
+  const Rest* rest;
+  int64_t rest_count;
 };
 
 // Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two
-// bfloat16 or four int8 digits. All tiles but the last have the same height.
+// bfloat16 or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step and then k 1 and 3. All tiles but the last have the same height.
 struct PackedRow {
   int32_t* packed;
   DigitBlock* info;   // [k blocks][rows]
@@ -65,6 +80,7 @@ struct PackedRow {
   int64_t tile;       // first row of the tile
   int64_t tile_rows;  // height of the tile
   int64_t row;        // in the tile
+  RestList* rest;     // or null: rests are dropped
 };
 
 // Where the weights of the next span begin; a product fetches `lines` cache lines, line_bytes apart, at each of its
@@ -156,6 +172,7 @@ struct GemmKernel {
   // with stream_digits prepacked weights, with direct_digits raw ones.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
                       const PackedRow& row);
+  bool keeps_rests;  // two digits and few rests take the place of three digits
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);

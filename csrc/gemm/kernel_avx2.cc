@@ -30,6 +30,7 @@ const GemmKernel gemm_avx2 = {
     stream_f32,
     direct_f32,
     pack_digits,
+    true,
     {},
     {nullptr, nullptr, stream_digits<2>, stream_digits<3>},
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},

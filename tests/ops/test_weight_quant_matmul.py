@@ -110,6 +110,27 @@ def test_outliers_keep_the_other_columns_of_x(dtype, m, isa):
     assert_within_bound(y, args)
 
 
+@pytest.mark.parametrize("layout", ["plain", "transposed", "prepacked"])
+@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize("small", [10, 40])
+def test_small_values_beside_large_ones_are_exact(small, m, layout, isa):
+    """Quarters, few or many in a group, beside 2**14: they lie below a 16-bit grid, and every sum fits float32."""
+    generator = torch.Generator().manual_seed(small)
+    codes = torch.randint(-8, 8, (200, 72), dtype=torch.int32, generator=generator)
+    x = torch.zeros(m, 200)
+    for row in range(m):
+        x[row, torch.randperm(200, generator=generator)[:small]] = 0.25 * (row + 1)
+        x[row, 5 + row] = x[row, 150 + row] = 2.0**14
+    weight = anynpu.int4_pack(codes.t().contiguous()).t() if layout == "transposed" else anynpu.int4_pack(codes)
+    if layout == "prepacked":
+        weight = anynpu.weight_quant_prepack(weight)
+    offset = torch.randint(-8, 8, (2, 72), generator=generator).float()
+    y = anynpu.weight_quant_matmul(
+        x, weight, torch.ones(2, 72), offset, group_size=128, n=72 if layout == "prepacked" else None
+    )
+    assert torch.equal(y, x @ (codes + offset.repeat_interleave(128, 0)[:200]))
+
+
 @pytest.mark.parametrize("m", [1, 7])
 @pytest.mark.parametrize("dtype", [HALF, BF16, FP32])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -23,6 +23,7 @@ constexpr const char* kOp = "weight_quant_matmul";
 constexpr int64_t kRowsAtOnce = 512;    // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
+constexpr int64_t kRestFraction = 8;    // of the values of a row: more rests cost more than a third digit
 constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
 constexpr int64_t kRowsAtHand = 96;     // rows of x in float32 that pass by the operands of a span
 
@@ -61,6 +62,7 @@ struct Plan {
   int64_t step_k;  // k per step
   int64_t tile_rows;
   int64_t row_dwords;  // packed size of one row
+  int64_t most_rests;  // of a row for which two digits and rests are tried before three; 0: they are not
   bool stream;         // prepacked weights and so few rows that they are one tile: no panels
   bool direct;         // raw weights, likewise
   int64_t chunk_rows;  // rows of x packed at once
@@ -78,6 +80,8 @@ struct Storage {
   float* quant_offset;
   int32_t* packed;
   DigitBlock* digit_blocks;
+  Rest* rests;         // [rows][most_rests]
+  RestList* rest_lists;
   uint8_t* wants_f32;  // [rows]
   int64_t* row_of;     // rows that fell back to f32
   ThreadScratch* threads;
@@ -144,6 +148,7 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
+  if (kernel.keeps_rests && plan.digits == 3 && problem.rows > 1) plan.most_rests = problem.k / kRestFraction;
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
@@ -183,6 +188,8 @@ Storage lay_out(const WeightQuantProblem& problem, const Plan& plan, void* base)
   }
   storage.packed = carver.take<int32_t>(plan.chunk_rows * plan.row_dwords);
   if (plan.scheme != Scheme::f32) storage.digit_blocks = carver.take<DigitBlock>(plan.chunk_rows * plan.block_count);
+  storage.rests = carver.take<Rest>(plan.chunk_rows * plan.most_rests);
+  storage.rest_lists = carver.take<RestList>(plan.chunk_rows);
   storage.wants_f32 = carver.take<uint8_t>(plan.chunk_rows);
   storage.row_of = carver.take<int64_t>(plan.chunk_rows);
   storage.threads = carver.take<ThreadScratch>(plan.threads);
@@ -274,7 +281,9 @@ class Product {
       for (int64_t row = 0; row < count; ++row) storage_.row_of[row] = first + row;
       return run_f32(count, storage_.packed);
     }
-    pack(first, count);
+    digits_ = plan_.digits;
+    if (plan_.most_rests > 0) pack_with_rests(first, count);
+    if (digits_ == plan_.digits) pack(first, count);
     int64_t exceptions = 0;
     for (int64_t row = 0; row < count; ++row) {
       if (storage_.wants_f32[row]) storage_.row_of[exceptions++] = first + row;
@@ -302,7 +311,20 @@ class Product {
     return std::min(plan_.threads, std::max<int64_t>(1, rows * problem_.k / kPackWork));
   }
 
+  // Two digits and rests, for all rows together.
+  void pack_with_rests(int64_t first, int64_t count) {
+    for (int64_t row = 0; row < count; ++row) {
+      storage_.rest_lists[row] = {storage_.rests + row * plan_.most_rests, plan_.most_rests, 0};
+    }
+    digits_ = 2;
+    pack(first, count);
+    for (int64_t row = 0; row < count; ++row) {
+      if (storage_.rest_lists[row].count > plan_.most_rests) digits_ = plan_.digits;
+    }
+  }
+
   void pack(int64_t first, int64_t count) {
+    const bool with_rests = digits_ != plan_.digits;
     parallel_slices(
         storage_, pack_threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
           for (int64_t row = begin; row < end; ++row) {
@@ -310,10 +332,10 @@ class Product {
             const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
             const PackedRow packed = {
                 storage_.packed, storage_.digit_blocks, count, tile, std::min(plan_.tile_rows, count - tile),
-                row - tile};
+                row - tile, with_rests ? storage_.rest_lists + row : nullptr};
             const bool fits = plan_.scheme == Scheme::bf16
                                   ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, packed)
-                                  : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, plan_.digits,
+                                  : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, digits_,
                                                         bias(), packed);
             storage_.wants_f32[row] = !fits;
           }
@@ -383,7 +405,7 @@ class Product {
       product.scale = scratch.scale + first;
       product.offset = problem_.has_offset ? scratch.offset + first : nullptr;
       product.c = scratch.c + first;
-      x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[plan_.digits](product);
+      x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[digits_](product);
     }
   }
 
@@ -403,9 +425,9 @@ class Product {
       product.next = {};
       if (block + 1 < plan_.block_count)
         product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
-      product.x = x.data + k.k / plan_.step_k * x.rows * plan_.digits;
+      product.x = x.data + k.k / plan_.step_k * x.rows * digits_;
       product.blocks = storage_.digit_blocks + block * x.rows;
-      x.scheme == Scheme::f32 ? kernel_.direct_f32(product) : kernel_.direct_digits[plan_.digits](product);
+      x.scheme == Scheme::f32 ? kernel_.direct_f32(product) : kernel_.direct_digits[digits_](product);
     }
   }
 
@@ -501,7 +523,7 @@ class Product {
     product.rows = rows;
     product.ahead = ahead;
     product.steps = ceil_divide(k.count, plan_.step_k);
-    product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * plan_.digits;
+    product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * digits_;
     product.blocks = storage_.digit_blocks + block * x.rows + row;
     if (x.scheme == Scheme::bf16) {
       kernel_.panel_bf16(bytes, k.count, static_cast<float>(bias()), scratch.operand);
@@ -509,7 +531,7 @@ class Product {
       return kernel_.multiply_bf16(product);
     }
     product.panel = bytes;
-    kernel_.multiply_digits[plan_.digits](product);
+    kernel_.multiply_digits[digits_](product);
   }
 
   void write_row(const Packed& x, int64_t row, int64_t column, int64_t columns, const float* c) const {
@@ -536,6 +558,7 @@ class Product {
   const Storage& storage_;
   const GemmKernel& kernel_;
   const WeightSource& weight_;
+  int32_t digits_ = 1;  // those of the plan, or two with rests
 };
 
 int64_t weight_offset(const WeightQuantProblem& problem, int64_t index) {
