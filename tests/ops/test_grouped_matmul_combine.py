@@ -80,6 +80,25 @@ def test_the_documented_bias_gives_the_plain_product(groups, isa):
     assert torch.equal(result.double(), expected)
 
 
+@pytest.mark.parametrize("n", [64, 128 * 7 + 64])
+@pytest.mark.parametrize("k, groups", [(32, 1), (352, 1), (192, 3)])
+def test_experts_of_few_and_many_rows(k, groups, n, isa, each_thread_count):
+    """Rows of an expert meet every tile of a kernel, columns and k every panel; all floats are exact."""
+    counts = torch.tensor([*range(11), 37])
+    experts, m = len(counts), int(counts.sum())
+    weight, x = int4(experts, k, n), codes(m, k).to(torch.int8)
+    scale = torch.exp2(codes(experts, groups, n, low=-3, high=1).float())
+    packed = anynpu.int4_pack(weight)
+    bias = anynpu.make_w4a8_bias(packed, scale)
+    dense = weight.double() * scale.double().repeat_interleave(k // groups, dim=1)
+    expert_of_row = torch.repeat_interleave(torch.arange(experts), counts)
+    expected = torch.stack([row.double() @ dense[expert] for row, expert in zip(x, expert_of_row, strict=True)])
+    for result in each_thread_count(
+        lambda: anynpu.grouped_matmul_combine(x, packed, anynpu.pack_scale(scale), counts, torch.arange(m), bias)
+    ):
+        assert torch.equal(result.double(), expected)
+
+
 def test_another_bias_comes_through_literally(isa):
     weight, x, counts = int4(2, 64, 16), codes(4, 64).to(torch.int8), torch.tensor([1, 3])
     scale = torch.ones(2, 1, 16)

@@ -29,13 +29,14 @@ constexpr const CombineKernel* kKernels[] = {
 #undef ANYNPU_KERNEL
 };
 
-constexpr int64_t kCachedSums = 16384;
-constexpr int64_t kColumns = 128;  // of a task
+constexpr int64_t kCachedSums = 16384;  // of a task, if it is wider than kColumns
+constexpr int64_t kColumns = 128;       // of a task at least: whole cache lines of int4 weights
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
 constexpr int64_t kRowBytes = 16 << 20;  // of x packed at once
 constexpr int64_t kPieces = 1024;        // likewise
 constexpr int64_t kTaskWork = 1 << 18;   // products a thread; below it a second thread costs more than it gives
+constexpr int64_t kPackWork = 1 << 16;   // values of x a thread, likewise
 
 // What a thread works in.
 struct TaskMemory {
@@ -58,13 +59,13 @@ class Combine {
         kernel_(pick(kKernels)),
         own_product_(kernel_.multiply_int4 != nullptr && has_plain_int4(problem)),
         tile_rows_(own_product_ ? kernel_.tile_rows : int8_kernel().tile_rows),
-        packed_(problem, tile_rows_, problem.int4() && !own_product_) {
-    const int64_t rows = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
-    most_rows_ = std::min(rows, std::max(kPieceRows, kRowBytes / problem.k));
+        packed_(problem, tile_rows_, own_product_ ? kernel_.block_steps : 0, problem.int4() && !own_product_) {
+    rows_ = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
+    most_rows_ = std::min(rows_, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
-    const double work = static_cast<double>(rows) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
+    const double work = static_cast<double>(rows_) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
-    columns_ = task_columns(rows);
+    columns_ = task_columns();
     tasks_ = ceil_divide(problem.n, columns_);
     threads_ = std::min(threads_, tasks_);
   }
@@ -85,21 +86,17 @@ class Combine {
   }
 
   void run() {
-    for_each_task([&](int64_t column, int64_t columns, const TaskMemory&) {
-      for (int64_t row = 0; row < problem_.batch; ++row) std::fill_n(y(row, column), columns, 0.0f);
-    });
     int64_t expert = 0, row = 0;
-    while (cut_pieces(&expert, &row)) {
-      parallel_for(piece_count_, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) packed_.pack(pieces_[i]);
-      });
+    do {
+      const bool first = row == 0;
+      cut_pieces(&expert, &row);
+      pack_pieces();
       for_each_task([&](int64_t column, int64_t columns, const TaskMemory& memory) {
+        if (first) clear(column, columns);
         for (int64_t i = 0; i < piece_count_; ++i) add_piece(pieces_[i], column, columns, memory);
+        if (row == rows_ && present(args_.shared_input)) add_shared_input(column, columns);
       });
-    }
-    if (present(args_.shared_input)) {
-      for_each_task([&](int64_t column, int64_t columns, const TaskMemory&) { add_shared_input(column, columns); });
-    }
+    } while (row < rows_);
   }
 
  private:
@@ -111,12 +108,14 @@ class Combine {
            problem.group_size() % 32 == 0;
   }
 
-  // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches.
-  int64_t task_columns(int64_t rows) const {
-    const int64_t experts = std::max<int64_t>(1, std::min(problem_.experts, rows));
-    const int64_t cached = kCachedSums / std::max<int64_t>(1, rows / experts) / kPanelColumns * kPanelColumns;
+  // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches. As many
+  // tasks for each thread.
+  int64_t task_columns() const {
+    const int64_t experts = std::max<int64_t>(1, std::min(problem_.experts, rows_));
+    const int64_t cached = kCachedSums / std::max<int64_t>(1, rows_ / experts);
     const int64_t most = own_product_ ? std::max(kColumns, cached) : kColumns;
-    return std::min(most, round_up(ceil_divide(problem_.n, threads_), kPanelColumns));
+    const int64_t tasks = threads_ * ceil_divide(problem_.n, threads_ * most);
+    return round_up(ceil_divide(problem_.n, tasks), kColumns);
   }
 
   int64_t panel_bytes() const { return own_product_ ? 0 : columns_ * kSpan; }
@@ -128,6 +127,8 @@ class Combine {
     parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
         const TaskMemory memory = task_memory(thread);
+        std::fill_n(memory.sums, sums_, 0);  // and each group of k leaves zeros
+        std::fill_n(memory.column_sums, columns_, 0);
         for (int64_t i = tasks_ * thread / threads_; i < tasks_ * (thread + 1) / threads_; ++i) {
           task(i * columns_, std::min(columns_, problem_.n - i * columns_), memory);
         }
@@ -144,30 +145,38 @@ class Combine {
     return {panels, sums, values, column_sums, of_column, reinterpret_cast<float*>(of_column + columns_)};
   }
 
-  // Fills the table with the rows that come next; false when none are left.
-  bool cut_pieces(int64_t* expert, int64_t* row) {
-    piece_count_ = 0;
-    int64_t packed = 0, rows_left = most_rows_;
-    while (*expert < problem_.experts && piece_count_ < most_pieces_ && rows_left > 0) {
+  // Fills the table with the rows that come next.
+  void cut_pieces(int64_t* expert, int64_t* row) {
+    piece_count_ = packed_rows_ = 0;
+    const int64_t end = std::min(rows_, *row + most_rows_);
+    while (*row < end && piece_count_ < most_pieces_) {
       const int64_t left = group_ends_[*expert] - *row;
       if (left == 0) {
         ++*expert;
         continue;
       }
       const int64_t even = round_up(ceil_divide(left, ceil_divide(left, kPieceRows)), tile_rows_);
-      const int64_t rows = std::min({left, even, rows_left});
-      pieces_[piece_count_++] = {*expert, *row, rows, packed};
-      packed += rows + 1;
-      rows_left -= rows;
+      const int64_t rows = std::min({left, even, end - *row});
+      pieces_[piece_count_++] = {*expert, *row, rows, packed_rows_};
+      packed_rows_ += rows + 1;
       *row += rows;
     }
-    return piece_count_ > 0;
+  }
+
+  void pack_pieces() {
+    const int64_t values = packed_rows_ * problem_.k;
+    parallel_for(piece_count_, std::max<int64_t>(1, kPackWork * piece_count_ / std::max<int64_t>(1, values)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) packed_.pack(pieces_[i]);
+                 });
+  }
+
+  void clear(int64_t column, int64_t columns) const {
+    for (int64_t row = 0; row < problem_.batch; ++row) std::fill_n(y(row, column), columns, 0.0f);
   }
 
   void add_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
     start_values(piece, column, columns, memory.values);
-    std::fill_n(memory.sums, packed_.rows(piece) * columns_, 0);
-    std::fill_n(memory.column_sums, columns, 0);
     for (int64_t index = 0; index < problem_.scale_groups; ++index) {
       const ScaleGroup group = packed_.group(index);
       own_product_ ? multiply_int4(piece, group, column, columns, memory)
@@ -175,8 +184,9 @@ class Combine {
       load_scale(piece.expert * problem_.scale_groups + index, column, columns, memory.scale);
       take_column_sums(own_product_ ? memory.column_sums : memory.sums + piece.rows * columns_, columns,
                        memory.of_column);
-      kernel_.scale_group({memory.sums, memory.values, packed_.of_rows(piece, index), memory.of_column, memory.scale,
-                           piece.rows, columns, columns_});
+      const auto scale = own_product_ ? kernel_.scale_int4 : kernel_.scale_group;
+      scale({memory.sums, memory.values, packed_.of_rows(piece, index), memory.of_column, memory.scale, piece.rows,
+             columns, columns_});
     }
     for (int64_t i = 0; i < piece.rows; ++i) {
       const int64_t row = piece.row + i;
@@ -222,8 +232,7 @@ class Combine {
     const int64_t panel_bytes = nz ? weight.chunk_bytes : kPanelColumns / 2;
     const uint8_t* from = weight.data + column / kPanelColumns * panel_bytes + group.begin * weight.row_bytes;
     kernel_.multiply_int4({from, weight.row_bytes, panel_bytes, columns / kPanelColumns, group.steps(),
-                           packed_.tiles(piece), piece.rows, group.first_step, packed_.row_steps(), memory.sums,
-                           columns_, memory.column_sums});
+                           packed_.tiles(piece), piece.rows, group.first_step, memory.sums, memory.column_sums});
   }
 
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
@@ -276,8 +285,8 @@ class Combine {
   const bool own_product_;
   const int64_t tile_rows_;
   PackedRows packed_;
-  int64_t most_rows_, most_pieces_, threads_, columns_, tasks_;
-  int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0;
+  int64_t rows_, most_rows_, most_pieces_, threads_, columns_, tasks_;
+  int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0, packed_rows_ = 0;
   Piece* pieces_ = nullptr;
   uint8_t* thread_memory_ = nullptr;
 };

@@ -29,20 +29,20 @@ struct Int4Product {
   int64_t panel_bytes;  // between panels
   int64_t panels;
   int64_t steps;
-  const int32_t* x;  // at the first tile, as in Int8Product
+  const int32_t* x;  // [blocks of block_steps steps][tiles of tile_rows rows][steps][rows of the tile]
   int64_t rows;
   int64_t first_step;
-  int64_t row_steps;
-  int32_t* c;  // [rows][c_stride], added to
-  int64_t c_stride;
-  int32_t* column_sums;  // of q, added to
+  int32_t* c;            // [panels][rows][64], the columns of a panel in an order of the kernel, added to
+  int32_t* column_sums;  // [panels][64] of q, likewise
 };
 
 struct CombineKernel {
   Isa isa;
   // The height of its tiles, and the product with int4 weights; null: unpacking and the int8 product do.
   int64_t tile_rows;
+  int64_t block_steps;
   void (*multiply_int4)(const Int4Product& product);
+  void (*scale_int4)(const GroupSums& group);  // of these products
   void (*scale_group)(const GroupSums& group);
   // y += values * first * second.
   void (*add_row)(const float* values, float first, float second, int64_t count, float* y);

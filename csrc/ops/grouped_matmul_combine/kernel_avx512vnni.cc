@@ -4,6 +4,6 @@
 namespace anynpu {
 
 extern const CombineKernel combine_avx512vnni;
-const CombineKernel combine_avx512vnni = {Isa::avx512vnni, 0, nullptr, scale_group, add_row, add_shared};
+const CombineKernel combine_avx512vnni = {Isa::avx512vnni, 0, 0, nullptr, nullptr, scale_group, add_row, add_shared};
 
 }  // namespace anynpu

@@ -9,10 +9,28 @@ namespace {
 
 constexpr int64_t kPartK = 32;  // parts of a weight begin at multiples of this
 
-// The k of a group, four to a word, the words `height` apart; returns their sum.
-int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, int64_t height, int32_t* to) {
+// Where the words of a row go: `height` apart within a block of steps, of which `left` are left, and the blocks
+// block_words apart.
+struct RowWords {
+  int32_t* at;
+  int64_t height;
+  int64_t left;
+  int64_t block_steps;
+  int64_t block_words;
+
+  void put(const int8_t* values) {
+    std::memcpy(at, values, 4);
+    at += height;
+    if (--left > 0) return;
+    at += block_words - block_steps * height;
+    left = block_steps;
+  }
+};
+
+// The k of a group, four to a word; returns their sum.
+int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, RowWords to) {
   int32_t sum = 0;
-  for (int64_t k = group.first_k; k < group.end; k += 4, to += height) {
+  for (int64_t k = group.first_k; k < group.end; k += 4) {
     int8_t values[4] = {};
     if (stride == 1 && k >= group.begin && k + 4 <= group.end) {
       std::memcpy(values, from + k, 4);
@@ -20,7 +38,7 @@ int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, 
       const int64_t first = std::max<int64_t>(0, group.begin - k), last = std::min<int64_t>(4, group.end - k);
       for (int64_t i = first; i < last; ++i) values[i] = from[(k + i) * stride];
     }
-    std::memcpy(to, values, 4);
+    to.put(values);
     sum += values[0] + values[1] + values[2] + values[3];
   }
   return sum;
@@ -28,10 +46,11 @@ int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, 
 
 }  // namespace
 
-PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows, bool ones)
+PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows, int64_t block_steps, bool ones)
     : problem_(problem), tile_rows_(tile_rows), ones_(ones) {
   const ScaleGroup last = group(problem.scale_groups - 1);
   row_steps_ = last.first_step + last.steps();
+  block_steps_ = block_steps == 0 ? row_steps_ : block_steps;
 }
 
 ScaleGroup PackedRows::group(int64_t index) const {
@@ -60,11 +79,15 @@ void PackedRows::pack_row(const Piece& piece, int64_t row) {
   const bool ones = row == piece.rows;
   const int8_t* from = ones ? &kOne : static_cast<const int8_t*>(x.data) + (piece.row + row) * x.strides[0];
   const int64_t tile = row / tile_rows_ * tile_rows_, height = std::min(tile_rows_, rows(piece) - tile);
-  int32_t* to = packed_ + (piece.packed + tile) * row_steps_ + (row - tile);
+  const int64_t block_words = block_steps_ * rows(piece);
+  int32_t* first = packed_ + piece.packed * row_steps_ + tile * block_steps_ + (row - tile);
   int32_t total = 0;
   for (int64_t index = 0; index < problem_.scale_groups; ++index) {
     const ScaleGroup k = group(index);
-    const int32_t sum = pack_group(from, ones ? 0 : x.strides[1], k, height, to + k.first_step * height);
+    const int64_t block = k.first_step / block_steps_, step = k.first_step % block_steps_;
+    const RowWords to = {first + block * block_words + step * height, height, block_steps_ - step, block_steps_,
+                         block_words};
+    const int32_t sum = pack_group(from, ones ? 0 : x.strides[1], k, to);
     const int32_t correction = problem_.int4() ? 8 * sum - 64 * static_cast<int32_t>(k.end - k.begin) : 128 * sum;
     of_rows_[group_rows(piece, index) + row] = correction;
     total += sum;

@@ -27,7 +27,7 @@ struct ScaleGroup {
 class PackedRows {
  public:
   // With `ones`, a piece gets a last row of ones, whose products are the sums of the columns of the weight.
-  PackedRows(const CombineProblem& problem, int64_t tile_rows, bool ones);
+  PackedRows(const CombineProblem& problem, int64_t tile_rows, int64_t block_steps, bool ones);
   // What `rows` packed rows take.
   int64_t bytes(int64_t rows) const;
   void use(void* memory, int64_t rows);
@@ -50,6 +50,7 @@ class PackedRows {
 
   const CombineProblem& problem_;
   const int64_t tile_rows_;
+  int64_t block_steps_;
   const bool ones_;
   int64_t row_steps_;
   int32_t* packed_ = nullptr;
