@@ -80,7 +80,7 @@ def test_the_documented_bias_gives_the_plain_product(groups, isa):
     assert torch.equal(result.double(), expected)
 
 
-@pytest.mark.parametrize("n", [64, 128 * 7 + 64])
+@pytest.mark.parametrize("n", [64, 128 * 7 + 64, 128 * 9])
 @pytest.mark.parametrize("k, groups", [(32, 1), (352, 1), (192, 3)])
 def test_experts_of_few_and_many_rows(k, groups, n, isa, each_thread_count):
     """Rows of an expert meet every tile of a kernel, columns and k every panel; all floats are exact."""
@@ -198,18 +198,21 @@ def test_inputs_are_unchanged(isa):
         (2048, 64, 2, 4, "with int4 weights wants N = 7168, got 64"),
         (2048, 7168, 257, 4, r"wants E in \[1, 256\], got 257"),
         (2048, 7168, 2, 16385, "wants at most 16 .* rows of y, got 16385"),
+        (2048, 7168, 2, 4, r"wants M in \[1, .* = 131072\], got 131073"),
+        (2048, 7168, 2, 4, r"wants M in \[1, .* = 131072\], got 0"),
     ],
 )
 def test_strict_limits(k, n, experts, batch, text):
     def on_meta(*shape, dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    m = int(text.split(" ")[-1]) if "wants M" in text else 4
     arguments = (
-        on_meta(4, k, dtype=torch.int8),
+        on_meta(m, k, dtype=torch.int8),
         on_meta(experts, k, n // 8, dtype=torch.int32),
         on_meta(experts, 1, n, dtype=torch.int64),
         on_meta(experts, dtype=torch.int64),
-        on_meta(4, dtype=torch.int64),
+        on_meta(m, dtype=torch.int64),
     )
     assert torch.ops.anynpu.grouped_matmul_combine(*arguments, output_bs=batch).shape == (batch, n)
     with anynpu.strict("Ascend910B"), pytest.raises(ValueError, match=text):

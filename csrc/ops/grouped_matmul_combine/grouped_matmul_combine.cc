@@ -31,6 +31,8 @@ constexpr const CombineKernel* kKernels[] = {
 
 constexpr int64_t kCachedSums = 16384;  // of a task, if it is wider than kColumns
 constexpr int64_t kColumns = 128;       // of a task at least: whole cache lines of int4 weights
+constexpr int64_t kWideColumns = 1024;  // of a task of few rows that unpacks its weights
+constexpr int64_t kFewRows = 8;
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
 constexpr int64_t kRowBytes = 16 << 20;  // of x packed at once
@@ -57,7 +59,7 @@ class Combine {
         group_ends_(group_ends),
         row_index_(row_index),
         kernel_(pick(kKernels)),
-        own_product_(kernel_.multiply_int4 != nullptr && has_plain_int4(problem)),
+        own_product_(has_own_product(kernel_, problem)),
         tile_rows_(own_product_ ? kernel_.tile_rows : int8_kernel().tile_rows),
         packed_(problem, tile_rows_, own_product_ ? kernel_.block_steps : 0, problem.int4() && !own_product_) {
     rows_ = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
@@ -66,6 +68,7 @@ class Combine {
     const double work = static_cast<double>(rows_) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
     columns_ = task_columns();
+    span_ = std::max<int64_t>(32, kColumns * kSpan / columns_ / 32 * 32);
     tasks_ = ceil_divide(problem.n, columns_);
     threads_ = std::min(threads_, tasks_);
   }
@@ -100,25 +103,30 @@ class Combine {
   }
 
  private:
-  // Whole panels in rows of k, whole steps in a group.
-  static bool has_plain_int4(const CombineProblem& problem) {
+  // Whole panels in rows of k, whole blocks in a group.
+  static bool has_own_product(const CombineKernel& kernel, const CombineProblem& problem) {
+    if (kernel.multiply_int4 == nullptr || !problem.int4()) return false;
     const WeightSource& weight = problem.weight.source;
-    const bool panels = weight.chunk_bytes == 0 || weight.chunk == kPanelColumns;
-    return problem.int4() && weight.order == WeightOrder::rows_of_k && panels && problem.n % kPanelColumns == 0 &&
-           problem.group_size() % 32 == 0;
+    const bool panels = weight.chunk_bytes == 0 || weight.chunk == kernel.panel_columns;
+    return weight.order == WeightOrder::rows_of_k && panels && problem.n % kernel.panel_columns == 0 &&
+           problem.group_size() % (4 * kernel.block_steps) == 0;
   }
 
-  // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches. As many
-  // tasks for each thread.
+  // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches, or with
+  // few rows the panels. As many tasks for each thread.
   int64_t task_columns() const {
     const int64_t experts = std::max<int64_t>(1, std::min(problem_.experts, rows_));
-    const int64_t cached = kCachedSums / std::max<int64_t>(1, rows_ / experts);
-    const int64_t most = own_product_ ? std::max(kColumns, cached) : kColumns;
+    const int64_t rows = std::max<int64_t>(1, rows_ / experts);
+    const WeightSource& weight = problem_.weight.source;
+    const bool long_runs = weight.order == WeightOrder::rows_of_k && weight.chunk_bytes == 0;
+    int64_t most = kColumns;
+    if (own_product_) most = std::max(kColumns, kCachedSums / rows);
+    if (!own_product_ && long_runs && rows <= kFewRows) most = kWideColumns;
     const int64_t tasks = threads_ * ceil_divide(problem_.n, threads_ * most);
     return round_up(ceil_divide(problem_.n, tasks), kColumns);
   }
 
-  int64_t panel_bytes() const { return own_product_ ? 0 : columns_ * kSpan; }
+  int64_t panel_bytes() const { return own_product_ ? 0 : columns_ * span_; }
 
   float* y(int64_t row, int64_t column) const { return static_cast<float*>(args_.y.data) + row * problem_.n + column; }
 
@@ -228,17 +236,16 @@ class Combine {
   void multiply_int4(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
                      const TaskMemory& memory) const {
     const WeightSource weight = expert_weight(piece);
-    const bool nz = weight.chunk == kPanelColumns;
-    const int64_t panel_bytes = nz ? weight.chunk_bytes : kPanelColumns / 2;
-    const uint8_t* from = weight.data + column / kPanelColumns * panel_bytes + group.begin * weight.row_bytes;
-    kernel_.multiply_int4({from, weight.row_bytes, panel_bytes, columns / kPanelColumns, group.steps(),
-                           packed_.tiles(piece), piece.rows, group.first_step, memory.sums, memory.column_sums});
+    const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
+    const uint8_t* from = weight.data + column / panel * panel_bytes + group.begin * weight.row_bytes;
+    kernel_.multiply_int4({from, weight.row_bytes, panel_bytes, columns / panel, group.steps(), packed_.tiles(piece),
+                           piece.rows, group.first_step, memory.sums, memory.column_sums});
   }
 
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
                 const TaskMemory& memory) const {
-    for (int64_t k = group.first_k; k < group.end; k += kSpan) {
-      const WeightPart part = {k, std::min(kSpan, group.end - k), column, columns};
+    for (int64_t k = group.first_k; k < group.end; k += span_) {
+      const WeightPart part = {k, std::min(span_, group.end - k), column, columns};
       gemm_kernel().unpack(expert_weight(piece), part, memory.panels);
       const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (k - group.first_k) / 4;
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
@@ -285,7 +292,7 @@ class Combine {
   const bool own_product_;
   const int64_t tile_rows_;
   PackedRows packed_;
-  int64_t rows_, most_rows_, most_pieces_, threads_, columns_, tasks_;
+  int64_t rows_, most_rows_, most_pieces_, threads_, columns_, span_, tasks_;
   int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0, packed_rows_ = 0;
   Piece* pieces_ = nullptr;
   uint8_t* thread_memory_ = nullptr;

@@ -24,7 +24,7 @@ struct GroupSums {
 // The products of packed rows of x with int4 weights that lie in rows of k, bytes q = w + 8, over `steps` steps of four
 // k.
 struct Int4Product {
-  const uint8_t* weight;  // the first panel of 64 columns: rows of 32 bytes, row_bytes apart
+  const uint8_t* weight;  // the first panel of panel_columns columns: rows of half as many bytes, row_bytes apart
   int64_t row_bytes;
   int64_t panel_bytes;  // between panels
   int64_t panels;
@@ -32,13 +32,14 @@ struct Int4Product {
   const int32_t* x;  // [blocks of block_steps steps][tiles of tile_rows rows][steps][rows of the tile]
   int64_t rows;
   int64_t first_step;
-  int32_t* c;            // [panels][rows][64], the columns of a panel in an order of the kernel, added to
-  int32_t* column_sums;  // [panels][64] of q, likewise
+  int32_t* c;            // [panels][rows][panel_columns], the columns of a panel in an order of the kernel, added to
+  int32_t* column_sums;  // [panels][panel_columns] of q, likewise
 };
 
 struct CombineKernel {
   Isa isa;
-  // The height of its tiles, and the product with int4 weights; null: unpacking and the int8 product do.
+  // Of the product with int4 weights; null: unpacking and the int8 product do.
+  int64_t panel_columns;
   int64_t tile_rows;
   int64_t block_steps;
   void (*multiply_int4)(const Int4Product& product);
