@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantised mixtures of experts against the float blocks of transformers that they are made of."""
+"""Quantised mixtures of experts against the float blocks of transformers, and against what their codes stand for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from expert_bounds import expert_and_bound
+from expert_bounds import expert_and_bound, quantised_expert_and_bound
 
 import anynpu
 from anynpu.nn import QuantLinear, QuantMoE
@@ -50,6 +50,7 @@ BLOCKS = {
 }  # fmt: skip
 CONFIGS = {"W8A8": anynpu.W8A8(), "W4A8": anynpu.W4A8(group_size=32), "W4A8 by channel": anynpu.W4A8(group_size=0)}
 BFLOAT16 = 2.0**-8
+ROUTER = 2.0**-20  # relative error of a float32 router's weights
 
 
 def block_of(name):
@@ -66,24 +67,41 @@ def tokens(*shape):
     return torch.randn(*shape, 64, generator=torch.Generator().manual_seed(7))
 
 
-def block_and_bound(block, x, config):
-    """The float64 result of a block, and how far its quantised layer may be from it."""
+def block_and_bound(block, x, config, expert):
+    """What a block makes of tokens [T, 64] in float64, and how far its quantised layer may be from it.
+
+    ``expert(x, config, gate_up, down)`` gives that of one expert. The routers compute in float32.
+    """
     wide = copy.deepcopy(block).double()
-    x = x.reshape(-1, 64).double()
-    expected = wide(x.unsqueeze(0)).squeeze(0).reshape(-1, 64)
-    _, weights, chosen = wide.gate(x)
-    bound = torch.zeros_like(expected)
+    expected, bound = torch.zeros_like(x, dtype=torch.float64), torch.zeros_like(x, dtype=torch.float64)
+    _, weights, chosen = wide.gate(x.double())
     for row, experts in enumerate(chosen.tolist()):
-        for weight, expert in zip(weights[row], experts, strict=True):
-            own = block.experts.gate_up_proj[expert], block.experts.down_proj[expert]
-            y, error = expert_and_bound(x[row : row + 1], config, *own)
-            bound[row] += weight.abs() * (error + 2.0**-20 * y.abs())[0]
+        for weight, index in zip(weights[row], experts, strict=True):
+            own = block.experts.gate_up_proj[index], block.experts.down_proj[index]
+            y, error = expert(x[row : row + 1], config, *own)
+            expected[row] += weight * y[0]
+            bound[row] += weight.abs() * (error + ROUTER * y.abs())[0]
     shared = getattr(block, "shared_experts", None) or getattr(block, "shared_expert", None)
     if shared is not None:
         gate_up = torch.cat([shared.gate_proj.weight, shared.up_proj.weight])
-        y, error = expert_and_bound(x, config, gate_up, shared.down_proj.weight)
-        bound += error + BFLOAT16 * (y.abs() + error)  # a sigmoid of its own weighs it by less than 1
+        y, error = expert(x, config, gate_up, shared.down_proj.weight)
+        gate = wide.shared_expert_gate(x.double()).sigmoid() if hasattr(wide, "shared_expert_gate") else 1
+        expected += gate * y
+        bound += error + (ROUTER + BFLOAT16) * (y.abs() + error)  # the gate is less than 1
     return expected, bound
+
+
+def float_expert_and_bound(x, *arguments):
+    return expert_and_bound(x.double(), *arguments)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@torch.no_grad()
+def test_the_bounds_are_those_of_the_block(name):
+    block, x = block_of(name), tokens(10)
+    expected, _ = block_and_bound(block, x, CONFIGS["W8A8"], float_expert_and_bound)
+    whole = copy.deepcopy(block).double()(x.double().unsqueeze(0)).reshape(10, 64)
+    torch.testing.assert_close(expected, whole, rtol=1e-6, atol=1e-6)  # some routers stay in float32
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -91,13 +109,21 @@ def block_and_bound(block, x, config):
 @torch.no_grad()
 def test_is_as_close_to_the_float_block_as_its_codes_allow(name, config, isa):
     block, x = block_of(name), tokens(2, 5)
-    expected, bound = block_and_bound(block, x, config)
     y = moe_layer(block, config)(x)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
-    off = (y.reshape(-1, 64).double() - expected).abs()
-    assert (off <= bound).all()
-    # The bound adds magnitudes; errors are as good as random, so that the whole is much nearer.
-    assert off.norm() / expected.norm() <= (0.03 if config.bits == 8 else 0.3)
+    expected, bound = block_and_bound(block, x.reshape(10, 64), config, float_expert_and_bound)
+    assert ((y.reshape(10, 64) - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("name", BLOCKS)
+@torch.no_grad()
+def test_computes_what_its_codes_stand_for(name, config, isa):
+    block, x = block_of(name), tokens(10)
+    expected, bound = block_and_bound(block, x, config, quantised_expert_and_bound)
+    assert ((moe_layer(block, config)(x) - expected).abs() <= bound).all()
+    of_floats, _ = block_and_bound(block, x, config, float_expert_and_bound)
+    assert ((of_floats - expected).abs() > bound).any()  # the bound tells codes from the floats that they replace
 
 
 @pytest.mark.parametrize("name", BLOCKS)
