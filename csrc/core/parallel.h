@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace anynpu {
@@ -30,6 +31,18 @@ void parallel_for(int64_t count, int64_t grain, const Function& fn) {
     const int64_t end = count * (index + 1) / used;
     if (begin < end) fn(begin, end);
   }
+}
+
+// Calls fn(task, thread) for every task; each of `threads` threads takes the next one when it is done, so that a thread
+// that the machine disturbs does less.
+template <typename Function>
+void parallel_tasks(int64_t threads, int64_t tasks, const Function& fn) {
+  std::atomic<int64_t> next{0};
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) fn(task, thread);
+    }
+  });
 }
 
 }  // namespace anynpu

@@ -8,6 +8,7 @@
 #include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "ops/quant_matmul/int8_direct.h"
 #include "ops/quant_matmul/int8_kernel.h"
 
 namespace anynpu {
@@ -111,16 +112,10 @@ class Gemm {
   }
 
   void multiply(int64_t first, int64_t rows) {
-    const int64_t tasks = column_tasks_ * ceil_divide(rows, part_rows_);
-    const int64_t slices = std::min(threads_, tasks);
-    parallel_for(slices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t slice = begin; slice < end; ++slice) {
-        for (int64_t task = tasks * slice / slices; task < tasks * (slice + 1) / slices; ++task) {
-          const int64_t row = task / column_tasks_ * part_rows_;
-          multiply_block(first, row, std::min(part_rows_, rows - row), task % column_tasks_ * columns_,
-                         thread_memory_ + slice * thread_bytes_);
-        }
-      }
+    parallel_tasks(threads_, column_tasks_ * ceil_divide(rows, part_rows_), [&](int64_t task, int64_t thread) {
+      const int64_t row = task / column_tasks_ * part_rows_;
+      multiply_block(first, row, std::min(part_rows_, rows - row), task % column_tasks_ * columns_,
+                     thread_memory_ + thread * thread_bytes_);
     });
   }
 
@@ -142,18 +137,9 @@ class Gemm {
         kernel_.multiply(product);
       }
     }
-    for (int64_t i = 0; i < rows; ++i) store_row(first + row + i, compensation_[row + i], sums + i * columns_, column, columns);
-  }
-
-  void store_row(int64_t row, int32_t compensation, const int32_t* sums, int64_t column, int64_t columns) const {
-    const auto at = [&](auto* of_columns) { return of_columns == nullptr ? nullptr : of_columns + column; };
-    const int64_t bytes = dtype_bits(problem_.y_dtype) / 8;
-    const float* row_scale = problem_.row_scale == nullptr
-                                 ? nullptr
-                                 : problem_.row_scale + row % problem_.row_scale_count * problem_.row_scale_stride;
-    kernel_.store({sums, compensation, columns, problem_.y_dtype,
-                   static_cast<uint8_t*>(problem_.y) + (row * problem_.n + column) * bytes, at(problem_.scale),
-                   at(problem_.bias), at(problem_.float_bias), at(problem_.offset), row_scale});
+    for (int64_t i = 0; i < rows; ++i) {
+      store_int8_row(problem_, first + row + i, compensation_[row + i], sums + i * columns_, column, columns);
+    }
   }
 
   const Int8Problem& problem_;
@@ -179,7 +165,19 @@ int64_t row_elements(const anynpu_tensor& tensor, int64_t row) {
   return elements;
 }
 
+void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensation, const int32_t* sums, int64_t column,
+                    int64_t columns) {
+  const auto at = [&](auto* of_columns) { return of_columns == nullptr ? nullptr : of_columns + column; };
+  const int64_t bytes = dtype_bits(problem.y_dtype) / 8;
+  const float* row_scale =
+      problem.row_scale == nullptr ? nullptr : problem.row_scale + row % problem.row_scale_count * problem.row_scale_stride;
+  int8_kernel().store({sums, compensation, columns, problem.y_dtype,
+                       static_cast<uint8_t*>(problem.y) + (row * problem.n + column) * bytes, at(problem.scale),
+                       at(problem.bias), at(problem.float_bias), at(problem.offset), row_scale});
+}
+
 int32_t run_int8_gemm(const char* op, const Int8Problem& problem, const PanelSource& weight) {
+  if (prefers_direct(problem, weight)) return run_int8_direct(op, problem, *weight.plain());
   Gemm gemm(problem, weight);
   if (!gemm.allocate()) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the packed x", op);
   return gemm.run() ? ANYNPU_OK : ANYNPU_BAD_VALUE;

@@ -19,6 +19,8 @@ class PanelSource {
   virtual bool fill(const WeightPart& part, uint8_t* panels) const = 0;
   // Columns of a part where few rows of x leave it to the memory, a multiple of 128.
   virtual int64_t wide() const { return 128; }
+  // The weight as it lies in memory, or null.
+  virtual const WeightSource* plain() const { return nullptr; }
 };
 
 struct Int8Problem {
@@ -41,6 +43,10 @@ struct Int8Problem {
 
 // ANYNPU_BAD_VALUE without a sentence when the weight is damaged; y may then be partly written.
 int32_t run_int8_gemm(const char* op, const Int8Problem& problem, const PanelSource& weight);
+
+// Finishes columns [column, column + columns) of row `row` of y. The sums are those of x * w plus `compensation`.
+void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensation, const int32_t* sums, int64_t column,
+                    int64_t columns);
 
 // Elements from the data of `tensor` to row `row`, counted through all axes but the last.
 int64_t row_elements(const anynpu_tensor& tensor, int64_t row);

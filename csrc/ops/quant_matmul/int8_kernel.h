@@ -5,8 +5,12 @@
 #include <cstdint>
 
 #include "core/cpu.h"
+#include "gemm/gemm.h"
 
 namespace anynpu {
+
+constexpr int64_t kDirectRows = 8;  // so few rows of x leave a product to the memory
+constexpr int64_t kDirectK = 32;    // to a multiple of which they are padded
 
 // One panel of the canonical form of gemm/gemm.h, bytes w + 128, times the packed rows [0, rows) of x. Rows come in tiles of
 // `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps][r rows] of four int8.
@@ -18,6 +22,21 @@ struct Int8Product {
   int64_t first_step;  // of the panel in the rows of x
   int64_t steps;
   int64_t row_steps;
+  int64_t c_stride;
+};
+
+// Rows of x times a part of weights as they lie: int8, not packed32, and FRACTAL_NZ only as rows of k. Of x there are
+// at most kDirectRows rows; beyond its k they hold zeros up to a multiple of kDirectK.
+struct Int8Direct {
+  const WeightSource* weight;
+  int64_t k;  // a multiple of kDirectK
+  int64_t k_count;
+  int64_t n;
+  int64_t n_count;
+  const int8_t* x;  // [rows][x_stride]
+  int64_t x_stride;
+  int64_t rows;
+  int32_t* c;  // [rows][c_stride], in whole panels of which the columns beyond n_count are undefined
   int64_t c_stride;
 };
 
@@ -39,6 +58,7 @@ struct Int8Kernel {
   Isa isa;
   int64_t tile_rows;
   void (*multiply)(const Int8Product& product);
+  void (*direct)(const Int8Direct& product);  // null where panels are as fast
   void (*store)(const Int8Output& output);
 };
 

@@ -3,6 +3,7 @@
 #include "simd/vec_avx2.h"
 
 #include "gemm/gemm.h"
+#include "ops/quant_matmul/direct_avx2.inc"
 #include "ops/quant_matmul/store.inc"
 
 namespace anynpu {
@@ -23,18 +24,9 @@ void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float
   scale_exactly_one_by_one(sums + i, scale + i, count - i, values + i);
 }
 
-inline __m256i load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-
 // Four k of eight columns -> words of k 0 and 2, and of k 1 and 3.
 inline __m256i even_words(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
 inline __m256i odd_words(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
-
-// sum += the products of two words a lane. GCC 12 spills the accumulators of the intrinsics; the operand tied here stays where
-// it is.
-inline void add_products(__m256i& sum, __m256i x, __m256i weights) {
-  __m256i product;
-  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(x), "x"(weights));
-}
 
 template <int kRows, int kVecs>
 inline void add_to(const __m256i (&sums)[kRows][kVecs], int64_t c_stride, int32_t* c) {
@@ -149,6 +141,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, multiply, store};
+const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, multiply, direct, store};
 
 }  // namespace anynpu

@@ -71,6 +71,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, nullptr, store};
 
 }  // namespace anynpu

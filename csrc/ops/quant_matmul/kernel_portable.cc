@@ -34,6 +34,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_portable;
-const Int8Kernel int8_portable = {Isa::portable, kTileRows, multiply, store};
+const Int8Kernel int8_portable = {Isa::portable, kTileRows, multiply, nullptr, store};
 
 }  // namespace anynpu

@@ -181,6 +181,7 @@ class PlainWeight final : public PanelSource {
     gemm_kernel().unpack(source_, part, panels);
     return true;
   }
+  const WeightSource* plain() const override { return &source_; }
   // Long runs of rows of k, which lie pages apart.
   int64_t wide() const override {
     return source_.order == WeightOrder::rows_of_k && source_.chunk_bytes == 0 ? 1024 : 128;
