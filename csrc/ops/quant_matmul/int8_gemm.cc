@@ -27,7 +27,7 @@ constexpr const Int8Kernel* kKernels[] = {
 
 constexpr int64_t kRowsAtOnce = 528;    // rows of x packed at once: whole tiles of every tier, and more than 512
 constexpr int64_t kColumns = 128;       // of a task
-constexpr int64_t kFewRows = 8;         // so few are bound by memory
+constexpr int64_t kSums = 1 << 16;      // of a task that may be wider
 constexpr int64_t kRowPart = 12;        // rows of a task are a multiple of this, whole tiles of every tier
 constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
@@ -41,11 +41,9 @@ class Gemm {
     chunk_rows_ = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowPart));
     const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
-    columns_ = kColumns;
-    if (chunk_rows_ <= kFewRows) {
-      columns_ = std::min(weight_.wide(), round_up(ceil_divide(problem.n, threads_), kColumns));
-      span_ = kColumns * kSpan / columns_ / 32 * 32;
-    }
+    const int64_t cached = kSums / chunk_rows_ / kColumns * kColumns;
+    columns_ = std::max(kColumns, std::min({weight_.wide(), cached, round_up(ceil_divide(problem.n, threads_), kColumns)}));
+    span_ = kColumns * kSpan / columns_ / 32 * 32;
     column_tasks_ = ceil_divide(problem.n, columns_);
     // With few columns the rows are split too: then every part decodes or unpacks the same weights once more.
     const int64_t parts = column_tasks_ >= threads_ ? 1 : ceil_divide(threads_, column_tasks_);
@@ -119,6 +117,29 @@ class Gemm {
     });
   }
 
+  // The share of a panel of the weights that are unpacked next: most likely those, where threads take turns.
+  Int8Ahead ahead(WeightPart part, int64_t panel, int64_t columns) const {
+    const WeightSource* weight = weight_.plain();
+    part.k += part.k_count;
+    if (part.k >= problem_.k) {
+      part.k = 0;
+      part.n += threads_ * columns_;
+    }
+    if (weight == nullptr || part.n >= problem_.n) return {};
+    part.k_count = std::min(span_, problem_.k - part.k);
+    part.n_count = std::min(columns_, problem_.n - part.n);
+    const bool along_n = weight->order == WeightOrder::rows_of_k;
+    const int64_t row = along_n ? part.k : part.n, rows = along_n ? part.k_count : part.n_count;
+    const int64_t element = along_n ? part.n : part.k, elements = along_n ? part.n_count : part.k_count;
+    const uint8_t* at = weight->data + element / weight->chunk * weight->chunk_bytes + row * weight->row_bytes +
+                        element % weight->chunk;
+    const bool plain = weight->chunk_bytes == 0;
+    const int64_t apart = plain ? weight->row_bytes : weight->chunk_bytes;
+    const int64_t runs = plain ? rows : ceil_divide(elements, weight->chunk);
+    const int64_t first = runs * panel / columns, last = runs * std::min(panel + kPanelColumns, columns) / columns;
+    return {at + first * apart, apart, plain ? elements : rows * weight->row_bytes, last - first};
+  }
+
   void multiply_block(int64_t first, int64_t row, int64_t rows, int64_t column, uint8_t* memory) {
     const int64_t columns = std::min(columns_, problem_.n - column);
     uint8_t* panels = memory;
@@ -133,7 +154,7 @@ class Gemm {
       const int64_t steps = ceil_divide(part.k_count, 4);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
         const Int8Product product = {panels + panel * steps * 4, packed_ + row * row_steps_, sums + panel, rows, k / 4,
-                                     steps, row_steps_, columns_};
+                                     steps, row_steps_, columns_, ahead(part, panel, columns)};
         kernel_.multiply(product);
       }
     }

@@ -12,6 +12,14 @@ namespace anynpu {
 constexpr int64_t kDirectRows = 8;  // so few rows of x leave a product to the memory
 constexpr int64_t kDirectK = 32;    // to a multiple of which they are padded
 
+// Runs of bytes, `apart` bytes from one to the next, that the next products will need: fetched while one goes on.
+struct Int8Ahead {
+  const uint8_t* at;  // or null
+  int64_t apart;
+  int64_t run_bytes;
+  int64_t runs;
+};
+
 // One panel of the canonical form of gemm/gemm.h, bytes w + 128, times the packed rows [0, rows) of x. Rows come in tiles of
 // `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps][r rows] of four int8.
 struct Int8Product {
@@ -23,6 +31,7 @@ struct Int8Product {
   int64_t steps;
   int64_t row_steps;
   int64_t c_stride;
+  Int8Ahead ahead = {};
 };
 
 // Rows of x times a part of weights as they lie: int8, not packed32, and FRACTAL_NZ only as rows of k. Of x there are

@@ -118,12 +118,13 @@ void tile_columns(const uint8_t* words, int64_t steps, const TileWords& x, int64
 }
 
 template <int kRows>
-void tile(int rows, const Int8Product& product, const uint8_t* words, const int32_t* x, int32_t* c) {
+void tile(int rows, const Int8Product& product, const uint8_t* words, const int32_t* x, int32_t* c, Fetch* fetch) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile<kRows - 1>(rows, product, words, x, c);
+    if (rows < kRows) return tile<kRows - 1>(rows, product, words, x, c, fetch);
   }
   const TileWords values(x, product.steps * kRows);
   for (int64_t column = 0; column < 64; column += kTileColumns, words += product.steps * kWordStep) {
+    fetch->some();
     tile_columns<kRows>(words, product.steps, values, product.c_stride, c + column);
   }
 }
@@ -133,8 +134,9 @@ void multiply(const Int8Product& product) {
   if (product.rows == 2) return few_rows<2>(product);
   alignas(32) uint8_t words[kMostSteps * 4 * kWordStep];
   to_words(product.panel, product.steps, words);
+  Fetch fetch(product.ahead, (product.rows + kTileRows - 1) / kTileRows * (64 / kTileColumns));
   for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) {
-    tile<kTileRows>(rows, product, words, x, c);
+    tile<kTileRows>(rows, product, words, x, c, &fetch);
   });
 }
 

@@ -65,7 +65,11 @@ void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c) {
 }
 
 void multiply(const Int8Product& product) {
-  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) { tile<kTileRows>(rows, product, x, c); });
+  Fetch fetch(product.ahead, (product.rows + kTileRows - 1) / kTileRows);
+  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) {
+    fetch.some();
+    tile<kTileRows>(rows, product, x, c);
+  });
 }
 
 }  // namespace

@@ -184,7 +184,7 @@ class PlainWeight final : public PanelSource {
   const WeightSource* plain() const override { return &source_; }
   // Long runs of rows of k, which lie pages apart.
   int64_t wide() const override {
-    return source_.order == WeightOrder::rows_of_k && source_.chunk_bytes == 0 ? 1024 : 128;
+    return source_.order == WeightOrder::rows_of_k && source_.chunk_bytes == 0 ? 512 : 128;
   }
 
  private:
