@@ -10,6 +10,7 @@ from typing import Any
 import compressed_matmul
 import kv_cache
 import moe
+import moe_tokens
 import quant_matmul
 import torch
 from measure import Variant, copies_for
@@ -94,6 +95,8 @@ CASES = {
     "kv_cache_attention": Case(kv_cache.attention_problems, kv_cache.attention_variants, ("read", "fp32")),
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
     "grouped_matmul_combine": Case(moe.problems, moe.variants, ("read", "int4")),
+    "moe_init_routing": Case(moe_tokens.routing_problems, moe_tokens.routing_variants, ("read",)),
+    "dequant_swiglu_quant": Case(moe_tokens.activation_problems, moe_tokens.activation_variants, ("read",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),
     "quant_matmul": Case(quant_matmul.problems, quant_matmul.variants, ("read", "int8")),
 }

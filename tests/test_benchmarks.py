@@ -95,6 +95,18 @@ def test_every_variant_of_grouped_matmul_combine_is_correct(modules, group_size)
     assert rows[0]["giga_operations_per_second"] * rows[0]["microseconds"] == pytest.approx(2 * 3 * 2 * 64 * 128 / 1e3)
 
 
+@pytest.mark.parametrize("operator", ["moe_init_routing", "dequant_swiglu_quant"])
+def test_every_variant_of_the_tokens_operators_is_correct(modules, operator):
+    tokens = importlib.import_module("moe_tokens")
+    problem = tokens.RoutingProblem(5, 64, 8, 2) if operator == "moe_init_routing" else tokens.ActivationProblem(6, 32)
+    case, peers = modules["cases"].CASES[operator], getattr(modules["peers"].torch_moe, operator)
+    variants = [*case.variants(problem), *peers(problem)]
+    comparison = modules["measure"].compare(variants, case.limits, threads=1, rounds=3)
+    rows = modules["report"].rows(operator, problem, comparison)
+    assert [row["variant"] for row in rows] == ["anynpu", "torch eager"]
+    assert all(hasattr(problem, "name") for problem in case.problems(False))
+
+
 @pytest.fixture
 def pretended_gpu(modules, monkeypatch):
     """The driver for GPUs on tensors of the CPU: calls are made one by one instead of replaying a graph of them."""

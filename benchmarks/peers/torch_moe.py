@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experts of a mixture in plain PyTorch: a loop over them, with the weights dequantised or as torch's int4."""
+"""A mixture of experts in plain PyTorch: a loop over them, with the weights dequantised or as torch's int4."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import torch
 from measure import Variant
 from moe import MoeProblem
+from moe_tokens import activation_peers as dequant_swiglu_quant
+from moe_tokens import routing_peers as moe_init_routing
+
+__all__ = ["NAME", "dequant_swiglu_quant", "grouped_matmul_combine", "moe_init_routing", "unavailable"]
 
 NAME = "torch experts"
 
