@@ -141,6 +141,18 @@ def test_commands_on_a_folder_resume(source, tmp_path):
     assert packed.stat().st_mtime_ns != before
 
 
+def test_output_to_a_pipe_is_whole_and_errors_name_the_file_once(tmp_path):
+    name = "model.layers.10.a_rather_long_name_of_a_block.another_long_name.down_proj.weight"
+    source, packed = tmp_path / "model.safetensors", tmp_path / "packed.safetensors"
+    save_file({name: tensors()["head"]}, source)
+    for command in (("compress", source, packed), ("inspect", packed)):
+        result = run(*command)
+        assert name in result.stdout and "1 weight, 15 values" in result.stdout
+        assert "\n\n" not in result.output
+    refused = run("inspect", source)
+    assert refused.output.count(str(source)) == 1
+
+
 def test_inspect_verifies(source, tmp_path):
     packed = tmp_path / "packed.safetensors"
     assert run("compress", source, packed).exit_code == 0

@@ -7,14 +7,13 @@ import dataclasses
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
+from anynpu.cli import consoles
 from anynpu.cli.errors import fail
 from anynpu.formats.compressed import decompress_weight, entropy_bits
 from anynpu.formats.compressed_files import (
@@ -52,18 +51,25 @@ def _tensor_count(file: Path) -> int:
         return len(opened.keys())
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+def _fail(file: Path, error: Exception) -> NoReturn:
+    text = str(error)
+    fail(text if str(file) in text else f"{file}: {text}")
 
 
-def _table(summaries: list[Summary]) -> Table:
-    table = Table("weight", "shape", "scale", "bits", "entropy", "ratio", "ms")
+def _table(summaries: list[Summary], timed: bool) -> Table:
+    table = Table()
+    table.add_column("weight", overflow="fold")
+    for name in ("shape", "scale", "bits", "entropy", "ratio", *(["ms"] if timed else [])):
+        table.add_column(name)
     for row in summaries:
-        bound = f"{row.entropy:.3f}"
-        cells = (f"{row.bits:.3f}", bound, f"{row.ratio:.3f}", f"{1e3 * row.seconds:.1f}")
+        cells = [f"{row.bits:.3f}", f"{row.entropy:.3f}", f"{row.ratio:.3f}"]
+        cells += [f"{1e3 * row.seconds:.1f}"] if timed else []
         table.add_row(row.name, f"{row.shape[0]} x {row.shape[1]}", row.granularity, *cells)
     return table
+
+
+def _count(weights: int) -> str:
+    return f"{weights} weight" if weights == 1 else f"{weights} weights"
 
 
 def _total(summaries: list[Summary]) -> str:
@@ -74,7 +80,7 @@ def _total(summaries: list[Summary]) -> str:
     bound = sum(row.shape[0] * row.shape[1] * row.entropy for row in summaries) / values
     scale = ", ".join(sorted({row.granularity for row in summaries}))
     return (
-        f"{len(summaries)} weights, {values} values, {bits:.3f} bits each (order-0 entropy {bound:.3f}; scale: {scale})"
+        f"{_count(len(summaries))}, {values} values, {bits:.3f} bits each (order-0 entropy {bound:.3f}; scale: {scale})"
     )
 
 
@@ -87,7 +93,7 @@ def compress(
     force: Annotated[bool, typer.Option("--force", help="Also where OUT is up to date.")] = False,
 ) -> None:
     """Compress the int8 weights of safetensors files without loss. A run that was stopped goes on where it was."""
-    console = Console(highlight=False)
+    console = consoles.output()
     option = None if quantize is None else quantize.value
     summaries: list[Summary] = []
     written = 0
@@ -96,16 +102,16 @@ def compress(
             if not force and is_up_to_date(file, output, option):
                 console.print(f"{output} is up to date", markup=False)
                 continue
-            with _progress() as bar:
+            with consoles.progress() as bar:
                 task = bar.add_task(file.name, total=_tensor_count(file))
                 made = compress_file(file, output, option, lambda name, bar=bar, task=task: bar.advance(task))
             prefix = "" if source.is_file() else f"{file.relative_to(source)}: "
             summaries += [dataclasses.replace(row, name=prefix + row.name) for row in made]
             written += 1
         except (ValueError, SafetensorError) as error:
-            fail(f"{file}: {error}")
+            _fail(file, error)
     if written:
-        console.print(_table(summaries))
+        console.print(_table(summaries, timed=True))
         console.print(_total(summaries), markup=False)
 
 
@@ -113,12 +119,12 @@ def decompress(source: Source, target: Target) -> None:
     """Restore what ``anynpu compress`` compressed, bit for bit."""
     for file, output in _files(source, target):
         try:
-            with _progress() as bar:
+            with consoles.progress() as bar:
                 task = bar.add_task(file.name, total=None)
                 count = decompress_file(file, output, lambda name, bar=bar, task=task: bar.advance(task))
         except (ValueError, SafetensorError) as error:
-            fail(f"{file}: {error}")
-        print(f"{output}: {count} weights")
+            _fail(file, error)
+        print(f"{output}: {_count(count)}")
 
 
 def inspect(
@@ -132,11 +138,11 @@ def inspect(
             bound = entropy_bits(decompress_weight(weight))
             rows.append(Summary(name, (weight.n, weight.k), granularity, weight.bits_per_weight, bound, 0.0))
     except (ValueError, SafetensorError) as error:
-        fail(f"{source}: {error}")
+        _fail(source, error)
     if as_json:
         fields = ("name", "shape", "granularity", "bits", "entropy")
         print(json.dumps([{field: getattr(row, field) for field in fields} for row in rows], indent=2))
         return
-    console = Console(highlight=False)
-    console.print(_table(rows))
+    console = consoles.output()
+    console.print(_table(rows, timed=False))
     console.print(f"{_total(rows)}; all blocks are sound", markup=False)

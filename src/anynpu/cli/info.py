@@ -7,10 +7,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from anynpu import environment
+from anynpu.cli import consoles
 
 
 def _tier_line(tier: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    console = Console(highlight=False, markup=False)
+    console = consoles.output()
     console.print(_table(facts))
     for warning in facts["warnings"]:
-        console.print(f"warning: {warning}", style="yellow")
+        console.print(f"warning: {warning}", style="yellow", markup=False)

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from anynpu import selftest as checks
 from anynpu._register import operators
+from anynpu.cli import consoles
 from anynpu.cli.errors import USAGE, fail
 
 
@@ -51,10 +51,10 @@ def selftest(
     names = operator or []
     if unknown := [name for name in names if name not in operators]:
         fail(f"no operator {unknown[0]!r}; there are {', '.join(sorted(operators))}", USAGE)
-    console = Console()
+    console = consoles.output()
     refused = checks.refused_tiers()
     results = []
-    with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
+    with consoles.progress() as progress:
         task = progress.add_task("checking", total=None)
         for result in checks.run(names):
             results.append(result)
