@@ -177,13 +177,15 @@ class Routing {
   int32_t run() {
     ends_.reset(new (std::nothrow) int64_t[shape_.experts + 1]());
     order_.reset(new (std::nothrow) int32_t[shape_.slots()]);
-    sources_.reset(new (std::nothrow) int32_t[shape_.rows]);
-    if (!ends_ || !order_ || !sources_) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
+    rows_.reset(new (std::nothrow) int32_t[shape_.slots()]);
+    if (!ends_ || !order_ || !rows_) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
     count();
     write_tokens();
     sort();
     args_.drop_pad_mode == 1 ? place_padded() : place();
-    copy_rows();
+    parallel_for(shape_.tokens, rows_a_thread(shape_.chosen), [&](int64_t begin, int64_t end) {
+      for (int64_t token = begin; token < end; ++token) copy_token(token);
+    });
     return ANYNPU_OK;
   }
 
@@ -231,56 +233,67 @@ class Routing {
 
   void place() {
     auto* index = static_cast<int32_t*>(args_.expanded_row_idx.data);
-    if (args_.row_idx_type == 1) {
-      std::copy_n(order_.get(), shape_.slots(), index);
-    } else {
-      std::fill_n(index, shape_.slots(), -1);
-      for (int64_t i = 0; i < routed_; ++i) index[order_[i]] = static_cast<int32_t>(i);
-    }
-    for (int64_t row = 0; row < shape_.rows; ++row) sources_[row] = row < routed_ ? order_[row] : -1;
+    std::fill_n(rows_.get(), shape_.slots(), -1);
+    for (int64_t i = 0; i < routed_; ++i) rows_[order_[i]] = static_cast<int32_t>(i);
+    std::copy_n(args_.row_idx_type == 1 ? order_.get() : rows_.get(), shape_.slots(), index);
+    for (int64_t i = shape_.rows; i < routed_; ++i) rows_[order_[i]] = -1;
+    clear_rows(std::min(routed_, shape_.rows), shape_.rows);
   }
 
   void place_padded() {
-    auto* index = static_cast<int32_t*>(args_.expanded_row_idx.data);
     const int64_t capacity = args_.expanded_x.shape[1];
-    std::fill_n(index, shape_.slots(), -1);
-    std::fill_n(sources_.get(), shape_.rows, -1);
+    std::fill_n(rows_.get(), shape_.slots(), -1);
     for (int64_t e = 0, at = 0; e < shape_.experts; at = ends_[e++]) {
-      for (int64_t place = 0; place < std::min(capacity, ends_[e] - at); ++place) {
-        const int64_t row = e * capacity + place;
-        sources_[row] = order_[at + place];
-        index[order_[at + place]] = static_cast<int32_t>(row);
+      const int64_t kept = std::min(capacity, ends_[e] - at);
+      for (int64_t i = 0; i < kept; ++i) rows_[order_[at + i]] = static_cast<int32_t>(e * capacity + i);
+      clear_rows(e * capacity + kept, (e + 1) * capacity);
+    }
+    std::copy_n(rows_.get(), shape_.slots(), static_cast<int32_t*>(args_.expanded_row_idx.data));
+  }
+
+  // So that a thread has some work.
+  int64_t rows_a_thread(int64_t rows_a_step) const {
+    return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.width * rows_a_step));
+  }
+
+  int64_t row_bytes() const { return shape_.width * dtype_bits(args_.expanded_x.dtype) / 8; }
+  uint8_t* row_of_x(int64_t row) const { return static_cast<uint8_t*>(args_.expanded_x.data) + row * row_bytes(); }
+  float& scale_of_row(int64_t row) const { return static_cast<float*>(args_.expanded_scale.data)[row]; }
+
+  void clear_rows(int64_t first, int64_t last) const {
+    parallel_for(last - first, rows_a_thread(1), [&](int64_t begin, int64_t end) {
+      std::memset(row_of_x(first + begin), 0, static_cast<size_t>((end - begin) * row_bytes()));
+      std::fill_n(&scale_of_row(first + begin), end - begin, 0.0f);
+    });
+  }
+
+  // The rows of a token are alike unless each expert has smooth scales of its own.
+  void copy_token(int64_t token) const {
+    const bool alike = args_.quant_mode != kDynamic || !present(args_.scale) || args_.scale.shape[0] == 1;
+    int64_t made = -1;
+    for (int64_t slot = token * shape_.chosen; slot < (token + 1) * shape_.chosen; ++slot) {
+      const int64_t row = rows_[slot];
+      if (row < 0) continue;
+      if (made >= 0 && alike) {
+        std::memcpy(row_of_x(row), row_of_x(made), static_cast<size_t>(row_bytes()));
+        scale_of_row(row) = scale_of_row(made);
+      } else {
+        scale_of_row(row) = make_row(token, ids_[slot], row_of_x(row));
+        made = row;
       }
     }
   }
 
-  void copy_rows() const {
-    parallel_for(shape_.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.width)), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) copy_row(row);
-    });
-  }
-
-  void copy_row(int64_t row) const {
-    const int64_t x_bytes = shape_.width * dtype_bits(args_.x.dtype) / 8;
-    const int64_t y_bytes = shape_.width * dtype_bits(args_.expanded_x.dtype) / 8;
-    auto* y = static_cast<uint8_t*>(args_.expanded_x.data) + row * y_bytes;
-    float& row_scale = static_cast<float*>(args_.expanded_scale.data)[row];
-    row_scale = 0.0f;
-    const int32_t slot = sources_[row];
-    if (slot < 0) {
-      std::memset(y, 0, static_cast<size_t>(y_bytes));
-      return;
-    }
-    const int64_t token = slot / shape_.chosen;
-    const auto* x = static_cast<const uint8_t*>(args_.x.data) + token * x_bytes;
-    if (args_.quant_mode == kNone) {
-      std::memcpy(y, x, static_cast<size_t>(y_bytes));
-      if (present(args_.scale)) row_scale = static_cast<const float*>(args_.scale.data)[token];
-    } else if (args_.quant_mode == kStatic) {
+  // Writes the row of a token for an expert and returns its scale.
+  float make_row(int64_t token, int32_t id, uint8_t* y) const {
+    const auto* x = static_cast<const uint8_t*>(args_.x.data) + token * shape_.width * dtype_bits(args_.x.dtype) / 8;
+    if (args_.quant_mode == kDynamic) return quantize_dynamically(x, smooth_scales(id), reinterpret_cast<int8_t*>(y));
+    if (args_.quant_mode == kStatic) {
       quantize(x, reinterpret_cast<int8_t*>(y));
-    } else {
-      row_scale = quantize_dynamically(x, smooth_scales(ids_[slot]), reinterpret_cast<int8_t*>(y));
+      return 0.0f;
     }
+    std::memcpy(y, x, static_cast<size_t>(row_bytes()));
+    return present(args_.scale) ? static_cast<const float*>(args_.scale.data)[token] : 0.0f;
   }
 
   void quantize(const uint8_t* x, int8_t* y) const {
@@ -330,7 +343,7 @@ class Routing {
   int64_t routed_ = 0;  // slots of experts in the range
   Buffer<int64_t> ends_;
   Buffer<int32_t> order_;
-  Buffer<int32_t> sources_;  // the slot whose token each row of expanded_x holds, or -1
+  Buffer<int32_t> rows_;  // the row of expanded_x that each slot's token goes to, or -1
 };
 
 }  // namespace
