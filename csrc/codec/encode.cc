@@ -227,47 +227,24 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {
   }
 }
 
-constexpr uint64_t kBias = 0x8080808080808080u;
-
-// The four k of a step that exist, a byte each.
-uint32_t read_step(const int8_t* from, int64_t stride, int64_t count) {
-  uint32_t word = 0;
-  for (int64_t i = 0; i < count; ++i) word |= uint32_t{static_cast<uint8_t>(from[i * stride])} << (8 * i);
-  return word;
-}
-
-// Two neighbouring columns whose k are neighbours too, two steps at a time.
-void gather_two_columns(const int8_t* first, const int8_t* second, int64_t steps, uint8_t* to) {
-  for (int64_t step = 0; step < steps; step += 2, to += 2 * 4 * kPanelColumns) {
-    uint64_t one, two;
-    std::memcpy(&one, first + 4 * step, sizeof(one));
-    std::memcpy(&two, second + 4 * step, sizeof(two));
-    const uint64_t early = ((one & 0xffffffffu) | two << 32) ^ kBias, late = (one >> 32 | (two >> 32 << 32)) ^ kBias;
-    std::memcpy(to, &early, sizeof(early));
-    std::memcpy(to + 4 * kPanelColumns, &late, sizeof(late));
-  }
-}
-
-void gather_column(const int8_t* from, int64_t stride, int64_t k_count, uint8_t* to) {
-  for (int64_t k = 0; k < k_count; k += 4, from += 4 * stride, to += 4 * kPanelColumns) {
-    const uint32_t word = read_step(from, stride, std::min<int64_t>(4, k_count - k)) ^ static_cast<uint32_t>(kBias);
-    std::memcpy(to, &word, sizeof(word));
+// Values k and later of a column, and zeros up to a whole step.
+void tile_column(const int8_t* row, int64_t k_stride, int64_t column, int64_t k, const BlockShape& shape, uint8_t* panel) {
+  for (; k < 4 * shape.steps(); ++k) {
+    const int value = k < shape.k_count ? row[k * k_stride] : 0;
+    panel[(k / 4 * kPanelColumns + column) * 4 + k % 4] = static_cast<uint8_t>(value + 128);
   }
 }
 
 // [panels][steps][64 columns][4 k] of value + 128; beyond the matrix 0 + 128.
-void gather(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
-  const bool pairs = matrix.k_stride == 1 && shape.k_count % 8 == 0;
-  for (int64_t column = 0; column < kPanelColumns * shape.panels(); ++column) {
-    uint8_t* to = values + column / kPanelColumns * shape.panel_values() + column % kPanelColumns * 4;
-    const int8_t* from = matrix.data + (shape.n + column) * matrix.n_stride + shape.k * matrix.k_stride;
-    if (column >= shape.n_count) {
-      for (int64_t step = 0; step < shape.steps(); ++step) std::memset(to + step * 4 * kPanelColumns, 0x80, 4);
-    } else if (pairs && column % 2 == 0 && column + 1 < shape.n_count) {
-      gather_two_columns(from, from + matrix.n_stride, shape.steps(), to);
-      ++column;
-    } else {
-      gather_column(from, matrix.k_stride, shape.k_count, to);
+void tile(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
+  for (int64_t n = 0; n < shape.n_count; n += kPanelColumns, values += shape.panel_values()) {
+    const int8_t* rows = matrix.data + (shape.n + n) * matrix.n_stride + shape.k * matrix.k_stride;
+    const int64_t columns = std::min(kPanelColumns, shape.n_count - n), whole = columns / kTile * kTile;
+    const int64_t steps = matrix.k_stride == 1 ? shape.k_count / 4 / kTile * kTile : 0;
+    if (columns < kPanelColumns) std::memset(values, 0x80, static_cast<size_t>(shape.panel_values()));
+    kernel().tile(rows, matrix.n_stride, whole, steps, values);
+    for (int64_t column = 0; column < columns; ++column) {
+      tile_column(rows + column * matrix.n_stride, matrix.k_stride, column, column < whole ? 4 * steps : 0, shape, values);
     }
   }
 }
@@ -426,7 +403,7 @@ Entry Encoder::encode_block(const Matrix& matrix, int64_t block, uint8_t* payloa
   const BlockShape shape = block_shape(matrix.geometry, block);
   const int64_t count = shape.values();
   Work& work = *work_;
-  gather(matrix, shape, work.values);
+  tile(matrix, shape, work.values);
   Histogram groups[kColumnGroups], total;
   count_values(matrix, shape, groups, total);
   Kind kind = Kind::coded;

@@ -11,6 +11,7 @@ constexpr int64_t kBlockN = 128;         // columns of a block
 constexpr int64_t kPanelColumns = 64;    // columns of a panel
 constexpr int64_t kPiece = 64;           // values that kernels handle at a time
 constexpr int64_t kPanelPieces = 4;      // of one step of k: 64 columns of 4 k
+constexpr int64_t kTile = 8;               // columns and steps that kernels move at a time
 constexpr int64_t kMaxBlockValues = kBlockK * kBlockN;
 constexpr int64_t kEntryBytes = 8;       // of the index, for each block
 constexpr int64_t kClasses = 16;

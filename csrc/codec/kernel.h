@@ -33,6 +33,10 @@ struct Kernel {
                  uint8_t* nibbles, BitSink* sink);
   // bytes[i] = map[bytes[i]]; all of them are below `size`, count is a multiple of 64.
   void (*permute)(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes);
+  // Rows n of W[n][k], `stride` bytes apart, to columns of a panel, value + 128; `columns` and `steps` are multiples of kTile.
+  void (*tile)(const int8_t* rows, int64_t stride, int64_t columns, int64_t steps, uint8_t* panel);
+  // The inverse.
+  void (*untile)(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride);
   // The hash of docs/formats.md of `count` bytes, a multiple of 8.
   uint32_t (*checksum)(const uint8_t* bytes, int64_t count, uint32_t seed);
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/checksum.inc"
 #include "codec/shrink_bmi2.inc"
+#include "codec/tile_avx2.inc"
 
 namespace anynpu::codec {
 namespace {
@@ -141,6 +142,6 @@ inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_avx2;
-const Kernel codec_avx2 = {Isa::avx2, expand, shrink, permute, checksum};
+const Kernel codec_avx2 = {Isa::avx2, expand, shrink, permute, tile, untile, checksum};
 
 }  // namespace anynpu::codec

@@ -80,6 +80,6 @@ void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vbmi;
-const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, shrink, permute, checksum};
+const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, shrink, permute, tile, untile, checksum};
 
 }  // namespace anynpu::codec

@@ -79,6 +79,32 @@ void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
   for (int64_t i = 0; i < count; ++i) bytes[i] = map[bytes[i]];
 }
 
+constexpr uint32_t kBias = 0x80808080u;
+
+void tile(const int8_t* rows, int64_t stride, int64_t columns, int64_t steps, uint8_t* panel) {
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t column = 0; column < columns; ++column, panel += 4) {
+      uint32_t word;
+      memcpy(&word, rows + column * stride + 4 * step, sizeof(word));
+      word ^= kBias;
+      memcpy(panel, &word, sizeof(word));
+    }
+    panel += 4 * (kPanelColumns - columns);
+  }
+}
+
+void untile(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride) {
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t column = 0; column < columns; ++column, panel += 4) {
+      uint32_t word;
+      memcpy(&word, panel, sizeof(word));
+      word ^= kBias;
+      memcpy(rows + column * stride + 4 * step, &word, sizeof(word));
+    }
+    panel += 4 * (kPanelColumns - columns);
+  }
+}
+
 void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
   for (int64_t piece = 0; piece < pieces; ++piece, bytes += 4 * kHashLanes) {
     uint32_t words[kHashLanes];
@@ -90,6 +116,6 @@ void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, shrink, permute, checksum};
+const Kernel codec_portable = {Isa::portable, expand, shrink, permute, tile, untile, checksum};
 
 }  // namespace anynpu::codec

@@ -103,26 +103,23 @@ int32_t check_decompress(const anynpu_weight_decompress_args& args) {
   return codec::check_stream(op, geometry, args.stream, args.index);
 }
 
-constexpr uint64_t kBias = 0x8080808080808080u;
-
-// The steps of one column, two at a time where k allows; their words lie a row of the panel apart.
-void scatter_column(const uint8_t* from, int64_t k_count, int8_t* to) {
-  constexpr int64_t kStepBytes = 4 * codec::kPanelColumns;
-  int64_t k = 0;
-  for (; k + 8 <= k_count; k += 8, from += 2 * kStepBytes) {
-    uint32_t early, late;
-    std::memcpy(&early, from, sizeof(early));
-    std::memcpy(&late, from + kStepBytes, sizeof(late));
-    const uint64_t values = (early | uint64_t{late} << 32) ^ kBias;
-    std::memcpy(to + k, &values, sizeof(values));
+// Values k and later of a column of a panel.
+void untile_column(const uint8_t* panel, int64_t column, int64_t k, int64_t k_count, int8_t* row) {
+  for (; k < k_count; ++k) {
+    row[k] = static_cast<int8_t>(panel[(k / 4 * codec::kPanelColumns + column) * 4 + k % 4] ^ 0x80);
   }
-  for (int64_t i = 0; k + i < k_count; ++i) to[k + i] = static_cast<int8_t>(from[i / 4 * kStepBytes + i % 4] ^ 0x80);
 }
 
-void scatter(const uint8_t* values, const codec::BlockShape& shape, int64_t k, int8_t* weight) {
-  for (int64_t n = 0; n < shape.n_count; ++n) {
-    const uint8_t* column = values + n / codec::kPanelColumns * shape.panel_values() + n % codec::kPanelColumns * 4;
-    scatter_column(column, shape.k_count, weight + (shape.n + n) * k + shape.k);
+// The values of a block to their places in the weight (n, k).
+void untile(const uint8_t* values, const codec::BlockShape& shape, int64_t k, int8_t* weight) {
+  const int64_t steps = shape.k_count / 4 / codec::kTile * codec::kTile;
+  for (int64_t n = 0; n < shape.n_count; n += codec::kPanelColumns, values += shape.panel_values()) {
+    int8_t* rows = weight + (shape.n + n) * k + shape.k;
+    const int64_t columns = std::min(codec::kPanelColumns, shape.n_count - n), whole = columns / codec::kTile * codec::kTile;
+    codec::kernel().untile(values, whole, steps, rows, k);
+    for (int64_t column = 0; column < columns; ++column) {
+      untile_column(values, column, column < whole ? 4 * steps : 0, shape.k_count, rows + column * k);
+    }
   }
 }
 
@@ -138,7 +135,7 @@ int32_t decompress(const anynpu_weight_decompress_args& args) {
     alignas(64) uint8_t values[codec::kMaxBlockValues];
     for (int64_t block = begin; block < end; ++block) {
       if (codec::decode_block(stream, block, values) == nullptr) {
-        scatter(values, codec::block_shape(stream.geometry, block), stream.geometry.k, static_cast<int8_t*>(args.weight.data));
+        untile(values, codec::block_shape(stream.geometry, block), stream.geometry.k, static_cast<int8_t*>(args.weight.data));
         continue;
       }
       int64_t first = bad.load();
