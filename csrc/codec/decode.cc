@@ -21,6 +21,7 @@ constexpr const Kernel* kKernels[] = {
 constexpr const char* kBitsMissing = "its bits run out";
 constexpr const char* kBitsLeft = "bits are left over";
 constexpr const char* kBadTable = "a table holds a bit count above 7";
+constexpr const char* kBadMask = "a table holds a mask that is none";
 
 // A coded payload, taken apart. Levels count from 1, the values.
 struct Coded {
@@ -28,22 +29,28 @@ struct Coded {
   bool folded;
   int tables_log2;
   const uint8_t* value_tables;
-  const uint8_t* level_tables;  // order and table of levels 2, 3, ...
+  bool boxes[kMaxLevels + 1];              // of levels above 1: boxes or ranks
+  const uint8_t* level_tables[kMaxLevels + 1];
   BitSource extras[kMaxLevels + 1];
   const uint8_t* nibbles;  // of the last level
 };
 
-const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, Coded* coded) {
+const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, uint8_t mark, Coded* coded) {
   if (bytes < kHeaderBytes) return "its header is cut off";
   coded->levels = payload[0];
   coded->folded = payload[1] != 0;
   coded->tables_log2 = payload[2];
-  if (!levels_fit(values, coded->levels) || payload[1] > 1 || coded->tables_log2 > kMaxTablesLog2 || payload[3] != 0) {
+  if (!levels_fit(values, coded->levels) || payload[1] > 1 || coded->tables_log2 > kMaxTablesLog2 ||
+      payload[3] >> (mark == kMark1 ? 0 : coded->levels - 1) != 0) {
     return "its header names no known coding";
   }
   coded->value_tables = payload + kHeaderBytes;
-  coded->level_tables = coded->value_tables + (kTableBytes << coded->tables_log2);
-  int64_t at = coded->level_tables - payload + (coded->levels - 1) * kLevelBytes;
+  int64_t at = kHeaderBytes + (kTableBytes << coded->tables_log2);
+  for (int level = 2; level <= coded->levels; ++level) {
+    coded->boxes[level] = (payload[3] >> (level - 2) & 1) != 0;
+    coded->level_tables[level] = payload + at;
+    at += coded->boxes[level] ? kBoxesBytes : kRanksBytes;
+  }
   for (int level = coded->levels; level >= 1; --level) {
     const int64_t extras_bytes = payload[2 + 2 * level] | payload[3 + 2 * level] << 8;
     coded->extras[level] = {payload + at, extras_bytes, 0};
@@ -57,8 +64,9 @@ const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, Coded* 
 bool read_bits(const uint8_t* from, Table* table) {
   bool valid = true;
   for (int i = 0; i < kClasses; ++i) {
-    table->bits[i] = from[i / 2] >> (i % 2 * 4) & 15;
-    valid = valid && table->bits[i] <= kMaxClassBits;
+    const int bits = from[i / 2] >> (i % 2 * 4) & 15;
+    valid = valid && bits <= kMaxClassBits;
+    table->mask[i] = mask_of_bits(bits);
   }
   return valid;
 }
@@ -70,17 +78,35 @@ bool read_table(const uint8_t* from, Table* table) {
 
 bool all_read(const BitSource& extras) { return (extras.position + 7) / 8 == extras.bytes; }
 
-// The class nibbles of the level below `level`: each decoded byte is a rank, each rank stands for two nibbles.
+bool read_boxes(const uint8_t* from, Table* table) {
+  std::memcpy(table, from, sizeof(*table));
+  bool valid = true;
+  for (const uint8_t mask : table->mask) {
+    const int low = mask & 15, high = mask >> 4;
+    valid = valid && (low & (low + 1)) == 0 && (high & (high + 1)) == 0 && mask != 255;
+  }
+  return valid;
+}
+
+// The class nibbles of the level below `level`, whose codes are two of them or their rank.
 const char* decode_nibbles(Coded* coded, int level, const uint8_t* nibbles, int64_t count, uint8_t* out) {
-  const uint8_t* order = coded->level_tables + (level - 2) * kLevelBytes;
+  const uint8_t* from = coded->level_tables[level];
+  const bool boxes = coded->boxes[level];
   Table table;
-  if (!read_bits(order + kClasses, &table)) return kBadTable;
-  const int64_t ranks = set_rank_bases(&table);
+  int64_t ranks = 0;
+  if (boxes) {
+    if (!read_boxes(from, &table)) return kBadMask;
+  } else {
+    if (!read_bits(from + kClasses, &table)) return kBadTable;
+    ranks = set_rank_bases(&table);
+  }
   const LaneTable lanes = lane_table({&table, &table, &table, &table});
-  if (!kernel().expand(nibbles, count, &lanes, true, false, &coded->extras[level], out)) return kBitsMissing;
+  const Codes codes = boxes ? Codes::nibbles : Codes::values;
+  if (!kernel().expand(nibbles, count, &lanes, true, codes, &coded->extras[level], out)) return kBitsMissing;
   if (!all_read(coded->extras[level])) return kBitsLeft;
+  if (boxes) return nullptr;
   uint8_t map[256];
-  if (!rank_map(order, map)) return "an order holds a weight above 127";
+  if (!rank_map(from, map)) return "an order holds a weight above 127";
   kernel().permute(map, ranks, count, out);
   return nullptr;
 }
@@ -101,14 +127,15 @@ const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* 
       }
       lanes[piece] = lane_table(of_lane);
     }
-    if (!kernel().expand(nibbles, count, lanes, one_table, coded->folded, &coded->extras[1], out)) return kBitsMissing;
+    const Codes codes = coded->folded ? Codes::folded : Codes::values;
+    if (!kernel().expand(nibbles, count, lanes, one_table, codes, &coded->extras[1], out)) return kBitsMissing;
   }
   return all_read(coded->extras[1]) ? nullptr : kBitsLeft;
 }
 
-const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t* out) {
+const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t mark, uint8_t* out) {
   Coded coded;
-  if (const char* error = parse(payload, bytes, shape.values(), &coded)) return error;
+  if (const char* error = parse(payload, bytes, shape.values(), mark, &coded)) return error;
   alignas(64) uint8_t buffers[2][kMaxBlockValues / 2];
   const uint8_t* nibbles = coded.nibbles;
   for (int level = coded.levels; level >= 2; --level) {
@@ -120,7 +147,7 @@ const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape
 }
 
 const char* check_entry(const Entry& entry, int64_t values) {
-  if (entry.mark != kMark) return "has no mark of this format";
+  if (entry.mark != kMark && entry.mark != kMark1) return "has no mark of this format";
   const int64_t bytes = 8 * int64_t{entry.words};
   switch (static_cast<Kind>(entry.kind)) {
     case Kind::raw: return bytes == values ? nullptr : "has a wrong length";
@@ -146,7 +173,7 @@ Entry read_entry(const uint8_t* index, int64_t block) {
 }
 
 uint32_t block_seed(const Geometry& geometry, int64_t block, uint8_t kind) {
-  uint64_t seed = kMark;
+  uint64_t seed = kMark1;
   for (const int64_t part : {geometry.k, geometry.n, block, int64_t{kind}}) {
     seed = (seed ^ static_cast<uint64_t>(part)) * 0x9e3779b97f4a7c15u;
     seed ^= seed >> 32;
@@ -158,26 +185,44 @@ LaneTable lane_table(const Table* const (&tables)[4]) {
   LaneTable lanes;
   for (int lane = 0; lane < 4; ++lane) {
     std::memcpy(lanes.base + lane * kClasses, tables[lane]->base, kClasses);
-    for (int i = 0; i < kClasses; ++i) lanes.mask[lane * kClasses + i] = static_cast<uint8_t>((1 << tables[lane]->bits[i]) - 1);
+    std::memcpy(lanes.mask + lane * kClasses, tables[lane]->mask, kClasses);
   }
   return lanes;
 }
 
 int64_t set_rank_bases(Table* table) {
   int64_t base = 0;
-  for (int i = 0; i < kClasses; base += 1 << table->bits[i++]) table->base[i] = static_cast<uint8_t>(base);
+  for (int i = 0; i < kClasses; base += table->mask[i++] + 1) table->base[i] = static_cast<uint8_t>(base);
   return std::min<int64_t>(base, 256);
 }
 
 bool rank_map(const uint8_t* order, uint8_t* map) {
   constexpr int kSums = 2 * kMaxOrderWeight + 1;
+  constexpr int kParts = 4;  // counted apart and filled in turn: equal sums would wait for each other
+  constexpr int kPart = 256 / kParts;
   for (int i = 0; i < kClasses; ++i) {
     if (order[i] > kMaxOrderWeight) return false;
   }
-  int first[kSums + 1] = {};
-  for (int pair = 0; pair < 256; ++pair) ++first[order[pair & 15] + order[pair >> 4] + 1];
-  for (int sum = 0; sum < kSums; ++sum) first[sum + 1] += first[sum];
-  for (int pair = 0; pair < 256; ++pair) map[first[order[pair & 15] + order[pair >> 4]]++] = static_cast<uint8_t>(pair);
+  uint8_t sums[256];
+  uint16_t next[kSums][kParts] = {};
+  for (int pair = 0; pair < 256; ++pair) sums[pair] = static_cast<uint8_t>(order[pair & 15] + order[pair >> 4]);
+  for (int i = 0; i < kPart; ++i) {
+    for (int part = 0; part < kParts; ++part) ++next[sums[part * kPart + i]][part];
+  }
+  uint16_t before = 0;
+  for (auto& of_sum : next) {
+    for (uint16_t& place : of_sum) {
+      const uint16_t count = place;
+      place = before;
+      before = static_cast<uint16_t>(before + count);
+    }
+  }
+  for (int i = 0; i < kPart; ++i) {
+    for (int part = 0; part < kParts; ++part) {
+      const int pair = part * kPart + i;
+      map[next[sums[pair]][part]++] = static_cast<uint8_t>(pair);
+    }
+  }
   return true;
 }
 
@@ -208,7 +253,7 @@ const char* decode_block(const Stream& stream, int64_t block, uint8_t* values) {
   switch (static_cast<Kind>(entry.kind)) {
     case Kind::raw: std::memcpy(values, payload, static_cast<size_t>(bytes)); return nullptr;
     case Kind::constant: std::memset(values, payload[0], static_cast<size_t>(shape.values())); return nullptr;
-    case Kind::coded: return decode_coded(payload, bytes, shape, values);
+    case Kind::coded: return decode_coded(payload, bytes, shape, entry.mark, values);
   }
   return "it has no known kind";
 }

@@ -23,7 +23,10 @@ LaneTable lane_table(const Table* const (&tables)[4]);
 // Which of 2^tables_log2 tables serves 4 of the 128 columns of a block.
 inline int64_t table_of_lane(int64_t lane, int tables_log2) { return lane >> (kMaxTablesLog2 - tables_log2); }
 
-// Ranks have no gaps, so that the bit counts alone say where a class begins. Returns how many ranks there are.
+// The lowest bits of a number of bits.
+inline uint8_t mask_of_bits(int bits) { return static_cast<uint8_t>((1 << bits) - 1); }
+
+// Ranks have no gaps, so that the masks alone say where a class begins. Returns how many ranks there are.
 int64_t set_rank_bases(Table* table);
 
 // rank -> byte of two class nibbles, by ascending sum of the weights of both, then by the byte. False for a bad weight.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The compressed int8 format "c8" version 1 of docs/formats.md. No STL: the kernel units include this too.
+// The compressed int8 format "c8" of docs/formats.md, versions 1 and 2. No STL: the kernel units include this too.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,11 @@ constexpr int kMaxLevels = 6;
 constexpr int kMaxTablesLog2 = 5;        // a table for 4 of 128 columns
 constexpr int64_t kHeaderBytes = 16;     // of a coded payload
 constexpr int64_t kTableBytes = 24;      // of level 1: 16 bases, 16 nibbles of bit counts
-constexpr int64_t kLevelBytes = 24;      // of a further level: 16 weights of its order, 16 nibbles of bit counts
+constexpr int64_t kRanksBytes = 24;      // of a further level of ranks: 16 weights of its order, 16 nibbles of bit counts
+constexpr int64_t kBoxesBytes = 32;      // of a further level of boxes: 16 bases, 16 masks
 constexpr int kMaxOrderWeight = 127;
-constexpr uint8_t kMark = 0xc8;          // of version 1
+constexpr uint8_t kMark1 = 0xc8;         // of version 1, which has no boxes
+constexpr uint8_t kMark = 0xc9;          // of version 2
 
 enum class Kind : uint8_t { raw = 0, constant = 1, coded = 2 };
 
@@ -35,23 +37,32 @@ struct Entry {
 };
 static_assert(sizeof(Entry) == kEntryBytes);
 
-// A value of class c is base[c] plus the next bits[c] bits of the stream.
+// A code of class c is base[c] plus the next bits of the stream, put where mask[c] has ones, the first one lowest. The ones of
+// each half of a mask are its lowest bits.
 struct Table {
   uint8_t base[kClasses];
-  uint8_t bits[kClasses];
+  uint8_t mask[kClasses];
 };
+
+// What codes stand for: value + 128, folded values (0, -1, 1, -2, ...), or two class nibbles of the level below.
+enum class Codes { values, folded, nibbles };
 
 // The tables of 64 neighbouring values, one for each 16, as byte shuffles want them.
 struct LaneTable {
   alignas(64) uint8_t base[kPiece];
-  uint8_t mask[kPiece];  // (1 << bits) - 1
+  uint8_t mask[kPiece];
 };
 
-// The same for encoding: the class of a code is how many of the later classes begin at it or before.
+// The ranges of codes that are classes: the range of a code is how many of the later ones begin at it or before.
 struct CutTable {
-  LaneTable lanes;
-  int8_t below[kClasses][kPiece];  // code - 128 of the last code before class c, or 127 where class c is unused
-  int32_t classes;                 // that any of the tables uses
+  int8_t below[kClasses][kPiece];  // code - 128 of the last code before range c, or 127 where range c is unused
+  alignas(64) uint8_t class_of[kPiece];  // by range
+  int32_t ranges;                        // that any of the tables uses
+};
+
+// Costs of covering codes with 1 to 16 ranges.
+struct alignas(64) RangeCosts {
+  int32_t of[kClasses];
 };
 
 // Shape of the compressed matrix, W.T of shape (k, n), and of its blocks. Block b covers k block b % k_blocks.

@@ -24,15 +24,21 @@ struct BitSink {
 struct Kernel {
   Isa isa;
   // Reads count / 2 bytes of class nibbles (count a multiple of 64), all of them with tables[0] or piece i with
-  // tables[i % 4], and writes the values; folded ones (0, -1, 1, -2, ...) are unfolded to value + 128. Returns zero when the
-  // extra bits run out.
-  int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, bool folded,
+  // tables[i % 4], and writes what they stand for; folded values as value + 128. Returns zero when the extra bits run out.
+  int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                     BitSource* extras, uint8_t* out);
-  // The inverse: every value must belong to a class.
-  void (*shrink)(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded,
-                 uint8_t* nibbles, BitSink* sink);
+  // The inverse in two steps: codes, folded or as they are, with their classes; every one must belong to a range.
+  void (*classify)(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded, uint8_t* codes,
+                   uint8_t* classes);
+  // Class nibbles, and extra bits to the sink.
+  void (*pack)(const uint8_t* codes, const uint8_t* classes, int64_t count, const LaneTable* tables, bool one_table,
+               uint8_t* nibbles, BitSink* sink);
   // bytes[i] = map[bytes[i]]; all of them are below `size`, count is a multiple of 64.
   void (*permute)(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes);
+  // One range more, in `count` ways: each of costs[ends[i]] becomes at most that of one range less in `from`, which is `none`
+  // for no range, and extra[i].
+  void (*add_range)(const RangeCosts& from, int32_t none, const int32_t* ends, const int32_t* extra, int32_t count,
+                    RangeCosts* costs);
   // Rows n of W[n][k], `stride` bytes apart, to columns of a panel, value + 128; `columns` and `steps` are multiples of kTile.
   void (*tile)(const int8_t* rows, int64_t stride, int64_t columns, int64_t steps, uint8_t* panel);
   // The inverse.

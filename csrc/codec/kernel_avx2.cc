@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/checksum.inc"
-#include "codec/shrink_bmi2.inc"
+#include "codec/pack_bmi2.inc"
 #include "codec/tile_avx2.inc"
 
 namespace anynpu::codec {
@@ -26,19 +26,23 @@ inline Lanes load_lanes(const LaneTable& table) {
 namespace anynpu::codec {
 namespace {
 
-inline bool classify(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
-  __m256i any = _mm256_setzero_si256();
+template <bool kSparse>
+inline uint64_t look_up(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
+  uint64_t groups = 0;
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const __m256i wide =
         _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(nibbles + 16 * half)));
     const __m256i classes = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), _mm256_set1_epi8(15));
     const __m256i mask = _mm256_shuffle_epi8(lanes.mask[half], classes);
-    any = _mm256_or_si256(any, mask);
     store(masks + 4 * half, mask);
     store(bases + 32 * half, _mm256_shuffle_epi8(lanes.base[half], classes));
+    if (kSparse) {
+      const __m256i empty = _mm256_cmpeq_epi64(mask, _mm256_setzero_si256());
+      groups |= static_cast<uint64_t>(15 ^ _mm256_movemask_pd(_mm256_castsi256_pd(empty))) << 4 * half;
+    }
   }
-  return _mm256_testz_si256(any, any) == 0;
+  return groups;
 }
 
 inline void clear_piece(uint8_t* codes) {
@@ -68,29 +72,38 @@ inline void finish_piece(const uint8_t* bases, uint8_t* codes) {
   }
 }
 
-inline void cut(const uint8_t* values, const CutTable& table, bool folded, uint8_t* nibbles, uint64_t* extras,
-                uint64_t* masks) {
-  __m256i code[2], compared[2], classes[2], pairs[2];
+inline void classify_piece(const uint8_t* values, const CutTable& table, bool folded, uint8_t* codes, uint8_t* classes) {
+  __m256i compared[2], ranges[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    const __m256i value = load(values + 32 * half);
-    code[half] = folded ? fold(value) : value;
-    compared[half] = _mm256_xor_si256(code[half], _mm256_set1_epi8(static_cast<char>(0x80)));
-    classes[half] = _mm256_setzero_si256();
+    const __m256i value = load(values + 32 * half), code = folded ? fold(value) : value;
+    store(codes + 32 * half, code);
+    compared[half] = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
+    ranges[half] = _mm256_setzero_si256();
   }
-  for (int i = 1; i < table.classes; ++i) {
+  for (int i = 1; i < table.ranges; ++i) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const __m256i later = _mm256_cmpgt_epi8(compared[half], load(table.below[i] + 32 * half));
-      classes[half] = _mm256_sub_epi8(classes[half], later);
+      ranges[half] = _mm256_sub_epi8(ranges[half], later);
     }
   }
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    const __m256i base = _mm256_shuffle_epi8(load(table.lanes.base + 32 * half), classes[half]);
-    store(extras + 4 * half, _mm256_sub_epi8(code[half], base));
-    store(masks + 4 * half, _mm256_shuffle_epi8(load(table.lanes.mask + 32 * half), classes[half]));
-    pairs[half] = _mm256_maddubs_epi16(classes[half], _mm256_set1_epi16(0x1001));
+    store(classes + 32 * half, _mm256_shuffle_epi8(load(table.class_of + 32 * half), ranges[half]));
+  }
+}
+
+inline void cut(const uint8_t* codes, const uint8_t* classes, const LaneTable& table, uint8_t* nibbles, uint64_t* extras,
+                uint64_t* masks) {
+  __m256i pairs[2];
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m256i own = load(classes + 32 * half);
+    const __m256i base = _mm256_shuffle_epi8(load(table.base + 32 * half), own);
+    store(extras + 4 * half, _mm256_sub_epi8(load(codes + 32 * half), base));
+    store(masks + 4 * half, _mm256_shuffle_epi8(load(table.mask + 32 * half), own));
+    pairs[half] = _mm256_maddubs_epi16(own, _mm256_set1_epi16(0x1001));
   }
   store(nibbles, _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs[0], pairs[1]), 0xd8));
 }
@@ -142,6 +155,6 @@ inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_avx2;
-const Kernel codec_avx2 = {Isa::avx2, expand, shrink, permute, tile, untile, checksum};
+const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack, permute, add_range, tile, untile, checksum};
 
 }  // namespace anynpu::codec

@@ -26,7 +26,7 @@ inline __m512i running_sum_of_numbers(__m512i numbers) {
 }
 
 // Writes one piece and returns the position after it.
-template <bool kFolded>
+template <Codes kCodes>
 inline uint64_t expand_piece(const uint8_t* nibbles, __m512i lane_bases, __m512i lane_masks, const uint8_t* extras,
                              uint64_t position, uint8_t* out) {
   const __m512i classes = spread_nibbles(nibbles);
@@ -39,14 +39,20 @@ inline uint64_t expand_piece(const uint8_t* nibbles, __m512i lane_bases, __m512i
   const __m512i windows = _mm512_permutexvar_epi8(byte, _mm512_loadu_si512(extras + position / 8));
   const __m512i shift = spread_low_byte(_mm512_and_si512(begins, _mm512_set1_epi64(7)));
   const __m512i places = _mm512_add_epi8(_mm512_sub_epi8(ends, bits), shift);
-  const __m512i values = _mm512_and_si512(_mm512_multishift_epi64_epi8(places, windows), masks);
+  __m512i values = _mm512_multishift_epi64_epi8(places, windows);
+  if (kCodes == Codes::nibbles) {  // the bits of the high nibble follow those of the low one
+    const __m512i low = _mm512_set1_epi8(15), low_bits = _mm512_popcnt_epi8(_mm512_and_si512(masks, low));
+    const __m512i high_places = _mm512_add_epi8(places, _mm512_sub_epi8(low_bits, _mm512_set1_epi8(4)));
+    values = _mm512_ternarylogic_epi64(low, values, _mm512_multishift_epi64_epi8(high_places, windows), 0xca);
+  }
+  values = _mm512_and_si512(values, masks);
   const __m512i code = _mm512_add_epi8(values, _mm512_shuffle_epi8(lane_bases, classes));
-  _mm512_storeu_si512(out, kFolded ? unfold(code) : code);
+  _mm512_storeu_si512(out, kCodes == Codes::folded ? unfold(code) : code);
   const __m512i last = _mm512_alignr_epi64(group_ends, group_ends, 7);
   return position + static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_castsi512_si128(last)));
 }
 
-template <bool kFolded>
+template <Codes kCodes>
 int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, bool one_table, BitSource* extras,
                       uint8_t* out) {
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
@@ -54,16 +60,19 @@ int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* t
   for (int64_t piece = 0; piece < pieces; ++piece) {
     if (position > end) return 0;
     const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
-    position = expand_piece<kFolded>(nibbles + piece * (kPiece / 2), _mm512_load_si512(table.base),
+    position = expand_piece<kCodes>(nibbles + piece * (kPiece / 2), _mm512_load_si512(table.base),
                                      _mm512_load_si512(table.mask), extras->data, position, out + piece * kPiece);
   }
   extras->position = static_cast<int64_t>(position);
   return position <= end;
 }
 
-int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, bool folded,
+int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                BitSource* extras, uint8_t* out) {
-  return (folded ? expand_pieces<true> : expand_pieces<false>)(nibbles, count / kPiece, tables, one_table, extras, out);
+  const auto pieces = codes == Codes::values   ? expand_pieces<Codes::values>
+                      : codes == Codes::folded ? expand_pieces<Codes::folded>
+                                               : expand_pieces<Codes::nibbles>;
+  return pieces(nibbles, count / kPiece, tables, one_table, extras, out);
 }
 
 void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
@@ -80,6 +89,6 @@ void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vbmi;
-const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, shrink, permute, tile, untile, checksum};
+const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify, pack, permute, add_range, tile, untile, checksum};
 
 }  // namespace anynpu::codec

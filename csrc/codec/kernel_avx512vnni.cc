@@ -19,12 +19,13 @@ inline Lanes load_lanes(const LaneTable& table) { return {_mm512_load_si512(tabl
 namespace anynpu::codec {
 namespace {
 
-inline bool classify(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
+template <bool kSparse>
+inline uint64_t look_up(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
   const __m512i classes = spread_nibbles(nibbles);
   const __m512i mask = _mm512_shuffle_epi8(lanes.mask, classes);
   _mm512_store_si512(masks, mask);
   _mm512_store_si512(bases, _mm512_shuffle_epi8(lanes.base, classes));
-  return _mm512_test_epi64_mask(mask, mask) != 0;
+  return kSparse ? _mm512_test_epi64_mask(mask, mask) : 0;
 }
 
 inline void clear_piece(uint8_t* codes) { _mm512_storeu_si512(codes, _mm512_setzero_si512()); }
@@ -54,6 +55,6 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vnni;
-const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, shrink, permute, tile, untile, checksum};
+const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack, permute, add_range, tile, untile, checksum};
 
 }  // namespace anynpu::codec

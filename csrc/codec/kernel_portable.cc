@@ -9,6 +9,18 @@ uint8_t fold(uint8_t value) { return static_cast<uint8_t>(value >= 128 ? 2 * (va
 
 int bit_count(uint8_t mask) { return __builtin_popcount(mask); }
 
+// The lowest bits of `bits` where a mask has ones.
+uint8_t spread(uint64_t bits, uint8_t mask) {
+  const uint8_t low = mask & 15, high = mask >> 4;
+  return static_cast<uint8_t>((bits & low) | (bits >> bit_count(low) & high) << 4);
+}
+
+// The inverse.
+uint64_t gather(uint8_t code, uint8_t mask) {
+  const uint8_t low = mask & 15, high = mask >> 4;
+  return static_cast<uint64_t>((code & low) | (code >> 4 & high) << bit_count(low));
+}
+
 // Eight values, a byte each.
 uint64_t expand_group(const uint8_t* nibbles, const LaneTable& table, int64_t lane, const uint8_t* extras,
                       uint64_t* position, bool folded) {
@@ -18,7 +30,7 @@ uint64_t expand_group(const uint8_t* nibbles, const LaneTable& table, int64_t la
   window >>= *position % 8;
   for (int i = 0; i < 8; ++i) {
     const int64_t entry = lane + (nibbles[i / 2] >> (i % 2 * 4) & 15);
-    const uint8_t code = static_cast<uint8_t>(table.base[entry] + (window >> used & table.mask[entry]));
+    const uint8_t code = static_cast<uint8_t>(table.base[entry] + spread(window >> used, table.mask[entry]));
     used += bit_count(table.mask[entry]);
     values |= uint64_t{folded ? unfold(code) : code} << (8 * i);
   }
@@ -26,7 +38,7 @@ uint64_t expand_group(const uint8_t* nibbles, const LaneTable& table, int64_t la
   return values;
 }
 
-int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, bool folded,
+int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                BitSource* extras, uint8_t* out) {
   uint64_t position = static_cast<uint64_t>(extras->position);
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
@@ -34,7 +46,7 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, b
     if (position > end) return 0;
     const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
     for (int64_t i = 0; i < kPiece; i += 8) {
-      const uint64_t values = expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, folded);
+      const uint64_t values = expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, codes == Codes::folded);
       memcpy(out + i, &values, sizeof(values));
     }
   }
@@ -52,22 +64,30 @@ void append(uint64_t bits, int count, BitSink* sink) {
   sink->filled %= 8;
 }
 
-void shrink(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded, uint8_t* nibbles,
-            BitSink* sink) {
-  for (int64_t piece = 0; piece < count / kPiece; ++piece, values += kPiece, nibbles += kPiece / 2) {
+void classify(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded, uint8_t* codes,
+              uint8_t* classes) {
+  for (int64_t piece = 0; piece < count / kPiece; ++piece, values += kPiece, codes += kPiece, classes += kPiece) {
     const CutTable& table = tables[one_table ? 0 : piece % kPanelPieces];
-    uint8_t codes[kPiece], classes[kPiece] = {};
     for (int i = 0; i < kPiece; ++i) codes[i] = folded ? fold(values[i]) : values[i];
-    for (int later = 1; later < table.classes; ++later) {
-      for (int i = 0; i < kPiece; ++i) classes[i] += static_cast<int8_t>(codes[i] ^ 0x80) > table.below[later][i];
+    uint8_t ranges[kPiece] = {};
+    for (int later = 1; later < table.ranges; ++later) {
+      for (int i = 0; i < kPiece; ++i) ranges[i] += static_cast<int8_t>(codes[i] ^ 0x80) > table.below[later][i];
     }
+    for (int i = 0; i < kPiece; ++i) classes[i] = table.class_of[i / 16 * 16 + ranges[i]];
+  }
+}
+
+void pack(const uint8_t* codes, const uint8_t* classes, int64_t count, const LaneTable* tables, bool one_table,
+          uint8_t* nibbles, BitSink* sink) {
+  for (int64_t piece = 0; piece < count / kPiece; ++piece, codes += kPiece, classes += kPiece, nibbles += kPiece / 2) {
+    const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
     for (int i = 0; i < kPiece; i += 8) {
       uint64_t bits = 0;
       int used = 0;
       for (int j = i; j < i + 8; ++j) {
         const int entry = j / 16 * 16 + classes[j];
-        bits |= static_cast<uint64_t>(codes[j] - table.lanes.base[entry]) << used;
-        used += bit_count(table.lanes.mask[entry]);
+        bits |= gather(static_cast<uint8_t>(codes[j] - table.base[entry]), table.mask[entry]) << used;
+        used += bit_count(table.mask[entry]);
       }
       append(bits, used, sink);
     }
@@ -77,6 +97,17 @@ void shrink(const uint8_t* values, int64_t count, const CutTable* tables, bool o
 
 void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
   for (int64_t i = 0; i < count; ++i) bytes[i] = map[bytes[i]];
+}
+
+void add_range(const RangeCosts& from, int32_t none, const int32_t* ends, const int32_t* extra, int32_t count,
+               RangeCosts* costs) {
+  int32_t less[kClasses];
+  less[0] = none;
+  for (int i = 1; i < kClasses; ++i) less[i] = from.of[i - 1];
+  for (int way = 0; way < count; ++way) {
+    int32_t* to = costs[ends[way]].of;
+    for (int i = 0; i < kClasses; ++i) to[i] = less[i] + extra[way] < to[i] ? less[i] + extra[way] : to[i];
+  }
 }
 
 constexpr uint32_t kBias = 0x80808080u;
@@ -116,6 +147,6 @@ void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, shrink, permute, tile, untile, checksum};
+const Kernel codec_portable = {Isa::portable, expand, classify, pack, permute, add_range, tile, untile, checksum};
 
 }  // namespace anynpu::codec

@@ -73,8 +73,8 @@ int32_t open_stream(const char* op, const Geometry& geometry, const anynpu_tenso
   const char* error = find_blocks(*opened, offsets, &block);
   if (error == nullptr) return ANYNPU_OK;
   return fail(ANYNPU_BAD_VALUE,
-              "%s: entry %lld of the index %s; the weight was not compressed by anynpu for this N and K (format c8, "
-              "version 1), or is damaged",
+              "%s: entry %lld of the index %s; the weight was not compressed by anynpu for this N and K (format c8), or "
+              "is damaged",
               op, static_cast<long long>(block), error);
 }
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes c8.safetensors: matrices, and what compress_weight makes of them. Only a new version of c8 may change it.
+"""Writes c8_2.safetensors: matrices, and what compress_weight makes of them. Only a new version of c8 may change it.
+
+c8.safetensors holds the same matrices as version 1 wrote them.
 
 python tests/golden/make_c8.py
 """
@@ -29,6 +31,7 @@ def matrices() -> dict[str, torch.Tensor]:
         "not_negative": normal(64, 256, 20).clamp(min=0),
         "two_levels": normal(64, 256, 3),
         "many_levels": normal(64, 256, 0.4),
+        "zeros": normal(128, 256, 20) * (torch.rand(128, 256, generator=random) < 0.3),
         "rows_differ": normal(128, 256, torch.logspace(0, 1.7, 128).unsqueeze(1)),
         "two_by_two_blocks": normal(131, 259, 9),
     }
@@ -39,4 +42,4 @@ if __name__ == "__main__":
     for name, weight in matrices().items():
         compressed = compress_weight(weight)
         tensors |= {f"{name}.weight": weight, f"{name}.stream": compressed.stream, f"{name}.index": compressed.index}
-    save_file(tensors, Path(__file__).with_name("c8.safetensors"), {"format": "c8, version 1"})
+    save_file(tensors, Path(__file__).with_name("c8_2.safetensors"), {"format": "c8, version 2"})

@@ -37,6 +37,7 @@ def weights():
     yield "constant", torch.full((64, 256), -7, dtype=torch.int8)
     yield "edges", torch.randint(-9, 9, (130, 260), dtype=torch.int8, generator=generator)
     yield "narrow", (normal * 1.5).round().to(torch.int8)
+    yield "boxes", (normal * 3).round().to(torch.int8)
     yield "wide", (normal * 25).round().clamp(-128, 127).to(torch.int8)
     yield "sparse", torch.where(torch.rand(64, 256, generator=generator) < 0.02, 50, 0).to(torch.int8)
     yield (

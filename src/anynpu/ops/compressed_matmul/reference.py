@@ -9,7 +9,7 @@ from anynpu.ops.compressed_matmul.spec import output_shape
 from anynpu.ops.quant_matmul.reference import round_once, scale_values, unrounded
 
 BLOCK_K, BLOCK_N, PANEL = 256, 128, 64
-MARK = 0xC8
+MARKS = (0xC8, 0xC9)  # of versions 1 and 2
 
 
 def _rotate_multiply(value: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ def checksum(payload: torch.Tensor, seed: int) -> int:
 
 def block_seed(k: int, n: int, block: int, kind: int) -> int:
     """Binds a checksum to the matrix, the place and the kind of a block."""
-    seed = MARK
+    seed = MARKS[0]
     for part in (k, n, block, kind):
         seed = (seed ^ part) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         seed ^= seed >> 32
@@ -66,26 +66,45 @@ def _bits(data: torch.Tensor) -> torch.Tensor:
     return bits
 
 
+def _ranks_to_bytes(order: torch.Tensor) -> torch.Tensor:
+    """The bytes of two nibbles by the sum of their weights, then by themselves."""
+    return torch.tensor(sorted(range(256), key=lambda byte: (int(order[byte & 15] + order[byte >> 4]), byte)))
+
+
+def _boxes(base: torch.Tensor, mask: torch.Tensor, extras: torch.Tensor) -> torch.Tensor:
+    """Bytes of two nibbles: a base, and extra bits first for the low nibble, then for the high one."""
+    low, high = mask & 15, mask >> 4
+    if bool(((low & (low + 1)) | (high & (high + 1)) | (mask == 255)).any()):
+        raise ValueError("a table holds a mask that is none")
+    low_bits, high_bits = (low + 1).log2().long(), (high + 1).log2().long()
+    bits = _codes(torch.zeros_like(base), low_bits + high_bits, extras)
+    return (base + (bits & low) + (bits >> low_bits << 4)) & 255
+
+
 def _coded_values(payload: torch.Tensor, panels: int, steps: int) -> torch.Tensor:
     values = panels * steps * 256
-    levels, folded, tables_log2 = payload[:3].tolist()
+    levels, folded, tables_log2, boxes = payload[:4].tolist()
     sizes = (payload[4:16].long().reshape(6, 2) << torch.tensor([0, 8])).sum(-1).tolist()
     at = 16 + (24 << tables_log2)
-    orders = []
-    for _ in range(2, levels + 1):
-        orders.append((payload[at : at + 16].long(), _bits(payload[at + 16 : at + 24])))
-        at += 24
+    level_tables = {}
+    for level in range(2, levels + 1):
+        size = 32 if boxes >> (level - 2) & 1 else 24
+        level_tables[level] = payload[at : at + size]
+        at += size
     extras = {}
     for level in range(levels, 0, -1):
         extras[level] = payload[at : at + sizes[level - 1]]
         at += sizes[level - 1]
     classes = _nibbles(payload[at : at + (values >> levels)])
     for level in range(levels, 1, -1):
-        order, bits = orders[level - 2]
+        first, second = level_tables[level][:16].long(), level_tables[level][16:]
+        if boxes >> (level - 2) & 1:
+            classes = _nibbles(_boxes(first[classes], second.long()[classes], extras[level]))
+            continue
+        bits = _bits(second)
         base = (1 << bits).cumsum(0) - (1 << bits)
         ranks = _codes(base[classes], bits[classes], extras[level])
-        by_rank = sorted(range(256), key=lambda byte, order=order: (int(order[byte & 15] + order[byte >> 4]), byte))
-        classes = _nibbles(torch.tensor(by_rank, dtype=torch.uint8)[ranks])
+        classes = _nibbles(_ranks_to_bytes(first)[ranks])
     tables = payload[16 : 16 + (24 << tables_log2)].reshape(-1, 24)
     base, bits = tables[:, :16].long(), torch.stack([_bits(table[16:]) for table in tables])
     column = torch.arange(panels).reshape(-1, 1, 1, 1) * PANEL + torch.arange(PANEL).reshape(1, 1, -1, 1)
@@ -109,7 +128,7 @@ def decompress(stream: torch.Tensor, index: torch.Tensor, n: int, k: int) -> tor
         payload = data[at : at + length]
         at += length
         expected = int((entry[:4] << torch.tensor([0, 8, 16, 24])).sum())
-        if int(entry[7]) != MARK or checksum(payload, block_seed(k, n, block, kind)) != expected:
+        if int(entry[7]) not in MARKS or checksum(payload, block_seed(k, n, block, kind)) != expected:
             raise ValueError(f"compressed_matmul: block {block} of the compressed weight is damaged or foreign")
         if kind == 0:
             values = payload.long() - 128

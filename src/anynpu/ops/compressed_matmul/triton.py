@@ -13,7 +13,7 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._triton import launch, report
-from anynpu.ops.compressed_matmul.reference import MARK
+from anynpu.ops.compressed_matmul.reference import MARKS
 from anynpu.ops.compressed_matmul.spec import OP, output_shape
 from anynpu.ops.quant_matmul.triton import multiply
 
@@ -24,7 +24,7 @@ _ENTRIES = 1024  # of the index at once
 
 BLOCK_K, BLOCK_N, PANEL = (tl.constexpr(size) for size in (256, 128, 64))
 RAW, CONSTANT, CODED = (tl.constexpr(kind) for kind in range(3))
-_MARK = tl.constexpr(MARK)
+_MARK1, _MARK2 = (tl.constexpr(mark) for mark in MARKS)
 _MIX = tl.constexpr(0x9E3779B1)
 _SEED_MIX = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)
 # Scratch of a block: the symbols of two levels, which bytes the ranks stand for, the bases of the classes.
@@ -129,18 +129,31 @@ def _prepare(order, scratch, bases):
 
 
 @triton.jit
-def _coded(weight_ptr, payload, length, values, steps, first_k, first_n, n, k, scratch, bases, CHUNK: tl.constexpr):
+def _sound_boxes(masks):
+    """Whether the 16 masks of a level of boxes are masks."""
+    mask = tl.load(masks + tl.arange(0, 16)).to(tl.int32)
+    low, high = mask & 15, mask >> 4
+    return tl.max((low & (low + 1)) | (high & (high + 1)) | (mask == 255).to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+def _coded(weight_ptr, payload, length, mark, values, steps, first_k, first_n, n, k, scratch, bases,
+           CHUNK: tl.constexpr):  # fmt: skip
     """A coded block; returns whether it is sound."""
     levels, folded = tl.load(payload).to(tl.int32), tl.load(payload + 1).to(tl.int32)
-    log_tables, zero = tl.load(payload + 2).to(tl.int32), tl.load(payload + 3).to(tl.int32)
+    log_tables, boxes = tl.load(payload + 2).to(tl.int32), tl.load(payload + 3).to(tl.int32)
     number = tl.arange(0, 8)
     sizes = tl.load(payload + 4 + 2 * number, mask=number < 6, other=0).to(tl.int32)
     sizes += tl.load(payload + 5 + 2 * number, mask=number < 6, other=0).to(tl.int32) << 8
     sizes = tl.where(number < levels, sizes, 0)
     orders = 16 + (24 << tl.minimum(log_tables, 5))
-    extras = orders + 24 * (levels - 1)
+    is_box = (boxes >> number) & 1
+    table_sizes = tl.where(number < levels - 1, 24 + 8 * is_box, 0)  # of levels 2 and up
+    extras = orders + tl.sum(table_sizes, axis=0)
     classes = extras + tl.sum(sizes, axis=0)
-    sound = (levels >= 1) & (levels <= 6) & (folded <= 1) & (log_tables <= 5) & (zero == 0)
+    sound = (levels >= 1) & (levels <= 6) & (folded <= 1) & (log_tables <= 5)
+    sound &= (mark == _MARK2) | (boxes == 0)
+    sound &= (boxes >> tl.minimum(tl.maximum(levels - 1, 0), 7)) == 0
     levels = tl.minimum(tl.maximum(levels, 1), 6)
     sound &= (values % (32 << levels) == 0) & (values >> levels >= 64)
     sound &= (classes + (values >> levels) + 7) // 8 * 8 == length
@@ -151,9 +164,13 @@ def _coded(weight_ptr, payload, length, values, steps, first_k, first_n, n, k, s
         sound &= tl.max(tl.where(real, its_bits, 0), axis=0) <= 7
         for step in range(0, levels):
             level = levels - step
-            order = payload + orders + 24 * (level - 2)
+            order = payload + orders + tl.sum(tl.where(number < level - 2, table_sizes, 0), axis=0)
+            of_boxes = tl.sum(tl.where(number == level - 2, is_box, 0), axis=0) == 1
             if level > 1:
-                sound &= _prepare(order, scratch + _BYTES, bases)
+                if of_boxes:
+                    sound &= _sound_boxes(order + 16)
+                else:
+                    sound &= _prepare(order, scratch + _BYTES, bases)
                 tl.debug_barrier()
             size = tl.sum(tl.where(number == level - 1, sizes, 0), axis=0)
             its_extras = payload + extras + tl.sum(tl.where(number >= level, sizes, 0), axis=0)
@@ -166,19 +183,32 @@ def _coded(weight_ptr, payload, length, values, steps, first_k, first_n, n, k, s
                 place = first + tl.arange(0, CHUNK)
                 inside = place < count
                 label = _nibble(source, place, inside)
+                low_mask, high_bits = label * 0, label * 0
                 if level > 1:
-                    bits = tl.where(inside, _nibble(order + 16, label, inside), 0)
-                    base = tl.load(bases + label)
+                    if of_boxes:
+                        base = tl.load(order + label).to(tl.int32)
+                        mask = tl.where(inside, tl.load(order + 16 + label).to(tl.int32), 0)
+                        low_mask, high_mask = mask & 15, mask >> 4
+                        high_bits = (high_mask & 1) + (high_mask >> 1 & 1) + (high_mask >> 2 & 1) + (high_mask >> 3)
+                        bits = (mask & 1) + (mask >> 1 & 1) + (mask >> 2 & 1) + (mask >> 3 & 1) + high_bits
+                    else:
+                        bits = tl.where(inside, _nibble(order + 16, label, inside), 0)
+                        base = tl.load(bases + label)
                 else:
                     column = place // (steps * 256) * PANEL + place % 256 // 4
                     its_table = payload + 16 + (column >> (7 - log_tables)) * 24
                     bits = tl.where(inside, _nibble(its_table + 16, label, inside), 0)
                     base = tl.load(its_table + label, mask=inside, other=0).to(tl.int32)
                 ends = position + tl.cumsum(bits, axis=0)
-                code = (base + _extra(its_extras, ends - bits, bits, size)) & 255
+                extra = _extra(its_extras, ends - bits, bits, size)
+                if (level > 1) & of_boxes:
+                    extra = (extra & low_mask) | ((extra >> (bits - high_bits)) << 4)
+                code = (base + extra) & 255
                 position += tl.sum(bits, axis=0)
                 if level > 1:
-                    symbol = tl.load(scratch + _BYTES + code)
+                    symbol = code.to(tl.uint8)
+                    if not of_boxes:
+                        symbol = tl.load(scratch + _BYTES + code)
                     target = scratch + tl.where(level % 2 == 0, _SYMBOLS, _MORE_SYMBOLS)
                     tl.store(target + place, symbol, mask=inside)
                 else:
@@ -205,7 +235,7 @@ def _decode_kernel(stream_ptr, words_ptr, index_ptr, checksums_ptr, begin_ptr, w
     entry = index_ptr + block * 8
     kind, mark = tl.load(entry + 6).to(tl.int32), tl.load(entry + 7).to(tl.int32)
     begin = tl.load(begin_ptr + block)
-    sound = (mark == _MARK) & (kind <= CODED) & (tl.load(begin_ptr + blocks) == stream_bytes)
+    sound = ((mark == _MARK1) | (mark == _MARK2)) & (kind <= CODED) & (tl.load(begin_ptr + blocks) == stream_bytes)
     sound &= (begin + length <= stream_bytes) & ((kind != RAW) | (length == values))
     sound &= ((kind != CONSTANT) | (length == 8)) & ((kind != CODED) | ((length >= 16) & (length <= values)))
     payload = stream_ptr + begin
@@ -216,7 +246,9 @@ def _decode_kernel(stream_ptr, words_ptr, index_ptr, checksums_ptr, begin_ptr, w
     if sound:
         if kind == CODED:
             scratch, bases = scratch_ptr + block * SCRATCH, bases_ptr + block * 16
-            sound &= _coded(weight_ptr, payload, length, values, steps, first_k, first_n, n, k, scratch, bases, CHUNK)
+            sound &= _coded(
+                weight_ptr, payload, length, mark, values, steps, first_k, first_n, n, k, scratch, bases, CHUNK
+            )
         else:
             _plain(weight_ptr, payload, kind, values, steps, first_k, first_n, n, k, CHUNK)
     report(error_ptr, RULE, (one + sound.to(tl.int32)) == 0, one + block)
@@ -224,7 +256,7 @@ def _decode_kernel(stream_ptr, words_ptr, index_ptr, checksums_ptr, begin_ptr, w
 
 def _seed_of_matrix(k: int, n: int) -> int:
     """The part of a block's seed that all blocks share, as int64."""
-    seed = MARK
+    seed = MARKS[0]
     for part in (k, n):
         seed = (seed ^ part) * (_SEED_MIX.value + 2**64) % 2**64
         seed ^= seed >> 32
