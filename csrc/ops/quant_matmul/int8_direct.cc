@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kSideBySideRows = 4;   // of x: more are faster with panels where columns lie side by side
 constexpr int64_t kColumns = 128;        // of a task
 constexpr int64_t kWideColumns = 16384;  // at once where k are shared out, so that their sums stay in the nearer caches
+constexpr int64_t kParts = 4;            // of k a thread, so that a thread that is disturbed does less
+constexpr int64_t kMostParts = 64;
 constexpr int64_t kTaskBytes = 1 << 18;  // of the weight a thread; below it a second thread costs more than it gives
 constexpr int64_t kFinishWork = 1 << 15;  // sums a thread, likewise
 
@@ -28,12 +30,14 @@ class Direct {
         by_k_(weight.order == WeightOrder::rows_of_k && weight.chunk_bytes == 0),
         padded_k_(round_up(problem.k, kDirectK)),
         threads_(thread_count(problem.k * problem.n, kTaskBytes)),
+        part_k_(round_up(ceil_divide(problem.k, threads_ == 1 ? 1 : std::min(kParts * threads_, kMostParts)), kDirectK)),
+        parts_(by_k_ ? ceil_divide(problem.k, part_k_) : threads_),
         columns_(by_k_ ? round_up(even_part(problem.n, kWideColumns), kPanelColumns) : kColumns) {}
 
   bool allocate() {
     const int64_t x_bytes = round_up(problem_.rows * padded_k_, 64);
     auto* memory = static_cast<uint8_t*>(
-        scratch(ScratchSlot::main, static_cast<size_t>(x_bytes + threads_ * problem_.rows * columns_ * 4)));
+        scratch(ScratchSlot::main, static_cast<size_t>(x_bytes + parts_ * problem_.rows * columns_ * 4)));
     x_ = reinterpret_cast<int8_t*>(memory);
     sums_ = reinterpret_cast<int32_t*>(memory + x_bytes);
     return memory != nullptr;
@@ -60,7 +64,7 @@ class Direct {
     std::fill(to + problem_.k, to + padded_k_, int8_t{0});
   }
 
-  int32_t* sums_of(int64_t thread) const { return sums_ + thread * problem_.rows * columns_; }
+  int32_t* sums_of(int64_t part) const { return sums_ + part * problem_.rows * columns_; }
 
   void multiply(int64_t k, int64_t k_count, int64_t n, int64_t n_count, int32_t* sums) const {
     int8_kernel().direct({&weight_, k, k_count, n, n_count, x_, padded_k_, problem_.rows, sums, columns_});
@@ -78,24 +82,21 @@ class Direct {
 
   // Whole rows of k one after the other are what the memory likes best; their sums are added up in the end.
   void run_by_k(int64_t n, int64_t count) const {
-    const int64_t share = round_up(ceil_divide(problem_.k, threads_), kDirectK);
-    const int64_t parts = ceil_divide(problem_.k, share);
-    parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        multiply(part * share, std::min(share, problem_.k - part * share), n, count, sums_of(part));
-      }
+    parallel_tasks(threads_, parts_, [&](int64_t part, int64_t) {
+      const int64_t k = part * part_k_;
+      multiply(k, std::min(part_k_, problem_.k - k), n, count, sums_of(part));
     });
-    const int64_t grain = std::max<int64_t>(1, kFinishWork / (parts * problem_.rows * kColumns));
+    const int64_t grain = std::max<int64_t>(1, kFinishWork / (parts_ * problem_.rows * kColumns));
     parallel_for(ceil_divide(count, kColumns), grain, [&](int64_t begin, int64_t end) {
       for (int64_t row = 0; row < problem_.rows; ++row) {
-        finish(row, parts, n, begin * kColumns, std::min(end * kColumns, count) - begin * kColumns);
+        finish(row, n, begin * kColumns, std::min(end * kColumns, count) - begin * kColumns);
       }
     });
   }
 
-  void finish(int64_t row, int64_t parts, int64_t n, int64_t first, int64_t count) const {
+  void finish(int64_t row, int64_t n, int64_t first, int64_t count) const {
     int32_t* sums = sums_of(0) + row * columns_ + first;
-    for (int64_t part = 1; part < parts; ++part) {
+    for (int64_t part = 1; part < parts_; ++part) {
       const int32_t* more = sums_of(part) + row * columns_ + first;
       for (int64_t i = 0; i < count; ++i) sums[i] += more[i];
     }
@@ -105,7 +106,9 @@ class Direct {
   const Int8Problem& problem_;
   const WeightSource& weight_;
   const bool by_k_;
-  const int64_t padded_k_, threads_, columns_;
+  const int64_t padded_k_, threads_;
+  const int64_t part_k_, parts_;  // that have sums of their own: parts of k, or else threads
+  const int64_t columns_;
   int8_t* x_ = nullptr;
   int32_t* sums_ = nullptr;
 };
