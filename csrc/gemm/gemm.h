@@ -172,7 +172,7 @@ struct GemmKernel {
   // with stream_digits prepacked weights, with direct_digits raw ones.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
                       const PackedRow& row);
-  bool keeps_rests;  // two digits and few rests take the place of three digits
+  bool keeps_rests;  // two digits and few rests take the place of three digits, except with raw rows of n
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);

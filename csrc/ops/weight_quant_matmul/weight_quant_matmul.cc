@@ -148,7 +148,8 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
-  if (kernel.keeps_rests && plan.digits == 3 && problem.rows > 1) plan.most_rests = problem.k / kRestFraction;
+  const bool side_by_side = problem.weight.source.order == WeightOrder::rows_of_n;  // k, where those of a rest are far apart
+  if (kernel.keeps_rests && plan.digits == 3 && !side_by_side) plan.most_rests = problem.k / kRestFraction;
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
