@@ -29,9 +29,10 @@ constexpr const CombineKernel* kKernels[] = {
 #undef ANYNPU_KERNEL
 };
 
-constexpr int64_t kCachedSums = 16384;  // of a task, if it is wider than kColumns
-constexpr int64_t kColumns = 128;       // of a task at least: whole cache lines of int4 weights
-constexpr int64_t kWideColumns = 1024;  // of a task of few rows that unpacks its weights
+constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kColumns
+constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights
+constexpr int64_t kSharedValues = 1 << 20;  // of all rows, so few that threads may share the experts
+constexpr int64_t kWideColumns = 1024;      // of a task of few rows that unpacks its weights
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
@@ -51,6 +52,8 @@ struct TaskMemory {
 };
 
 // A task owns columns of y and goes through the experts in order: every element of y gets its rows in ascending order.
+// Of few rows in all the experts' results are made first, by threads that own experts: memory is fastest when a thread
+// reads whole rows of k.
 class Combine {
  public:
   Combine(const CombineProblem& problem, const int64_t* group_ends, const int64_t* row_index)
@@ -67,9 +70,12 @@ class Combine {
     most_pieces_ = std::min(most_rows_, kPieces);
     const double work = static_cast<double>(rows_) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
-    columns_ = task_columns();
+    share_experts_ = own_product_ && threads_ > 1 && rows_ <= most_rows_ && rows_ <= most_pieces_ &&
+                     rows_ * problem.n <= kSharedValues;
+    columns_ = most_columns();
+    task_columns_ = share_experts_ ? round_up(ceil_divide(problem.n, threads_), kColumns) : columns_;
     span_ = std::max<int64_t>(32, kColumns * kSpan / columns_ / 32 * 32);
-    tasks_ = ceil_divide(problem.n, columns_);
+    tasks_ = ceil_divide(problem.n, task_columns_);
     threads_ = std::min(threads_, tasks_);
   }
 
@@ -78,13 +84,15 @@ class Combine {
     const int64_t pieces = round_up(most_pieces_ * static_cast<int64_t>(sizeof(Piece)), 64);
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
+    const int64_t values = share_experts_ ? rows_ * problem_.n * 4 : 0;
     thread_bytes_ = panel_bytes() + 2 * sums_ * 4 + 3 * columns_ * 4;
     auto* memory = static_cast<uint8_t*>(
-        scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + threads_ * thread_bytes_)));
+        scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + values + threads_ * thread_bytes_)));
     if (memory == nullptr) return false;
     pieces_ = reinterpret_cast<Piece*>(memory);
     packed_.use(memory + pieces, packed_rows);
-    thread_memory_ = memory + pieces + packed;
+    shared_values_ = reinterpret_cast<float*>(memory + pieces + packed);
+    thread_memory_ = memory + pieces + packed + values;
     return true;
   }
 
@@ -94,9 +102,13 @@ class Combine {
       const bool first = row == 0;
       cut_pieces(&expert, &row);
       pack_pieces();
+      if (share_experts_) multiply_shares();
       for_each_task([&](int64_t column, int64_t columns, const TaskMemory& memory) {
         if (first) clear(column, columns);
-        for (int64_t i = 0; i < piece_count_; ++i) add_piece(pieces_[i], column, columns, memory);
+        for (int64_t i = 0; i < piece_count_; ++i) {
+          if (!share_experts_) multiply_piece(pieces_[i], column, columns, memory);
+          add_piece(pieces_[i], column, columns, memory);
+        }
         if (row == rows_ && present(args_.shared_input)) add_shared_input(column, columns);
       });
     } while (row < rows_);
@@ -114,7 +126,7 @@ class Combine {
 
   // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches, or with
   // few rows the panels. As many tasks for each thread.
-  int64_t task_columns() const {
+  int64_t most_columns() const {
     const int64_t experts = std::max<int64_t>(1, std::min(problem_.experts, rows_));
     const int64_t rows = std::max<int64_t>(1, rows_ / experts);
     const WeightSource& weight = problem_.weight.source;
@@ -122,7 +134,8 @@ class Combine {
     int64_t most = kColumns;
     if (own_product_) most = std::max(kColumns, kCachedSums / rows);
     if (!own_product_ && long_runs && rows <= kFewRows) most = kWideColumns;
-    const int64_t tasks = threads_ * ceil_divide(problem_.n, threads_ * most);
+    const int64_t owners = share_experts_ ? 1 : threads_;
+    const int64_t tasks = owners * ceil_divide(problem_.n, owners * most);
     return round_up(ceil_divide(problem_.n, tasks), kColumns);
   }
 
@@ -131,15 +144,35 @@ class Combine {
   float* y(int64_t row, int64_t column) const { return static_cast<float*>(args_.y.data) + row * problem_.n + column; }
 
   template <typename Task>
-  void for_each_task(const Task& task) {
+  void for_each_thread(const Task& task) {
     parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
         const TaskMemory memory = task_memory(thread);
         std::fill_n(memory.sums, sums_, 0);  // and each group of k leaves zeros
         std::fill_n(memory.column_sums, columns_, 0);
-        for (int64_t i = tasks_ * thread / threads_; i < tasks_ * (thread + 1) / threads_; ++i) {
-          task(i * columns_, std::min(columns_, problem_.n - i * columns_), memory);
-        }
+        task(thread, memory);
+      }
+    });
+  }
+
+  template <typename Task>
+  void for_each_task(const Task& task) {
+    for_each_thread([&](int64_t thread, const TaskMemory& memory) {
+      for (int64_t i = tasks_ * thread / threads_; i < tasks_ * (thread + 1) / threads_; ++i) {
+        task(i * task_columns_, std::min(task_columns_, problem_.n - i * task_columns_), memory);
+      }
+    });
+  }
+
+  // Even parts of all columns of all pieces.
+  void multiply_shares() {
+    const int64_t units = ceil_divide(problem_.n, kColumns), all = piece_count_ * units;
+    for_each_thread([&](int64_t thread, const TaskMemory& memory) {
+      const int64_t end = all * (thread + 1) / threads_;
+      for (int64_t i = all * thread / threads_, count = 0; i < end; i += count) {
+        const int64_t unit = i % units, column = unit * kColumns;
+        count = std::min({units - unit, end - i, columns_ / kColumns});
+        multiply_piece(pieces_[i / units], column, std::min(count * kColumns, problem_.n - column), memory);
       }
     });
   }
@@ -183,8 +216,15 @@ class Combine {
     for (int64_t row = 0; row < problem_.batch; ++row) std::fill_n(y(row, column), columns, 0.0f);
   }
 
-  void add_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
-    start_values(piece, column, columns, memory.values);
+  // Where the results of a piece go, rows values_stride() apart.
+  float* values_of(const Piece& piece, int64_t column, const TaskMemory& memory) const {
+    return share_experts_ ? shared_values_ + piece.row * problem_.n + column : memory.values;
+  }
+  int64_t values_stride() const { return share_experts_ ? problem_.n : columns_; }
+
+  void multiply_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    float* values = values_of(piece, column, memory);
+    start_values(piece, column, columns, values);
     for (int64_t index = 0; index < problem_.scale_groups; ++index) {
       const ScaleGroup group = packed_.group(index);
       own_product_ ? multiply_int4(piece, group, column, columns, memory)
@@ -193,13 +233,16 @@ class Combine {
       take_column_sums(own_product_ ? memory.column_sums : memory.sums + piece.rows * columns_, columns,
                        memory.of_column);
       const auto scale = own_product_ ? kernel_.scale_int4 : kernel_.scale_group;
-      scale({memory.sums, memory.values, packed_.of_rows(piece, index), memory.of_column, memory.scale, piece.rows,
-             columns, columns_});
+      scale({memory.sums, columns_, values, values_stride(), packed_.of_rows(piece, index), memory.of_column,
+             memory.scale, piece.rows, columns});
     }
-    for (int64_t i = 0; i < piece.rows; ++i) {
-      const int64_t row = piece.row + i;
-      kernel_.add_row(memory.values + i * columns_, row_factor(args_.pertoken_scale, row), row_factor(args_.logit, row),
-                      columns, y(row_index_[row], column));
+  }
+
+  void add_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    const float* values = values_of(piece, column, memory);
+    for (int64_t row = piece.row; row < piece.row + piece.rows; ++row, values += values_stride()) {
+      kernel_.add_row(values, row_factor(args_.pertoken_scale, row), row_factor(args_.logit, row), columns,
+                      y(row_index_[row], column));
     }
   }
 
@@ -221,7 +264,7 @@ class Combine {
     const int64_t first = piece.expert * problem_.n + column;
     const auto* bias = static_cast<const float*>(args_.bias.data) + first;
     const auto* offset = static_cast<const float*>(args_.offset.data) + first;
-    for (int64_t row = 0; row < piece.rows; ++row, values += columns_) {
+    for (int64_t row = 0; row < piece.rows; ++row, values += values_stride()) {
       if (present(args_.bias)) {
         std::copy_n(bias, columns, values);
       } else {
@@ -292,9 +335,11 @@ class Combine {
   const bool own_product_;
   const int64_t tile_rows_;
   PackedRows packed_;
-  int64_t rows_, most_rows_, most_pieces_, threads_, columns_, span_, tasks_;
+  int64_t rows_, most_rows_, most_pieces_, threads_, columns_, task_columns_, span_, tasks_;
+  bool share_experts_;
   int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0, packed_rows_ = 0;
   Piece* pieces_ = nullptr;
+  float* shared_values_ = nullptr;
   uint8_t* thread_memory_ = nullptr;
 };
 

@@ -11,14 +11,15 @@ namespace anynpu {
 
 // values += (sums - of_row - of_column) * scale, modulo 2^32 within the brackets; the sums start again from zero.
 struct GroupSums {
-  int32_t* sums;             // [rows][stride]
-  float* values;             // [rows][stride]
+  int32_t* sums;  // [rows][sums_stride], of scale_int4 [panels][rows][panel_columns]
+  int64_t sums_stride;
+  float* values;  // [rows][values_stride]
+  int64_t values_stride;
   const int32_t* of_row;     // [rows]
   const int32_t* of_column;  // [columns]
   const float* scale;        // [columns]
   int64_t rows;
   int64_t columns;
-  int64_t stride;
 };
 
 // The products of packed rows of x with int4 weights that lie in rows of k, bytes q = w + 8, over `steps` steps of four
