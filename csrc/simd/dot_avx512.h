@@ -17,5 +17,14 @@ inline void dot_bytes(__m512i& sum, __m512i weights, __m512i x) {
 #endif
 }
 
+// sum += a * b, two signed words a lane.
+inline void dot_words(__m512i& sum, __m512i a, __m512i b) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = _mm512_dpwssd_epi32(sum, a, b);
+#endif
+}
+
 }  // namespace
 }  // namespace anynpu

@@ -133,10 +133,24 @@ def test_unused_rows_and_other_sequences_do_not_matter(length, isa):
     assert torch.equal(anynpu.kv_cache_attention(**args)[1], expected[1])
 
 
+@pytest.mark.parametrize("head_size", [80, 300, 640])
+@pytest.mark.parametrize("heads", [(1, 1), (14, 2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_largest_codes_of_long_heads_are_summed_without_overflow(head_size, heads, dtype, isa):
+    args = sample_arguments(1, 1, heads, head_size, dtype, (1, 300), [299])
+    for name in ("k_cache", "v_cache"):
+        args[name] = torch.where(args[name] > 0, 127, -128).to(torch.int8)
+    assert_within_bounds(anynpu.kv_cache_attention(**args), args)
+    args["k_cache"][:, ::3] = -128
+    args["q"] = torch.full_like(args["q"], -0.5)
+    assert_within_bounds(anynpu.kv_cache_attention(**args), args)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("length", [1, 20])
-def test_special_values_of_q_stay_in_their_query(value, length, isa):
-    args = sample_arguments(1, length, (4, 2), 32, torch.float32, (1, 300), [300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_special_values_of_q_stay_in_their_query(value, length, dtype, isa):
+    args = sample_arguments(1, length, (4, 2), 32, dtype, (1, 300), [300])
     expected = anynpu.kv_cache_attention(**args)
     args["q"][0, 0, 1, 7] = value
     result = anynpu.kv_cache_attention(**args)

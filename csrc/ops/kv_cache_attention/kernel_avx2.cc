@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define ANYNPU_KERNEL_TIER avx2
 #include "simd/vec_avx2.h"
+#include "simd/words_avx2.h"
 
 #include "ops/kv_cache_attention/kernel.inc"

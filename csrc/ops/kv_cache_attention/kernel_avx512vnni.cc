@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define ANYNPU_KERNEL_TIER avx512vnni
 #include "simd/vec_avx512vnni.h"
+#include "simd/words_avx512vnni.h"
 
 #include "ops/kv_cache_attention/kernel.inc"

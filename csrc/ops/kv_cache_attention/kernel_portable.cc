@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define ANYNPU_KERNEL_TIER portable
 #include "simd/vec_portable.h"
+#include "simd/words_portable.h"
 
 #include "ops/kv_cache_attention/kernel.inc"

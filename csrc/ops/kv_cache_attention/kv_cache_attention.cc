@@ -29,7 +29,6 @@ constexpr const AttentionKernel* kKernels[] = {
 constexpr const char* kOp = "kv_cache_attention";
 constexpr int64_t kSplitRows = 256;    // of a sequence, when few queries share them; a choice by shape, not by threads
 constexpr int64_t kFewQueries = 16;    // of one kv head: up to here the rows are split, not the queries
-constexpr int64_t kManyQueries = 8;    // above, a tile is converted once for all of them
 constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
 constexpr int64_t kGrain = 1 << 16;    // codes a thread; below it a second thread costs more than it gives
 using Args = anynpu_kv_cache_attention_args;
@@ -199,7 +198,7 @@ int32_t check_values(const Args& args, int64_t* longest) {
 // How the work is cut: into items of a batch, a range of kv heads, a block of query positions and a split of the rows.
 // The cut of positions and rows depends on shapes and lengths alone, so that results do not depend on the threads.
 struct Plan {
-  int64_t group, padded, positions, blocks, splits, split_rows, heads, head_groups, items, queries;
+  int64_t group, padded, positions, blocks, splits, split_rows, heads, head_groups, items, queries, digits;
 
   Plan(const Args& args, int64_t longest, int threads) {
     const int64_t length = query_length(args), all_heads = kv_heads(args);
@@ -209,6 +208,7 @@ struct Plan {
     positions = few ? length : std::max<int64_t>(1, kBlockQueries / group);
     positions = std::min(positions, length);
     queries = positions * group;
+    digits = args.q.dtype == ANYNPU_FLOAT32 ? 2 : 1;  // what a 16-bit q is rounded to is coarser than one digit
     blocks = (length + positions - 1) / positions;
     splits = few ? std::max<int64_t>(1, (longest + kSplitRows - 1) / kSplitRows) : 1;
     split_rows = splits == 1 ? longest : kSplitRows;
@@ -222,13 +222,42 @@ struct Plan {
   int64_t state_floats_all(const Args& args) const {
     return splits == 1 ? 0 : batch_size(args) * kv_heads(args) * splits * state_floats();
   }
-  bool expands() const { return queries > kManyQueries; }
-  // What one thread needs, see Scratch.
-  int64_t slot_floats() const {
-    const int64_t floats = heads * (queries * padded + state_floats()) + queries * (kAttentionTileRows + 1) +
-                           (expands() ? kAttentionTileRows * padded : 0);
-    const int64_t integers = queries + 2 * 2 * kAttentionTileRows, addresses = 4 * 2 * kAttentionTileRows;
-    return round_up(floats + integers + addresses + 16, 16);
+};
+
+// The memory of one thread.
+struct Scratch {
+  int16_t* q;         // [heads, queries, digits, padded]
+  float* q_steps;     // [heads, queries, digits]
+  float* states;      // [heads], used when the rows are not split
+  float* scores;      // as in AttentionTile, from here on
+  int16_t* weights;
+  float* weight_steps;
+  int8_t* pairs;
+  int32_t* visible;
+  int64_t* offsets;
+  int64_t* next_offsets;
+  uintptr_t end;
+
+  Scratch(const Plan& plan, uintptr_t memory) : end(memory) {
+    const int64_t digit_rows = plan.queries * plan.digits;
+    take(&q, plan.heads * digit_rows * plan.padded);
+    take(&q_steps, plan.heads * digit_rows);
+    take(&states, plan.heads * plan.state_floats());
+    take(&scores, plan.queries * kAttentionTileRows);
+    take(&weights, digit_rows * kAttentionTileRows);
+    take(&weight_steps, digit_rows);
+    take(&pairs, kAttentionTileRows * plan.padded);
+    take(&visible, plan.queries);
+    take(&offsets, kAttentionTileRows);
+    take(&next_offsets, kAttentionTileRows);
+  }
+  static int64_t bytes(const Plan& plan) { return static_cast<int64_t>(Scratch(plan, 0).end); }
+
+ private:
+  template <typename T>
+  void take(T** part, int64_t count) {
+    *part = reinterpret_cast<T*>(end);
+    end += round_up(count * sizeof(T), kScratchAlignment);
   }
 };
 
@@ -237,42 +266,19 @@ int threads_for(const Args& args, int64_t longest) {
   return work <= kGrain ? 1 : thread_count(std::numeric_limits<int32_t>::max(), 1);
 }
 
+int64_t state_bytes(const Args& args, const Plan& plan) {
+  return round_up(plan.state_floats_all(args) * sizeof(float), kScratchAlignment);
+}
+
+size_t memory_for(const Args& args, const Plan& plan, int threads) {
+  return state_bytes(args, plan) + threads * Scratch::bytes(plan);
+}
+
 size_t workspace_size(const Args& args) {
   const int64_t longest = capacity(args);  // lengths are not known yet
   const int threads = threads_for(args, longest);
-  const Plan plan(args, longest, threads);
-  return (plan.state_floats_all(args) + threads * plan.slot_floats()) * sizeof(float);
+  return memory_for(args, Plan(args, longest, threads), threads);
 }
-
-// The memory of one thread.
-struct Scratch {
-  float* q;       // [heads, queries, padded]
-  float* states;  // [heads], used when the rows are not split
-  float* scores;
-  float* factors;
-  float* expanded;
-  int32_t* visible;
-  int64_t* offsets;            // of the rows of this tile and of the next
-  const int8_t** addresses[4];  // of k, of v, what to prefetch of k, of v
-
-  Scratch(const Plan& plan, float* memory) {
-    char* next = reinterpret_cast<char*>(memory);
-    const auto take = [&next](int64_t bytes) {
-      char* taken = next;
-      next += round_up(bytes, sizeof(int64_t));
-      return taken;
-    };
-    const auto take_floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count * sizeof(float))); };
-    q = take_floats(plan.heads * plan.queries * plan.padded);
-    states = take_floats(plan.heads * plan.state_floats());
-    scores = take_floats(plan.queries * kAttentionTileRows);
-    expanded = plan.expands() ? take_floats(kAttentionTileRows * plan.padded) : nullptr;
-    factors = take_floats(plan.queries);
-    visible = reinterpret_cast<int32_t*>(take(plan.queries * sizeof(int32_t)));
-    offsets = reinterpret_cast<int64_t*>(take(2 * kAttentionTileRows * sizeof(int64_t)));
-    for (auto& list : addresses) list = reinterpret_cast<const int8_t**>(take(kAttentionTileRows * sizeof(int8_t*)));
-  }
-};
 
 AttentionFloat float_kind(int32_t dtype) {
   return dtype == ANYNPU_FLOAT32 ? kAttentionFloat32 : dtype == ANYNPU_FLOAT16 ? kAttentionFloat16 : kAttentionBFloat16;
@@ -280,14 +286,18 @@ AttentionFloat float_kind(int32_t dtype) {
 
 class Run {
  public:
-  Run(const Args& args, int64_t longest, int threads, float* memory)
-      : args_(args), plan_(args, longest, threads), kernel_(pick(kKernels)), states_(memory),
-        slots_(memory + plan_.state_floats_all(args)) {}
+  Run(const Args& args, const Plan& plan, void* memory)
+      : args_(args), plan_(plan), kernel_(pick(kKernels)), states_(static_cast<float*>(memory)),
+        slots_(reinterpret_cast<uintptr_t>(memory) + state_bytes(args, plan)), slot_bytes_(Scratch::bytes(plan)) {}
 
   int64_t items() const { return plan_.items; }
 
   void slot(int64_t slot, int64_t begin, int64_t end) const {
-    for (int64_t item = begin; item < end; ++item) run_item(item, slots_ + slot * plan_.slot_floats());
+    const Scratch scratch(plan_, slots_ + slot * slot_bytes_);
+    for (int64_t index = begin; index < end; ++index) {
+      const Item item = item_at(index);
+      run_item(item, index + 1 < end ? item_at(index + 1) : item, scratch);
+    }
   }
 
   // Joins the splits of one batch and kv head.
@@ -337,7 +347,7 @@ class Run {
   }
 
   // q of one kv head, times what turns codes of k into scores.
-  void fold_q(const Item& item, int64_t head, float* to) const {
+  void fold_q(const Item& item, int64_t head, int16_t* to, float* steps) const {
     AttentionFold fold{};
     fold.head_size = head_size(args_);
     fold.padded = plan_.padded;
@@ -345,12 +355,14 @@ class Run {
     fold.scale_stride = args_.scale_k.strides[1];
     fold.q_stride = args_.q.strides[3];
     fold.softmax_scale = args_.softmax_scale;
+    fold.digits = static_cast<int32_t>(plan_.digits);
     for (int64_t position = item.first_position; position < item.last_position; ++position) {
-      for (int64_t g = 0; g < plan_.group; ++g, to += plan_.padded) {
+      for (int64_t g = 0; g < plan_.group; ++g, to += plan_.digits * plan_.padded, steps += plan_.digits) {
         const int64_t from = item.batch * args_.q.strides[0] + position * args_.q.strides[1] +
                              (head * plan_.group + g) * args_.q.strides[2];
         fold.q = static_cast<const char*>(args_.q.data) + from * (dtype_bits(args_.q.dtype) / 8);
         fold.to = to;
+        fold.steps = steps;
         kernel_.fold[float_kind(args_.q.dtype)](fold);
       }
     }
@@ -363,33 +375,32 @@ class Run {
     return (plane * rows + (is_paged(args_) ? row % rows : row)) * kv_heads(args_) * head_size(args_);
   }
 
-  void run_item(int64_t index, float* memory) const {
-    const Item item = item_at(index);
-    const int64_t heads = item.last_head - item.first_head;
-    const Scratch scratch(plan_, memory);
+  void run_item(const Item& item, const Item& next, const Scratch& scratch) const {
+    const int64_t heads = item.last_head - item.first_head, digit_rows = plan_.queries * plan_.digits;
     const auto state = [&](int64_t head) {
       return plan_.splits > 1 ? split_state(item.batch, item.first_head + head, item.split)
                               : state_at(scratch.states + head * plan_.state_floats());
     };
     for (int64_t head = 0; head < heads; ++head) {
-      fold_q(item, item.first_head + head, scratch.q + head * plan_.queries * plan_.padded);
+      fold_q(item, item.first_head + head, scratch.q + head * digit_rows * plan_.padded,
+             scratch.q_steps + head * digit_rows);
       reset(state(head));
     }
-    AttentionTile tile{};
-    tile.head_size = head_size(args_);
-    tile.padded = plan_.padded;
-    tile.queries = static_cast<int32_t>((item.last_position - item.first_position) * plan_.group);
-    tile.visible = scratch.visible;
-    tile.scores = scratch.scores;
-    tile.factors = scratch.factors;
-    tile.expanded = scratch.expanded;
+    AttentionTile tile = empty_tile(item, scratch);
     for (int64_t row = item.first_row; row < item.last_row; row += kAttentionTileRows) {
       tile.rows = static_cast<int32_t>(std::min<int64_t>(kAttentionTileRows, item.last_row - row));
       set_visible(item, row, tile, scratch);
       set_offsets(item, row, scratch.offsets);
+      const int64_t rows_ahead = set_offsets_ahead(item, next, row + kAttentionTileRows, scratch.next_offsets);
       for (int64_t head = 0; head < heads; ++head) {
-        set_addresses(item, row, head, scratch, &tile);
-        tile.q = scratch.q + head * plan_.queries * plan_.padded;
+        const int64_t column = (item.first_head + head) * head_size(args_);
+        tile.k = static_cast<const int8_t*>(args_.k_cache.data) + column;
+        tile.v = static_cast<const int8_t*>(args_.v_cache.data) + column;
+        const int64_t first_ahead = rows_ahead * head / heads;
+        tile.ahead.offsets = scratch.next_offsets + first_ahead;
+        tile.ahead.rows = rows_ahead * (head + 1) / heads - first_ahead;
+        tile.q = scratch.q + head * digit_rows * plan_.padded;
+        tile.q_steps = scratch.q_steps + head * digit_rows;
         tile.state = state(head);
         kernel_.tile(tile);
       }
@@ -400,6 +411,24 @@ class Run {
     }
   }
 
+  AttentionTile empty_tile(const Item& item, const Scratch& scratch) const {
+    AttentionTile tile{};
+    tile.head_size = head_size(args_);
+    tile.padded = plan_.padded;
+    tile.queries = static_cast<int32_t>((item.last_position - item.first_position) * plan_.group);
+    tile.digits = static_cast<int32_t>(plan_.digits);
+    tile.offsets = scratch.offsets;
+    tile.ahead.k = static_cast<const int8_t*>(args_.k_cache.data);
+    tile.ahead.v = static_cast<const int8_t*>(args_.v_cache.data);
+    tile.ahead.bytes = (item.last_head - item.first_head) * tile.head_size;
+    tile.visible = scratch.visible;
+    tile.scores = scratch.scores;
+    tile.weights = scratch.weights;
+    tile.weight_steps = scratch.weight_steps;
+    tile.pairs = scratch.pairs;
+    return tile;
+  }
+
   void set_visible(const Item& item, int64_t row, const AttentionTile& tile, const Scratch& scratch) const {
     for (int32_t query = 0; query < tile.queries; ++query) {
       const int64_t seen = rows_seen(item.batch, item.first_position + query / plan_.group) - row;
@@ -407,36 +436,20 @@ class Run {
     }
   }
 
-  void set_offsets(const Item& item, int64_t row, int64_t* offsets) const {
-    const int64_t rows = std::min<int64_t>(2 * kAttentionTileRows, item.last_row - row);
+  // Of up to kAttentionTileRows rows from `row` on; returns how many there are.
+  int64_t set_offsets(const Item& item, int64_t row, int64_t* offsets) const {
+    const int64_t rows = std::clamp<int64_t>(item.last_row - row, 0, kAttentionTileRows);
     for (int64_t i = 0; i < rows; ++i) offsets[i] = row_offset(item.batch, row + i);
+    return rows;
   }
 
-  // The rows of one head; and for each a part of the next tile to prefetch, in the order of memory.
-  void set_addresses(const Item& item, int64_t row, int64_t head, const Scratch& scratch, AttentionTile* tile) const {
-    const int64_t size = head_size(args_), heads = item.last_head - item.first_head;
-    const auto* k = static_cast<const int8_t*>(args_.k_cache.data);
-    const auto* v = static_cast<const int8_t*>(args_.v_cache.data);
-    const int64_t column = (item.first_head + head) * size;
-    for (int64_t i = 0; i < tile->rows; ++i) {
-      scratch.addresses[0][i] = k + scratch.offsets[i] + column;
-      scratch.addresses[1][i] = v + scratch.offsets[i] + column;
-    }
-    tile->k_rows = scratch.addresses[0];
-    tile->v_rows = scratch.addresses[1];
-    const bool more = row + 2 * kAttentionTileRows <= item.last_row;
-    tile->k_next = more ? scratch.addresses[2] : nullptr;
-    tile->v_next = more ? scratch.addresses[3] : nullptr;
-    int64_t next_row = kAttentionTileRows + head * kAttentionTileRows / heads;
-    int64_t next_head = head * kAttentionTileRows % heads;
-    for (int64_t i = 0; more && i < kAttentionTileRows; ++i) {
-      const int64_t offset = scratch.offsets[next_row] + (item.first_head + next_head) * size;
-      scratch.addresses[2][i] = k + offset;
-      scratch.addresses[3][i] = v + offset;
-      if (++next_head < heads) continue;
-      next_head = 0;
-      ++next_row;
-    }
+  // The same for what comes after the rows before `row`, with the columns of the heads.
+  int64_t set_offsets_ahead(const Item& item, const Item& next, int64_t row, int64_t* offsets) const {
+    const bool last = row >= item.last_row;
+    const int64_t rows = last ? set_offsets(next, next.first_row, offsets) : set_offsets(item, row, offsets);
+    const int64_t column = (last ? next : item).first_head * head_size(args_);
+    for (int64_t i = 0; i < rows; ++i) offsets[i] += column;
+    return rows;
   }
 
   void finish(int64_t batch, int64_t head, int64_t first_position, int64_t last_position,
@@ -468,7 +481,8 @@ class Run {
   Plan plan_;
   const AttentionKernel& kernel_;
   float* states_;
-  float* slots_;
+  uintptr_t slots_;
+  int64_t slot_bytes_;
 };
 
 int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
@@ -477,10 +491,10 @@ int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
   if (element_count(args.q) == 0) return ANYNPU_OK;
   const int threads = threads_for(args, longest);
   const Plan plan(args, longest, threads);
-  const size_t bytes = (plan.state_floats_all(args) + threads * plan.slot_floats()) * sizeof(float);
+  const size_t bytes = memory_for(args, plan, threads);
   void* memory = workspace != nullptr && workspace_bytes >= bytes ? workspace : scratch(ScratchSlot::main, bytes);
   if (memory == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of workspace", kOp, bytes);
-  const Run run(args, longest, threads, static_cast<float*>(memory));
+  const Run run(args, plan, memory);
   parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
       run.slot(slot, run.items() * slot / threads, run.items() * (slot + 1) / threads);

@@ -7,9 +7,9 @@
 
 namespace anynpu {
 
-constexpr int kAttentionTileRows = 64;
-// Vectors of head_size floats are padded to a multiple of this, with zeros, on every tier.
-constexpr int64_t kAttentionPadding = 16;
+constexpr int kAttentionTileRows = 128;
+// Rows of head_size elements are padded to a multiple of this, with zeros, on every tier.
+constexpr int64_t kAttentionPadding = 32;
 
 // The running softmax of some queries of one kv head over the rows seen so far.
 struct AttentionState {
@@ -18,23 +18,34 @@ struct AttentionState {
   float* weight_sum;   // [queries]
 };
 
-// Up to kAttentionTileRows rows of one kv head.
+// Codes that the next tiles need: `bytes` of each row, beginning at k[offsets[i]] and v[offsets[i]].
+struct AttentionAhead {
+  const int8_t* k;
+  const int8_t* v;
+  const int64_t* offsets;  // [rows]
+  int64_t rows, bytes;
+};
+
+// Up to kAttentionTileRows rows of one kv head. Queries and weights are fixed-point numbers of one or two 16-bit digits:
+// a value is the sum of its digits, each times its step. All digits of a query are multiplied as if they were queries.
 struct AttentionTile {
   int64_t head_size, padded;
-  int32_t rows, queries;
-  const int8_t* const* k_rows;
-  const int8_t* const* v_rows;
-  const int8_t* const* k_next;  // one address for each row, worth prefetching; or null
-  const int8_t* const* v_next;
-  const float* q;               // [queries, padded], times scale_k and the softmax scale
-  const int32_t* visible;       // query i sees the first visible[i] rows of the tile
-  float* scores;                // [queries, kAttentionTileRows] of scratch
-  float* factors;               // [queries] of scratch
-  float* expanded;              // [kAttentionTileRows, padded] of scratch, or null: codes are converted at every use
+  int32_t rows, queries, digits;
+  const int8_t* k;         // row i begins at k[offsets[i]]
+  const int8_t* v;
+  const int64_t* offsets;  // [rows]
+  AttentionAhead ahead;
+  const int16_t* q;        // [queries, digits, padded], times scale_k and the softmax scale
+  const float* q_steps;    // [queries, digits]
+  const int32_t* visible;  // query i sees the first visible[i] rows of the tile
+  float* scores;           // [queries, kAttentionTileRows] of scratch
+  int16_t* weights;        // [queries, digits, kAttentionTileRows] of scratch
+  float* weight_steps;     // [queries, digits] of scratch
+  int8_t* pairs;           // [kAttentionTileRows, padded] of scratch
   AttentionState state;
 };
 
-// One query: the states of the splits of its rows, `stride` floats apart, become its output.
+// One query: the states of the splits of its rows, `stride` floats apart, become its output. Uses the maxima up.
 struct AttentionFinish {
   int64_t head_size;
   int64_t splits, stride;
@@ -47,14 +58,16 @@ struct AttentionFinish {
 
 enum AttentionFloat { kAttentionFloat32, kAttentionFloat16, kAttentionBFloat16, kAttentionFloats };  // of q, output
 
-// One query as the tiles want it: q * scale * softmax_scale, padded with zeros. Strides count elements.
+// One query as the tiles want it: q * scale * softmax_scale in fixed point. Strides count elements.
 struct AttentionFold {
   int64_t head_size, padded;
   const void* q;
   const float* scale;
   int64_t q_stride, scale_stride;
   float softmax_scale;
-  float* to;
+  int32_t digits;
+  int16_t* to;   // [digits, padded]
+  float* steps;  // [digits]
 };
 
 struct AttentionKernel {

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oracle of kv_cache_attention: float64 attention over the dequantised cache, and how far a float32 kernel may be."""
+"""Oracle of kv_cache_attention: float64 attention over the dequantised cache, and how far a kernel may be from it."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from anynpu.ops.kv_cache_attention.spec import OP, check
 
@@ -108,6 +109,21 @@ def kv_cache_attention(
 
 
 _U = 2.0**-24  # half a unit in the last place of float32
+_NEIGHBOURS = 127  # weights are fractions of the largest among at most 128 rows that follow each other
+
+
+def _weight_rounding(weights: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """How far the weighted mean of codes of these sizes moves when each weight does by the largest one near it.
+
+    A weight that is off by d moves numerator and denominator, and so the mean by at most d (|code| + |mean|); all of
+    them change the denominator by less than 1 %.
+    """
+    mean = weights @ sizes.unsqueeze(1)
+    if not sizes.shape[1]:
+        return mean
+    near = F.max_pool1d(weights.flatten(0, 1), 2 * _NEIGHBOURS + 1, stride=1, padding=_NEIGHBOURS)
+    near = near.unflatten(0, weights.shape[:2])
+    return 1.01 * (near @ sizes.unsqueeze(1) + near.sum(-1, keepdim=True) * mean)
 
 
 def error_bound(
@@ -124,33 +140,42 @@ def error_bound(
     softmax_scale: float | None = None,
     causal: bool = True,
 ) -> torch.Tensor:
-    """float32 rounding errors, and one unit in the last place of the output.
+    """float32 rounding errors, those of fixed-point numbers, and one unit in the last place of the output.
 
-    A score is a float32 sum of D products, so it is off by at most e = (D + 4) u sum(|q| |scale_k| |code|); an offset
-    of k moves all scores of a query alike and costs nothing. Every weight is then off by a factor of at most
-    1 + 2 max(e) + 9 u (two scores, two exponentials of relative error 4 u, their product), numerator and denominator
-    are sums of as many terms as there are rows, and the last steps round four times.
+    q times its scales is rounded to f of its largest element, a weight to f of the largest weight near it: f is 2^-16
+    (16 bits, their sign among them) for a 16-bit q, and 2^-31 (two such digits) for a float32 q.
+
+    A score is a sum of D products of float32 or of fixed-point numbers, so it is off by at most
+    e = (D + 12) u sum(|q| |scale_k| |code|) + f max(|q| |scale_k|) sum(|code|); an offset of k moves all scores of a
+    query alike and costs nothing. Every weight is then off by a factor of at most 1 + 2 max(e) + 9 u (two scores, two
+    exponentials of relative error 4 u, their product) and by its rounding; numerator and denominator are sums of as
+    many terms as there are rows, and the last steps round four times.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     bound = torch.empty(q.shape, dtype=torch.float64)
     result = kv_cache_attention(
         q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts, softmax_scale, causal
     )
+    fraction = 1.001 * (2.0**-31 if q.dtype == torch.float32 else 2.0**-16)  # a step is 1 / 32767, not 2^-15
     for batch, length in enumerate(lengths.tolist()):
         start = 0 if starts is None else int(starts[batch])
-        k = _codes(k_cache, batch, start, length, block_table) * scale_k.double().unsqueeze(1)
+        k_codes = _codes(k_cache, batch, start, length, block_table)
+        k = k_codes * scale_k.double().unsqueeze(1)
         v_codes = _codes(v_cache, batch, start, length, block_table)
         visible = _visible(length, start, q.shape[1], causal)
         grouped = _grouped(q[batch], k.shape[0])
         sizes = grouped.abs() @ k.abs().unsqueeze(1).transpose(-1, -2) * abs(scale)
-        worst = sizes.masked_fill(~visible, 0.0).amax(-1, keepdim=True) if length > start else sizes.sum(-1, True)
+        largest = (grouped * scale_k.double()[:, None, None]).abs().amax(-1, keepdim=True) * abs(scale)
+        errors = (q.shape[-1] + 12) * _U * sizes + fraction * largest * k_codes.abs().sum(-1)[:, None, None]
+        worst = errors.masked_fill(~visible, 0.0).amax(-1, keepdim=True) if length > start else errors.sum(-1, True)
         scores = grouped @ k.unsqueeze(1).transpose(-1, -2) * scale
         weights = _weights(scores, visible)
         rows = length - start
-        relative = 2 * ((q.shape[-1] + 4) * _U * worst + 9 * _U) + 2 * (rows + 4) * _U
+        relative = 2 * (worst + 9 * _U) + 2 * (rows + 4) * _U
         offset = torch.zeros(v_codes.shape[0], v_codes.shape[-1]) if offset_v is None else offset_v
         size = weights @ v_codes.abs().unsqueeze(1)
-        error = relative * size + 4 * _U * (size + offset.double().abs()[:, None, None])
+        rounding = fraction * _weight_rounding(weights, v_codes.abs())
+        error = relative * size + rounding + 4 * _U * (size + offset.double().abs()[:, None, None])
         bound[batch] = _ungrouped(error * scale_v.double().abs()[:, None, None])
     exponent = (
         result.double().abs().clamp(torch.finfo(q.dtype).smallest_normal, torch.finfo(q.dtype).max).log2().floor()

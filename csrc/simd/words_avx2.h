@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of 16-bit integers in AVX2, included after vec_avx2.h. A lane of Words is a pair of them.
+#pragma once
+
+#include "simd/pairs_avx2.h"
+
+namespace anynpu {
+namespace {
+
+typedef __m256i Words;
+typedef __m256i Ints;
+
+inline Ints zero_ints() { return _mm256_setzero_si256(); }
+inline Words broadcast_pair(const int16_t* from) {
+  int32_t pair;
+  memcpy(&pair, from, sizeof(pair));
+  return _mm256_set1_epi32(pair);
+}
+inline Words load_words(const int16_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+inline Ints load_ints(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+// Pairs of int8.
+inline Words load_pairs(const int8_t* from) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+// sum += the products of a pair. GCC 12 spills the accumulators of the intrinsics; the operand tied here stays where it is.
+inline void add_pair_products(Ints& sum, Words a, Words b) {
+  __m256i product;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b));
+}
+// The sums of the lanes of four vectors, two and two.
+inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {
+  const __m256i quads = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+  const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(low), sums);
+  _mm_storeh_pd(reinterpret_cast<double*>(high), _mm_castsi128_pd(sums));
+}
+inline Vec float_of_ints(Ints value) { return _mm256_cvtepi32_ps(value); }
+// Rounded to nearest; within int16. NaN gives anything.
+inline void store_words(int16_t* to, Vec value) {
+  const __m256i ints = _mm256_cvtps_epi32(value);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), words);
+}
+
+}  // namespace
+}  // namespace anynpu

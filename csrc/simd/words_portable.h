@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of 16-bit integers for any CPU, included after vec_portable.h. A lane of Words is a pair of them.
+#pragma once
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace anynpu {
+namespace {
+
+typedef int16_t Words __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+
+inline Ints zero_ints() { return Ints{}; }
+inline Words broadcast_pair(const int16_t* from) {
+  return Words{from[0], from[1], from[0], from[1], from[0], from[1], from[0], from[1]};
+}
+inline Words load_words(const int16_t* from) {
+  Words value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+inline Ints load_ints(const int32_t* from) {
+  Ints value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+// Pairs of int8.
+inline Words load_pairs(const int8_t* from) {
+  return Words{from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]};
+}
+// sum += the products of a pair.
+inline void add_pair_products(Ints& sum, Words a, Words b) {
+#if defined(__SSE2__)
+  sum += (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  for (int i = 0; i < kLanes; ++i) sum[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+#endif
+}
+// The sums of the lanes of four vectors, two and two.
+inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {
+  low[0] = a[0] + a[1] + a[2] + a[3];
+  low[1] = b[0] + b[1] + b[2] + b[3];
+  high[0] = c[0] + c[1] + c[2] + c[3];
+  high[1] = d[0] + d[1] + d[2] + d[3];
+}
+inline Vec float_of_ints(Ints value) { return __builtin_convertvector(value, Vec); }
+// Rounded to nearest; within int16. NaN gives anything.
+inline void store_words(int16_t* to, Vec value) {
+  for (int i = 0; i < kLanes; ++i) {
+    const float bounded = value[i] > -32768.0f ? value[i] < 32767.0f ? value[i] : 32767.0f : -32768.0f;
+    to[i] = static_cast<int16_t>(__builtin_nearbyintf(bounded));
+  }
+}
+
+// 32 bytes of two rows, alternately.
+inline void pair_rows(const int8_t* a, const int8_t* b, int8_t* to) {
+  for (int i = 0; i < 32; ++i) {
+    to[2 * i] = a[i];
+    to[2 * i + 1] = b[i];
+  }
+}
+
+// 16 bytes from `column` on of 16 rows, as pairs: the first ones of all rows, then, `stride` bytes on, the second ones.
+inline void pair_columns(const int8_t* const (&rows)[16], int64_t column, int8_t* to, int64_t stride) {
+  for (int pair = 0; pair < 8; ++pair) {
+    for (int row = 0; row < 16; ++row) memcpy(to + pair * stride + 2 * row, rows[row] + column + 2 * pair, 2);
+  }
+}
+
+}  // namespace
+}  // namespace anynpu
