@@ -369,6 +369,18 @@ ANYNPU_EMULATE_REDUCE(__m512i, uint32_t, max, epu32, high > low ? high : low)
 ANYNPU_EMULATED __m512i _mm512_rol_epi32(__m512i value, const int count) {
   return _mm512_or_si512(_mm512_slli_epi32(value, count % 32), _mm512_srli_epi32(value, 32 - count % 32));
 }
+// Bit i of the table is the result where the bits of a, b and c are those of i.
+ANYNPU_EMULATED __m512i _mm512_ternarylogic_epi64(__m512i a, __m512i b, __m512i c, const int table) {
+  const __m512i ones = _mm512_set1_epi32(-1);
+  const auto bits = [=](__m512i value, bool set) { return set ? value : _mm512_xor_si512(value, ones); };
+  __m512i result = _mm512_setzero_si512();
+  for (int i = 0; i < 8; ++i) {
+    if ((table >> i & 1) == 0) continue;
+    const __m512i here = _mm512_and_si512(bits(a, i & 4), _mm512_and_si512(bits(b, i & 2), bits(c, i & 1)));
+    result = _mm512_or_si512(result, here);
+  }
+  return result;
+}
 ANYNPU_EMULATED __m512i _mm512_popcnt_epi8(__m512i value) {
   const Elements<uint8_t, __m512i> bytes(value);
   return generate<uint8_t>([&](int i) { return static_cast<uint8_t>(__builtin_popcount(bytes.at[i])); });
