@@ -63,7 +63,7 @@ class _Tensor(ctypes.Structure):
 _TENSOR = struct.Struct("@P4i8q8q")
 _ABSENT = bytes(_TENSOR.size)
 _PADDING = (0,) * MAX_DIMS
-_WORD_BYTES = 8
+_TENSOR_WORDS = _TENSOR.size // 8
 
 
 def allocate_publicly(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -191,14 +191,17 @@ class Call:
         layouts = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in made if tensor is not None]
         members = (*inputs, *made)
         template = array.array("Q", self._arguments(members, scalars))
-        places = [i * _TENSOR.size // _WORD_BYTES for i, tensor in enumerate(members) if tensor is not None]
-        function, single = self._function, len(layouts) == 1
+        absent = [i for i, tensor in enumerate(members) if tensor is None]
+        addressed = slice(0, len(members) * _TENSOR_WORDS, _TENSOR_WORDS)  # the first word of each tensor
+        function, single, address = self._function, len(layouts) == 1, torch.Tensor.data_ptr
 
         def run(*present: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
             results = [allocate(*layout) for layout in layouts]
             words = template[:]  # a copy: other threads may be here too
-            for place, tensor in zip(places, (*present, *results), strict=True):
-                words[place] = tensor.data_ptr()
+            addresses = array.array("Q", map(address, (*present, *results)))
+            for place in absent:
+                addresses.insert(place, 0)
+            words[addressed] = addresses
             status = function(words.buffer_info()[0], None, 0)
             if status:
                 raise_for_status(status)

@@ -126,14 +126,13 @@ class _Signature:
 
     def __init__(self, types: tuple[type, ...]) -> None:
         self.tensors = _picker([i for i, kind in enumerate(types) if kind in _TENSORS])
-        self._options = _picker([i for i, kind in enumerate(types) if kind not in _TENSORS])
-        self._thaws = any(kind in (float, *_SEQUENCES) for kind in types)
+        self._thawed = [i for i, kind in enumerate(types) if kind in (float, *_SEQUENCES)]
+        self._options = _picker([i for i, kind in enumerate(types) if kind not in _TENSORS and i not in self._thawed])
         self._plans: dict[tuple, tuple[tuple[Callable[..., bool], Plan], ...]] = {}
         self._kept = 0
 
     def _key(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> tuple:
-        options = self._options(args)
-        return tuple(map(_frozen, options)) if self._thaws else options, tensors[0].shape
+        return self._options(args), tensors[0].shape, *[_frozen(args[i]) for i in self._thawed]
 
     def find(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> Plan | None:
         for alike, plan in self._plans.get(self._key(args, tensors), ()):
