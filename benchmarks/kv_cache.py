@@ -94,6 +94,7 @@ def rope_variants(problem: RopeProblem) -> Iterator[Variant]:
 def rope_peers(problem: RopeProblem) -> Iterator[Variant]:
     """The same with tensor operations, eager and compiled by Inductor."""
     yield problem.variant("torch eager", rope_with_tensor_operations)
+    torch.compiler.reset()  # or it gives up on a function compiled for many shapes
     compiled = torch.compile(rope_with_tensor_operations, dynamic=False)
     yield problem.variant("torch.compile", compiled)
 
