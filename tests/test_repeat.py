@@ -355,6 +355,16 @@ def test_threads_share_a_plan():
     assert not wrong and call.dispatched == 1
 
 
+def test_the_weights_of_a_model_are_remembered_whatever_their_shapes():
+    """As of compressed weights: no two streams have one length."""
+    operator = Watched("weight_quant_matmul")
+    sizes = range(1, 2 * _repeat._MOST_ALIKE)
+    calls = [matmul_args(weight=torch.ones(64, n, dtype=torch.int8), scale=torch.ones(n)) for n in sizes]
+    for args in calls * 2:
+        operator(*args)
+    assert operator.dispatched == len(calls)
+
+
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(_repeat, "_MOST_KEPT", 3)
     monkeypatch.setattr(_repeat, "_MOST_ALIKE", 2)
@@ -362,8 +372,9 @@ def test_memory_is_bounded(monkeypatch):
     weights = [torch.ones(64, n, dtype=torch.int8) for n in range(1, 5)]
     for m in range(1, 6):
         for weight in weights:
-            args = matmul_args(torch.ones(m, 64), weight, torch.ones(1))
-            assert (call(*args) == 64).all()
+            for scale in torch.ones(1), torch.ones(weight.shape[1]), torch.ones(1, weight.shape[1]):
+                args = matmul_args(torch.ones(m, 64), weight, scale)
+                assert (call(*args) == 64).all()
     (signature,) = call._repeats._signatures.values()
     assert len(signature._plans) <= 3
     assert all(len(plans) <= 2 for plans in signature._plans.values())

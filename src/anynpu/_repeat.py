@@ -28,7 +28,7 @@ except ImportError:
     _TensorGuards = None
 
 _MOST_KEPT = 4096
-_MOST_ALIKE = 16  # plans that differ in neither the first shape nor options
+_MOST_ALIKE = 16  # plans that differ in neither the first two shapes nor options
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _SEQUENCES = (list, tuple, torch.Size)
@@ -132,7 +132,8 @@ class _Signature:
         self._kept = 0
 
     def _key(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> tuple:
-        return self._options(args), tensors[0].shape, *[_frozen(args[i]) for i in self._thawed]
+        shapes = [tensor.shape for tensor in tensors[:2]]  # of x and a weight: those of compressed ones all differ
+        return self._options(args), *shapes, *[_frozen(args[i]) for i in self._thawed]
 
     def find(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> Plan | None:
         for alike, plan in self._plans.get(self._key(args, tensors), ()):
