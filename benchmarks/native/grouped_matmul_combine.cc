@@ -5,32 +5,18 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <numeric>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "anynpu.h"
+#include "measure.h"
 
 namespace {
-
-bool cpu_clock = false;
-
-// Wall time; or the time of this thread alone, for one thread on a machine that others use too.
-double now() {
-  if (cpu_clock) {
-    timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-  }
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 constexpr int64_t kMemory = 512 << 20;
 
@@ -54,47 +40,18 @@ double read_roof(const uint8_t* memory) {
   return total < 0 ? 0 : 64.0 * kLines / (now() - start);
 }
 
-// Exact products of int8 with int4 (vpmaddubsw and an addition) or int8 (vpmaddwd), or vpdpbusd where there is one; on
-// twelve accumulators, to keep the ports busy through the latency.
-#define EACH_OF_TWELVE(DO) \
-  DO("0") DO("1") DO("2") DO("3") DO("4") DO("5") DO("6") DO("7") DO("8") DO("9") DO("10") DO("11")
-#define CLOBBERS \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
-#define DOT_512(i) "vpdpbusd %%zmm12, %%zmm12, %%zmm" i "\n"
-#define DOT_4(i) "vpmaddubsw %%ymm12, %%ymm12, %%ymm13\n vpaddw %%ymm13, %%ymm" i ", %%ymm" i "\n"
-#define DOT_8(i) "vpmaddwd %%ymm12, %%ymm12, %%ymm13\n vpaddd %%ymm13, %%ymm" i ", %%ymm" i "\n"
+constexpr int64_t kBursts = 100000;
 
-template <typename Burst>
-double rate(double ops_each, const Burst& burst) {
-  constexpr int64_t kRounds = 100000;
-  int threads = 1;
-  const double start = now();
-#pragma omp parallel
-  {
-    threads = omp_get_num_threads();
-    for (int64_t i = 0; i < kRounds; ++i) burst();
-  }
-  return 12.0 * ops_each * static_cast<double>(kRounds * threads) / (now() - start);
-}
-
+// Of exact products of int8 with int4 (without vpdpbusd: vpmaddubsw and an addition) or int8.
+#define DOT_INT4(i) "vpmaddubsw %%ymm12, %%ymm12, %%ymm13\n vpaddw %%ymm13, %%ymm" i ", %%ymm" i "\n"
 double dot_roof(int bits) {
-  if (__builtin_cpu_supports("avx512vnni")) {
-    return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" EACH_OF_TWELVE(DOT_512)::: CLOBBERS); });
-  }
-  if (bits == 8)
-    return rate(32, [] { asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\n" EACH_OF_TWELVE(DOT_8)::: CLOBBERS); });
-  return rate(64, [] { asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\n" EACH_OF_TWELVE(DOT_4)::: CLOBBERS); });
+  return bits == 8 || has_vnni() ? int8_roof(kBursts) : rate(64, kBursts, BURST_256(DOT_INT4));
 }
 
-std::vector<int64_t> option(int argc, char** argv, const std::string& name, const std::string& fallback) {
-  std::string value = fallback;
-  for (int i = 3; i < argc; ++i) {
-    if (std::strncmp(argv[i], (name + "=").c_str(), name.size() + 1) == 0) value = argv[i] + name.size() + 1;
-  }
-  std::vector<int64_t> numbers;
-  std::stringstream stream(value);
-  for (std::string part; std::getline(stream, part, ',');) numbers.push_back(std::atoll(part.c_str()));
-  return numbers;
+std::vector<int64_t> numbers(int argc, char** argv, const std::string& name, const std::string& fallback) {
+  std::vector<int64_t> values;
+  for (const std::string& part : option(argc, argv, name, fallback)) values.push_back(std::atoll(part.c_str()));
+  return values;
 }
 
 anynpu_tensor tensor(void* data, int32_t dtype, std::initializer_list<int64_t> shape) {
@@ -172,18 +129,18 @@ void run(const Case& c, double seconds, uint8_t* memory) {
 int main(int argc, char** argv) {
   if (argc < 3) return std::fprintf(stderr, "usage: %s threads seconds [name=values]...\n", argv[0]), 2;
   omp_set_num_threads(std::atoi(argv[1]));
-  for (int i = 3; i < argc; ++i) cpu_clock |= std::strcmp(argv[i], "clock=cpu") == 0;
+  cpu_clock = option(argc, argv, "clock", "wall")[0] == "cpu";
   auto* memory = static_cast<uint8_t*>(std::aligned_alloc(64, kMemory));
   std::mt19937_64 generator(1);
   for (int64_t i = 0; i < kMemory; i += 8) {
     const uint64_t word = generator();
     std::memcpy(memory + i, &word, 8);
   }
-  const int64_t k = option(argc, argv, "k", "2048")[0], n = option(argc, argv, "n", "7168")[0];
-  for (int64_t bits : option(argc, argv, "bits", "4")) {
-    for (int64_t experts : option(argc, argv, "e", "8")) {
-      for (int64_t rows : option(argc, argv, "rows", "8,64,512")) {
-        for (int64_t group : option(argc, argv, "group", "0")) {
+  const int64_t k = numbers(argc, argv, "k", "2048")[0], n = numbers(argc, argv, "n", "7168")[0];
+  for (int64_t bits : numbers(argc, argv, "bits", "4")) {
+    for (int64_t experts : numbers(argc, argv, "e", "8")) {
+      for (int64_t rows : numbers(argc, argv, "rows", "8,64,512")) {
+        for (int64_t group : numbers(argc, argv, "group", "0")) {
           run({experts, rows, k, n, group, static_cast<int>(bits)}, std::atof(argv[2]), memory);
         }
       }

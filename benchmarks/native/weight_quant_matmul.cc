@@ -5,32 +5,18 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "anynpu.h"
+#include "measure.h"
 
 namespace {
-
-bool cpu_clock = false;
-
-// Wall time; or the time of this thread alone, for one thread on a machine that others use too.
-double now() {
-  if (cpu_clock) {
-    timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-  }
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::vector<uint8_t> noise;
 
@@ -57,54 +43,12 @@ double read_roof(int64_t bytes) {
   return total < 0 ? 0 : static_cast<double>(bytes) / seconds;
 }
 
-// One instruction on twelve accumulators, to keep both ports busy through its latency.
-#define EACH_OF_TWELVE(DO) DO("0") DO("1") DO("2") DO("3") DO("4") DO("5") DO("6") DO("7") DO("8") DO("9") DO("10") DO("11")
-#define CLOBBERS \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
-#define DOT_512(i) "vpdpbusd %%zmm12, %%zmm12, %%zmm" i "\n"
+constexpr int64_t kBursts = 500000;
+
 #define FMA_512(i) "vfmadd231ps %%zmm12, %%zmm12, %%zmm" i "\n"
-#define DOT_256(i) "vpmaddwd %%ymm12, %%ymm12, %%ymm13\n vpaddd %%ymm13, %%ymm" i ", %%ymm" i "\n"
 #define FMA_256(i) "vfmadd231ps %%ymm12, %%ymm12, %%ymm" i "\n"
-
-template <typename Burst>
-double rate(double ops_each, const Burst& burst) {
-  constexpr int64_t rounds = 500000;
-  int threads = 1;
-  const double start = now();
-#pragma omp parallel
-  {
-    threads = omp_get_num_threads();
-    for (int64_t i = 0; i < rounds; ++i) burst();
-  }
-  return 12.0 * ops_each * static_cast<double>(rounds * threads) / (now() - start);
-}
-
-bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
-
-// Of exact int8 products: vpdpbusd, or without it vpmaddwd and an addition.
-double dot_roof() {
-  if (has_vnni()) {
-    return rate(128, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" EACH_OF_TWELVE(DOT_512)::: CLOBBERS); });
-  }
-  return rate(32, [] { asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\n" EACH_OF_TWELVE(DOT_256)::: CLOBBERS); });
-}
-
 double fma_roof() {
-  if (has_vnni()) {
-    return rate(32, [] { asm volatile("vpxorq %%zmm12, %%zmm12, %%zmm12\n" EACH_OF_TWELVE(FMA_512)::: CLOBBERS); });
-  }
-  return rate(16, [] { asm volatile("vpxor %%ymm12, %%ymm12, %%ymm12\n" EACH_OF_TWELVE(FMA_256)::: CLOBBERS); });
-}
-
-std::vector<std::string> option(int argc, char** argv, const std::string& name, const std::string& fallback) {
-  std::string value = fallback;
-  for (int i = 3; i < argc; ++i) {
-    if (std::strncmp(argv[i], (name + "=").c_str(), name.size() + 1) == 0) value = argv[i] + name.size() + 1;
-  }
-  std::vector<std::string> parts;
-  std::stringstream stream(value);
-  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
-  return parts;
+  return has_vnni() ? rate(32, kBursts, BURST_512(FMA_512)) : rate(16, kBursts, BURST_256(FMA_256));
 }
 
 anynpu_tensor matrix(void* data, int32_t dtype, int64_t rows, int64_t columns) {
@@ -192,7 +136,7 @@ void run(const Case& c, double seconds) {
   const int repeats = 3;
   for (int round = 0; round < repeats; ++round) {
     for (int i = 0; i < 20; ++i) bandwidth = std::max(bandwidth, read_roof(weight_bytes));
-    dots = std::max(dots, dot_roof());
+    dots = std::max(dots, int8_roof(kBursts));
     fmas = std::max(fmas, fma_roof());
     const double end = now() + seconds / repeats;
     for (int64_t copy = 0; now() < end || copy < 2; ++copy) {
