@@ -192,21 +192,20 @@ def test_inputs_are_unchanged(isa):
 
 
 @pytest.mark.parametrize(
-    "k, n, experts, batch, text",
+    "m, k, n, experts, batch, text",
     [
-        (64, 7168, 2, 4, "with int4 weights wants K = 2048, got 64"),
-        (2048, 64, 2, 4, "with int4 weights wants N = 7168, got 64"),
-        (2048, 7168, 257, 4, r"wants E in \[1, 256\], got 257"),
-        (2048, 7168, 2, 16385, "wants at most 16 .* rows of y, got 16385"),
-        (2048, 7168, 2, 4, r"wants M in \[1, .* = 131072\], got 131073"),
-        (2048, 7168, 2, 4, r"wants M in \[1, .* = 131072\], got 0"),
+        (4, 64, 7168, 2, 4, "with int4 weights wants K = 2048, got 64"),
+        (4, 2048, 64, 2, 4, "with int4 weights wants N = 7168, got 64"),
+        (4, 2048, 7168, 257, 4, r"wants E in \[1, 256\], got 257"),
+        (4, 2048, 7168, 2, 16385, "wants at most 16 .* rows of y, got 16385"),
+        (131073, 2048, 7168, 2, 4, r"wants M in \[1, .* = 131072\], got 131073"),
+        (0, 2048, 7168, 2, 4, r"wants M in \[1, .* = 131072\], got 0"),
     ],
 )
-def test_strict_limits(k, n, experts, batch, text):
+def test_strict_limits(m, k, n, experts, batch, text):
     def on_meta(*shape, dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    m = int(text.split(" ")[-1]) if "wants M" in text else 4
     arguments = (
         on_meta(m, k, dtype=torch.int8),
         on_meta(experts, k, n // 8, dtype=torch.int32),
