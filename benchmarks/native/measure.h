@@ -47,6 +47,33 @@ double rate(double ops_each, int64_t rounds, const Burst& burst) {
   return 12.0 * ops_each * static_cast<double>(rounds * threads) / (now() - start);
 }
 
+// Sixteen bytes at a time, which is what -O2 makes of words, are read 15 % slower from memory.
+typedef uint64_t Words __attribute__((vector_size(32), aligned(8)));
+__attribute__((target_clones("avx2", "default"))) static int64_t read_lines(const uint8_t* data, int64_t first,
+                                                                           int64_t last) {
+  const auto* from = reinterpret_cast<const Words*>(data);
+  Words sums[8] = {};
+  for (int64_t i = 2 * first; i + 8 <= 2 * last; i += 8) {
+    for (int j = 0; j < 8; ++j) sums[j] ^= from[i + j];
+  }
+  int64_t total = 0;
+  for (const Words& sum : sums) total += static_cast<int64_t>(sum[0] & 1);
+  return total;
+}
+
+// Bytes a second of reading `bytes` bytes at `data`.
+inline double read_roof(const uint8_t* data, int64_t bytes) {
+  const int64_t lines = bytes / 64;
+  int64_t total = 0;
+  const double start = now();
+#pragma omp parallel reduction(+ : total)
+  {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    total += read_lines(data, lines * thread / threads, lines * (thread + 1) / threads);
+  }
+  return total < 0 ? 0 : static_cast<double>(bytes) / (now() - start);
+}
+
 inline bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
 
 // Of exact int8 products: vpdpbusd, or without it vpmaddwd and an addition.

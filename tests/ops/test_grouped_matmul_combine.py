@@ -99,6 +99,32 @@ def test_experts_of_few_and_many_rows(k, groups, n, isa, each_thread_count):
         assert torch.equal(result.double(), expected)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("k, n", [(40, 33), (352, 200), (1000, 1100)])
+def test_int8_experts_of_few_and_many_rows(k, n, transposed, isa, each_thread_count):
+    """Few rows are multiplied straight from the weight; all floats are exact."""
+    counts = torch.tensor([*range(11), 37])
+    experts, m = len(counts), int(counts.sum())
+    weight, x = codes(experts, k, n).to(torch.int8), codes(m, k).to(torch.int8)
+    scale = torch.exp2(codes(experts, n, low=-3, high=1).float())
+    expert_of_row = torch.repeat_interleave(torch.arange(experts), counts)
+    expected = torch.stack(
+        [row.double() @ weight[expert].double() * scale[expert] for row, expert in zip(x, expert_of_row, strict=True)]
+    )
+    if transposed:
+        weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    for result in each_thread_count(lambda: anynpu.grouped_matmul_combine(x, weight, scale, counts, torch.arange(m))):
+        assert torch.equal(result.double(), expected)
+
+
+def test_more_experts_of_few_rows_than_sums_are_kept_of(isa):
+    experts, rows, n = 150, 4, 2048
+    x, weight = codes(experts * rows, 33).to(torch.int8), codes(experts, 33, n).to(torch.int8)
+    arguments = (x, weight, torch.ones(experts, n), torch.full((experts,), rows), torch.arange(experts * rows))
+    expected = torch.bmm(x.view(experts, rows, 33).double(), weight.double()).view(-1, n)
+    assert torch.equal(anynpu.grouped_matmul_combine(*arguments).double(), expected)
+
+
 def test_another_bias_comes_through_literally(isa):
     weight, x, counts = int4(2, 64, 16), codes(4, 64).to(torch.int8), torch.tensor([1, 3])
     scale = torch.ones(2, 1, 16)

@@ -10,6 +10,7 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "gemm/gemm.h"
+#include "ops/grouped_matmul_combine/direct_sums.h"
 #include "ops/grouped_matmul_combine/kernel.h"
 #include "ops/grouped_matmul_combine/packed_rows.h"
 
@@ -64,8 +65,9 @@ class Combine {
         kernel_(pick(kKernels)),
         own_product_(has_own_product(kernel_, problem)),
         tile_rows_(own_product_ ? kernel_.tile_rows : int8_kernel().tile_rows),
-        packed_(problem, tile_rows_, own_product_ ? kernel_.block_steps : 0, problem.int4() && !own_product_) {
-    rows_ = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
+        packed_(problem, tile_rows_, own_product_ ? kernel_.block_steps : 0, problem.int4() && !own_product_),
+        rows_(problem.experts == 0 ? 0 : group_ends[problem.experts - 1]),
+        direct_(problem, rows_, experts_with_rows()) {
     most_rows_ = std::min(rows_, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
     const double work = static_cast<double>(rows_) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
@@ -84,7 +86,7 @@ class Combine {
     const int64_t pieces = round_up(most_pieces_ * static_cast<int64_t>(sizeof(Piece)), 64);
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
-    const int64_t values = share_experts_ ? rows_ * problem_.n * 4 : 0;
+    const int64_t values = share_experts_ ? rows_ * problem_.n * 4 : direct_.bytes();
     thread_bytes_ = panel_bytes() + 2 * sums_ * 4 + 3 * columns_ * 4;
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + values + threads_ * thread_bytes_)));
@@ -92,6 +94,7 @@ class Combine {
     pieces_ = reinterpret_cast<Piece*>(memory);
     packed_.use(memory + pieces, packed_rows);
     shared_values_ = reinterpret_cast<float*>(memory + pieces + packed);
+    direct_.use(memory + pieces + packed);
     thread_memory_ = memory + pieces + packed + values;
     return true;
   }
@@ -103,6 +106,7 @@ class Combine {
       cut_pieces(&expert, &row);
       pack_pieces();
       if (share_experts_) multiply_shares();
+      direct_.multiply(pieces_, piece_count_, packed_);
       for_each_task([&](int64_t column, int64_t columns, const TaskMemory& memory) {
         if (first) clear(column, columns);
         for (int64_t i = 0; i < piece_count_; ++i) {
@@ -115,6 +119,12 @@ class Combine {
   }
 
  private:
+  int64_t experts_with_rows() const {
+    int64_t count = 0, before = 0;
+    for (int64_t i = 0; i < problem_.experts; before = group_ends_[i++]) count += group_ends_[i] > before ? 1 : 0;
+    return count;
+  }
+
   // Whole panels in rows of k, whole blocks in a group.
   static bool has_own_product(const CombineKernel& kernel, const CombineProblem& problem) {
     if (kernel.multiply_int4 == nullptr || !problem.int4()) return false;
@@ -189,6 +199,7 @@ class Combine {
   // Fills the table with the rows that come next.
   void cut_pieces(int64_t* expert, int64_t* row) {
     piece_count_ = packed_rows_ = 0;
+    direct_.give_back();
     const int64_t end = std::min(rows_, *row + most_rows_);
     while (*row < end && piece_count_ < most_pieces_) {
       const int64_t left = group_ends_[*expert] - *row;
@@ -198,7 +209,7 @@ class Combine {
       }
       const int64_t even = round_up(ceil_divide(left, ceil_divide(left, kPieceRows)), tile_rows_);
       const int64_t rows = std::min({left, even, end - *row});
-      pieces_[piece_count_++] = {*expert, *row, rows, packed_rows_};
+      pieces_[piece_count_++] = {*expert, *row, rows, packed_rows_, direct_.take(rows)};
       packed_rows_ += rows + 1;
       *row += rows;
     }
@@ -278,7 +289,7 @@ class Combine {
 
   void multiply_int4(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
                      const TaskMemory& memory) const {
-    const WeightSource weight = expert_weight(piece);
+    const WeightSource weight = problem_.expert_weight(piece.expert);
     const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
     const uint8_t* from = weight.data + column / panel * panel_bytes + group.begin * weight.row_bytes;
     kernel_.multiply_int4({from, weight.row_bytes, panel_bytes, columns / panel, group.steps(), packed_.tiles(piece),
@@ -287,21 +298,20 @@ class Combine {
 
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
                 const TaskMemory& memory) const {
+    if (piece.direct >= 0) {
+      for (int64_t row = 0; row < piece.rows; ++row) direct_.add(piece, row, column, columns, memory.sums + row * columns_);
+      return;
+    }
+    const WeightSource weight = problem_.expert_weight(piece.expert);
     for (int64_t k = group.first_k; k < group.end; k += span_) {
       const WeightPart part = {k, std::min(span_, group.end - k), column, columns};
-      gemm_kernel().unpack(expert_weight(piece), part, memory.panels);
+      gemm_kernel().unpack(weight, part, memory.panels);
       const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (k - group.first_k) / 4;
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
         int8_kernel().multiply({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel,
                                 packed_.rows(piece), first_step, steps, packed_.row_steps(), columns_});
       }
     }
-  }
-
-  WeightSource expert_weight(const Piece& piece) const {
-    WeightSource weight = problem_.weight.source;
-    weight.data += piece.expert * problem_.weight.batch_bytes[0];
-    return weight;
   }
 
   // Of row `row` of all scales; the low half of a 64-bit word is a float32.
@@ -335,7 +345,9 @@ class Combine {
   const bool own_product_;
   const int64_t tile_rows_;
   PackedRows packed_;
-  int64_t rows_, most_rows_, most_pieces_, threads_, columns_, task_columns_, span_, tasks_;
+  const int64_t rows_;
+  DirectSums direct_;
+  int64_t most_rows_, most_pieces_, threads_, columns_, task_columns_, span_, tasks_;
   bool share_experts_;
   int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0, packed_rows_ = 0;
   Piece* pieces_ = nullptr;

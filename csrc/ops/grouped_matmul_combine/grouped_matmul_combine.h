@@ -17,6 +17,11 @@ struct CombineProblem {
 
   bool int4() const { return weight.source.bits == 4; }
   int64_t group_size() const { return k / scale_groups; }
+  WeightSource expert_weight(int64_t expert) const {
+    WeightSource source = weight.source;
+    source.data += expert * weight.batch_bytes[0];
+    return source;
+  }
 };
 
 int32_t check_grouped_matmul_combine(const anynpu_grouped_matmul_combine_args& args, CombineProblem* problem);

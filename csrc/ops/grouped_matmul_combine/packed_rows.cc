@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/integer.h"
+#include "ops/quant_matmul/int8_kernel.h"
+
 namespace anynpu {
 namespace {
 
@@ -50,6 +53,7 @@ PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows, int64_t
     : problem_(problem), tile_rows_(tile_rows), ones_(ones) {
   const ScaleGroup last = group(problem.scale_groups - 1);
   row_steps_ = last.first_step + last.steps();
+  if (!problem.int4()) row_steps_ = round_up(row_steps_, kDirectK / 4);
   block_steps_ = block_steps == 0 ? row_steps_ : block_steps;
 }
 
@@ -76,9 +80,10 @@ void PackedRows::pack(const Piece& piece) {
 void PackedRows::pack_row(const Piece& piece, int64_t row) {
   static constexpr int8_t kOne = 1;
   const anynpu_tensor& x = problem_.args->x;
-  const bool ones = row == piece.rows;
+  const bool ones = row == piece.rows, direct = piece.direct >= 0;
   const int8_t* from = ones ? &kOne : static_cast<const int8_t*>(x.data) + (piece.row + row) * x.strides[0];
-  const int64_t tile = row / tile_rows_ * tile_rows_, height = std::min(tile_rows_, rows(piece) - tile);
+  const int64_t tile_rows = direct ? 1 : tile_rows_;
+  const int64_t tile = row / tile_rows * tile_rows, height = std::min(tile_rows, rows(piece) - tile);
   const int64_t block_words = block_steps_ * rows(piece);
   int32_t* first = packed_ + piece.packed * row_steps_ + tile * block_steps_ + (row - tile);
   int32_t total = 0;
@@ -89,9 +94,10 @@ void PackedRows::pack_row(const Piece& piece, int64_t row) {
                          block_words};
     const int32_t sum = pack_group(from, ones ? 0 : x.strides[1], k, to);
     const int32_t correction = problem_.int4() ? 8 * sum - 64 * static_cast<int32_t>(k.end - k.begin) : 128 * sum;
-    of_rows_[group_rows(piece, index) + row] = correction;
+    of_rows_[group_rows(piece, index) + row] = direct ? 0 : correction;
     total += sum;
   }
+  if (direct) std::fill(first + ceil_divide(problem_.k, 4), first + row_steps_, 0);
   row_sums_[piece.packed + row] = total;
 }
 

@@ -7,12 +7,15 @@
 namespace anynpu {
 
 // Rows [row, row + rows) of x, all of one expert, from packed row `packed` on. With int4 weights a last row of ones,
-// whose products are the sums of the columns of the weight.
+// whose products are the sums of the columns of the weight. Few rows may have their products made straight from the
+// weight: then they lie one behind the other, with zeros up to a multiple of kDirectK, and `direct` is their first row
+// among all of those, or else -1.
 struct Piece {
   int64_t expert;
   int64_t row;
   int64_t rows;
   int64_t packed;
+  int64_t direct;
 };
 
 // The k that share a scale, and where their packed steps of four k begin. Parts of a weight begin at multiples of 32,

@@ -115,11 +115,15 @@ class Direct {
 
 }  // namespace
 
+int64_t most_direct_rows(const WeightSource& weight) {
+  if (int8_kernel().direct == nullptr) return 0;
+  if (weight.order == WeightOrder::rows_of_k) return kSideBySideRows;
+  return weight.chunk_bytes == 0 ? kDirectRows : 0;
+}
+
 bool prefers_direct(const Int8Problem& problem, const PanelSource& weight) {
   const WeightSource* source = weight.plain();
-  if (int8_kernel().direct == nullptr || source == nullptr) return false;
-  if (source->order == WeightOrder::rows_of_k) return problem.rows <= kSideBySideRows;
-  return problem.rows <= kDirectRows && source->chunk_bytes == 0;
+  return source != nullptr && problem.rows <= most_direct_rows(*source);
 }
 
 int32_t run_int8_direct(const char* op, const Int8Problem& problem, const WeightSource& weight) {

@@ -6,7 +6,8 @@
 
 namespace anynpu {
 
-// Whether the tier, the rows and the layout allow it.
+// How many rows it is best for on this tier; 0 where the layout does not allow it.
+int64_t most_direct_rows(const WeightSource& weight);
 bool prefers_direct(const Int8Problem& problem, const PanelSource& weight);
 int32_t run_int8_direct(const char* op, const Int8Problem& problem, const WeightSource& weight);
 
