@@ -53,6 +53,7 @@ struct KBlock {
 struct Rest {
   int64_t k;  // in its block
   float x;
+  int32_t words;  // x as one more digit, in the word of its k
 };
 
 // The rests of one row, in order of k. A row with more than `most` has count > most.
@@ -103,6 +104,7 @@ struct PanelProduct {
   int64_t rows;
   int64_t steps;
   int64_t c_stride;
+  int16_t bias;  // of the bytes of a panel
   Ahead ahead;
 };
 
@@ -177,6 +179,10 @@ struct GemmKernel {
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);
   int64_t direct_sums;  // of a direct product of raw rows of k at most: longer runs against nearer caches
+
+  // Scheme words, null where the tier has none: many rows of x in two digits and rests.
+  int64_t word_tile_rows;
+  void (*multiply_words)(const PanelProduct& product);
 
   // Scheme bf16, null where the tier has none.
   bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, const PackedRow& row);

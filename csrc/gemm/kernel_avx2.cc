@@ -12,6 +12,7 @@ constexpr int kTileVecs = 2;
 #include "gemm/direct_avx2.inc"
 #include "gemm/f32.inc"
 #include "gemm/few_f32_avx2.inc"
+#include "gemm/panel_words_avx2.inc"
 #include "gemm/unpack_any.inc"
 #include "gemm/unpack_avx2.inc"
 
@@ -35,6 +36,8 @@ const GemmKernel gemm_avx2 = {
     {nullptr, nullptr, stream_digits<2>, stream_digits<3>},
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
     24576,
+    kWordRows,
+    multiply_words,
     nullptr,
     nullptr,
     nullptr,

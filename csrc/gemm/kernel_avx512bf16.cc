@@ -35,6 +35,8 @@ const GemmKernel gemm_avx512bf16 = {
     {nullptr, stream_digits<1>, stream_digits<2>, stream_digits<3>},
     {nullptr, direct_digits<1>, direct_digits<2>, direct_digits<3>},
     49152,
+    0,
+    nullptr,
     pack_bf16,
     panel_bf16,
     multiply_bf16,

@@ -34,6 +34,8 @@ const GemmKernel gemm_avx512vnni = {
     {nullptr, stream_digits<1>, stream_digits<2>, stream_digits<3>},
     {nullptr, direct_digits<1>, direct_digits<2>, direct_digits<3>},
     49152,
+    0,
+    nullptr,
     nullptr,
     nullptr,
     nullptr,

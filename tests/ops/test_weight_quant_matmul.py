@@ -111,9 +111,9 @@ def test_outliers_keep_the_other_columns_of_x(dtype, m, isa):
 
 
 @pytest.mark.parametrize("layout", ["plain", "transposed", "prepacked"])
-@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize(("m", "dtype"), [(1, FP32), (2, FP32), (4, FP32), (7, FP32), (7, BF16)])
 @pytest.mark.parametrize("small", [10, 40])
-def test_small_values_beside_large_ones_are_exact(small, m, layout, isa):
+def test_small_values_beside_large_ones_are_exact(small, m, dtype, layout, isa):
     """Quarters, few or many in a group, beside 2**14: they lie below a 16-bit grid, and every sum fits float32."""
     generator = torch.Generator().manual_seed(small)
     codes = torch.randint(-8, 8, (200, 72), dtype=torch.int32, generator=generator)
@@ -125,10 +125,10 @@ def test_small_values_beside_large_ones_are_exact(small, m, layout, isa):
     if layout == "prepacked":
         weight = anynpu.weight_quant_prepack(weight)
     offset = torch.randint(-8, 8, (2, 72), generator=generator).float()
-    y = anynpu.weight_quant_matmul(
-        x, weight, torch.ones(2, 72), offset, group_size=128, n=72 if layout == "prepacked" else None
-    )
-    assert torch.equal(y, x @ (codes + offset.repeat_interleave(128, 0)[:200]))
+    scale, offset_of_x = torch.ones(2, 72, dtype=dtype), offset.to(dtype)
+    n = 72 if layout == "prepacked" else None
+    y = anynpu.weight_quant_matmul(x.to(dtype), weight, scale, offset_of_x, group_size=128, n=n)
+    assert torch.equal(y, (x @ (codes + offset.repeat_interleave(128, 0)[:200])).to(dtype))
 
 
 @pytest.mark.parametrize("m", [1, 7])
@@ -216,6 +216,20 @@ def test_result_does_not_depend_on_the_rows_beside_it(isa):
     whole = anynpu.weight_quant_matmul(**args)
     for row in (0, 21, 39):
         assert_within_bound(whole[row : row + 1], {**args, "x": args["x"][row : row + 1]})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+def test_rows_in_another_order_have_the_same_bits(dtype, bits, isa):
+    """Plain rows, rows of which many values lie below a 16-bit grid, and one that is not finite, in shared tiles."""
+    args = matmul_args(15, 200, 72, dtype, group_size=64, bits=bits)
+    args["x"][::4, ::64] = 2000
+    args["x"][7, 3] = float("inf")
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(1))
+    y = anynpu.weight_quant_matmul(**args)
+    moved = anynpu.weight_quant_matmul(**{**args, "x": args["x"][order]})
+    torch.testing.assert_close(moved, y[order], rtol=0, atol=0, equal_nan=True)
+    assert_within_bound(y, args)
 
 
 @pytest.mark.parametrize(

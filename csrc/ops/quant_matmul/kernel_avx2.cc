@@ -3,13 +3,12 @@
 #include "simd/vec_avx2.h"
 
 #include "gemm/gemm.h"
+#include "gemm/words_avx2.inc"
 #include "ops/quant_matmul/direct_avx2.inc"
 #include "ops/quant_matmul/store.inc"
 
 namespace anynpu {
 namespace {
-
-constexpr int kTileRows = 6;  // six rows of two vectors of columns fill the registers
 
 void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float* values) {
   const __m256i below = _mm256_set1_epi64x(kBelowFloat), last = _mm256_set1_epi64x(kBelowFloat + 1);
@@ -24,10 +23,6 @@ void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float
   scale_exactly_one_by_one(sums + i, scale + i, count - i, values + i);
 }
 
-// Four k of eight columns -> words of k 0 and 2, and of k 1 and 3.
-inline __m256i even_words(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
-inline __m256i odd_words(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
-
 template <int kRows, int kVecs>
 inline void add_to(const __m256i (&sums)[kRows][kVecs], int64_t c_stride, int32_t* c) {
   for (int row = 0; row < kRows; ++row) {
@@ -38,23 +33,22 @@ inline void add_to(const __m256i (&sums)[kRows][kVecs], int64_t c_stride, int32_
   }
 }
 
-constexpr int64_t kMostSteps = kSpan / 4;
-
-// The steps of a panel in a tile of x as words, for the products with even_words and odd_words.
+// The steps of a panel in a tile of x as words, [steps][rows][even, odd].
 struct TileWords {
-  alignas(32) int32_t even[kMostSteps * kTileRows];
-  alignas(32) int32_t odd[kMostSteps * kTileRows];
+  alignas(32) int32_t words[kSpan / 4 * kWordRows * 2];
   TileWords(const int32_t* x, int64_t count) {
     int64_t i = 0;
     for (; i + 8 <= count; i += 8) {
       const __m256i bytes = load_bytes(x + i);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(even + i), _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(odd + i), _mm256_srai_epi16(bytes, 8));
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
+      const __m256i low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+      store_bytes(words + 2 * i, _mm256_permute2x128_si256(low, high, 0x20));
+      store_bytes(words + 2 * i + 8, _mm256_permute2x128_si256(low, high, 0x31));
     }
     for (; i < count; ++i) {
       const __m128i bytes = _mm_cvtsi32_si128(x[i]);
-      even[i] = _mm_cvtsi128_si32(_mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8));
-      odd[i] = _mm_cvtsi128_si32(_mm_srai_epi16(bytes, 8));
+      words[2 * i] = _mm_cvtsi128_si32(_mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8));
+      words[2 * i + 1] = _mm_cvtsi128_si32(_mm_srai_epi16(bytes, 8));
     }
   }
 };
@@ -74,8 +68,9 @@ void few_rows(const Int8Product& product) {
         const __m256i even = even_words(bytes), odd = odd_words(bytes);
 #pragma GCC unroll 2
         for (int row = 0; row < kRows; ++row) {
-          add_products(sums[row][vec], _mm256_set1_epi32(x.even[step * kRows + row]), even);
-          add_products(sums[row][vec], _mm256_set1_epi32(x.odd[step * kRows + row]), odd);
+          const int32_t* words = x.words + 2 * (step * kRows + row);
+          add_word_products(sums[row][vec], _mm256_set1_epi32(words[0]), even);
+          add_word_products(sums[row][vec], _mm256_set1_epi32(words[1]), odd);
         }
       }
     }
@@ -83,47 +78,20 @@ void few_rows(const Int8Product& product) {
   }
 }
 
-constexpr int64_t kTileColumns = 16;
-constexpr int64_t kWordStep = 2 * kTileColumns * 4;  // bytes of a step of a tile
-
-// A panel as words, [64 / 16 columns][steps][even, odd][16 columns][2 k].
-void to_words(const uint8_t* panel, int64_t steps, uint8_t* words) {
-  for (int64_t step = 0; step < steps; ++step, panel += 256, words += kWordStep) {
-    for (int64_t vec = 0; vec < 8; ++vec) {
-      const __m256i bytes = load_bytes(panel + 32 * vec);
-      uint8_t* to = words + vec / 2 * steps * kWordStep + vec % 2 * 32;
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to), even_words(bytes));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to + 64), odd_words(bytes));
-    }
-  }
-}
-
 template <int kRows>
-void tile_columns(const uint8_t* words, int64_t steps, const TileWords& x, int64_t c_stride, int32_t* c) {
+void tile_columns(const __m256i* words, int64_t steps, const TileWords& x, int64_t c_stride, int32_t* c) {
   __m256i sums[kRows][2] = {};
-  for (int64_t step = 0; step < steps; ++step, words += kWordStep) {
-#pragma GCC unroll 2
-    for (int parity = 0; parity < 2; ++parity) {
-      const int32_t* values = (parity == 0 ? x.even : x.odd) + step * kRows;
-      const __m256i first = load_bytes(words + 64 * parity), second = load_bytes(words + 64 * parity + 32);
-#pragma GCC unroll 6
-      for (int row = 0; row < kRows; ++row) {
-        const __m256i value = _mm256_set1_epi32(values[row]);
-        add_products(sums[row][0], value, first);
-        add_products(sums[row][1], value, second);
-      }
-    }
-  }
+  add_word_tile(words, steps, x.words, sums);
   add_to(sums, c_stride, c);
 }
 
 template <int kRows>
-void tile(int rows, const Int8Product& product, const uint8_t* words, const int32_t* x, int32_t* c, Fetch* fetch) {
+void tile(int rows, const Int8Product& product, const __m256i* words, const int32_t* x, int32_t* c, Fetch* fetch) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return tile<kRows - 1>(rows, product, words, x, c, fetch);
   }
   const TileWords values(x, product.steps * kRows);
-  for (int64_t column = 0; column < 64; column += kTileColumns, words += product.steps * kWordStep) {
+  for (int64_t column = 0; column < kPanelColumns; column += kWordColumns, words += product.steps * kVectorsOfStep) {
     fetch->some();
     tile_columns<kRows>(words, product.steps, values, product.c_stride, c + column);
   }
@@ -132,17 +100,16 @@ void tile(int rows, const Int8Product& product, const uint8_t* words, const int3
 void multiply(const Int8Product& product) {
   if (product.rows == 1) return few_rows<1>(product);
   if (product.rows == 2) return few_rows<2>(product);
-  alignas(32) uint8_t words[kMostSteps * 4 * kWordStep];
-  to_words(product.panel, product.steps, words);
-  Fetch fetch(product.ahead, (product.rows + kTileRows - 1) / kTileRows * (64 / kTileColumns));
-  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) {
-    tile<kTileRows>(rows, product, words, x, c, &fetch);
-  });
+  __m256i words[kMostWords];
+  to_words(product.panel, product.steps, 0, words);
+  Fetch fetch(product.ahead, (product.rows + kWordRows - 1) / kWordRows * (kPanelColumns / kWordColumns));
+  for_each_tile<kWordRows>(
+      product, [&](int rows, const int32_t* x, int32_t* c) { tile<kWordRows>(rows, product, words, x, c, &fetch); });
 }
 
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2, kTileRows, multiply, direct, store};
+const Int8Kernel int8_avx2 = {Isa::avx2, kWordRows, multiply, direct, store};
 
 }  // namespace anynpu

@@ -24,10 +24,11 @@ constexpr int64_t kRowsAtOnce = 512;    // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 constexpr int64_t kRestFraction = 8;    // of the values of a row: more rests cost more than a third digit
+constexpr int64_t kWordRestFraction = 12;  // likewise of many rows: more than float32
 constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
 constexpr int64_t kRowsAtHand = 96;     // rows of x in float32 that pass by the operands of a span
 
-enum class Scheme { f32, digits, bf16 };
+enum class Scheme { f32, digits, words, bf16 };
 
 // Hands out parts of one allocation; with a null base it only counts.
 class Carver {
@@ -58,11 +59,11 @@ struct ThreadScratch {
 
 struct Plan {
   Scheme scheme;
-  int32_t digits;  // of the digits scheme
+  int32_t digits;  // of the digits and words schemes
   int64_t step_k;  // k per step
   int64_t tile_rows;
   int64_t row_dwords;  // packed size of one row
-  int64_t most_rests;  // of a row for which two digits and rests are tried before three; 0: they are not
+  int64_t most_rests;  // of a row in two digits, for which others are taken if it has more; 0: rests are not kept
   bool stream;         // prepacked weights and so few rows that they are one tile: no panels
   bool direct;         // raw weights, likewise
   int64_t chunk_rows;  // rows of x packed at once
@@ -120,6 +121,11 @@ bool can_go_direct(const WeightQuantProblem& problem, const GemmKernel& kernel) 
   return problem.args->weight.dtype != ANYNPU_UINT8 && (source.bits == 8 || (by_k ? problem.n : problem.k) % 2 == 0);
 }
 
+// Int8 weights of few rows that the f32 scheme takes as they are.
+bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  return problem.weight.source.bits == 8 && problem.rows <= kernel.few_rows;
+}
+
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   constexpr int64_t kFewRows = 4;  // that many are bound by memory, where digits unpack with less work
   if (kernel.multiply_bf16 != nullptr && problem.args->x.dtype == ANYNPU_BFLOAT16 && problem.rows > kFewRows) {
@@ -127,20 +133,21 @@ Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel
   }
   if (kernel.multiply_digits[digits_of(problem)] != nullptr) return Scheme::digits;
   const bool few = can_stream(problem, kernel) || can_go_direct(problem, kernel);
-  return few && problem.weight.source.bits == 4 ? Scheme::digits : Scheme::f32;
-}
-
-// Int8 weights of few rows that the f32 scheme takes as they are.
-bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel) {
-  return problem.weight.source.bits == 8 && problem.rows <= kernel.few_rows;
+  if (few && problem.weight.source.bits == 4) return Scheme::digits;
+  const bool fits_words = problem.args->x.dtype != ANYNPU_FLOAT32 || problem.args->inner_precise == 1;
+  return kernel.multiply_words != nullptr && fits_words && !can_skip_panels(problem, kernel) ? Scheme::words
+                                                                                             : Scheme::f32;
 }
 
 Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   Plan plan = {};
   plan.scheme = choose_scheme(problem, kernel);
-  plan.digits = plan.scheme == Scheme::digits ? digits_of(problem) : 1;
-  plan.step_k = plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
-  plan.tile_rows = plan.scheme == Scheme::f32 ? kernel.f32_tile_rows : kTileDigitRows / plan.digits;
+  const bool words = plan.scheme == Scheme::words;
+  plan.digits = words ? 2 : plan.scheme == Scheme::digits ? digits_of(problem) : 1;
+  plan.step_k = words || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
+  plan.tile_rows = words                        ? kernel.word_tile_rows
+                   : plan.scheme == Scheme::f32 ? kernel.f32_tile_rows
+                                                : kTileDigitRows / plan.digits;
   plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
   plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
   if (plan.stream || plan.direct) plan.tile_rows = kStreamDigitRows / plan.digits;
@@ -150,6 +157,7 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   }
   const bool side_by_side = problem.weight.source.order == WeightOrder::rows_of_n;  // k, where those of a rest are far apart
   if (kernel.keeps_rests && plan.digits == 3 && !side_by_side) plan.most_rests = problem.k / kRestFraction;
+  if (words && digits_of(problem) == 3) plan.most_rests = std::max<int64_t>(1, problem.k / kWordRestFraction);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
   plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
@@ -282,9 +290,7 @@ class Product {
       for (int64_t row = 0; row < count; ++row) storage_.row_of[row] = first + row;
       return run_f32(count, storage_.packed);
     }
-    digits_ = plan_.digits;
-    if (plan_.most_rests > 0) pack_with_rests(first, count);
-    if (digits_ == plan_.digits) pack(first, count);
+    pack(first, count);
     int64_t exceptions = 0;
     for (int64_t row = 0; row < count; ++row) {
       if (storage_.wants_f32[row]) storage_.row_of[exceptions++] = first + row;
@@ -312,33 +318,48 @@ class Product {
     return std::min(plan_.threads, std::max<int64_t>(1, rows * problem_.k / kPackWork));
   }
 
-  // Two digits and rests, for all rows together.
-  void pack_with_rests(int64_t first, int64_t count) {
-    for (int64_t row = 0; row < count; ++row) {
-      storage_.rest_lists[row] = {storage_.rests + row * plan_.most_rests, plan_.most_rests, 0};
-    }
-    digits_ = 2;
-    pack(first, count);
-    for (int64_t row = 0; row < count; ++row) {
-      if (storage_.rest_lists[row].count > plan_.most_rests) digits_ = plan_.digits;
-    }
+  // Two digits and rests where that may pay. In the digits scheme all rows of a call have as many digits; in words a row
+  // stands alone.
+  void pack(int64_t first, int64_t count) {
+    const bool with_rests = plan_.most_rests > 0;
+    digits_ = with_rests ? 2 : plan_.digits;
+    pack_rows(first, count, with_rests);
+    if (!with_rests || plan_.scheme == Scheme::words) return;
+    const bool fit = std::all_of(storage_.rest_lists, storage_.rest_lists + count, fits_its_rests);
+    if (fit) return;
+    digits_ = plan_.digits;
+    pack_rows(first, count, false);
   }
 
-  void pack(int64_t first, int64_t count) {
-    const bool with_rests = digits_ != plan_.digits;
+  // Such a row is multiplied with its tile, for nothing.
+  void forget_rests(int64_t row, int64_t rows) const {
+    for (int64_t block = 0; block < plan_.block_count; ++block)
+      storage_.digit_blocks[block * rows + row].rest_count = 0;
+  }
+
+  static bool fits_its_rests(const RestList& list) { return list.count <= list.most; }
+
+  void pack_rows(int64_t first, int64_t count, bool with_rests) {
     parallel_slices(
         storage_, pack_threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
           for (int64_t row = begin; row < end; ++row) {
             load_row(first + row, scratch.row);
             const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
-            const PackedRow packed = {
-                storage_.packed, storage_.digit_blocks, count, tile, std::min(plan_.tile_rows, count - tile),
-                row - tile, with_rests ? storage_.rest_lists + row : nullptr};
+            RestList* rests = with_rests ? storage_.rest_lists + row : nullptr;
+            if (with_rests) *rests = {storage_.rests + row * plan_.most_rests, plan_.most_rests, 0};
+            const PackedRow packed = {storage_.packed,
+                                      storage_.digit_blocks,
+                                      count,
+                                      tile,
+                                      std::min(plan_.tile_rows, count - tile),
+                                      row - tile,
+                                      rests};
             const bool fits = plan_.scheme == Scheme::bf16
                                   ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, packed)
                                   : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, digits_,
                                                         bias(), packed);
-            storage_.wants_f32[row] = !fits;
+            storage_.wants_f32[row] = !fits || (with_rests && !fits_its_rests(*rests));
+            if (storage_.wants_f32[row] && plan_.scheme != Scheme::bf16) forget_rests(row, count);
           }
         });
   }
@@ -522,6 +543,7 @@ class Product {
     product.c = scratch.c + panel;
     product.c_stride = plan_.column_block;
     product.rows = rows;
+    product.bias = static_cast<int16_t>(bias());
     product.ahead = ahead;
     product.steps = ceil_divide(k.count, plan_.step_k);
     product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * digits_;
@@ -532,7 +554,7 @@ class Product {
       return kernel_.multiply_bf16(product);
     }
     product.panel = bytes;
-    kernel_.multiply_digits[digits_](product);
+    x.scheme == Scheme::words ? kernel_.multiply_words(product) : kernel_.multiply_digits[digits_](product);
   }
 
   void write_row(const Packed& x, int64_t row, int64_t column, int64_t columns, const float* c) const {
