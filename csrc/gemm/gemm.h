@@ -49,11 +49,11 @@ struct KBlock {
   int64_t count;
 };
 
-// What the digits of a row of x leave of one value.
+// What two digits of a row of x leave: in the AVX2 tier of one value, in those of AVX-512 of a step of four k.
 struct Rest {
   int64_t k;  // in its block
-  float x;
-  int32_t words;  // x as one more digit, in the word of its k
+  float x;    // AVX2
+  int32_t digit;  // as one more digit: in the word of its k, or the bytes of a step
 };
 
 // The rests of one row, in order of k. A row with more than `most` has count > most.
@@ -105,6 +105,7 @@ struct PanelProduct {
   int64_t steps;
   int64_t c_stride;
   int16_t bias;  // of the bytes of a panel
+  bool rests;    // x is two digits and rests
   Ahead ahead;
 };
 
@@ -122,6 +123,7 @@ struct StreamProduct {
   float* c;  // [rows][c_stride], added to
   int64_t rows;
   int64_t c_stride;
+  bool rests;  // x is two digits and rests
 };
 
 // y = c + bias, rounded to dtype, or with quant_scale int8 saturate(round(y * quant_scale + quant_offset)).
@@ -174,7 +176,9 @@ struct GemmKernel {
   // with stream_digits prepacked weights, with direct_digits raw ones.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
                       const PackedRow& row);
-  bool keeps_rests;  // two digits and few rests take the place of three digits, except with raw rows of n
+  // Two digits and rests take the place of three digits where a row has no more than K / rest_fraction of them; 0: never.
+  int64_t rest_fraction;
+  bool direct_rests;  // of raw rows of k too
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);

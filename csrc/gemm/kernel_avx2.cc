@@ -31,6 +31,7 @@ const GemmKernel gemm_avx2 = {
     stream_f32,
     direct_f32,
     pack_digits,
+    8,
     true,
     {},
     {nullptr, nullptr, stream_digits<2>, stream_digits<3>},

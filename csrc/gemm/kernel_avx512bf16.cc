@@ -30,6 +30,7 @@ const GemmKernel gemm_avx512bf16 = {
     nullptr,
     nullptr,
     pack_digits,
+    12,
     false,
     {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>},
     {nullptr, stream_digits<1>, stream_digits<2>, stream_digits<3>},

@@ -23,8 +23,7 @@ constexpr const char* kOp = "weight_quant_matmul";
 constexpr int64_t kRowsAtOnce = 512;    // rows of x packed at once
 constexpr int64_t kTaskWork = 1 << 20;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
-constexpr int64_t kRestFraction = 8;    // of the values of a row: more rests cost more than a third digit
-constexpr int64_t kWordRestFraction = 12;  // likewise of many rows: more than float32
+constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 constexpr int64_t kRowMultiple = 12;    // whole tiles of every scheme
 constexpr int64_t kRowsAtHand = 96;     // rows of x in float32 that pass by the operands of a span
 
@@ -61,7 +60,6 @@ struct Plan {
   Scheme scheme;
   int32_t digits;  // of the digits and words schemes
   int64_t step_k;  // k per step
-  int64_t tile_rows;
   int64_t row_dwords;  // packed size of one row
   int64_t most_rests;  // of a row in two digits, for which others are taken if it has more; 0: rests are not kept
   bool stream;         // prepacked weights and so few rows that they are one tile: no panels
@@ -145,18 +143,15 @@ Plan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   const bool words = plan.scheme == Scheme::words;
   plan.digits = words ? 2 : plan.scheme == Scheme::digits ? digits_of(problem) : 1;
   plan.step_k = words || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
-  plan.tile_rows = words                        ? kernel.word_tile_rows
-                   : plan.scheme == Scheme::f32 ? kernel.f32_tile_rows
-                                                : kTileDigitRows / plan.digits;
   plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
   plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
-  if (plan.stream || plan.direct) plan.tile_rows = kStreamDigitRows / plan.digits;
   if (plan.scheme == Scheme::f32 && can_skip_panels(problem, kernel)) {
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
   const bool side_by_side = problem.weight.source.order == WeightOrder::rows_of_n;  // k, where those of a rest are far apart
-  if (kernel.keeps_rests && plan.digits == 3 && !side_by_side) plan.most_rests = problem.k / kRestFraction;
+  const bool can_keep_rests = !plan.direct || (kernel.direct_rests && !side_by_side);
+  if (kernel.rest_fraction > 0 && plan.digits == 3 && can_keep_rests) plan.most_rests = problem.k / kernel.rest_fraction;
   if (words && digits_of(problem) == 3) plan.most_rests = std::max<int64_t>(1, problem.k / kWordRestFraction);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
@@ -339,19 +334,25 @@ class Product {
 
   static bool fits_its_rests(const RestList& list) { return list.count <= list.most; }
 
+  int64_t tile_rows() const {
+    if (plan_.scheme == Scheme::words) return kernel_.word_tile_rows;
+    return (plan_.stream || plan_.direct ? kStreamDigitRows : kTileDigitRows) / digits_;
+  }
+
   void pack_rows(int64_t first, int64_t count, bool with_rests) {
+    const int64_t tile_rows = this->tile_rows();
     parallel_slices(
         storage_, pack_threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
           for (int64_t row = begin; row < end; ++row) {
             load_row(first + row, scratch.row);
-            const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
+            const int64_t tile = row / tile_rows * tile_rows;
             RestList* rests = with_rests ? storage_.rest_lists + row : nullptr;
             if (with_rests) *rests = {storage_.rests + row * plan_.most_rests, plan_.most_rests, 0};
             const PackedRow packed = {storage_.packed,
                                       storage_.digit_blocks,
                                       count,
                                       tile,
-                                      std::min(plan_.tile_rows, count - tile),
+                                      std::min(tile_rows, count - tile),
                                       row - tile,
                                       rests};
             const bool fits = plan_.scheme == Scheme::bf16
@@ -422,6 +423,7 @@ class Product {
     product.channel_stride = plan_.column_block;
     product.rows = x.rows;
     product.c_stride = plan_.column_block;
+    product.rests = digits_ < plan_.digits;
     for (int64_t first = 0; first < columns; first += kStreamColumns) {
       product.cells = weight_.data + (column + first) / kStreamColumns * ceil_divide(problem_.k, 4) * weight_.bits * 16;
       product.scale = scratch.scale + first;
@@ -544,6 +546,7 @@ class Product {
     product.c_stride = plan_.column_block;
     product.rows = rows;
     product.bias = static_cast<int16_t>(bias());
+    product.rests = digits_ < plan_.digits;
     product.ahead = ahead;
     product.steps = ceil_divide(k.count, plan_.step_k);
     product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * digits_;
@@ -581,7 +584,7 @@ class Product {
   const Storage& storage_;
   const GemmKernel& kernel_;
   const WeightSource& weight_;
-  int32_t digits_ = 1;  // those of the plan, or two with rests
+  int32_t digits_ = 1;  // those of the plan, or two and rests in place of three
 };
 
 int64_t weight_offset(const WeightQuantProblem& problem, int64_t index) {
