@@ -30,3 +30,9 @@ def require(op: str, condition: bool, sentence: str) -> None:
     """``condition`` holds; otherwise a ValueError with ``sentence``, which names argument, rule, expected and got."""
     if not condition:
         raise ValueError(f"{op}: {sentence}")
+
+
+def require_last_axis(op: str, x: torch.Tensor, size: int) -> None:
+    """Rows of ``x`` are ``size`` long: ``reshape(-1, size)`` would cut others into rows that mean nothing."""
+    if x.shape[-1:] != (size,):
+        raise ValueError(f"{op}: the last axis of x must be {size}, got shape {tuple(x.shape)}")

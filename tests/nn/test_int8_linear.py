@@ -223,6 +223,8 @@ def test_mistakes_are_refused():
         anynpu.quantize_(model(), anynpu.W8A8(anynpu.ActivationScales({})))
     with pytest.raises(ValueError, match="in_features must be at most 131071"):
         QuantLinear(131072, 8, device="meta")
+    with pytest.raises(ValueError, match=r"QuantLinear: the last axis of x must be 64, got shape \(4, 32\)"):
+        QuantLinear(64, 8)(torch.ones(4, 32))
     with pytest.raises(ValueError, match="stream_bytes must be in"):
         CompressedLinear(64, 8, 10**6)
     broken = model()

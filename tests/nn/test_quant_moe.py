@@ -237,7 +237,18 @@ def test_arguments(arguments, match):
         QuantMoE(**{"hidden": 32, "intermediate": 16, "experts": 4, "k": 2, **arguments})
 
 
+def four_experts():
+    return quant_experts(torch.randn(4, 32, 32), torch.randn(4, 32, 16), torch.nn.SiLU(), anynpu.W8A8())
+
+
+@pytest.mark.parametrize("shape", [(4, 16), (2, 64), (4, 8, 4)])
+def test_tokens_of_another_size_are_refused(shape):
+    layer = QuantMoE.from_experts(four_experts(), torch.randn(4, 32), 2)
+    with pytest.raises(ValueError, match="QuantMoE: the last axis of x must be 32, got shape"):
+        layer(torch.randn(shape))
+
+
 def test_router_of_another_shape_is_refused():
-    experts = quant_experts(torch.randn(4, 32, 32), torch.randn(4, 32, 16), torch.nn.SiLU(), anynpu.W8A8())
+    experts = four_experts()
     with pytest.raises(ValueError, match=r"router must have shape .*\[4, 32\].*, got \(4, 31\)"):
         QuantMoE.from_experts(experts, torch.randn(4, 31), 2)

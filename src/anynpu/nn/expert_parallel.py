@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from anynpu._check import require
+from anynpu._check import require, require_last_axis
 from anynpu.nn.quant_moe import QuantMoE, routed_sum
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_finalize_routing import moe_finalize_routing
@@ -47,6 +47,7 @@ class ExpertParallelMoE(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., hidden]`` of this rank's tokens -> the same shape and dtype."""
+        require_last_axis("ExpertParallelMoE", x, self.local.hidden)
         flat = x.reshape(-1, self.local.hidden)
         weights, experts = self.local.route(flat)
         codes, scale = dynamic_quant(flat)

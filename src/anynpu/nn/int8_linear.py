@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_last_axis
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, index_bytes, most_bytes
 from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.compressed_matmul import compressed_matmul
@@ -50,6 +50,7 @@ class Int8Linear(QuantizedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+        require_last_axis(type(self).__name__, x, self.in_features)
         rows = x.reshape(-1, self.in_features)
         input_scale = self._buffers["input_scale"]
         if input_scale is None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_last_axis
 from anynpu.nn.quant_experts import QuantExperts, keep_float32
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_gating_topk import moe_gating_topk
@@ -175,6 +175,7 @@ class QuantMoE(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., hidden]`` float16, bfloat16 or float32 -> the same shape and dtype."""
+        require_last_axis("QuantMoE", x, self.hidden)
         flat = x.reshape(-1, self.hidden)
         weights, experts = self.route(flat)
         codes, scale = dynamic_quant(flat)
