@@ -10,7 +10,7 @@ import torch
 
 import anynpu
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
-from anynpu.compat.operators import _published, _require_absent, _require_weight_dtype, _torch_dtype
+from anynpu.compat.published import Dtype, published, require_absent, require_weight_dtype, torch_dtype
 from anynpu.ops.grouped_matmul.spec import results
 from anynpu.ops.grouped_matmul_combine.spec import output_shape
 
@@ -21,12 +21,12 @@ def _combine_arguments(
     group_list: torch.Tensor,
     scale: torch.Tensor | None = None,
     row_index: torch.Tensor | None = None,
-    dtype: int | torch.dtype | None = None,
+    dtype: Dtype | None = None,
     tuning_config: Sequence[int] | None = None,
-    x_dtype: int | None = None,
-    w_dtype: int | torch.dtype | None = None,
-    scale_dtype: int | None = None,
-    pertoken_scale_dtype: int | None = None,
+    x_dtype: Dtype | None = None,
+    w_dtype: Dtype | None = None,
+    scale_dtype: Dtype | None = None,
+    pertoken_scale_dtype: Dtype | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The arguments of anynpu.grouped_matmul_combine; tuning_config is a hint without effect on the result."""
@@ -35,8 +35,8 @@ def _combine_arguments(
             raise TypeError(f"grouped_matmul_combine: {name} must be a tensor, got NoneType")
     if dtype not in (None, 0, 6, torch.float32):
         raise ValueError(f"grouped_matmul_combine: dtype must be float32 (0 or torch.float32) or None, got {dtype}")
-    _require_absent(x_dtype=x_dtype, scale_dtype=scale_dtype, pertoken_scale_dtype=pertoken_scale_dtype)
-    _require_weight_dtype(w, w_dtype)
+    require_absent(x_dtype=x_dtype, scale_dtype=scale_dtype, pertoken_scale_dtype=pertoken_scale_dtype)
+    require_weight_dtype(w, w_dtype)
     return {"x": x, "weight": w, "scale": scale, "group_list": group_list, "row_index": row_index, **options}
 
 
@@ -50,7 +50,7 @@ def _combine_code(**arguments: Any) -> int:
     return RUNTIME_ERROR  # everything but group_list and row_index was fine
 
 
-@_published(
+@published(
     "npu_grouped_matmul_finalize_routing(Tensor x, Tensor w, Tensor group_list, *, Tensor? scale=None, "
     "Tensor? bias=None, Tensor? offset=None, Tensor? pertoken_scale=None, Tensor? shared_input=None, "
     "Tensor? logit=None, Tensor? row_index=None, int? dtype=None, float? shared_input_weight=1.0, "
@@ -71,16 +71,16 @@ def npu_grouped_matmul_finalize_routing(
     shared_input: torch.Tensor | None = None,
     logit: torch.Tensor | None = None,
     row_index: torch.Tensor | None = None,
-    dtype: int | torch.dtype | None = None,
+    dtype: Dtype | None = None,
     shared_input_weight: float | None = 1.0,
     shared_input_offset: int | None = 0,
     output_bs: int | None = 0,
     group_list_type: int | None = 1,
     tuning_config: Sequence[int] | None = None,
-    x_dtype: int | None = None,
-    w_dtype: int | torch.dtype | None = None,
-    scale_dtype: int | None = None,
-    pertoken_scale_dtype: int | None = None,
+    x_dtype: Dtype | None = None,
+    w_dtype: Dtype | None = None,
+    scale_dtype: Dtype | None = None,
+    pertoken_scale_dtype: Dtype | None = None,
 ) -> torch.Tensor:
     """The experts' products, added to the rows of their tokens; see :func:`anynpu.grouped_matmul_combine`."""
     arguments = _combine_arguments(
@@ -113,17 +113,17 @@ def _grouped_matmul_arguments(
     split_item: int | None = 0,
     group_type: int | None = None,
     group_list_type: int | None = 0,
-    output_dtype: int | torch.dtype | None = None,
+    output_dtype: Dtype | None = None,
     tuning_config: Sequence[int] | None = None,
     act_type: int | None = 0,
-    weight_dtype: int | torch.dtype | None = None,
+    weight_dtype: Dtype | None = None,
     **lists: Tensors | None,
 ) -> dict[str, Any]:
     """The arguments of anynpu.grouped_matmul; tuning_config is a hint without effect on the result."""
     covered = ("bias", "scale", "antiquant_scale", "antiquant_offset", "per_token_scale")
-    _require_absent(act_type=act_type or None, **{n: v or None for n, v in lists.items() if n not in covered})
+    require_absent(act_type=act_type or None, **{n: v or None for n, v in lists.items() if n not in covered})
     for matrix in weight:
-        _require_weight_dtype(matrix, weight_dtype)
+        require_weight_dtype(matrix, weight_dtype)
     return {
         "x": x,
         "weight": weight,
@@ -132,7 +132,7 @@ def _grouped_matmul_arguments(
         "split_item": split_item or 0,
         "group_type": -1 if group_type is None else group_type,
         "group_list_type": group_list_type or 0,
-        "output_dtype": None if output_dtype is None else _torch_dtype("output_dtype", output_dtype),
+        "output_dtype": None if output_dtype is None else torch_dtype("output_dtype", output_dtype),
     }
 
 
@@ -146,7 +146,7 @@ def _grouped_matmul_code(group_list: torch.Tensor | Sequence[int] | None = None,
     return RUNTIME_ERROR  # everything but the values of group_list was fine
 
 
-@_published(
+@published(
     f"npu_grouped_matmul({_PARAMETERS}Tensor? group_list=None, {_ACTIVATION}int[]? tuning_config=None, "
     "int? output_dtype=None, int? x_dtype=None, int? weight_dtype=None, int? scale_dtype=None, "
     "int? per_token_scale_dtype=None) -> Tensor[]",
@@ -159,7 +159,7 @@ def _grouped_matmul(x: Tensors, weight: Tensors, **options: Any) -> list[torch.T
     return anynpu.grouped_matmul(**_grouped_matmul_arguments(x, weight, **options))
 
 
-@_published(
+@published(
     f"npu_grouped_matmul.List({_PARAMETERS}int[]? group_list=None, {_ACTIVATION}ScalarType? output_dtype=None) "
     "-> Tensor[]",
     "aclnnGroupedMatmul",

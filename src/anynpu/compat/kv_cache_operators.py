@@ -10,7 +10,7 @@ import torch
 
 import anynpu
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
-from anynpu.compat.operators import _published
+from anynpu.compat.published import published
 from anynpu.ops.rope_kv_cache.spec import check
 
 _ACLNN = "aclnnDequantRopeQuantKvcache"
@@ -38,7 +38,7 @@ def _code(quant_mode: int = 0, input_layout: str = "BSND", **arguments: Any) -> 
     return RUNTIME_ERROR if known else PARAM_INVALID  # everything but the indices was fine
 
 
-@_published(f"npu_dequant_rope_quant_kvcache{_LEADING}{_DEQUANT}{_TRAILING}", _ACLNN, _code)
+@published(f"npu_dequant_rope_quant_kvcache{_LEADING}{_DEQUANT}{_TRAILING}", _ACLNN, _code)
 def npu_dequant_rope_quant_kvcache(
     x: torch.Tensor,
     cos: torch.Tensor,
@@ -72,7 +72,7 @@ def _rope_code(**arguments: Any) -> int:
     return PARAM_INVALID if arguments["x"].dtype == torch.int32 else _code(**arguments)
 
 
-@_published(f"npu_rope_quant_kvcache{_LEADING}{_TRAILING}", _ACLNN, _rope_code)
+@published(f"npu_rope_quant_kvcache{_LEADING}{_TRAILING}", _ACLNN, _rope_code)
 def npu_rope_quant_kvcache(
     x: torch.Tensor,
     cos: torch.Tensor,

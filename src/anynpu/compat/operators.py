@@ -7,97 +7,23 @@ a graph is captured.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import anynpu
-from anynpu._check import dtype_name, require_dtype
+from anynpu._check import dtype_name, require_dtype, require_tensor
 from anynpu._strict import check_weight_quant_matmul_nz_limits, strict_soc
 from anynpu.compat import formats
 from anynpu.compat.device import mark
-from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR, vendor_error
+from anynpu.compat.errors import PARAM_INVALID, RUNTIME_ERROR
 from anynpu.compat.formats import Format
+from anynpu.compat.published import INT4, Dtype, published, require_absent, require_weight_dtype, torch_dtype
 from anynpu.ops.compressed_matmul.spec import output_shape as compressed_matmul_shape
 from anynpu.ops.dynamic_quant.spec import output_shapes as dynamic_quant_shapes
 from anynpu.ops.int4_pack.spec import pack_shape
 from anynpu.ops.weight_quant_matmul.spec import MATMUL as _MATMUL
 from anynpu.ops.weight_quant_matmul.spec import is_transposed, matmul_result, matrix_shape
-
-_library = torch.library.Library("npu", "DEF")
-
-INT4 = 285  # torch_npu.int4: the published ACL number, 29, after those of torch's dtypes
-
-# Published numbers of dtype arguments: torch's own, so that a torch dtype converts to them.
-_DTYPES = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    11: torch.bool,
-    12: torch.qint8,
-    13: torch.quint8,
-    14: torch.qint32,
-    15: torch.bfloat16,
-    16: torch.quint4x2,
-}
-
-
-def _torch_dtype(name: str, value: int | torch.dtype) -> torch.dtype:
-    if isinstance(value, torch.dtype):
-        return value
-    if value not in _DTYPES:
-        raise NotImplementedError(f"{name} {value} is a dtype that anynpu does not implement")
-    return _DTYPES[value]
-
-
-def _published(schema: str, aclnn: str, code: Callable[..., int] = lambda **arguments: PARAM_INVALID) -> Callable:
-    """Gives a function its operator ``torch.ops.npu.<name>`` and the vendor's shape of errors.
-
-    ``code`` tells the status code of a refused call from its arguments.
-    """
-
-    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        name = schema.partition("(")[0]
-        names = inspect.get_annotations(body)
-        names.pop("return")
-        required = [argument for argument, annotation in names.items() if annotation == "torch.Tensor"]
-
-        def described(error: Exception, args: tuple, kwargs: dict[str, Any]) -> Exception:
-            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            for tensor in required:
-                value = arguments.get(tensor)
-                if not isinstance(value, torch.Tensor):
-                    wrong = TypeError(f"{tensor} must be a tensor, got {type(value).__name__}")
-                    return vendor_error(wrong, name, aclnn, PARAM_NULLPTR if value is None else PARAM_INVALID)
-            return error if isinstance(error, AttributeError) else vendor_error(error, name, aclnn, code(**arguments))
-
-        @functools.wraps(body)
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return body(*args, **kwargs)
-            except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
-                raise described(error, args, kwargs) from error
-
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, checked, "CompositeImplicitAutograd")
-        namespace, _, overload = name.partition(".")
-        operator = getattr(getattr(torch.ops.npu, namespace), overload or "default")
-
-        @functools.wraps(body)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return (operator if torch.compiler.is_compiling() else checked)(*args, **kwargs)
-
-        return function
-
-    return decorate
 
 
 def _pack_code(weight: torch.Tensor, **options: Any) -> int:
@@ -108,7 +34,7 @@ def _pack_code(weight: torch.Tensor, **options: Any) -> int:
     return RUNTIME_ERROR  # everything but the data was fine
 
 
-@_published(
+@published(
     "npu_convert_weight_to_int4pack(Tensor weight, int inner_k_tiles=0) -> Tensor",
     "aclnnConvertWeightToINT4Pack",
     _pack_code,
@@ -128,7 +54,7 @@ def npu_convert_weight_to_int4pack(weight: torch.Tensor, inner_k_tiles: int = 0)
     return formats.set_format(packed, Format.FRACTAL_NZ) if formats.is_nz(weight) else packed
 
 
-@_published(
+@published(
     "npu_weight_quant_batchmatmul(Tensor x, Tensor weight, Tensor antiquant_scale, Tensor? antiquant_offset=None, "
     "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, SymInt antiquant_group_size=0, "
     "int inner_precise=0, int? weight_dtype=None) -> Tensor",
@@ -144,13 +70,13 @@ def npu_weight_quant_batchmatmul(
     bias: torch.Tensor | None = None,
     antiquant_group_size: int = 0,
     inner_precise: int = 0,
-    weight_dtype: int | None = None,
+    weight_dtype: Dtype | None = None,
 ) -> torch.Tensor:
     """``x @ ((weight + antiquant_offset) * antiquant_scale) + bias``; see :func:`anynpu.weight_quant_matmul`.
 
     A weight in FRACTAL_NZ is prepacked at its first use.
     """
-    _require_weight_dtype(weight, weight_dtype)
+    require_weight_dtype(weight, weight_dtype)
     rest = (antiquant_scale, antiquant_offset, bias, quant_scale, quant_offset, antiquant_group_size, inner_precise)
     if formats.is_nz(weight):
         if strict_soc() is not None:
@@ -197,17 +123,7 @@ def _check_nz_limits(
     )
 
 
-def _require_weight_dtype(weight: torch.Tensor, weight_dtype: int | torch.dtype | None) -> None:
-    if weight_dtype is None:
-        return
-    stored = {INT4: torch.int32, 1: torch.int8, torch.int8: torch.int8, torch.quint4x2: torch.int32, 16: torch.int32}
-    if weight_dtype not in stored:
-        raise NotImplementedError(f"weight_dtype {weight_dtype} is not implemented by anynpu, int4 and int8 are")
-    if weight.dtype != stored[weight_dtype]:
-        raise TypeError(f"weight must be {stored[weight_dtype]} for weight_dtype {weight_dtype}, got {weight.dtype}")
-
-
-@_published(
+@published(
     "npu_quant_matmul(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, Tensor? pertoken_scale=None, "
     "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
     "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) -> Tensor",
@@ -221,11 +137,11 @@ def npu_quant_matmul(
     offset: torch.Tensor | None = None,
     pertoken_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-    output_dtype: int | torch.dtype | None = None,
-    x1_dtype: int | None = None,
-    x2_dtype: int | None = None,
-    pertoken_scale_dtype: int | None = None,
-    scale_dtype: int | None = None,
+    output_dtype: Dtype | None = None,
+    x1_dtype: Dtype | None = None,
+    x2_dtype: Dtype | None = None,
+    pertoken_scale_dtype: Dtype | None = None,
+    scale_dtype: Dtype | None = None,
     group_sizes: list[int] | None = None,
     y_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -235,14 +151,14 @@ def npu_quant_matmul(
     group_m, group_n, group_size = group_sizes or (0, 0, 0)
     if group_m or group_n:
         raise NotImplementedError(f"group_sizes must be [0, 0, group_k], others are not implemented, got {group_sizes}")
-    _require_absent(
+    require_absent(
         y_scale=y_scale,
         x1_dtype=x1_dtype,
         x2_dtype=x2_dtype,
         pertoken_scale_dtype=pertoken_scale_dtype,
         scale_dtype=scale_dtype,
     )
-    dtype = None if output_dtype is None else _torch_dtype("output_dtype", output_dtype)
+    dtype = None if output_dtype is None else torch_dtype("output_dtype", output_dtype)
     return anynpu.quant_matmul(
         x1,
         x2,
@@ -253,12 +169,6 @@ def npu_quant_matmul(
         output_dtype=dtype,
         group_size=group_size,
     )
-
-
-def _require_absent(**arguments: object) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotImplementedError(f"{name} is for modes that anynpu does not implement, got {value}")
 
 
 def _dynamic_quant_code(
@@ -275,7 +185,7 @@ def _dynamic_quant_code(
     return RUNTIME_ERROR if group_index is not None else PARAM_INVALID
 
 
-@_published(
+@published(
     "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
     'str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)',
     "aclnnDynamicQuantV3",
@@ -286,13 +196,13 @@ def npu_dynamic_quant(
     *,
     smooth_scales: torch.Tensor | None = None,
     group_index: torch.Tensor | None = None,
-    dst_type: int | torch.dtype | None = None,
+    dst_type: Dtype | None = None,
     quant_mode: str = "pertoken",
     dst_type_max: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and the scales found for them; see :func:`anynpu.dynamic_quant`."""
-    _require_absent(dst_type_max=dst_type_max or None)
-    dtype = torch.int8 if dst_type is None else _torch_dtype("dst_type", dst_type)
+    require_absent(dst_type_max=dst_type_max or None)
+    dtype = torch.int8 if dst_type is None else torch_dtype("dst_type", dst_type)
     dtype = {torch.quint4x2: torch.int32, torch.qint8: torch.int8}.get(dtype, dtype)
     return anynpu.dynamic_quant(input, smooth_scales, group_index, dtype, quant_mode)
 
@@ -312,7 +222,7 @@ def _compressed_matmul_code(
     return RUNTIME_ERROR  # the compressed weight is damaged
 
 
-@_published(
+@published(
     "npu_matmul_compress_dequant(Tensor x1, Tensor x2, Tensor compress_index, Tensor bias, Tensor scale, *, "
     "Tensor? offsetW=None, Tensor? offsetX=None) -> Tensor",
     "aclnnMatmulCompressDequant",
@@ -329,14 +239,14 @@ def npu_matmul_compress_dequant(
     offsetX: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``(x1 @ W.T + bias) * scale`` with W compressed; see :func:`anynpu.compressed_matmul`."""
-    _require_absent(offsetW=offsetW, offsetX=offsetX)
+    require_absent(offsetW=offsetW, offsetX=offsetX)
     for name, tensor, dtypes in (("scale", scale, (torch.int64, torch.uint64)), ("bias", bias, (torch.int32,))):
         if isinstance(tensor, torch.Tensor):  # the operator takes more than the document
             require_dtype("npu_matmul_compress_dequant", name, tensor, dtypes)
     return anynpu.compressed_matmul(x1, x2, compress_index, bias, scale)
 
 
-@_published(
+@published(
     "npu_trans_quant_param(Tensor scale, Tensor? offset=None, int? round_mode=0) -> Tensor", "aclnnTransQuantParamV2"
 )
 def npu_trans_quant_param(
@@ -346,7 +256,7 @@ def npu_trans_quant_param(
     return mark(anynpu.trans_quant_param(scale, offset, round_mode or 0))
 
 
-@_published(
+@published(
     "npu_quantize(Tensor self, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) "
     "-> Tensor",
     "aclnnAscendQuantV3",
@@ -355,15 +265,15 @@ def npu_quantize(
     input: torch.Tensor,
     scales: torch.Tensor,
     zero_points: torch.Tensor | None,
-    dtype: int | torch.dtype,
+    dtype: Dtype,
     axis: int = 1,
     div_mode: bool = True,
 ) -> torch.Tensor:
     """Quantises with given scales; see :func:`anynpu.quantize`."""
-    return anynpu.quantize(input, scales, zero_points, _torch_dtype("dtype", dtype), axis, div_mode)
+    return anynpu.quantize(input, scales, zero_points, torch_dtype("dtype", dtype), axis, div_mode)
 
 
-@_published(
+@published(
     "npu_anti_quant(Tensor x, Tensor scale, *, Tensor? offset=None, int? dst_dtype=None, int? src_dtype=None) "
     "-> Tensor",
     "aclnnAscendAntiQuant",
@@ -373,22 +283,22 @@ def npu_anti_quant(
     scale: torch.Tensor,
     *,
     offset: torch.Tensor | None = None,
-    dst_dtype: int | torch.dtype | None = None,
-    src_dtype: int | torch.dtype | None = None,
+    dst_dtype: Dtype | None = None,
+    src_dtype: Dtype | None = None,
 ) -> torch.Tensor:
     """Dequantises int8 or packed int4 codes; see :func:`anynpu.anti_quant`."""
     _require_src_dtype(x, src_dtype)
-    dtype = torch.float16 if dst_dtype is None else _torch_dtype("dst_dtype", dst_dtype)
+    dtype = torch.float16 if dst_dtype is None else torch_dtype("dst_dtype", dst_dtype)
     return anynpu.anti_quant(x, scale, offset, dtype)
 
 
-def _require_src_dtype(x: torch.Tensor, src_dtype: int | torch.dtype | None) -> None:
+def _require_src_dtype(x: torch.Tensor, src_dtype: Dtype | None) -> None:
     if src_dtype is None:
         return
     int4 = src_dtype in (INT4, 16, torch.quint4x2)
     if x.dtype == torch.int32 and not int4:
         raise TypeError(f"The datatype of x is int32, src_dtype must be int4, got {src_dtype}")
-    if x.dtype != torch.int32 and (int4 or _torch_dtype("src_dtype", src_dtype) != x.dtype):
+    if x.dtype != torch.int32 and (int4 or torch_dtype("src_dtype", src_dtype) != x.dtype):
         raise TypeError(f"The datatype of x must match src_dtype, got {dtype_name(x.dtype)} and {src_dtype}")
 
 
@@ -403,27 +313,27 @@ def _format(value: int) -> Format:
     return format
 
 
-@_published(
+@published(
     "npu_format_cast(Tensor self, int acl_format, int? customize_dtype=None, int? input_dtype=None) -> Tensor",
     "aclnnNpuFormatCast",
 )
 def _format_cast_to_number(
-    self: torch.Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None
+    self: torch.Tensor, acl_format: int, customize_dtype: Dtype | None = None, input_dtype: Dtype | None = None
 ) -> torch.Tensor:
     return formats.cast(self, _format(acl_format))
 
 
-@_published("npu_format_cast.Tensor(Tensor self, Tensor dst) -> Tensor", "aclnnNpuFormatCast")
+@published("npu_format_cast.Tensor(Tensor self, Tensor dst) -> Tensor", "aclnnNpuFormatCast")
 def _format_cast_like(self: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
     return formats.cast(self, formats.format_of(dst))
 
 
-@_published("npu_format_cast_.acl_format(Tensor(a!) self, int acl_format) -> Tensor(a!)", "aclnnNpuFormatCast")
+@published("npu_format_cast_.acl_format(Tensor(a!) self, int acl_format) -> Tensor(a!)", "aclnnNpuFormatCast")
 def _format_cast_in_place(self: torch.Tensor, acl_format: int) -> torch.Tensor:
     return formats.set_format(self, _format(acl_format))
 
 
-@_published("npu_format_cast_(Tensor(a!) self, Tensor src) -> Tensor(a!)", "aclnnNpuFormatCast")
+@published("npu_format_cast_(Tensor(a!) self, Tensor src) -> Tensor(a!)", "aclnnNpuFormatCast")
 def _format_cast_in_place_like(self: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
     return formats.set_format(self, formats.format_of(src))
 
@@ -431,8 +341,8 @@ def _format_cast_in_place_like(self: torch.Tensor, src: torch.Tensor) -> torch.T
 def npu_format_cast(
     self: torch.Tensor,
     acl_format: int | torch.Tensor,
-    customize_dtype: int | None = None,
-    input_dtype: int | None = None,
+    customize_dtype: Dtype | None = None,
+    input_dtype: Dtype | None = None,
 ) -> torch.Tensor:
     """A tensor of the same shape, dtype and contents in another format, or in that of another tensor.
 
@@ -440,16 +350,17 @@ def npu_format_cast(
     """
     if isinstance(acl_format, torch.Tensor):
         return _format_cast_like(self, acl_format)
-    return _format_cast_to_number(self, int(acl_format), customize_dtype, input_dtype)
+    return _format_cast_to_number(self, acl_format, customize_dtype, input_dtype)
 
 
 def npu_format_cast_(self: torch.Tensor, acl_format: int | torch.Tensor) -> torch.Tensor:
     """Gives ``self`` another format, in place."""
     if isinstance(acl_format, torch.Tensor):
         return _format_cast_in_place_like(self, acl_format)
-    return _format_cast_in_place(self, int(acl_format))
+    return _format_cast_in_place(self, acl_format)
 
 
 def get_npu_format(self: torch.Tensor) -> Format:
     """The format of a tensor; ND unless it was cast. Not for use in a captured graph."""
+    require_tensor("get_npu_format", "self", self)
     return formats.format_of(self)

@@ -9,10 +9,10 @@ import torch
 
 import anynpu
 from anynpu._check import dtype_name
-from anynpu.compat.operators import _published, _require_absent, _torch_dtype
+from anynpu.compat.published import Dtype, published, require_absent, torch_dtype
 
 
-@_published(
+@published(
     "npu_moe_gating_top_k_softmax(Tensor x, Tensor? finished=None, int k=1) -> (Tensor, Tensor, Tensor)",
     "aclnnMoeGatingTopKSoftmax",
 )
@@ -23,7 +23,7 @@ def npu_moe_gating_top_k_softmax(
     return anynpu.moe_gating_topk_softmax(x, finished, k)[:3]
 
 
-@_published(
+@published(
     "npu_moe_gating_top_k_softmax_v2(Tensor x, *, int k=1, Tensor? finished=None, int renorm=0, "
     "bool output_softmax=False) -> (Tensor, Tensor, Tensor)",
     "aclnnMoeGatingTopKSoftmaxV2",
@@ -43,7 +43,7 @@ def npu_moe_gating_top_k_softmax_v2(
     return y, experts, softmax
 
 
-@_published(
+@published(
     "npu_moe_gating_top_k(Tensor x, int k, *, Tensor? bias=None, Tensor? input_ids=None, Tensor? tid2eid=None, "
     "int k_group=1, int group_count=1, int group_select_mode=0, int renorm=0, int norm_type=0, bool out_flag=False, "
     "float routed_scaling_factor=1.0, float eps=1e-20) -> (Tensor, Tensor, Tensor)",
@@ -73,7 +73,7 @@ def npu_moe_gating_top_k(
     )  # fmt: skip
 
 
-@_published(
+@published(
     "npu_moe_init_routing_v2(Tensor x, Tensor expert_idx, *, Tensor? scale=None, Tensor? offset=None, "
     "int active_num=-1, int expert_capacity=-1, int expert_num=-1, int drop_pad_mode=0, int expert_tokens_num_type=0, "
     "bool expert_tokens_num_flag=False, int quant_mode=-1, int[] active_expert_range=[], int row_idx_type=0, "
@@ -95,10 +95,10 @@ def npu_moe_init_routing_v2(
     quant_mode: int = -1,
     active_expert_range: Sequence[int] = (),
     row_idx_type: int = 0,
-    x_dtype: int | torch.dtype | None = None,
+    x_dtype: Dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sorts tokens by expert; see :func:`anynpu.moe_init_routing`. The counts come with or without their flag."""
-    if x_dtype is not None and _torch_dtype("x_dtype", x_dtype) != x.dtype:
+    if x_dtype is not None and torch_dtype("x_dtype", x_dtype) != x.dtype:
         raise NotImplementedError(f"x_dtype must be that of x, {dtype_name(x.dtype)}, got {x_dtype}")
     return anynpu.moe_init_routing(
         x, expert_idx, scale=scale, offset=offset, active_num=active_num, expert_capacity=expert_capacity,
@@ -107,7 +107,7 @@ def npu_moe_init_routing_v2(
     )  # fmt: skip
 
 
-@_published(
+@published(
     "npu_dequant_swiglu_quant(Tensor x, *, Tensor? weight_scale=None, Tensor? activation_scale=None, "
     "Tensor? bias=None, Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? group_index=None, "
     "bool activate_left=False, int quant_mode=0, int? dst_type=None, int? round_mode=None, int? activate_dim=None, "
@@ -125,7 +125,7 @@ def npu_dequant_swiglu_quant(
     group_index: torch.Tensor | None = None,
     activate_left: bool = False,
     quant_mode: int = 0,
-    dst_type: int | torch.dtype | None = None,
+    dst_type: Dtype | None = None,
     round_mode: int | None = None,
     activate_dim: int | None = None,
     swiglu_mode: int = 0,
@@ -138,7 +138,7 @@ def npu_dequant_swiglu_quant(
     if round_mode not in (None, 0, 1, 2, 3, 4):
         raise ValueError(f"round_mode only support [0, 1, 2, 3, 4], but got {round_mode}")
     last = activate_dim in (None, -1, x.dim() - 1)
-    _require_absent(round_mode=round_mode or None, activate_dim=None if last else activate_dim)
+    require_absent(round_mode=round_mode or None, activate_dim=None if last else activate_dim)
     return anynpu.dequant_swiglu_quant(
         x, weight_scale=weight_scale, activation_scale=activation_scale, bias=bias, quant_scale=quant_scale,
         quant_offset=quant_offset, group_index=group_index, activate_left=activate_left, quant_mode=quant_mode,
@@ -146,18 +146,18 @@ def npu_dequant_swiglu_quant(
     )  # fmt: skip
 
 
-@_published("npu_swiglu(Tensor self, int dim=-1) -> Tensor", "aclnnSwiGlu")
+@published("npu_swiglu(Tensor self, int dim=-1) -> Tensor", "aclnnSwiGlu")
 def npu_swiglu(self: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """The first half activated, times the second; see :func:`anynpu.swiglu`."""
     return anynpu.swiglu(self, dim)
 
 
-def _require_int8(dst_type: int | torch.dtype | None) -> None:
-    if dst_type is not None and _torch_dtype("dst_type", dst_type) not in (torch.int8, torch.qint8):
+def _require_int8(dst_type: Dtype | None) -> None:
+    if dst_type is not None and torch_dtype("dst_type", dst_type) not in (torch.int8, torch.qint8):
         raise NotImplementedError(f"dst_type must be int8, got {dst_type}")
 
 
-@_published(
+@published(
     "npu_moe_finalize_routing(Tensor expanded_permuted_rows, Tensor? skip1, Tensor? skip2, Tensor? bias, "
     "Tensor? scales, Tensor expanded_src_to_dst_row, Tensor? export_for_source_row, int? drop_pad_mode=0, "
     "int? k=1) -> Tensor",
@@ -186,7 +186,7 @@ def _require_axes(name: str, tensor: torch.Tensor, axes: int) -> None:
         raise ValueError(f"The dims of input {name} should be {axes} dimensional, but got {tensor.dim()}-dimensional.")
 
 
-@_published(
+@published(
     "npu_moe_token_unpermute(Tensor permuted_tokens, Tensor sorted_indices, Tensor? probs=None, "
     "bool padded_mode=False, int[]? restore_shape=None) -> Tensor",
     "aclnnMoeTokenUnpermute",
@@ -202,7 +202,7 @@ def npu_moe_token_unpermute(
 
     ``restore_shape`` has no effect: it belongs to padded_mode, which is not implemented.
     """
-    _require_absent(padded_mode=padded_mode or None)
+    require_absent(padded_mode=padded_mode or None)
     _require_axes("permuted_tokens", permuted_tokens, 2)
     _require_axes("sorted_indices", sorted_indices, 1)
     if probs is not None:

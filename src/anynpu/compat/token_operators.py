@@ -6,14 +6,14 @@ from __future__ import annotations
 import torch
 
 from anynpu._check import require, require_dtype
-from anynpu.compat.operators import _published, _require_absent
+from anynpu.compat.published import published, require_absent
 from anynpu.compat.routing_operators import _require_axes
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
 
 
-@_published(
+@published(
     "npu_moe_init_routing(Tensor x, Tensor row_idx, Tensor expert_idx, int active_num) -> (Tensor, Tensor, Tensor)",
     "aclnnMoeInitRouting",
 )
@@ -44,7 +44,7 @@ def npu_moe_init_routing(
     return x[slots[: min(tokens, active_num) * chosen] % max(tokens, 1)], rows, experts
 
 
-@_published(
+@published(
     "npu_moe_token_permute(Tensor tokens, Tensor indices, int? num_out_tokens=None, bool padded_mode=False) "
     "-> (Tensor, Tensor)",
     "aclnnMoeTokenPermute",
@@ -57,7 +57,7 @@ def npu_moe_token_permute(
     ``num_out_tokens`` rows of them; None, 0: all; negative: all but so many.
     """
     op = "npu_moe_token_permute"
-    _require_absent(padded_mode=padded_mode or None)
+    require_absent(padded_mode=padded_mode or None)
     _require_axes("tokens", tokens, 2)
     require_dtype(op, "indices", indices, _INTEGERS)
     axes = indices.dim()
@@ -73,7 +73,7 @@ def npu_moe_token_permute(
     return tokens[order[:rows] // max(chosen, 1)], order.argsort().int()
 
 
-@_published(
+@published(
     "npu_moe_compute_expert_tokens(Tensor sorted_expert_for_source_row, int num_expert) -> Tensor",
     "aclnnMoeComputeExpertTokens",
 )
@@ -87,7 +87,7 @@ def npu_moe_compute_expert_tokens(sorted_expert_for_source_row: torch.Tensor, nu
     return torch.searchsorted(experts, numbers, right=True, out_int32=True)
 
 
-@_published(
+@published(
     "npu_moe_re_routing(Tensor tokens, Tensor expert_token_num_per_rank, *, Tensor? per_token_scales=None, "
     "int expert_token_num_type=1, int idx_type=0) -> (Tensor, Tensor, Tensor, Tensor)",
     "aclnnMoeReRouting",

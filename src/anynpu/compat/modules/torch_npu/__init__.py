@@ -10,7 +10,6 @@ from anynpu.compat.errors import module_getattr
 from anynpu.compat.formats import Format
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
-from anynpu.compat.operators import INT4 as int4
 from anynpu.compat.operators import (
     get_npu_format,
     npu_anti_quant,
@@ -24,6 +23,7 @@ from anynpu.compat.operators import (
     npu_trans_quant_param,
     npu_weight_quant_batchmatmul,
 )
+from anynpu.compat.published import INT4 as int4
 from anynpu.compat.routing_operators import (
     npu_dequant_swiglu_quant,
     npu_moe_finalize_routing,
