@@ -50,14 +50,22 @@ def _devices() -> list[str]:
     return ["cpu", *cuda]
 
 
-def collect() -> dict[str, Any]:
-    """All of it, as plain JSON values."""
-    runtimes = _mapped_openmp_runtimes()
+def _warnings(runtimes: list[str]) -> list[str]:
     warnings = []
     if len(runtimes) > 1:
         warnings.append(
             f"{len(runtimes)} OpenMP runtimes are loaded, their threads slow each other down; expected one, torch's"
         )
+    cap = os.environ.get("ANYNPU_MAX_ISA")
+    if cap and cap not in _native.ISA_TIERS:
+        tiers = ", ".join(_native.ISA_TIERS)
+        warnings.append(f"ANYNPU_MAX_ISA has no effect: it must name a tier, {tiers}, got {cap!r}")
+    return warnings
+
+
+def collect() -> dict[str, Any]:
+    """All of it, as plain JSON values."""
+    runtimes = _mapped_openmp_runtimes()
     return {
         "anynpu": __version__,
         "library": {"path": str(_native.library_path()), "abi_version": _native.ABI_VERSION},
@@ -68,5 +76,5 @@ def collect() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "devices": _devices(),
-        "warnings": warnings,
+        "warnings": _warnings(runtimes),
     }

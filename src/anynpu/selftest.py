@@ -48,7 +48,8 @@ def run(names: Sequence[str] = ()) -> Iterator[Result]:
                 _native.set_max_isa(tier)
                 yield _check(operator, "cpu", tier)
     finally:
-        _native.set_max_isa(os.environ.get("ANYNPU_MAX_ISA") or None)
+        cap = os.environ.get("ANYNPU_MAX_ISA")
+        _native.set_max_isa(cap if cap in _native.ISA_TIERS else None)
     for operator in chosen:
         if torch.cuda.is_available() and operator.cuda is not None:
             yield _check(operator, "cuda", None)

@@ -27,7 +27,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     if options.anynpu or early_config.getini("anynpu") or "anynpu" in options.plugins:
         from anynpu.compat import install
 
-        install(options.anynpu_device, options.anynpu_soc)
+        try:
+            install(options.anynpu_device, options.anynpu_soc)
+        except (ValueError, RuntimeError) as error:
+            raise pytest.UsageError(f"--anynpu: {error}") from error
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -8,6 +8,7 @@ import sys
 import torch
 from typer.testing import CliRunner
 
+import anynpu
 from anynpu import _native, environment
 from anynpu.cli import app
 
@@ -63,6 +64,17 @@ def test_two_openmp_runtimes_are_warned_of(monkeypatch):
     assert facts()["warnings"] == [
         "3 OpenMP runtimes are loaded, their threads slow each other down; expected one, torch's"
     ]
+
+
+def test_a_cap_that_names_no_tier_is_warned_of(monkeypatch):
+    monkeypatch.setenv("ANYNPU_MAX_ISA", "avx3")
+    (warning,) = facts()["warnings"]
+    assert warning.startswith("ANYNPU_MAX_ISA has no effect: it must name a tier, ") and warning.endswith("got 'avx3'")
+
+
+def test_the_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"anynpu {anynpu.__version__}\n")
 
 
 def test_the_library_shares_the_runtime_of_torch():

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from anynpu._version import __version__
 from anynpu.cli import compress, demo, generate, info, run, selftest, toolkit
 from anynpu.cli.errors import fail
 
@@ -23,12 +24,28 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Ascend NPU quantised operators on ordinary CPUs and GPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"anynpu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Ascend NPU quantised operators on ordinary CPUs and GPUs."""
+
+
 _PASS_ON = {"allow_interspersed_args": False}  # what follows the script or program belongs to it
 
 app.command(context_settings=_PASS_ON)(run.run)

@@ -49,8 +49,10 @@ def names_npu(value: Any) -> bool:
 
 
 def real_device(device: torch.device | str | int) -> torch.device:
-    """The device that ``device``, of type npu, stands for."""
+    """The device that ``device``, which must be npu, stands for."""
     parsed = torch.device(NAME, device) if isinstance(device, int) else torch.device(device)
+    if parsed.type not in _names:
+        raise RuntimeError(f"npu: device must be {NAME} or an index, got {parsed}")
     index = parsed.index or 0
     if index >= device_count():
         raise RuntimeError(f"npu: device index must be below the device count, {device_count()}, got {index}")

@@ -52,6 +52,14 @@ def test_a_device_that_is_not_there_is_refused():
             call()
 
 
+def test_the_runtime_refuses_other_devices():
+    for call in (torch.npu.synchronize, torch.npu.Stream, torch.npu.set_device):
+        with pytest.raises(RuntimeError, match="device index must be below the device count, 1, got 1"):
+            call("npu:1")
+    with pytest.raises(RuntimeError, match="device must be npu or an index, got cpu"):
+        torch.npu.set_device("cpu")
+
+
 def test_default_device_and_context():
     torch.set_default_device("npu")
     try:
@@ -184,6 +192,7 @@ def test_streams_and_events():
             assert torch.npu.current_stream() is inner
         end.record(stream)
     assert torch.npu.current_stream() is outer is torch.npu.default_stream()
+    assert repr(stream) == f"<torch_npu.npu.Stream device=npu:0 npu_stream={stream.npu_stream:#x}>"
     stream.wait_stream(outer)
     end.synchronize()
     assert stream.query() and end.query() and start.elapsed_time(end) >= 0

@@ -49,7 +49,9 @@ def can_device_access_peer(device_id: int, peer_device_id: int) -> bool:
 
 
 def synchronize(device: Any = None) -> None:
-    """Nothing to wait for: operators are done when they return."""
+    """Nothing to wait for: operators are done when they return. Checks the index."""
+    if device is not None:
+        real_device(device)
 
 
 def empty_cache() -> None:
@@ -134,10 +136,15 @@ class Stream:
     """An order of work; on the host every call is done when it returns, so streams only have to exist."""
 
     def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
+        if device is not None:
+            real_device(device)
         self.device = torch.device("npu", 0)
         self.priority = priority
         self.npu_stream = id(self)
         self._outer: list[Stream] = []
+
+    def __repr__(self) -> str:
+        return f"<torch_npu.npu.Stream device={self.device} npu_stream={self.npu_stream:#x}>"
 
     def query(self) -> bool:
         return True
