@@ -28,16 +28,23 @@ KINDS = {"int4 along N": (4, False), "int4 along K": (4, True), "int8": (8, Fals
 ROWS = {16: 16, 64: 64, None: 1024}  # most_m of an entry -> the rows that stand for it
 
 
-def candidates(most_m: int | None) -> Iterator[dict[str, int]]:
-    """Tiles worth a try."""
-    heights = {16: (16,), 64: (32, 64), None: (64, 128)}[most_m]
-    splits = (132, 264, 528, 1056) if most_m == 16 else (132, 264)
-    for height, width, depth, warps, stages, programs in itertools.product(
-        heights, (32, 64, 128, 256), (64, 128), (4, 8), (2, 3, 4), splits
-    ):
-        if height * width <= 128 * 256 and (most_m is not None or width >= 64):
+def candidates(kind: str, most_m: int | None) -> Iterator[dict[str, int]]:
+    """Tiles worth a try: few enough that compiling them takes minutes."""
+    along_n = kind == "int4 along N"
+    heights = {16: (16,), 64: (32, 64), None: (128,) if along_n else (64, 128)}[most_m]
+    widths = ((256, 512) if most_m == 16 else (128, 256)) if along_n else (64, 128)
+    splits = (132, 264, 396, 528) if most_m == 16 else (132, 264)
+    for height, width, depth, warps, stages in itertools.product(heights, widths, (64, 128), (4, 8), (3, 4)):
+        if height * width <= 128 * 256 and (most_m == 16 or stages == 3):
             tile = {"BM": height, "BN": width, "BK": depth, "num_warps": warps, "num_stages": stages}
-            yield {**tile, "programs": programs}
+            yield from ({**tile, "programs": programs} for programs in splits)
+
+
+def candidates_of_one_row() -> Iterator[dict[str, int]]:
+    """Tiles of the kernel for one row of x: a thread has two or four words side by side."""
+    for width, warps, words in itertools.product((32, 64, 128), (4, 8), (2, 4)):
+        tile = {"BW": width, "KW": 32 * warps * words // width, "num_warps": warps}
+        yield from ({**tile, "programs": programs} for programs in (132, 264, 396, 528))
 
 
 def seconds_of(tile: dict[str, int], problems: list[Any]) -> float:
@@ -61,7 +68,7 @@ class _tile:
 
     def __enter__(self) -> None:
         self._before = kernels._configuration
-        kernels._configuration = lambda m, dtype, stored: self._tile
+        kernels._configuration = lambda *call: self._tile
 
     def __exit__(self, *error: object) -> None:
         kernels._configuration = self._before
@@ -81,17 +88,27 @@ def calls_of(problem: MatmulProblem, along_k: bool, device: torch.device) -> lis
     return [call_with(weight.clone()) for _ in range(copies_for(weight.nbytes))]
 
 
-def tuned(device: torch.device) -> dict[str, list[dict[str, Any]]]:
-    """The entries of the kinds that are tuned."""
-    found = {}
+def fastest(tiles: Iterator[dict[str, int]], problems: list[Any]) -> dict[str, int]:
+    """The tile with which the problems take the least time."""
+    return min(tiles, key=lambda tile: seconds_of(tile, problems))
+
+
+def tuned(device: torch.device) -> dict[str, dict[str, Any]]:
+    """The entries of the file for the kinds that are tuned."""
+    tiles, of_one_row = {}, {}
     for kind, (bits, along_k) in KINDS.items():
-        found[kind] = []
+
+        def problems(m: int, bits: int = bits, along_k: bool = along_k) -> list[Any]:
+            return [calls_of(MatmulProblem(m, k, n, 128, bits), along_k, device) for k, n in SHAPES]
+
+        if not along_k:
+            of_one_row[kind] = fastest(candidates_of_one_row(), problems(1))
+            print(f"{kind}, one row: {of_one_row[kind]}", flush=True)
+        tiles[kind] = []
         for most_m, m in ROWS.items():
-            problems = [calls_of(MatmulProblem(m, k, n, 128, bits), along_k, device) for k, n in SHAPES]
-            best = min(candidates(most_m), key=lambda tile: seconds_of(tile, problems))
-            print(f"{kind}, m <= {most_m}: {best}", flush=True)
-            found[kind].append({"most_m": most_m, "tile": best})
-    return found
+            tiles[kind].append({"most_m": most_m, "tile": fastest(candidates(kind, most_m), problems(m))})
+            print(f"{kind}: {tiles[kind][-1]}", flush=True)
+    return {"weight_quant_matmul": tiles, "weight_quant_matmul of one row": of_one_row}
 
 
 def main() -> None:
@@ -100,7 +117,8 @@ def main() -> None:
         raise SystemExit("tune_cuda: torch.cuda.is_available() is False")
     data = json.loads(kernels._CONFIGURATIONS.read_text())
     data["tuned_on"] = torch.cuda.get_device_name()
-    data["weight_quant_matmul"] |= tuned(torch.device("cuda", torch.cuda.current_device()))
+    for name, entries in tuned(torch.device("cuda", torch.cuda.current_device())).items():
+        data[name] |= entries
     kernels._CONFIGURATIONS.write_text(json.dumps(data, indent=2) + "\n")
 
 

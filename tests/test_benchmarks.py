@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -163,14 +164,17 @@ def test_a_missing_gpu_is_named(modules):
 def test_the_tuner_takes_the_fastest_tile(pretended_gpu, monkeypatch):
     pytest.importorskip("triton")
     tuner = importlib.import_module("tune_cuda")
-    assert len(list(tuner.candidates(16))) > 100
+    for kind, most_m in itertools.product(tuner.KINDS, tuner.ROWS):
+        assert 8 <= len(list(tuner.candidates(kind, most_m))) <= 100
+    assert len(list(tuner.candidates_of_one_row())) == 48
     tiles = [{"BM": 16, "BN": width} for width in (32, 64, 128)]
-    monkeypatch.setattr(tuner, "candidates", lambda most_m: tiles)
+    monkeypatch.setattr(tuner, "candidates", lambda kind, most_m: tiles)
+    monkeypatch.setattr(tuner, "candidates_of_one_row", lambda: tiles)
     monkeypatch.setattr(tuner, "SHAPES", [(128, 64)])
     used = []
 
     def note_the_tile(*args, **options):
-        used.append(tuner.kernels._configuration(1, None, 0))
+        used.append(tuner.kernels._configuration(1, None, 0, False))
 
     monkeypatch.setattr(tuner.kernels, "weight_quant_matmul", note_the_tile)
 
@@ -183,7 +187,8 @@ def test_the_tuner_takes_the_fastest_tile(pretended_gpu, monkeypatch):
 
     monkeypatch.setattr(tuner.cuda_measure, "captured", captured)
     found = tuner.tuned(torch.device("cpu"))
-    assert set(found) == {"int4 along N", "int4 along K", "int8"}
-    for entries in found.values():
+    assert found["weight_quant_matmul of one row"] == dict.fromkeys(("int4 along N", "int8"), tiles[-1])
+    assert set(found["weight_quant_matmul"]) == {"int4 along N", "int4 along K", "int8"}
+    for entries in found["weight_quant_matmul"].values():
         assert [entry["most_m"] for entry in entries] == [16, 64, None]
         assert all(entry["tile"]["BN"] == 128 for entry in entries)

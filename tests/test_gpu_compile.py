@@ -50,14 +50,18 @@ def weight_quant_call(m, weight, dtype=BF16, group_size=128, **options):
 
 ALONG_N, ALONG_K = meta(4096, 1792, dtype=INT32), meta(14336, 512, dtype=INT32).t()
 BYTES, CELLS = meta(4096, 14336, dtype=INT8), meta(64 + 448 * 1024 * 64, dtype=torch.uint8)
-for m, instruction in ((1, "mma.sync"), (16, "mma.sync"), (512, "wgmma")):
+for m, int4, int8, along_k in (
+    (1, "ld.global.v4.b32", "ld.global.v4.b32", "mma.sync"),
+    (16, "wgmma", "mma.sync", "mma.sync"),
+    (512, "wgmma", "wgmma", "wgmma"),
+):
     CALLS |= {
-        f"weight_quant_matmul, m = {m}": (*weight_quant_call(m, ALONG_N), instruction),
-        f"weight_quant_matmul, m = {m}, along K": (*weight_quant_call(m, ALONG_K, HALF), instruction),
+        f"weight_quant_matmul, m = {m}": (*weight_quant_call(m, ALONG_N), int4),
+        f"weight_quant_matmul, m = {m}, along K": (*weight_quant_call(m, ALONG_K, HALF), along_k),
         f"weight_quant_matmul, m = {m}, offset": (
-            *weight_quant_call(m, ALONG_N, offset=meta(32, 14336, dtype=BF16)), instruction),
+            *weight_quant_call(m, ALONG_N, offset=meta(32, 14336, dtype=BF16)), int4),
         f"weight_quant_matmul, m = {m}, int8": (
-            *weight_quant_call(m, BYTES, HALF, 0, quant_scale=meta(14336, dtype=FP32)), instruction),
+            *weight_quant_call(m, BYTES, HALF, 0, quant_scale=meta(14336, dtype=FP32)), int8),
     }  # fmt: skip
 CALLS |= {
     "weight_quant_matmul, prepacked": (*weight_quant_call(16, CELLS, n=14336), "mma.sync"),

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._triton import (
+    INTERPRETED,
     ceil_divide,
     dot,
     encoded_offset,
@@ -37,7 +38,11 @@ _HEADER = _device_errors.new_rule(
 )
 _CONFIGURATIONS = Path(__file__).with_name("triton_configurations.json")
 _LEAST_STEPS = 4  # of a part of K: shorter ones cost more than they save
-_SUM_BLOCK = 1024  # elements of y that a program adds the parts of
+_SUM_BLOCK = 4096  # numbers that a program adds up
+_PACK_BLOCK = 1024  # bytes that a program packs
+_DEPTH = tl.constexpr(4)  # k of a thread that _row_kernel has under way
+_EXPONENT_OF_ONES = 150  # of a float32 whose last place is 1
+_MAGIC = {torch.float16: 0x64086408, torch.bfloat16: 0x43084308}  # two powers of two whose last place is 1, plus 8
 
 # How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32.
 INT8, WORDS_N, WORDS_K, CELLS4, CELLS8 = (tl.constexpr(number) for number in range(5))
@@ -119,17 +124,17 @@ def _check_header(blob, K, N, error_ptr, RULE: tl.constexpr, BITS: tl.constexpr)
         report(error_ptr, RULE, tl.load(blob + place).to(tl.int64) != _header_byte(place, K, N, BITS), place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "count", "parts"])
 def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr,
-                   parts_ptr, error_ptr, M, N, K, count, group_size, part_k, x_batch, x_row, x_k, weight_batch,
+                   parts_ptr, error_ptr, M, N, K, count, group_size, part_k, parts, x_batch, x_row, x_k, weight_batch,
                    weight_k, weight_column, scale_group, scale_column, offset_group, offset_column, bias_stride,
                    quant_scale_stride, quant_offset_stride, RULE: tl.constexpr, STORED: tl.constexpr,
                    WHOLE: tl.constexpr, GROUPS: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
-                   QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr,
+                   QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, BM: tl.constexpr,
                    BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """One tile of y, or with several PARTS its sums over a part of K. BK divides part_k, group_size and (WHOLE) K."""
+    """One tile of y, or PARTED its sums over a part of K. BK divides part_k, group_size and (WHOLE) K."""
     row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    number, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     batch = (number // (row_tiles * column_tiles)).to(tl.int64)
     row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
     first_row, first_column = row_tile * BM, column_tile * BN
@@ -161,7 +166,7 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
         sums *= _factors(scale_ptr, 0, column, N, scale_group, scale_column)[None, :]
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
-    if PARTS == 1:
+    if not PARTED:
         _finish(y_ptr + place, sums, column[None, :], inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
                 quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
     else:
@@ -169,17 +174,203 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
 
 
 @triton.jit
-def _add_parts_kernel(parts_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr, count, N, bias_stride,
+def _int4_of_halves(bits, dtype: tl.constexpr):
+    """The signed int4 that sit behind the power of two of _MAGIC in the low 16 bits, as floats."""
+    value = bits.to(tl.int16).to(dtype, bitcast=True)
+    if dtype == tl.float16:
+        return value - 1032.0
+    return (value.to(tl.float32) - 136.0).to(dtype) if INTERPRETED else value - 136.0
+
+
+@triton.jit
+def _transposed_words(words, first_k, first_word, K, row_words, k_stride, word_stride, magic, WHOLE: tl.constexpr,
+                      BK: tl.constexpr, BW: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
+    """int4 [8 BW, BK] out of words along N, for the left side of a dot: the rows are columns in the order of _columns.
+
+    The order of k and of the rows is that of the tensor cores' operand, so that words go straight to the threads that
+    need them, and are taken apart there, two k at once.
+    """
+    wide = tl.zeros((), tl.int64)
+    here = words + (wide + first_k) * k_stride + (wide + first_word) * word_stride
+    # Beyond the edges the last words stand in: x is 0 there, or the column is not stored.
+    last_k, last_word = K - 1 - first_k, row_words - 1 - first_word
+    word = tl.minimum(tl.arange(0, BW), last_word)[None, :, None, None] * word_stride
+    k = 2 * tl.arange(0, 4)[:, None, None, None] + 8 * tl.arange(0, BK // 8)[None, None, :, None]
+    if WHOLE:
+        even = tl.load(here + (k * k_stride + word))
+        odd = tl.load(here + k_stride + (k * k_stride + word))
+    else:
+        even = tl.load(here + (tl.minimum(k, last_k) * k_stride + word))
+        odd = tl.load(here + (tl.minimum(k + 1, last_k) * k_stride + word))
+    low, high = (even & 0xFFFF) | (odd << 16), ((even >> 16) & 0xFFFF) | (odd & -65536)
+    pairs = tl.reshape(tl.join(low, high), (4, BW // 8, 8, BK // 8, 2, 1))
+    pairs = pairs >> tl.reshape(4 * tl.arange(0, 4), (1, 1, 1, 1, 1, 4))
+    pairs = (pairs & 0x000F000F) ^ magic
+    values = tl.join(_int4_of_halves(pairs, dtype), _int4_of_halves(pairs >> 16, dtype))
+    return tl.reshape(tl.permute(values, (5, 1, 4, 2, 3, 0, 6)), (8 * BW, BK))
+
+
+@triton.jit
+def _columns(BW: tl.constexpr):
+    """Which column each row of _transposed_words is."""
+    column = tl.reshape(tl.arange(0, 8 * BW), (BW // 8, 8, 2, 4))
+    return tl.reshape(tl.permute(column, (3, 0, 2, 1)), (8 * BW,))
+
+
+@triton.jit
+def _in_order(sums, BW: tl.constexpr, BM: tl.constexpr):
+    """Sums [8 BW, BM] whose rows are those of _transposed_words as [BM, columns]."""
+    sums = tl.permute(tl.reshape(sums, (4, BW // 8, 2, 8, BM)), (1, 3, 2, 0, 4))
+    return tl.trans(tl.reshape(sums, (8 * BW, BM)))
+
+
+@triton.jit(do_not_specialize=["M", "count", "parts"])
+def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr,
+                  parts_ptr, M, N, row_words, K, count, group_size, part_k, parts, magic, x_batch, x_row, x_k,
+                  words_batch, words_k, words_column, scale_group, scale_column, offset_group, offset_column,
+                  bias_stride, quant_scale_stride, quant_offset_stride, WHOLE: tl.constexpr, GROUPS: tl.constexpr,
+                  OFFSET: tl.constexpr, BIAS: tl.constexpr, QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr,
+                  PARTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """As _matmul_kernel for int4 words along N and 16-bit x; computes tiles of y transposed.
+
+    ``magic`` is _MAGIC of x, an argument for the reason told at _field.
+    """
+    BW: tl.constexpr = BN // 8
+    row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    batch = (number // (row_tiles * column_tiles)).to(tl.int64)
+    row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
+    first_row, first_column = row_tile * BM, column_tile * BN
+    x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
+    shuffled = first_column + _columns(BW)
+    sums, row_sums = tl.zeros((BN, BM), tl.float32), tl.zeros((BM,), tl.float32)
+    for step in range(0, tl.cdiv(tl.minimum(part_k, K - part * part_k), BK)):
+        first_k = part * part_k + step * BK
+        b = tile(x, first_k, first_row, K, M, x_k, x_row, WHOLE, False, BK, BM)
+        a = _transposed_words(words, first_k, first_column // 8, K, row_words, words_k, words_column, magic, WHOLE, BK,
+                              BW, b.dtype)  # fmt: skip
+        if OFFSET:
+            step_row_sums = tl.sum(b.to(tl.float32), axis=0)
+        if GROUPS:
+            group = first_k // group_size
+            scales = _factors(scale_ptr, group, shuffled, N, scale_group, scale_column)
+            products = dot(a, b, tl.zeros((BN, BM), tl.float32))
+            if OFFSET:
+                offsets = _factors(offset_ptr, group, shuffled, N, offset_group, offset_column)
+                products += offsets[:, None] * step_row_sums[None, :]
+            sums += products * scales[:, None]
+        else:
+            sums = dot(a, b, sums)
+            if OFFSET:
+                row_sums += step_row_sums
+    if not GROUPS:
+        if OFFSET:
+            sums += _factors(offset_ptr, 0, shuffled, N, offset_group, offset_column)[:, None] * row_sums[None, :]
+        sums *= _factors(scale_ptr, 0, shuffled, N, scale_group, scale_column)[:, None]
+    value = _in_order(sums, BW, BM)
+    row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
+    inside = (row < M)[:, None] & (column < N)[None, :]
+    place = (batch * M + row)[:, None] * N + column[None, :]
+    if not PARTED:
+        _finish(y_ptr + place, value, column[None, :], inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
+                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
+    else:
+        tl.store(parts_ptr + part.to(tl.int64) * count + place, value, mask=inside)
+
+
+@triton.jit
+def _field(word, exponent, BITS: tl.constexpr, AT: tl.constexpr):
+    """The signed integers at bit AT of the words, as float32: set behind a power of two and that subtracted again.
+
+    ``exponent`` is _EXPONENT_OF_ONES, in a variable: constants that the compiler knows it writes into registers anew
+    for each word, ten more instructions a word.
+    """
+    half: tl.constexpr = 1 << (BITS - 1)
+    power = (half << AT) | ((exponent - AT) << 23)
+    return ((word & (((1 << BITS) - 1) << AT)) ^ power).to(tl.float32, bitcast=True) - (2.0 ** (23 - AT) + half)
+
+
+@triton.jit(do_not_specialize=["count", "parts"])
+def _row_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr, parts_ptr,
+                N, row_words, K, count, group_size, part_k, parts, exponent, x_batch, x_k, words_batch, words_k,
+                words_column, scale_group, scale_column, offset_group, offset_column, bias_stride, quant_scale_stride,
+                quant_offset_stride, BITS: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
+                QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, BW: tl.constexpr,
+                KW: tl.constexpr):  # fmt: skip
+    """A piece of one row of y, or PARTED its sums over a part of K, without tensor cores.
+
+    Words of 32 / BITS columns stay in the registers that they were loaded into. BW of them lie side by side; KW rows of
+    threads have _DEPTH k each under way. WHOLE: all their steps end where groups and parts do.
+    """
+    VALUES: tl.constexpr = 32 // BITS
+    tiles = tl.cdiv(row_words, BW)
+    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    line, first_word = (number // tiles).to(tl.int64), number % tiles * BW
+    word, thread_k = first_word + tl.arange(0, BW), tl.arange(0, KW) * _DEPTH
+    column = first_word * VALUES + tl.arange(0, VALUES * BW)
+    x = x_ptr + line * x_batch
+    words = words_ptr + line * words_batch + thread_k[:, None] * words_k + word[None, :] * words_column
+    begin = part * part_k
+    end = tl.minimum(K, begin + part_k)
+    sums, wide = tl.zeros((KW, VALUES * BW), tl.float32), tl.zeros((), tl.int64)
+    for group in range(begin // group_size, tl.cdiv(end, group_size)):
+        stop = tl.minimum(end, (group + 1) * group_size)
+        a0, x_sums = tl.zeros((KW, BW), tl.float32), tl.zeros((KW,), tl.float32)
+        a1, a2, a3, a4, a5, a6, a7 = a0, a0, a0, a0, a0, a0, a0
+        for first in range(tl.maximum(begin, group * group_size), stop, _DEPTH * KW):
+            here = words + (wide + first) * words_k
+            for depth in tl.static_range(_DEPTH):
+                k = first + thread_k + depth
+                inside = (k < stop) | WHOLE
+                each = tl.load(x + k.to(tl.int64) * x_k, mask=inside, other=0).to(tl.float32)
+                low = tl.load(here + depth * words_k, mask=inside[:, None] & (word < row_words)[None, :], other=0)
+                high = (low.to(tl.uint32, bitcast=True) >> (16 if BITS == 8 else 12)).to(tl.int32, bitcast=True)
+                if OFFSET:
+                    x_sums += each
+                each = each[:, None]
+                if BITS == 8:
+                    a0 += each * _field(low, exponent, 8, 0)
+                    a1 += each * _field(low, exponent, 8, 8)
+                    a2 += each * _field(high, exponent, 8, 0)
+                    a3 += each * _field(high, exponent, 8, 8)
+                else:
+                    a0 += each * _field(low, exponent, 4, 0)
+                    a1 += each * _field(low, exponent, 4, 4)
+                    a2 += each * _field(low, exponent, 4, 8)
+                    a3 += each * _field(low, exponent, 4, 12)
+                    a4 += each * _field(high, exponent, 4, 4)
+                    a5 += each * _field(high, exponent, 4, 8)
+                    a6 += each * _field(high, exponent, 4, 12)
+                    a7 += each * _field(high, exponent, 4, 16)
+        if BITS == 8:
+            products = tl.join(tl.join(a0, a2), tl.join(a1, a3))
+        else:
+            even = tl.join(tl.join(a0, a4), tl.join(a2, a6))
+            products = tl.join(even, tl.join(tl.join(a1, a5), tl.join(a3, a7)))
+        scales = _factors(scale_ptr, group, column, N, scale_group, scale_column)
+        sums += tl.reshape(products, (KW, VALUES * BW)) * scales[None, :]
+        if OFFSET:
+            offsets = _factors(offset_ptr, group, column, N, offset_group, offset_column)
+            sums += x_sums[:, None] * (offsets * scales)[None, :]
+    value, inside = tl.sum(sums, axis=0), column < N
+    place = line * N + column
+    if not PARTED:
+        _finish(y_ptr + place, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
+                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
+    else:
+        tl.store(parts_ptr + part.to(tl.int64) * count + place, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["count", "parts"])
+def _add_parts_kernel(parts_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr, parts, count, N, bias_stride,
                       quant_scale_stride, quant_offset_stride, BIAS: tl.constexpr, QUANT: tl.constexpr,
-                      QUANT_OFFSET: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Adds the parts in their order, so that the result is the same bits in every run, and finishes."""
+                      QUANT_OFFSET: tl.constexpr, MOST_PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Adds the parts, always in the same order, so that the result is the same bits in every run, and finishes."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    value = tl.zeros((BLOCK,), tl.float32)
-    for part in tl.static_range(PARTS):
-        value += tl.load(parts_ptr + part * count + place, mask=inside, other=0.0)
-    _finish(y_ptr + place, value, place % N, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
-            quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
+    part, inside = tl.arange(0, MOST_PARTS).to(tl.int64)[:, None], place < count
+    values = tl.load(parts_ptr + part * count + place[None, :], mask=(part < parts) & inside[None, :], other=0.0)
+    _finish(y_ptr + place, tl.sum(values, axis=0), place % N, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr,
+            bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
 
 
 @triton.jit
@@ -243,27 +434,57 @@ def weight_quant_matmul(
     if not spec.is_prepacked(weight):
         weight = weight.reshape(-1, *weight.shape[-2:])
         weight_strides = weight.stride()
-    block = dict(_configuration(m, x.dtype, stored))
-    if group_size:
-        block["BK"] = min(block["BK"], group_size & -group_size)
-    tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
-    parts, part_k = _parts(k, block["BK"], tiles, block.pop("programs"))
+    words = _words_along_n(weight, stored) if m == 1 else None
+    block = dict(_configuration(m, x.dtype, stored, words is not None))
+    if words is None:
+        step = block["BK"] = min(block["BK"], group_size & -group_size) if group_size else block["BK"]
+        tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
+    else:
+        step, tiles = _DEPTH.value * block["KW"], batch * ceil_divide(words.shape[-1], block["BW"])
+    parts, part_k = _parts(k, step, tiles, block.pop("programs"))
     sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
     ending = {"BIAS": bias is not None, "QUANT": quant_scale is not None, "QUANT_OFFSET": quant_offset is not None}
     # What is absent is not read.
     ending_tensors = [scale if value is None else value for value in (bias, quant_scale, quant_offset)]
     ending_strides = [_strides(value)[1] for value in (bias, quant_scale, quant_offset)]
-    error = _device_errors.word(x.device) if spec.is_prepacked(weight) else y
-    launch(
-        _matmul_kernel, tiles * parts, rows, weight, scale, scale if offset is None else offset, *ending_tensors, y,
-        sums, error, m, n, k, y.numel(), group_size, part_k, *rows.stride(), *weight_strides, *_strides(scale),
-        *_strides(offset), *ending_strides, RULE=_HEADER, STORED=stored, WHOLE=k % block["BK"] == 0,
-        GROUPS=group_size > 0, OFFSET=offset is not None, PARTS=parts, **ending, **block,
-    )  # fmt: skip
+    factors = (scale, scale if offset is None else offset, *ending_tensors)
+    strides = (*_strides(scale), *_strides(offset), *ending_strides)
+    meta = {"OFFSET": offset is not None, "PARTED": parts > 1, **ending, **block}
+    if words is None and stored == WORDS_N.value and x.dtype != torch.float32:
+        launch(
+            _words_kernel, tiles * parts, rows, weight, *factors, y, sums, m, n, weight.shape[-1], k, y.numel(),
+            group_size, part_k, parts, _MAGIC[x.dtype], *rows.stride(), *weight.stride(), *strides, WHOLE=k % step == 0,
+            GROUPS=group_size > 0, **meta,
+        )  # fmt: skip
+    elif words is None:
+        error = _device_errors.word(x.device) if spec.is_prepacked(weight) else y
+        launch(
+            _matmul_kernel, tiles * parts, rows, weight, *factors, y, sums, error, m, n, k, y.numel(), group_size,
+            part_k, parts, *rows.stride(), *weight_strides, *strides, RULE=_HEADER, STORED=stored, WHOLE=k % step == 0,
+            GROUPS=group_size > 0, **meta,
+        )  # fmt: skip
+    else:
+        launch(
+            _row_kernel, tiles * parts, rows, words, *factors, y, sums, n, words.shape[-1], k, y.numel(),
+            group_size or part_k, part_k, parts, _EXPONENT_OF_ONES, *rows.stride()[::2], *words.stride(), *strides,
+            BITS=32 * words.shape[-1] // n, WHOLE=k % step == 0 and group_size % step == 0, **meta,
+        )  # fmt: skip
     if parts > 1:
-        launch(_add_parts_kernel, ceil_divide(y.numel(), _SUM_BLOCK), sums, *ending_tensors, y, y.numel(), n,
-               *ending_strides, PARTS=parts, BLOCK=_SUM_BLOCK, **ending)  # fmt: skip
+        most = triton.next_power_of_2(parts)
+        together = max(64, _SUM_BLOCK // most)
+        launch(_add_parts_kernel, ceil_divide(y.numel(), together), sums, *ending_tensors, y, parts, y.numel(), n,
+               *ending_strides, MOST_PARTS=most, BLOCK=together, **ending)  # fmt: skip
     return y
+
+
+def _words_along_n(weight: torch.Tensor, stored: int) -> torch.Tensor | None:
+    """The weight as int32 words of several columns, where it has that form."""
+    if stored == WORDS_N.value:
+        return weight
+    sizes = (weight.shape[-1], *weight.stride()[:-1], weight.storage_offset(), weight.data_ptr())
+    if stored == INT8.value and weight.stride(-1) == 1 and all(size % 4 == 0 for size in sizes):
+        return weight.view(torch.int32)
+    return None
 
 
 def _stored(weight: torch.Tensor, k: int, n: int) -> int:
@@ -282,10 +503,14 @@ def _strides(parameter: torch.Tensor | None) -> tuple[int, int]:
     return tuple(0 if size == 1 else stride for size, stride in zip(rows.shape, rows.stride(), strict=True))
 
 
-def _configuration(m: int, dtype: torch.dtype, stored: int) -> dict[str, int]:
+def _configuration(m: int, dtype: torch.dtype, stored: int, one_row: bool) -> dict[str, int]:
     """The tile of a program, and how many programs should at least run, from the file of tuning results."""
     kinds = {INT8.value: "int8", WORDS_N.value: "int4 along N", WORDS_K.value: "int4 along K"}
-    kind = "float32 x" if dtype == torch.float32 else kinds.get(stored, "prepacked")
+    kind = kinds.get(stored, "prepacked")
+    if one_row:
+        return _configurations()["weight_quant_matmul of one row"][kind]
+    if dtype == torch.float32:
+        kind = "float32 x"
     for entry in _configurations()["weight_quant_matmul"][kind]:
         if entry["most_m"] is None or m <= entry["most_m"]:
             return entry["tile"]
@@ -311,6 +536,6 @@ def weight_quant_prepack(weight: torch.Tensor) -> torch.Tensor:
     k, n = spec.matrix_shape(spec.PREPACK, weight)
     stored = (WORDS_K if spec.is_transposed(weight) else WORDS_N).value
     count = blob.numel() - spec.HEADER_BYTES
-    launch(_prepack_kernel, max(1, ceil_divide(count, _SUM_BLOCK)), weight, blob, k, n, count, *weight.stride(),
-           STORED=INT8.value if weight.dtype == torch.int8 else stored, BLOCK=_SUM_BLOCK)  # fmt: skip
+    launch(_prepack_kernel, max(1, ceil_divide(count, _PACK_BLOCK)), weight, blob, k, n, count, *weight.stride(),
+           STORED=INT8.value if weight.dtype == torch.int8 else stored, BLOCK=_PACK_BLOCK)  # fmt: skip
     return blob
