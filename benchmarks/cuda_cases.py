@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from compressed_matmul import Problem as CompressedProblem
 from kv_cache import AttentionProblem
 from measure import Variant, copies_for
 from problems import MatmulProblem, PackProblem
 
 import anynpu
+from anynpu.formats import compress_weight
 from anynpu.ops.rope_kv_cache.spec import sample_arguments
 
 _SHAPES = [(4096, 4096), (4096, 14336), (14336, 4096)]  # (K, N)
@@ -294,7 +296,8 @@ def _experts_problems(quick: bool) -> Iterator[ExpertsProblem]:
 def _experts_variants(problem: ExpertsProblem, device: torch.device) -> Iterator[Variant]:
     args = {name: value.to(device) for name, value in problem.arguments.items()}
     weight, scale = args.pop("weight"), args.pop("scale")
-    ends = args["x"].nbytes + 4 * problem.tokens * problem.n
+    idle = int((problem.arguments["group_list"] == 0).sum())  # experts whose weights nobody has to read
+    ends = args["x"].nbytes + 4 * problem.tokens * problem.n - idle * weight[0].nbytes
 
     def ours(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return anynpu.grouped_matmul_combine(
@@ -304,11 +307,30 @@ def _experts_variants(problem: ExpertsProblem, device: torch.device) -> Iterator
     yield _rotated("anynpu", "W8A8", ours, (weight, scale), problem.expected, 1e-5, ends)
 
 
+def _compressed_problems(quick: bool) -> Iterator[CompressedProblem]:
+    yield CompressedProblem(1, 4096, 4096)
+    if not quick:
+        yield CompressedProblem(1, 4096, 14336)
+
+
+def _compressed_variants(problem: CompressedProblem, device: torch.device) -> Iterator[Variant]:
+    """The bytes are those of the decoded weight."""
+    weight = compress_weight(problem.weight)
+    x, index, scale = problem.x.to(device), weight.index.to(device), problem.scale.to(device)
+
+    def ours(stream: torch.Tensor) -> torch.Tensor:
+        return anynpu.compressed_matmul(x, stream, index, None, scale)
+
+    decoded = problem.k * problem.n - weight.stream.nbytes
+    yield _rotated("anynpu", "W8A8", ours, (weight.stream.to(device),), problem.expected, 2.0**-11, decoded)
+
+
 CASES = {
     "int4_pack": Case(_pack_problems, _pack_variants, ("copy",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("copy", "bf16")),
     "quant_matmul": Case(_int8_problems, _int8_variants, ("copy", "int8")),
     "rope_kv_cache": Case(_rope_problems, _rope_variants, ("copy",)),
     "kv_cache_attention": Case(_attention_problems, _attention_variants, ("copy", "bf16")),
+    "compressed_matmul": Case(_compressed_problems, _compressed_variants, ("copy",)),
     "grouped_matmul_combine": Case(_experts_problems, _experts_variants, ("copy", "int8")),
 }

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import cuda_cases
 import cuda_measure
+import cuda_targets
 import overhead
 import peers
 import report
@@ -95,6 +96,7 @@ def main(
     if on_gpu:
         overheads, limits = {}, cuda_measure.roofs(torch.device("cuda", torch.cuda.current_device()))
         rows = [row for name in names for row in _measure_on_gpu(name, cases, quick, limits, rounds)]
+        print(cuda_targets.markdown(rows))
     else:
         overheads = _print_overhead()
         rows = [row for name in names for row in _measure(name, cases, quick, threads, rounds)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib
 import itertools
 import json
@@ -129,7 +130,7 @@ def pretended_gpu(modules, monkeypatch):
 
 
 @pytest.mark.parametrize("operator", ["int4_pack", "weight_quant_matmul", "quant_matmul", "rope_kv_cache",
-                                      "kv_cache_attention", "grouped_matmul_combine"])  # fmt: skip
+                                      "kv_cache_attention", "compressed_matmul", "grouped_matmul_combine"])  # fmt: skip
 def test_every_variant_for_gpus_is_correct(operator, pretended_gpu):
     cases, problems = pretended_gpu["cuda_cases"], pretended_gpu["problems"]
     small = {
@@ -138,6 +139,7 @@ def test_every_variant_for_gpus_is_correct(operator, pretended_gpu):
         "quant_matmul": [cases.Int8Problem(17, 64, 32)],
         "rope_kv_cache": [cases.RopeProblem(5)],
         "kv_cache_attention": [cases.AttentionProblem(2, 1, (4, 2), 40), cases.AttentionProblem(1, 3, (4, 2), 40)],
+        "compressed_matmul": [cases.CompressedProblem(1, 64, 32)],
         "grouped_matmul_combine": [cases.ExpertsProblem(3, 40, 24, 4)],
     }[operator]
     case, cpu = cases.CASES[operator], torch.device("cpu")
@@ -150,6 +152,21 @@ def test_every_variant_for_gpus_is_correct(operator, pretended_gpu):
         assert all(row["variant"] in pretended_gpu["report"].markdown(rows) for row in rows)
         assert all(row["microseconds"] > 0 for row in rows)
     assert all(hasattr(problem, "name") for problem in case.problems(False))
+
+
+def test_targets_are_of_cases_that_are_measured_and_judged_by_the_fastest_variant(modules):
+    cases, targets = importlib.import_module("cuda_cases"), importlib.import_module("cuda_targets")
+    for target in targets.TARGETS:
+        names = [problem.name for problem in cases.CASES[target.operator].problems(False)]
+        assert fnmatch.filter(names, target.cases)
+    rows = [
+        {"operator": "weight_quant_matmul", "case": "m16_k8_n8_w4_g8", "variant": variant, "microseconds": microseconds,
+         "times_as_long": {"torch linear bf16": microseconds / 5.0}}
+        for variant, microseconds in (("anynpu bf16", 4.0), ("anynpu bf16 along K", 1.0), ("torch linear bf16", 5.0))
+    ]  # fmt: skip
+    line = "| weight_quant_matmul | m16_k8_n8_w4_g8 | anynpu bf16 along K | 2.5 x bf16 matmul | 5.00 | reached |"
+    assert line in targets.markdown(rows).splitlines()
+    assert "| 1.25 | missed |" in targets.markdown(rows[:1])
 
 
 def test_a_missing_gpu_is_named(modules):
