@@ -86,8 +86,7 @@ inline void store_bf16(uint16_t* to, Vec value) {
 }
 inline void store_int8(int8_t* to, Vec value) {
   const Vec number = _mm256_and_ps(value, _mm256_cmp_ps(value, value, _CMP_ORD_Q));
-  const Vec clamped = _mm256_min_ps(_mm256_max_ps(number, _mm256_set1_ps(-128.0f)), _mm256_set1_ps(127.0f));
-  const __m256i codes = _mm256_cvtps_epi32(clamped);
+  const __m256i codes = _mm256_cvtps_epi32(_mm256_min_ps(number, _mm256_set1_ps(127.0f)));
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
 }
