@@ -47,6 +47,17 @@ def word(device: torch.device) -> torch.Tensor:
     return _words[device]
 
 
+def within(values: torch.Tensor, low: int, limit: int, rule: int) -> torch.Tensor:
+    """``values`` cut to [low, limit), for operators made of tensor operations; notes the first that was outside."""
+    if values.numel() == 0:
+        return values
+    wrong = (values < low) | (values >= limit)
+    position = torch.arange(values.numel(), device=values.device).view(values.shape)
+    note = word(values.device)
+    note.copy_(torch.minimum(note, torch.where(wrong, position + rule, _NO_ERROR).min()))
+    return values.clamp(low, max(low, limit - 1))
+
+
 def check_device_errors(device: torch.device | str | int | None = None) -> None:
     """Waits for the GPUs (or one) and raises the error that a kernel met since the last call, if there was one.
 

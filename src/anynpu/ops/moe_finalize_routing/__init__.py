@@ -17,6 +17,7 @@ _op = register(
         reference.moe_finalize_routing,
         spec.samples,
         reference.error_bound,
+        cuda=composite.__name__,
     )
 )
 

@@ -17,6 +17,7 @@ _op = register(
         reference.moe_gating_topk,
         spec.samples,
         reference.error_bound,
+        cuda=composite.__name__,
     )
 )
 

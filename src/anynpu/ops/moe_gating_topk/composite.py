@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from anynpu.ops.moe_gating_topk.spec import LARGEST, SIGMOID, SOFTMAX, check, check_hash_values
+from anynpu import _device_errors
+from anynpu.ops.moe_gating_topk.spec import LARGEST, OP, SIGMOID, SOFTMAX, check, check_hash_values
+
+_TOKENS = _device_errors.new_rule(OP, "input_ids", "must be a row of tid2eid")
+_EXPERTS = _device_errors.new_rule(OP, "tid2eid[input_ids]", "must be an expert")
 
 
 def _best(scores: torch.Tensor, k: int) -> torch.Tensor:
@@ -18,6 +22,15 @@ def _without_other_groups(scores: torch.Tensor, k_group: int, group_count: int, 
     worth = grouped.amax(-1) if mode == LARGEST else grouped.topk(2, dim=-1).values.sum(-1)
     others = torch.ones_like(worth, dtype=torch.bool).scatter_(1, _best(worth, k_group), False)
     return grouped.masked_fill(others.unsqueeze(-1), -torch.inf).flatten(1)
+
+
+def _looked_up(input_ids: torch.Tensor, tid2eid: torch.Tensor, experts: int) -> torch.Tensor:
+    """The experts of the tokens. On a GPU, which nobody shall wait for, wrong values are noted there."""
+    if input_ids.is_cpu:
+        check_hash_values(input_ids, tid2eid, experts)
+        return tid2eid[input_ids.long()].long()
+    found = tid2eid[_device_errors.within(input_ids, 0, len(tid2eid), _TOKENS).long()].long()
+    return _device_errors.within(found, 0, experts, _EXPERTS)
 
 
 def moe_gating_topk(
@@ -39,8 +52,7 @@ def moe_gating_topk(
           routed_scaling_factor, eps)  # fmt: skip
     scores = x.float().softmax(-1) if norm_type == SOFTMAX else x.float().sigmoid()
     if input_ids is not None:
-        check_hash_values(input_ids, tid2eid, x.shape[1])
-        index = tid2eid[input_ids.long()].long()
+        index = _looked_up(input_ids, tid2eid, x.shape[1])
     else:
         choice = scores if bias is None else scores + bias.float()
         if k_group < group_count:

@@ -9,7 +9,16 @@ from anynpu._register import Operator, register
 from anynpu.ops.swiglu import composite, reference, spec
 
 _op = register(
-    Operator(spec.OP, spec.SCHEMA, spec.fake, composite.swiglu, reference.swiglu, spec.samples, reference.error_bound)
+    Operator(
+        spec.OP,
+        spec.SCHEMA,
+        spec.fake,
+        composite.swiglu,
+        reference.swiglu,
+        spec.samples,
+        reference.error_bound,
+        cuda=composite.__name__,
+    )
 )
 
 
