@@ -18,9 +18,20 @@ inline Words broadcast_pair(const int16_t* from) {
 }
 inline Words load_words(const int16_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 inline Ints load_ints(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+inline void store_ints(int32_t* to, Ints value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 // Pairs of int8.
 inline Words load_pairs(const int8_t* from) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+// Words of two rows, paired; in each 128 bits of `low` and `high` those of four columns, which order_columns() sorts.
+inline void pair_words(Words a, Words b, Words& low, Words& high) {
+  low = _mm256_unpacklo_epi16(a, b);
+  high = _mm256_unpackhi_epi16(a, b);
+}
+inline void order_columns(Ints& low, Ints& high) {
+  const Ints first = _mm256_permute2x128_si256(low, high, 0x20);
+  high = _mm256_permute2x128_si256(low, high, 0x31);
+  low = first;
 }
 // sum += the products of a pair. GCC 12 spills the accumulators of the intrinsics; the operand tied here stays where it is.
 inline void add_pair_products(Ints& sum, Words a, Words b) {
@@ -29,7 +40,13 @@ inline void add_pair_products(Ints& sum, Words a, Words b) {
 }
 // The sums of the lanes of four vectors, two and two.
 inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {
-  const __m256i quads = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+  const auto halves = [](Ints x, Ints y) {  // in each 128 bits, two partial sums of x and two of y
+    return _mm256_add_epi32(_mm256_blend_epi32(x, y, 0xcc), _mm256_alignr_epi8(y, x, 8));
+  };
+  const __m256 ab = _mm256_castsi256_ps(halves(a, b)), cd = _mm256_castsi256_ps(halves(c, d));
+  const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(ab, cd, 0x88));
+  const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(ab, cd, 0xdd));
+  const __m256i quads = _mm256_add_epi32(even, odd);
   const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(low), sums);
   _mm_storeh_pd(reinterpret_cast<double*>(high), _mm_castsi128_pd(sums));

@@ -19,9 +19,20 @@ inline Words broadcast_pair(const int16_t* from) {
 }
 inline Words load_words(const int16_t* from) { return _mm512_loadu_si512(from); }
 inline Ints load_ints(const int32_t* from) { return _mm512_loadu_si512(from); }
+inline void store_ints(int32_t* to, Ints value) { _mm512_storeu_si512(to, value); }
 // Pairs of int8.
 inline Words load_pairs(const int8_t* from) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+// Words of two rows, paired; in each 128 bits of `low` and `high` those of four columns, which order_columns() sorts.
+inline void pair_words(Words a, Words b, Words& low, Words& high) {
+  low = _mm512_unpacklo_epi16(a, b);
+  high = _mm512_unpackhi_epi16(a, b);
+}
+inline void order_columns(Ints& low, Ints& high) {
+  const Ints first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+  high = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+  low = first;
 }
 // sum += the products of a pair.
 inline void add_pair_products(Ints& sum, Words a, Words b) { dot_words(sum, a, b); }

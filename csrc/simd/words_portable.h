@@ -26,10 +26,17 @@ inline Ints load_ints(const int32_t* from) {
   memcpy(&value, from, sizeof(value));
   return value;
 }
+inline void store_ints(int32_t* to, Ints value) { memcpy(to, &value, sizeof(value)); }
 // Pairs of int8.
 inline Words load_pairs(const int8_t* from) {
   return Words{from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]};
 }
+// Words of two rows, paired; order_columns() sorts the columns of what they give.
+inline void pair_words(Words a, Words b, Words& low, Words& high) {
+  low = Words{a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]};
+  high = Words{a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]};
+}
+inline void order_columns(Ints&, Ints&) {}
 // sum += the products of a pair.
 inline void add_pair_products(Ints& sum, Words a, Words b) {
 #if defined(__SSE2__)

@@ -232,10 +232,10 @@ struct Scratch {
   float* scores;      // as in AttentionTile, from here on
   int16_t* weights;
   float* weight_steps;
+  int32_t* totals;
   int8_t* pairs;
   int32_t* visible;
   int64_t* offsets;
-  int64_t* next_offsets;
   uintptr_t end;
 
   Scratch(const Plan& plan, uintptr_t memory) : end(memory) {
@@ -243,13 +243,13 @@ struct Scratch {
     take(&q, plan.heads * digit_rows * plan.padded);
     take(&q_steps, plan.heads * digit_rows);
     take(&states, plan.heads * plan.state_floats());
-    take(&scores, plan.queries * kAttentionTileRows);
-    take(&weights, digit_rows * kAttentionTileRows);
-    take(&weight_steps, digit_rows);
+    take(&scores, plan.heads * plan.queries * kAttentionTileRows);
+    take(&weights, plan.heads * digit_rows * kAttentionTileRows);
+    take(&weight_steps, plan.heads * digit_rows);
+    take(&totals, plan.heads * kAttentionFewRows * std::max<int64_t>(plan.padded, kAttentionTileRows));
     take(&pairs, kAttentionTileRows * plan.padded);
     take(&visible, plan.queries);
-    take(&offsets, kAttentionTileRows);
-    take(&next_offsets, kAttentionTileRows);
+    take(&offsets, kAttentionTileRows + kAttentionRowsAhead);
   }
   static int64_t bytes(const Plan& plan) { return static_cast<int64_t>(Scratch(plan, 0).end); }
 
@@ -296,7 +296,8 @@ class Run {
     const Scratch scratch(plan_, slots_ + slot * slot_bytes_);
     for (int64_t index = begin; index < end; ++index) {
       const Item item = item_at(index);
-      run_item(item, index + 1 < end ? item_at(index + 1) : item, scratch);
+      if (index == begin || !item.has_queries_of(item_at(index - 1))) fold_q(item, scratch);
+      run_item(item, scratch);
     }
   }
 
@@ -310,6 +311,9 @@ class Run {
  private:
   struct Item {
     int64_t batch, split, first_head, last_head, first_position, last_position, first_row, last_row;
+    bool has_queries_of(const Item& other) const {
+      return batch == other.batch && first_head == other.first_head && first_position == other.first_position;
+    }
   };
 
   Item item_at(int64_t index) const {
@@ -346,8 +350,16 @@ class Run {
     std::fill_n(state.weight_sum, plan_.queries, 0.0f);
   }
 
-  // q of one kv head, times what turns codes of k into scores.
-  void fold_q(const Item& item, int64_t head, int16_t* to, float* steps) const {
+  // q times what turns codes of k into scores.
+  void fold_q(const Item& item, const Scratch& scratch) const {
+    const int64_t digit_rows = plan_.queries * plan_.digits;
+    for (int64_t head = item.first_head; head < item.last_head; ++head) {
+      const int64_t row = (head - item.first_head) * digit_rows;
+      fold_head(item, head, scratch.q + row * plan_.padded, scratch.q_steps + row);
+    }
+  }
+
+  void fold_head(const Item& item, int64_t head, int16_t* to, float* steps) const {
     AttentionFold fold{};
     fold.head_size = head_size(args_);
     fold.padded = plan_.padded;
@@ -375,39 +387,21 @@ class Run {
     return (plane * rows + (is_paged(args_) ? row % rows : row)) * kv_heads(args_) * head_size(args_);
   }
 
-  void run_item(const Item& item, const Item& next, const Scratch& scratch) const {
-    const int64_t heads = item.last_head - item.first_head, digit_rows = plan_.queries * plan_.digits;
-    const auto state = [&](int64_t head) {
-      return plan_.splits > 1 ? split_state(item.batch, item.first_head + head, item.split)
-                              : state_at(scratch.states + head * plan_.state_floats());
-    };
-    for (int64_t head = 0; head < heads; ++head) {
-      fold_q(item, item.first_head + head, scratch.q + head * digit_rows * plan_.padded,
-             scratch.q_steps + head * digit_rows);
-      reset(state(head));
-    }
+  void run_item(const Item& item, const Scratch& scratch) const {
     AttentionTile tile = empty_tile(item, scratch);
+    for (int32_t head = 0; head < tile.heads; ++head) reset(tile.state.after(head * tile.state_stride));
     for (int64_t row = item.first_row; row < item.last_row; row += kAttentionTileRows) {
       tile.rows = static_cast<int32_t>(std::min<int64_t>(kAttentionTileRows, item.last_row - row));
       set_visible(item, row, tile, scratch);
-      set_offsets(item, row, scratch.offsets);
-      const int64_t rows_ahead = set_offsets_ahead(item, next, row + kAttentionTileRows, scratch.next_offsets);
-      for (int64_t head = 0; head < heads; ++head) {
-        const int64_t column = (item.first_head + head) * head_size(args_);
-        tile.k = static_cast<const int8_t*>(args_.k_cache.data) + column;
-        tile.v = static_cast<const int8_t*>(args_.v_cache.data) + column;
-        const int64_t first_ahead = rows_ahead * head / heads;
-        tile.ahead.offsets = scratch.next_offsets + first_ahead;
-        tile.ahead.rows = rows_ahead * (head + 1) / heads - first_ahead;
-        tile.q = scratch.q + head * digit_rows * plan_.padded;
-        tile.q_steps = scratch.q_steps + head * digit_rows;
-        tile.state = state(head);
-        kernel_.tile(tile);
-      }
+      const int64_t rows_left = length_of(args_, item.batch) - row;
+      tile.rows_known = static_cast<int32_t>(std::min<int64_t>(tile.rows + kAttentionRowsAhead, rows_left));
+      set_offsets(item, row, tile.rows_known, scratch);
+      kernel_.tile(tile);
     }
     if (plan_.splits > 1) return;
-    for (int64_t head = 0; head < heads; ++head) {
-      finish(item.batch, item.first_head + head, item.first_position, item.last_position, state(head));
+    for (int32_t head = 0; head < tile.heads; ++head) {
+      finish(item.batch, item.first_head + head, item.first_position, item.last_position,
+             tile.state.after(head * tile.state_stride));
     }
   }
 
@@ -418,14 +412,19 @@ class Run {
     tile.queries = static_cast<int32_t>((item.last_position - item.first_position) * plan_.group);
     tile.digits = static_cast<int32_t>(plan_.digits);
     tile.offsets = scratch.offsets;
-    tile.ahead.k = static_cast<const int8_t*>(args_.k_cache.data);
-    tile.ahead.v = static_cast<const int8_t*>(args_.v_cache.data);
-    tile.ahead.bytes = (item.last_head - item.first_head) * tile.head_size;
     tile.visible = scratch.visible;
     tile.scores = scratch.scores;
     tile.weights = scratch.weights;
     tile.weight_steps = scratch.weight_steps;
+    tile.totals = scratch.totals;
     tile.pairs = scratch.pairs;
+    tile.heads = static_cast<int32_t>(item.last_head - item.first_head);
+    tile.k = static_cast<const int8_t*>(args_.k_cache.data) + item.first_head * tile.head_size;
+    tile.v = static_cast<const int8_t*>(args_.v_cache.data) + item.first_head * tile.head_size;
+    tile.q = scratch.q;
+    tile.q_steps = scratch.q_steps;
+    tile.state = plan_.splits > 1 ? split_state(item.batch, item.first_head, item.split) : state_at(scratch.states);
+    tile.state_stride = (plan_.splits > 1 ? plan_.splits : 1) * plan_.state_floats();
     return tile;
   }
 
@@ -436,20 +435,9 @@ class Run {
     }
   }
 
-  // Of up to kAttentionTileRows rows from `row` on; returns how many there are.
-  int64_t set_offsets(const Item& item, int64_t row, int64_t* offsets) const {
-    const int64_t rows = std::clamp<int64_t>(item.last_row - row, 0, kAttentionTileRows);
-    for (int64_t i = 0; i < rows; ++i) offsets[i] = row_offset(item.batch, row + i);
-    return rows;
-  }
-
-  // The same for what comes after the rows before `row`, with the columns of the heads.
-  int64_t set_offsets_ahead(const Item& item, const Item& next, int64_t row, int64_t* offsets) const {
-    const bool last = row >= item.last_row;
-    const int64_t rows = last ? set_offsets(next, next.first_row, offsets) : set_offsets(item, row, offsets);
-    const int64_t column = (last ? next : item).first_head * head_size(args_);
-    for (int64_t i = 0; i < rows; ++i) offsets[i] += column;
-    return rows;
+  // Of `count` rows from `row` on.
+  void set_offsets(const Item& item, int64_t row, int32_t count, const Scratch& scratch) const {
+    for (int32_t i = 0; i < count; ++i) scratch.offsets[i] = row_offset(item.batch, row + i);
   }
 
   void finish(int64_t batch, int64_t head, int64_t first_position, int64_t last_position,

@@ -8,6 +8,8 @@
 namespace anynpu {
 
 constexpr int kAttentionTileRows = 128;
+constexpr int kAttentionRowsAhead = 8;  // that are fetched while others are multiplied; with all heads some 8 KiB
+constexpr int kAttentionFewRows = 16;   // of digits of a head: up to here codes are multiplied as they lie in the cache
 // Rows of head_size elements are padded to a multiple of this, with zeros, on every tier.
 constexpr int64_t kAttentionPadding = 32;
 
@@ -16,33 +18,28 @@ struct AttentionState {
   float* accumulator;  // [queries, padded], sums of weight * code
   float* maximum;      // [queries], of the scores
   float* weight_sum;   // [queries]
+  AttentionState after(int64_t floats) const { return {accumulator + floats, maximum + floats, weight_sum + floats}; }
 };
 
-// Codes that the next tiles need: `bytes` of each row, beginning at k[offsets[i]] and v[offsets[i]].
-struct AttentionAhead {
-  const int8_t* k;
-  const int8_t* v;
-  const int64_t* offsets;  // [rows]
-  int64_t rows, bytes;
-};
-
-// Up to kAttentionTileRows rows of one kv head. Queries and weights are fixed-point numbers of one or two 16-bit digits:
-// a value is the sum of its digits, each times its step. All digits of a query are multiplied as if they were queries.
+// Up to kAttentionTileRows rows of kv heads that lie side by side. Queries and weights are fixed-point numbers of one or two
+// 16-bit digits: a value is the sum of its digits, each times its step. All digits of a query are multiplied as if they were
+// queries.
 struct AttentionTile {
   int64_t head_size, padded;
-  int32_t rows, queries, digits;
+  int32_t rows, rows_known, heads, queries, digits;
   const int8_t* k;         // row i begins at k[offsets[i]]
   const int8_t* v;
-  const int64_t* offsets;  // [rows]
-  AttentionAhead ahead;
-  const int16_t* q;        // [queries, digits, padded], times scale_k and the softmax scale
-  const float* q_steps;    // [queries, digits]
+  const int64_t* offsets;  // [rows_known], those of the tile and of what is read after it
+  const int16_t* q;        // [heads, queries, digits, padded], times scale_k and the softmax scale
+  const float* q_steps;    // [heads, queries, digits]
   const int32_t* visible;  // query i sees the first visible[i] rows of the tile
-  float* scores;           // [queries, kAttentionTileRows] of scratch
-  int16_t* weights;        // [queries, digits, kAttentionTileRows] of scratch
-  float* weight_steps;     // [queries, digits] of scratch
+  float* scores;           // [heads, queries, kAttentionTileRows] of scratch
+  int16_t* weights;        // [heads, queries, digits, kAttentionTileRows] of scratch
+  float* weight_steps;     // [heads, queries, digits] of scratch
+  int32_t* totals;         // [heads, kAttentionFewRows, the larger of padded and kAttentionTileRows] of scratch
   int8_t* pairs;           // [kAttentionTileRows, padded] of scratch
-  AttentionState state;
+  AttentionState state;    // of the first head, those of the others state_stride floats apart
+  int64_t state_stride;
 };
 
 // One query: the states of the splits of its rows, `stride` floats apart, become its output. Uses the maxima up.
