@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "installed"
 
@@ -26,3 +28,11 @@ def test_with_npu_installed():
 def test_the_plugin_alone_imports_neither_torch_nor_anynpu():
     code = "import sys, pytest_anynpu; assert not {'torch', 'anynpu'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=True)
+
+
+def test_a_wrong_option_is_the_users_to_fix(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-p", "pytest_anynpu", "--anynpu", "--anynpu-soc", "H100", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    outcome = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert outcome.returncode == pytest.ExitCode.USAGE_ERROR
+    assert outcome.stderr.startswith("ERROR: --anynpu: install: soc must be a chip name")

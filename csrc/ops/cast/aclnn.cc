@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_cast.h"
+#include "core/tensor.h"
 
 static constexpr auto kCast =
     anynpu::acl::make_operator<anynpu_cast_args, anynpu_cast_check, anynpu_cast>("aclnnCast", true);
@@ -10,8 +11,8 @@ extern "C" aclnnStatus aclnnCastGetWorkspaceSize(const aclTensor* self, const ac
   return anynpu::acl::first_stage<anynpu_cast_args>(kCast, workspaceSize, executor, [&](auto& stage) {
     stage.input("self", self, &anynpu_cast_args::x);
     stage.output("out", out, &anynpu_cast_args::y);
-    stage.require(dtype == stage.args.y.dtype, "dtype is %d, but out has dtype %d", static_cast<int>(dtype),
-                  stage.args.y.dtype);
+    stage.require(dtype == stage.args.y.dtype, "dtype is %s, but out has dtype %s", anynpu::dtype_name(dtype),
+                  anynpu::dtype_name(stage.args.y.dtype));
   });
 }
 

@@ -5,6 +5,7 @@
 #include "aclnnop/aclnn_ascend_quant.h"
 #include "aclnnop/aclnn_ascend_quant_v3.h"
 #include "aclnnop/aclnn_quantize.h"
+#include "core/tensor.h"
 
 namespace {
 
@@ -35,8 +36,8 @@ aclnnStatus ascend_quant(const anynpu::acl::Operator& op, const AscendQuant& cal
     stage.require(call.round_mode == nullptr || std::strcmp(call.round_mode, "round") == 0,
                   "roundMode %s is not implemented, only round (half to even)",
                   call.round_mode == nullptr ? "" : call.round_mode);
-    stage.require(call.dtype == stage.args.y.dtype, "dstType is %d, but y has dtype %d", call.dtype,
-                  stage.args.y.dtype);
+    stage.require(call.dtype == stage.args.y.dtype, "dstType is %s, but y has dtype %s", anynpu::dtype_name(call.dtype),
+                  anynpu::dtype_name(stage.args.y.dtype));
     stage.args.axis = call.axis;
     stage.args.div_mode = 0;
   });
@@ -53,8 +54,8 @@ extern "C" aclnnStatus aclnnQuantizeGetWorkspaceSize(const aclTensor* x, const a
     stage.input("scales", scales, &Args::scales);
     stage.optional("zeroPoints", zeroPoints, &Args::zero_points);
     stage.output("out", out, &Args::y);
-    stage.require(dtype == stage.args.y.dtype, "dtype is %d, but out has dtype %d", static_cast<int>(dtype),
-                  stage.args.y.dtype);
+    stage.require(dtype == stage.args.y.dtype, "dtype is %s, but out has dtype %s", anynpu::dtype_name(dtype),
+                  anynpu::dtype_name(stage.args.y.dtype));
     stage.args.axis = axis;
     stage.args.div_mode = 1;
   });

@@ -242,6 +242,7 @@ void executors() {
                 ACLNN_ERR_PARAM_NULLPTR);
   EXPECT_STATUS(aclnnCastGetWorkspaceSize(call.from.tensor, ACL_INT8, call.to.tensor, &call.size, &call.executor),
                 ACLNN_ERR_PARAM_INVALID);
+  EXPECT(last_error_has("dtype is int8, but out has dtype int32"));
   EXPECT(call.executor == nullptr);
   EXPECT_OK(call.first());
   EXPECT_STATUS(aclnnConvertWeightToINT4Pack(nullptr, 0, call.executor, nullptr), ACLNN_ERR_PARAM_INVALID);
