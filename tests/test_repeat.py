@@ -376,8 +376,8 @@ def test_memory_is_bounded(monkeypatch):
                 args = matmul_args(torch.ones(m, 64), weight, scale)
                 assert (call(*args) == 64).all()
     (signature,) = call._repeats._signatures.values()
-    assert len(signature._plans) <= 3
-    assert all(len(plans) <= 2 for plans in signature._plans.values())
+    assert len(signature.plans) <= 3
+    assert all(len(plans) <= 2 for plans in signature.plans.values())
 
 
 class SeesOnlyTypes:

@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from pathlib import Path
 
 import torch  # first: the library shares the OpenMP runtime that torch has loaded
@@ -196,7 +197,7 @@ class Call:
         function, single, address = self._function, len(layouts) == 1, torch.Tensor.data_ptr
 
         def run(*present: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-            results = [allocate(*layout) for layout in layouts]
+            results = [*starmap(allocate, layouts)]
             words = template[:]  # a copy: other threads may be here too
             addresses = array.array("Q", map(address, (*present, *results)))
             for place in absent:

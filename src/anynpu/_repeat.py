@@ -28,7 +28,7 @@ except ImportError:
     _TensorGuards = None
 
 _MOST_KEPT = 4096
-_MOST_ALIKE = 16  # plans that differ in neither the first two shapes nor options
+_MOST_ALIKE = 16  # plans that differ in neither the sizes of the first two tensors nor options
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _SEQUENCES = (list, tuple, torch.Size)
@@ -125,27 +125,24 @@ class _Signature:
     """The plans of calls whose arguments have the same types."""
 
     def __init__(self, types: tuple[type, ...]) -> None:
+        frozen = [i for i, kind in enumerate(types) if kind in (float, *_SEQUENCES)]
         self.tensors = _picker([i for i, kind in enumerate(types) if kind in _TENSORS])
-        self._thawed = [i for i, kind in enumerate(types) if kind in (float, *_SEQUENCES)]
-        self._options = _picker([i for i, kind in enumerate(types) if kind not in _TENSORS and i not in self._thawed])
-        self._plans: dict[tuple, tuple[tuple[Callable[..., bool], Plan], ...]] = {}
+        self.plans: dict[tuple, tuple[tuple[Callable[..., bool], Plan], ...]] = {}
+        self._options = _picker([i for i, kind in enumerate(types) if kind not in _TENSORS and i not in frozen])
+        self._second = min(1, sum(kind in _TENSORS for kind in types) - 1)
+        self._to_freeze = _picker(frozen) if frozen else None
         self._kept = 0
 
-    def _key(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> tuple:
-        shapes = [tensor.shape for tensor in tensors[:2]]  # of x and a weight: those of compressed ones all differ
-        return self._options(args), *shapes, *[_frozen(args[i]) for i in self._thawed]
-
-    def find(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> Plan | None:
-        for alike, plan in self._plans.get(self._key(args, tensors), ()):
-            if alike(*tensors):
-                return plan
-        return None
+    def key(self, args: tuple, tensors: tuple[torch.Tensor, ...]) -> tuple:
+        """Options, and the sizes of x and a weight: those of compressed ones all differ."""
+        frozen = None if self._to_freeze is None else tuple(map(_frozen, self._to_freeze(args)))
+        return self._options(args), frozen, tensors[0].numel(), tensors[self._second].numel()
 
     def add(self, args: tuple, tensors: tuple[torch.Tensor, ...], plan: Plan) -> None:
         if self._kept >= _MOST_KEPT:
-            self._plans, self._kept = {}, 0
-        key = self._key(args, tensors)
-        self._plans[key] = ((_guard(*tensors), plan), *self._plans.get(key, ())[: _MOST_ALIKE - 1])
+            self.plans, self._kept = {}, 0
+        key = self.key(args, tensors)
+        self.plans[key] = ((_guard(*tensors), plan), *self.plans.get(key, ())[: _MOST_ALIKE - 1])
         self._kept += 1
 
 
@@ -161,8 +158,10 @@ class Repeats:
         if signature is None:
             return None
         tensors = signature.tensors(args)
-        plan = signature.find(args, tensors)
-        return None if plan is None else (plan, tensors)
+        for alike, plan in signature.plans.get(signature.key(args, tensors), ()):
+            if alike(*tensors):
+                return plan, tensors
+        return None
 
     def add(self, args: tuple, plan: Plan) -> None:
         """Remembers the plan of a call that went well, where guards can watch over all of its tensors."""

@@ -96,7 +96,8 @@ def rope_kv_cache(
         raise NotImplementedError(f"rope_kv_cache: quant_mode must be 0 (static), got {quant_mode!r}")
     if input_layout != "BSND":
         raise NotImplementedError(f"rope_kv_cache: input_layout must be BSND, got {input_layout!r}")
-    first = (x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v)
-    rest = (offset_k, offset_v, weight_scale, activation_scale, bias)
-    q, k, v = _rope_kv_cache(*first, size_splits, *rest, kv_output, cache_mode)
+    q, k, v = _rope_kv_cache(
+        x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, weight_scale,
+        activation_scale, bias, kv_output, cache_mode,
+    )  # fmt: skip
     return q, k, v, k_cache, v_cache
