@@ -18,7 +18,14 @@ from anynpu import _native
 ROOT = Path(__file__).parents[1]
 CALLS = ROOT / "tests" / "native" / "avx512_calls.inc"
 FLAGS = "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg"
-TESTS = ("tests/ops", "tests/nn", "tests/formats", "tests/test_flat_abi.py", "tests/test_kv_cache.py")
+TESTS = (
+    "tests/ops",
+    "tests/nn",
+    "tests/formats",
+    "tests/test_flat_abi.py",
+    "tests/test_kv_cache.py",
+    "tests/test_native_programs.py",
+)
 
 lacking = [tier for tier in _native.ISA_TIERS if tier.startswith("avx512") and _native.isa_refusal(tier)]
 needs_gcc = pytest.mark.skipif(

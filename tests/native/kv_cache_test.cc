@@ -2,7 +2,7 @@
 // rope_kv_cache and kv_cache_attention on every tier that this machine has: random shapes in buffers of the exact size
 // (for AddressSanitizer), near a plain double reference, identical bits for one, two and three threads. The derived
 // bounds and the other dtypes are held to in tests/ops.
-// Arguments: [cases per tier] [seed]
+// Arguments: [cases per tier] [seed] [only tier]
 #include <omp.h>
 
 #include <algorithm>
@@ -189,6 +189,7 @@ int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 150;
   const int seed = argc > 2 ? std::atoi(argv[2]) : 1;
   for (const char* tier : {"avx512vnni", "avx2", "portable"}) {
+    if (argc > 3 && std::strcmp(tier, argv[3]) != 0) continue;
     if (const char* reason = anynpu_isa_refusal(tier)) {
       std::printf("%s: not run, %s\n", tier, reason);
       continue;

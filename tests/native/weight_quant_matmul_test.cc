@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // weight_quant_matmul against a plain double reference: random shapes, layouts and dtypes on every tier that this
 // machine has, with derived tolerances, canaries around y, and identical bits for one, two and three threads.
-// Arguments: [cases per tier] [seed] [only case]
+// Arguments: [cases per tier] [seed] [only tier]
 #include <omp.h>
 
 #include <algorithm>
@@ -431,6 +431,7 @@ int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 300;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   for (const char* isa : {"avx512bf16", "avx512vnni", "avx2", "portable"}) {
+    if (argc > 3 && std::strcmp(isa, argv[3]) != 0) continue;
     anynpu_set_max_isa(nullptr);
     if (const char* refusal = anynpu_isa_refusal(isa)) {
       std::printf("%s: not run, %s\n", isa, refusal);
