@@ -95,6 +95,19 @@ int32_t check_ranks(const anynpu_weight_quant_matmul_args& args) {
   return ANYNPU_OK;
 }
 
+// An int32 weight with one int4 in each element would else be an error about the shape of something else.
+int32_t check_packed(const anynpu_weight_quant_matmul_args& args) {
+  const anynpu_tensor &weight = args.weight, &scale = args.scale;
+  if (weight.dtype != ANYNPU_INT32 || scale.ndim < 1) return ANYNPU_OK;
+  const int64_t k = args.x.shape[args.x.ndim - 1], n = scale.shape[scale.ndim - 1];
+  const int64_t *last = weight.shape + weight.ndim - 2;
+  if (k < 1 || n < 2 || last[0] != k || last[1] != n) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE,
+              "%s: an int32 weight must hold eight int4 in each element, as int4_pack (npu_convert_weight_to_int4pack) "
+              "makes it: shape (K, N / 8), or (K / 8, N) packed along K, for K = %lld and N = %lld, got %s",
+              kOp, wide(k), wide(n), shape_text(weight));
+}
+
 int32_t check_prepacked_size(const anynpu_tensor& weight, int64_t k, int64_t n) {
   if (n <= kLargestAxis && k <= kLargestAxis && (n == 0 || k <= (int64_t{1} << 58) / n)) {
     const int64_t bytes4 = packed32_bytes(4, k, n), bytes8 = packed32_bytes(8, k, n);
@@ -213,6 +226,7 @@ int32_t check_weight_quant_matmul(const anynpu_weight_quant_matmul_args& args, W
   problem->args = &args;
   ANYNPU_TRY(check_tensors(args));
   ANYNPU_TRY(check_ranks(args));
+  ANYNPU_TRY(check_packed(args));
   ANYNPU_TRY(check_matrices(args, problem));
   ANYNPU_TRY(check_attributes(args, *problem));
   ANYNPU_TRY(check_dtypes(args));

@@ -101,6 +101,7 @@ def matmul_result(
     """Checks all of a call that can be checked without data; returns the shape and dtype of the result."""
     _require_tensors(x, weight, scale, offset, bias, quant_scale, quant_offset)
     _check_ranks(x, weight)
+    _check_packed(x.shape[-1], weight, scale)
     k, n = x.shape[-1], _columns(x, weight, n)
     _check_attributes(k, quant_scale, quant_offset, group_size, inner_precise)
     _check_dtypes(x, weight, scale, offset, bias, quant_scale, quant_offset)
@@ -143,6 +144,17 @@ def _check_ranks(x: torch.Tensor, weight: torch.Tensor) -> None:
         MATMUL,
         weight.dim() in (2, x.dim()),
         f"x dim is not the same as weight dim, got {x.dim()} and {weight.dim()}",
+    )
+
+
+def _check_packed(k: int, weight: torch.Tensor, scale: torch.Tensor) -> None:
+    """An int32 weight with one int4 in each element would else be an error about the shape of something else."""
+    n = scale.shape[-1] if scale.dim() > 0 else 0
+    require(
+        MATMUL,
+        weight.dtype != torch.int32 or k < 1 or n < 2 or tuple(weight.shape[-2:]) != (k, n),
+        "an int32 weight must hold eight int4 in each element, as int4_pack (npu_convert_weight_to_int4pack) makes it: "
+        f"shape (K, N / 8), or (K / 8, N) packed along K, for K = {k} and N = {n}, got {tuple(weight.shape)}",
     )
 
 
