@@ -186,6 +186,7 @@ def kv_cache_attention(
     queries = power_of_two(length * group, 16, 64)
     programs = batch * kv_heads * ceil_divide(length * group, queries)
     parts = max(1, min(_PROGRAMS // programs, capacity // _LEAST_ROWS))
+    parts = 1 << parts.bit_length() - 1  # few different ones, as each is compiled anew
     width = power_of_two(size, 16, 1 << 20)
     sums = out if parts == 1 else q.new_empty((programs * parts, queries, width + 2), dtype=torch.float32)
     scales = [scale.contiguous() for scale in (scale_k, scale_v)]

@@ -66,12 +66,18 @@ def _dequantised(x_token, column, inside, column_stride, weight_scale_ptr, activ
 
 
 @triton.jit
-def _write(cache_ptr, place, value, scale_ptr, offset_ptr, parameter, inside, kv_width, OFFSET: tl.constexpr):
-    """The codes of k or v into a row of the cache; ``parameter`` is the place in [Nkv, D]."""
-    code = tl.div_rn(value, tl.load(scale_ptr + parameter, mask=inside, other=1.0))
-    if OFFSET:
-        code += tl.load(offset_ptr + parameter, mask=inside, other=0.0)
-    tl.store(cache_ptr + place * kv_width + parameter, rounded(code, tl.int8), mask=inside)
+def _write(k_cache_ptr, v_cache_ptr, place, value, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr, of_k, of_v,
+           is_k, is_v, kv_width, OFFSET_K: tl.constexpr, OFFSET_V: tl.constexpr):  # fmt: skip
+    """The codes of k and v into a row of the caches; ``of_k`` and ``of_v`` are the places in [Nkv, D]."""
+    scale_k = tl.load(scale_k_ptr + of_k, mask=is_k, other=1.0)
+    code = tl.div_rn(value, tl.where(is_k, scale_k, tl.load(scale_v_ptr + of_v, mask=is_v, other=1.0)))
+    if OFFSET_K:
+        code += tl.load(offset_k_ptr + of_k, mask=is_k, other=0.0)
+    if OFFSET_V:
+        code += tl.load(offset_v_ptr + of_v, mask=is_v, other=0.0)
+    code = rounded(code, tl.int8)
+    tl.store(k_cache_ptr + place * kv_width + of_k, code, mask=is_k)
+    tl.store(v_cache_ptr + place * kv_width + of_v, code, mask=is_v)
 
 
 @triton.jit
@@ -85,7 +91,8 @@ def _rotate_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, place_ptr,
     heads = q_heads + 2 * kv_heads
     token = (tl.program_id(0) // tl.cdiv(heads, HEADS)).to(tl.int64)
     batch, row = token // length, token % length
-    head = (tl.program_id(0) % tl.cdiv(heads, HEADS)) * HEADS + tl.arange(0, HEADS)[:, None]
+    first_head = (tl.program_id(0) % tl.cdiv(heads, HEADS)) * HEADS
+    head = first_head + tl.arange(0, HEADS)[:, None]
     element = tl.arange(0, HALF)[None, :]
     real = (head < heads) & (element < D // 2)
     is_q, is_k, is_v = real & (head < q_heads), real & (head >= q_heads), real & (head >= q_heads + kv_heads)
@@ -117,12 +124,11 @@ def _rotate_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, place_ptr,
         tl.store(v + low, rounded(y_low, dtype), mask=is_v)
         tl.store(v + high, rounded(y_high, dtype), mask=is_v)
     place = tl.load(place_ptr + token)
-    if place >= 0:
-        _write(k_cache_ptr, place, y_low, scale_k_ptr, offset_k_ptr, low - q_width, is_k, kv_width, OFFSET_K)
-        _write(k_cache_ptr, place, y_high, scale_k_ptr, offset_k_ptr, high - q_width, is_k, kv_width, OFFSET_K)
-        before = q_width + kv_width
-        _write(v_cache_ptr, place, y_low, scale_v_ptr, offset_v_ptr, low - before, is_v, kv_width, OFFSET_V)
-        _write(v_cache_ptr, place, y_high, scale_v_ptr, offset_v_ptr, high - before, is_v, kv_width, OFFSET_V)
+    if (place >= 0) & (first_head + HEADS > q_heads):
+        _write(k_cache_ptr, v_cache_ptr, place, y_low, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
+               low - q_width, low - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
+        _write(k_cache_ptr, v_cache_ptr, place, y_high, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
+               high - q_width, high - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
 
 
 def rope_kv_cache(
