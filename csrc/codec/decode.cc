@@ -53,7 +53,7 @@ const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, uint8_t
   }
   for (int level = coded->levels; level >= 1; --level) {
     const int64_t extras_bytes = payload[2 + 2 * level] | payload[3 + 2 * level] << 8;
-    coded->extras[level] = {payload + at, extras_bytes, 0};
+    coded->extras[level] = {payload + at, extras_bytes, 0, payload + bytes};
     at += extras_bytes;
   }
   coded->nibbles = payload + at;

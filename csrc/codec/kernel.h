@@ -12,6 +12,7 @@ struct BitSource {
   const uint8_t* data;
   int64_t bytes;
   int64_t position;  // in bits
+  const uint8_t* next;  // what is most likely read afterwards; it need not exist
 };
 
 // Extra bits being written. At least 64 bytes after the last one are writable.

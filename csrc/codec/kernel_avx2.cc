@@ -1,75 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/checksum.inc"
+#include "codec/expand_avx2.inc"
 #include "codec/pack_bmi2.inc"
 #include "codec/tile_avx2.inc"
 
 namespace anynpu::codec {
 namespace {
 
-inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-inline void store(void* to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
-
-struct Lanes {
-  __m256i base[2];
-  __m256i mask[2];
-};
-
-inline Lanes load_lanes(const LaneTable& table) {
-  return {{load(table.base), load(table.base + 32)}, {load(table.mask), load(table.mask + 32)}};
-}
-
-}  // namespace
-}  // namespace anynpu::codec
-
-#include "codec/expand_bmi2.inc"
-
-namespace anynpu::codec {
-namespace {
-
-template <bool kSparse>
-inline uint64_t look_up(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
-  uint64_t groups = 0;
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const __m256i wide =
-        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(nibbles + 16 * half)));
-    const __m256i classes = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), _mm256_set1_epi8(15));
-    const __m256i mask = _mm256_shuffle_epi8(lanes.mask[half], classes);
-    store(masks + 4 * half, mask);
-    store(bases + 32 * half, _mm256_shuffle_epi8(lanes.base[half], classes));
-    if (kSparse) {
-      const __m256i empty = _mm256_cmpeq_epi64(mask, _mm256_setzero_si256());
-      groups |= static_cast<uint64_t>(15 ^ _mm256_movemask_pd(_mm256_castsi256_pd(empty))) << 4 * half;
-    }
-  }
-  return groups;
-}
-
-inline void clear_piece(uint8_t* codes) {
-  store(codes, _mm256_setzero_si256());
-  store(codes + 32, _mm256_setzero_si256());
-}
-
-inline __m256i unfold(__m256i code) {
-  const __m256i magnitude = _mm256_and_si256(_mm256_srli_epi16(code, 1), _mm256_set1_epi8(0x7f));
-  const __m256i odd = _mm256_and_si256(code, _mm256_set1_epi8(1));
-  const __m256i flip = _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(0x80)), odd);  // 0x80, or 0x7f when odd
-  return _mm256_xor_si256(magnitude, flip);
-}
-
 inline __m256i fold(__m256i value) {
   const __m256i number = _mm256_xor_si256(value, _mm256_set1_epi8(static_cast<char>(0x80)));
   const __m256i negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), number);
   return _mm256_xor_si256(_mm256_add_epi8(number, number), negative);
-}
-
-template <bool kFolded>
-inline void finish_piece(const uint8_t* bases, uint8_t* codes) {
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const __m256i code = _mm256_add_epi8(load(codes + 32 * half), load(bases + 32 * half));
-    store(codes + 32 * half, kFolded ? unfold(code) : code);
-  }
 }
 
 inline void classify_piece(const uint8_t* values, const CutTable& table, bool folded, uint8_t* codes, uint8_t* classes) {

@@ -1,40 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/avx512.inc"
+#include "codec/expand_avx2.inc"
 
 namespace anynpu::codec {
 namespace {
-
-struct Lanes {
-  __m512i base;
-  __m512i mask;
-};
-
-inline Lanes load_lanes(const LaneTable& table) { return {_mm512_load_si512(table.base), _mm512_load_si512(table.mask)}; }
-
-}  // namespace
-}  // namespace anynpu::codec
-
-#include "codec/expand_bmi2.inc"
-
-namespace anynpu::codec {
-namespace {
-
-template <bool kSparse>
-inline uint64_t look_up(const uint8_t* nibbles, const Lanes& lanes, uint64_t* masks, uint8_t* bases) {
-  const __m512i classes = spread_nibbles(nibbles);
-  const __m512i mask = _mm512_shuffle_epi8(lanes.mask, classes);
-  _mm512_store_si512(masks, mask);
-  _mm512_store_si512(bases, _mm512_shuffle_epi8(lanes.base, classes));
-  return kSparse ? _mm512_test_epi64_mask(mask, mask) : 0;
-}
-
-inline void clear_piece(uint8_t* codes) { _mm512_storeu_si512(codes, _mm512_setzero_si512()); }
-
-template <bool kFolded>
-inline void finish_piece(const uint8_t* bases, uint8_t* codes) {
-  const __m512i code = _mm512_add_epi8(_mm512_loadu_si512(codes), _mm512_load_si512(bases));
-  _mm512_storeu_si512(codes, kFolded ? unfold(code) : code);
-}
 
 // 256 entries as 16 shuffles: each sees the bytes with its high nibble.
 void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {

@@ -39,7 +39,7 @@ def test_mutated_streams(tmp_path):
         objects.append(tmp_path / f"{tier}.o")
         source = ROOT / "csrc" / "codec" / f"kernel_{tier}.cc"
         subprocess.run([*base, *flags, "-c", source, "-o", objects[-1]], check=True)
-    names = ("tests/native/codec_fuzz.cc", "csrc/codec/encode.cc", "csrc/codec/decode.cc")
+    names = ("tests/native/codec_fuzz.cc", "csrc/codec/encode.cc", "csrc/codec/fit.cc", "csrc/codec/decode.cc")
     names += ("csrc/core/cpu.cc", "csrc/core/status.cc")
     program = tmp_path / "codec_fuzz"
     base += ["-DANYNPU_EMULATE_AVX512"] if emulate else []

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codec/fit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "codec/decode.h"
+#include "codec/kernel.h"
+
+namespace anynpu::codec {
+namespace {
+
+// What tables for 16 columns each must save, in parts of the whole, and what a further level must, to be worth its decoding time.
+constexpr int64_t kTablesSave = 64;
+constexpr int64_t kLevelSaves = 48;
+
+// log2(count) * 2^16.
+int64_t log2_fixed(uint32_t count) {
+  static const auto table = [] {
+    struct { int32_t of[257]; } logs;
+    for (int i = 0; i <= 256; ++i) logs.of[i] = static_cast<int32_t>(std::lround(std::log2(1.0 + i / 256.0) * 65536));
+    return logs;
+  }();
+  const int exponent = 31 - __builtin_clz(count);
+  const uint32_t fraction = count << (31 - exponent) << 1;  // 32 bits after the leading one
+  const uint32_t index = fraction >> 24, rest = fraction >> 8 & 0xffff;
+  const int64_t low = table.of[index], high = table.of[index + 1];
+  return (int64_t{exponent} << 16) + low + ((high - low) * rest >> 16);
+}
+
+constexpr int kTermScale = 10;
+
+// n log2 n * 2^10 of a count up to kMaxBlockValues.
+int32_t n_log_n(uint32_t n) {
+  static const auto table = [] {
+    struct { int32_t of[kMaxBlockValues + 1]; } terms;
+    terms.of[0] = 0;
+    for (uint32_t i = 1; i <= kMaxBlockValues; ++i) terms.of[i] = static_cast<int32_t>(i * log2_fixed(i) >> (16 - kTermScale));
+    return terms;
+  }();
+  return table.of[n];
+}
+
+// Bits of an ideal order-0 code; `size` counts that sum to at most kMaxBlockValues.
+int64_t entropy_bits(const uint32_t* histogram, int size) {
+  uint32_t total = 0;
+  int64_t weighted = 0;
+  for (int i = 0; i < size; ++i) {
+    total += histogram[i];
+    weighted += n_log_n(histogram[i]);
+  }
+  return (n_log_n(total) - weighted) >> kTermScale;
+}
+
+// The same of an estimate of the source's entropy (Miller and Madow): a sample of it looks more orderly than it is, by half
+// a nat for each value but one.
+int64_t source_bits(const Histogram& histogram) {
+  const int64_t used = 256 - std::count(histogram, histogram + 256, 0u);
+  return entropy_bits(histogram, 256) + (used - 1) * 46 / 64;
+}
+
+// Finds the ranges that cover all codes at the least cost.
+class RangeFitter {
+ public:
+  // With `gaps`, codes that do not occur need no range; without, the ranges follow each other from 0. The cost is that of the
+  // extra bits, and with `coded` half of what ideally codes the classes: then the next level does better, though not ideally.
+  // Many folded codes are taken to thin out smoothly: then ranges begin at multiples of about a 16th, gaps or not.
+  RangeFitter(const Histogram& histogram, bool gaps, bool coded, bool folded) : histogram_(histogram), gaps_(gaps), coded_(coded) {
+    before_[0] = 0;
+    int used = 0;
+    for (int code = 0; code < 256; ++code) {
+      before_[code + 1] = before_[code] + static_cast<int32_t>(histogram[code]);
+      if (histogram[code] != 0) low_ = std::min(low_, code), high_ = code + 1, ++used;
+    }
+    smooth_ = folded && used > 4 * kClasses;
+    if (!gaps || high_ == 0) low_ = 0;  // nothing to cover: no range
+    for (int end = low_; end <= high_; ++end) std::fill_n(costs_[end].of, kClasses, kNever);
+    for (int start = low_; start < high_; ++start) extend(start);
+  }
+
+  Ranges best() const {
+    Ranges ranges = {};
+    std::iota(ranges.class_of, ranges.class_of + kClasses, uint8_t{0});
+    const int32_t* const total = costs_[high_].of;
+    int used = high_ == 0 ? 0 : static_cast<int>(std::min_element(total, total + kClasses) - total) + 1;
+    ranges.count = used;
+    for (int end = high_; used > 0;) {
+      if (skips(end - 1) && cost(end - 1, used) == cost(end, used)) {
+        --end;
+        continue;
+      }
+      --used;
+      int bits = 0;
+      end = last_range(end, used, &bits);
+      ranges.first[used] = static_cast<uint8_t>(end);
+      ranges.table.mask[used] = mask_of_bits(bits);
+      ranges.table.base[used] = static_cast<uint8_t>(std::min(end, 256 - (1 << bits)));
+    }
+    return ranges;
+  }
+
+ private:
+  static constexpr int32_t kNever = 1 << 29;
+  static constexpr int kUnitLog2 = 4;  // costs are in 16ths of a bit
+
+  bool skips(int code) const { return gaps_ && !smooth_ && code >= low_ && histogram_[code] == 0; }
+  bool fits(int start, int bits) const { return gaps_ || start + (1 << bits) <= 256; }
+  // Of covering the codes below `end`.
+  int32_t cost(int end, int used) const { return used == 0 ? none(end) : costs_[end].of[used - 1]; }
+  int32_t none(int end) const { return end == low_ ? 0 : kNever; }
+  // Of a range, without what all the ways have in common.
+  int32_t cost_of(int start, int end, int bits) const {
+    const int32_t codes = before_[end] - before_[start];
+    const int32_t coded = coded_ ? n_log_n(static_cast<uint32_t>(codes)) >> (kTermScale - kUnitLog2 + 1) : 0;
+    return (bits * codes << kUnitLog2) - coded;
+  }
+
+  void extend(int start) {
+    const RangeCosts& from = costs_[start];
+    const int step = smooth_ && start >= 16 ? 1 << (28 - __builtin_clz(static_cast<unsigned>(start))) : 1;
+    if (start % step != 0) return;
+    if (skips(start)) {
+      int32_t* const to = costs_[start + 1].of;
+      for (int i = 0; i < kClasses; ++i) to[i] = std::min(to[i], from.of[i]);
+      return;
+    }
+    int32_t ends[kMaxClassBits + 1], extra[kMaxClassBits + 1], count = 0;
+    for (int bits = __builtin_ctz(static_cast<unsigned>(step)); bits <= kMaxClassBits && fits(start, bits); ++bits) {
+      ends[count] = std::min(start + (1 << bits), high_);
+      extra[count] = cost_of(start, ends[count], bits);
+      if (ends[count++] == high_) break;
+    }
+    kernel().add_range(from, none(start), ends, extra, count, costs_);
+  }
+
+  // The start of a range that ends here and leaves `used` ranges before it.
+  int last_range(int end, int used, int* range_bits) const {
+    for (int bits = 0; bits <= kMaxClassBits; ++bits) {
+      const int width = 1 << bits;
+      for (int start = std::max(low_, end - width); start < end && (start == end - width || end == high_); ++start) {
+        if (skips(start) || !fits(start, bits)) continue;
+        if (cost(start, used) + cost_of(start, end, bits) != cost(end, used + 1)) continue;
+        *range_bits = bits;
+        return start;
+      }
+    }
+    return low_;  // never: one of them gave the cost
+  }
+
+  const Histogram& histogram_;
+  const bool gaps_;
+  const bool coded_;
+  bool smooth_;
+  int low_ = 256, high_ = 0;
+  int32_t before_[257];
+  RangeCosts costs_[257];
+};
+
+// Adds how often each class occurs.
+void count_classes(const Histogram& codes, const Ranges& ranges, ClassCounts& counts) {
+  for (int i = 0; i < ranges.count; ++i) {
+    const int end = i + 1 < ranges.count ? ranges.first[i + 1] : 256;
+    uint32_t& count = counts[ranges.class_of[i]];
+    count = std::accumulate(codes + ranges.first[i], codes + end, count);
+  }
+}
+
+int64_t extra_bits(const Table& table, const ClassCounts& counts) {
+  int64_t bits = 0;
+  for (int i = 0; i < kClasses; ++i) bits += int64_t{counts[i]} * __builtin_popcount(table.mask[i]);
+  return bits;
+}
+
+// Where each of 16 counts comes when they fall.
+void rank_of_counts(const ClassCounts& counts, uint8_t (&rank)[kClasses]) {
+  uint8_t order[kClasses];
+  std::iota(order, order + kClasses, uint8_t{0});
+  std::stable_sort(order, order + kClasses, [&](uint8_t a, uint8_t b) { return counts[a] > counts[b]; });
+  for (int i = 0; i < kClasses; ++i) rank[order[i]] = static_cast<uint8_t>(i);
+}
+
+// Numbers the classes by how often they occur, so that the boxes of the next level hold what is alike.
+void number_classes(const Histogram& codes, Ranges* ranges) {
+  ClassCounts counts = {};
+  count_classes(codes, *ranges, counts);
+  rank_of_counts(counts, ranges->class_of);
+  const Table by_range = ranges->table;
+  for (int i = 0; i < kClasses; ++i) {
+    ranges->table.base[ranges->class_of[i]] = by_range.base[i];
+    ranges->table.mask[ranges->class_of[i]] = by_range.mask[i];
+  }
+}
+
+// Both class nibbles of a byte from a dyadic range each.
+struct Box {
+  int low, low_bits;  // the low nibble is from `low` on, below low + 2^low_bits
+  int high, high_bits;
+  uint32_t count;
+  int bits() const { return low_bits + high_bits; }
+};
+
+// Cuts the plane of both nibbles into 16 boxes, each time the fullest box into halves as unlike as possible: a cut saves a bit
+// of every byte in the box.
+class BoxCutter {
+ public:
+  explicit BoxCutter(const Histogram& bytes) {
+    for (int high = 0; high < kClasses; ++high) {
+      uint32_t row = 0;
+      for (int low = 0; low < kClasses; ++low) {
+        row += bytes[16 * high + low];
+        below_[high + 1][low + 1] = below_[high][low + 1] + row;
+      }
+    }
+    boxes_[0] = {0, 4, 0, 4, below_[kClasses][kClasses]};
+    for (count_ = 1; count_ < kClasses; ++count_) cut_one();
+  }
+
+  Boxes boxes() const {
+    ClassCounts counts;
+    for (int i = 0; i < kClasses; ++i) counts[i] = boxes_[i].count;
+    uint8_t rank[kClasses];
+    rank_of_counts(counts, rank);
+    Boxes boxes;
+    for (int i = 0; i < kClasses; ++i) {
+      const Box& box = boxes_[i];
+      const uint8_t number = rank[i];
+      boxes.counts[number] = box.count;
+      boxes.table.base[number] = static_cast<uint8_t>(box.low | box.high << 4);
+      boxes.table.mask[number] = static_cast<uint8_t>(mask_of_bits(box.low_bits) | mask_of_bits(box.high_bits) << 4);
+      for (int high = box.high; high < box.high + (1 << box.high_bits); ++high) {
+        std::memset(boxes.class_of + 16 * high + box.low, number, size_t{1} << box.low_bits);
+      }
+    }
+    return boxes;
+  }
+
+ private:
+  Box counted(Box box) const {
+    const int low_end = box.low + (1 << box.low_bits), high_end = box.high + (1 << box.high_bits);
+    box.count = below_[high_end][low_end] - below_[box.high][low_end] - below_[high_end][box.low] + below_[box.high][box.low];
+    return box;
+  }
+
+  void cut_one() {
+    const auto fuller = [](const Box& a, const Box& b) {
+      return a.bits() == 0 || b.bits() == 0 ? a.bits() < b.bits() : a.count < b.count;
+    };
+    Box& box = *std::max_element(boxes_, boxes_ + count_, fuller);
+    const Box whole = box;
+    Box left = whole, lower = whole;
+    if (whole.low_bits != 0) --left.low_bits, left = counted(left);
+    if (whole.high_bits != 0) --lower.high_bits, lower = counted(lower);
+    const auto larger_part = [&](const Box& half) { return std::max(half.count, whole.count - half.count); };
+    const bool by_low = whole.high_bits == 0 || (whole.low_bits != 0 && larger_part(left) >= larger_part(lower));
+    box = by_low ? left : lower;
+    Box& other = boxes_[count_];
+    other = box;
+    (by_low ? other.low : other.high) += by_low ? 1 << box.low_bits : 1 << box.high_bits;
+    other.count = whole.count - box.count;
+  }
+
+  uint32_t below_[kClasses + 1][kClasses + 1] = {};  // of nibbles below both
+  Box boxes_[kClasses];
+  int count_;
+};
+
+uint8_t fold(uint8_t biased) { return static_cast<uint8_t>(biased >= 128 ? 2 * (biased - 128) : 255 - 2 * biased); }
+
+void fold(const Histogram& plain, Histogram& folded) {
+  for (int value = 0; value < 256; ++value) folded[fold(static_cast<uint8_t>(value))] = plain[value];
+}
+
+// Folding orders codes by magnitude, which suits distributions around zero; others keep their order.
+bool wants_fold(const Histogram& total) {
+  const uint64_t below = std::accumulate(total, total + 128, uint64_t{0});
+  const uint64_t above = std::accumulate(total + 129, total + 256, uint64_t{0});
+  return 8 * std::min(below, above) > std::max(below, above);
+}
+
+// Fits ranges to plain or folded values and adds their classes to `counts`. Returns the bits of a first level.
+int64_t fit_values(const Histogram& values, bool folded, bool coded, Ranges* ranges, ClassCounts& counts) {
+  Histogram codes;
+  if (folded) fold(values, codes);
+  const Histogram& histogram = folded ? codes : values;
+  *ranges = RangeFitter(histogram, true, coded, folded).best();
+  number_classes(histogram, ranges);
+  ClassCounts own = {};
+  count_classes(histogram, *ranges, own);
+  for (int i = 0; i < kClasses; ++i) counts[i] += own[i];
+  return extra_bits(ranges->table, own) + 4 * std::accumulate(own, own + kClasses, int64_t{0});
+}
+
+}  // namespace
+
+bool worth_coding(const ClassCounts& counts, int64_t bits) {
+  const int64_t total = std::accumulate(counts, counts + kClasses, int64_t{0});
+  const int64_t saved = 4 * total - entropy_bits(counts, kClasses) - 8 * kBoxesBytes;
+  return saved > 0 && saved * kLevelSaves >= bits;
+}
+
+Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& total, ClassCounts& counts) {
+  Coding coding = {wants_fold(total), 0, {}};
+  std::fill_n(counts, kClasses, 0u);
+  int64_t together = fit_values(total, coding.folded, false, &coding.tables[0], counts);
+  const bool coded = worth_coding(counts, together);
+  if (coded) {
+    std::fill_n(counts, kClasses, 0u);
+    together = fit_values(total, coding.folded, true, &coding.tables[0], counts);
+  }
+  int64_t entropy_apart = 0;
+  for (const Histogram& group : groups) entropy_apart += source_bits(group);
+  const int64_t entropy = source_bits(total);
+  if ((entropy - entropy_apart) * kTablesSave < entropy) return coding;
+  Coding apart = {coding.folded, kGroupsLog2, {}};
+  ClassCounts counts_apart = {};
+  int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
+  for (int i = 0; i < kColumnGroups; ++i) bits += fit_values(groups[i], apart.folded, coded, &apart.tables[i], counts_apart);
+  if (bits >= together) return coding;
+  std::copy_n(counts_apart, kClasses, counts);
+  return apart;
+}
+
+void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {
+  uint32_t classes[kClasses] = {};
+  for (int pair = 0; pair < 256; ++pair) {
+    classes[pair & 15] += pairs[pair];
+    classes[pair >> 4] += pairs[pair];
+  }
+  const int64_t total = log2_fixed(std::accumulate(classes, classes + kClasses, 0u));
+  for (int i = 0; i < kClasses; ++i) {
+    const int64_t weight = classes[i] == 0 ? kMaxOrderWeight : (total - log2_fixed(classes[i]) + (1 << 12)) >> 13;
+    order[i] = static_cast<uint8_t>(std::min<int64_t>(weight, kMaxOrderWeight));
+  }
+}
+
+Ranges fit_ranks(const Histogram& by_rank, ClassCounts& counts) {
+  Ranges ranges = RangeFitter(by_rank, false, false, false).best();
+  set_rank_bases(&ranges.table);
+  std::fill_n(counts, kClasses, 0u);
+  count_classes(by_rank, ranges, counts);
+  return ranges;
+}
+
+Boxes cut_boxes(const Histogram& pairs) { return BoxCutter(pairs).boxes(); }
+
+int64_t lost_bits(const Boxes& boxes, const Histogram& pairs, int64_t count) {
+  return extra_bits(boxes.table, boxes.counts) + 4 * count - entropy_bits(pairs, 256);
+}
+
+}  // namespace anynpu::codec
