@@ -12,14 +12,17 @@
 namespace anynpu::codec {
 namespace {
 
-// What tables for 16 columns each must save, in parts of the whole, and what a further level must, to be worth its decoding time.
+// What tables for 16 columns each must save, in parts of the whole, and what a further level must, to be worth its
+// decoding time.
 constexpr int64_t kTablesSave = 64;
 constexpr int64_t kLevelSaves = 48;
 
 // log2(count) * 2^16.
 int64_t log2_fixed(uint32_t count) {
   static const auto table = [] {
-    struct { int32_t of[257]; } logs;
+    struct {
+      int32_t of[257];
+    } logs;
     for (int i = 0; i <= 256; ++i) logs.of[i] = static_cast<int32_t>(std::lround(std::log2(1.0 + i / 256.0) * 65536));
     return logs;
   }();
@@ -35,9 +38,12 @@ constexpr int kTermScale = 10;
 // n log2 n * 2^10 of a count up to kMaxBlockValues.
 int32_t n_log_n(uint32_t n) {
   static const auto table = [] {
-    struct { int32_t of[kMaxBlockValues + 1]; } terms;
+    struct {
+      int32_t of[kMaxBlockValues + 1];
+    } terms;
     terms.of[0] = 0;
-    for (uint32_t i = 1; i <= kMaxBlockValues; ++i) terms.of[i] = static_cast<int32_t>(i * log2_fixed(i) >> (16 - kTermScale));
+    for (uint32_t i = 1; i <= kMaxBlockValues; ++i)
+      terms.of[i] = static_cast<int32_t>(i * log2_fixed(i) >> (16 - kTermScale));
     return terms;
   }();
   return table.of[n];
@@ -54,8 +60,8 @@ int64_t entropy_bits(const uint32_t* histogram, int size) {
   return (n_log_n(total) - weighted) >> kTermScale;
 }
 
-// The same of an estimate of the source's entropy (Miller and Madow): a sample of it looks more orderly than it is, by half
-// a nat for each value but one.
+// The same of an estimate of the source's entropy (Miller and Madow): a sample of it looks more orderly than it is, by
+// half a nat for each value but one.
 int64_t source_bits(const Histogram& histogram) {
   const int64_t used = 256 - std::count(histogram, histogram + 256, 0u);
   return entropy_bits(histogram, 256) + (used - 1) * 46 / 64;
@@ -64,10 +70,12 @@ int64_t source_bits(const Histogram& histogram) {
 // Finds the ranges that cover all codes at the least cost.
 class RangeFitter {
  public:
-  // With `gaps`, codes that do not occur need no range; without, the ranges follow each other from 0. The cost is that of the
-  // extra bits, and with `coded` half of what ideally codes the classes: then the next level does better, though not ideally.
-  // Many folded codes are taken to thin out smoothly: then ranges begin at multiples of about a 16th, gaps or not.
-  RangeFitter(const Histogram& histogram, bool gaps, bool coded, bool folded) : histogram_(histogram), gaps_(gaps), coded_(coded) {
+  // With `gaps`, codes that do not occur need no range; without, the ranges follow each other from 0. The cost is that
+  // of the extra bits, and with `coded` half of what ideally codes the classes: then the next level does better, though
+  // not ideally. Many folded codes are taken to thin out smoothly: then ranges begin at multiples of about a 16th, gaps
+  // or not.
+  RangeFitter(const Histogram& histogram, bool gaps, bool coded, bool folded)
+      : histogram_(histogram), gaps_(gaps), coded_(coded) {
     before_[0] = 0;
     int used = 0;
     for (int code = 0; code < 256; ++code) {
@@ -201,8 +209,8 @@ struct Box {
   int bits() const { return low_bits + high_bits; }
 };
 
-// Cuts the plane of both nibbles into 16 boxes, each time the fullest box into halves as unlike as possible: a cut saves a bit
-// of every byte in the box.
+// Cuts the plane of both nibbles into 16 boxes, each time the fullest box into halves as unlike as possible: a cut
+// saves a bit of every byte in the box.
 class BoxCutter {
  public:
   explicit BoxCutter(const Histogram& bytes) {
@@ -239,7 +247,8 @@ class BoxCutter {
  private:
   Box counted(Box box) const {
     const int low_end = box.low + (1 << box.low_bits), high_end = box.high + (1 << box.high_bits);
-    box.count = below_[high_end][low_end] - below_[box.high][low_end] - below_[high_end][box.low] + below_[box.high][box.low];
+    box.count =
+        below_[high_end][low_end] - below_[box.high][low_end] - below_[high_end][box.low] + below_[box.high][box.low];
     return box;
   }
 
@@ -316,7 +325,8 @@ Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& 
   Coding apart = {coding.folded, kGroupsLog2, {}};
   ClassCounts counts_apart = {};
   int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
-  for (int i = 0; i < kColumnGroups; ++i) bits += fit_values(groups[i], apart.folded, coded, &apart.tables[i], counts_apart);
+  for (int i = 0; i < kColumnGroups; ++i)
+    bits += fit_values(groups[i], apart.folded, coded, &apart.tables[i], counts_apart);
   if (bits >= together) return coding;
   std::copy_n(counts_apart, kClasses, counts);
   return apart;

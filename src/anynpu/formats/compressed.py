@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from anynpu import _native
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_dtype, require_tensor
 
 _compress = _native.Call("weight_compress", tensors=4)
 _decompress = _native.Call("weight_decompress", tensors=3, scalars="2i")
@@ -106,7 +106,9 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
         ValueError: stream, index or info are damaged, do not belong together, or come from another program.
     """
     op, info = "weight_decompress", compressed.info
-    require(op, info.dtype == torch.int64 and info.shape == (5,), f"info must be int64 [5], got {info}")
+    # Not the tensor itself: to print one takes as long as to decode a weight.
+    got = f"{dtype_name(info.dtype)} {list(info.shape)}"
+    require(op, info.dtype == torch.int64 and info.shape == (5,), f"info must be int64 [5], got {got}")
     width, aligned, k, n, version = info.tolist()
     known = (width, aligned, version) == (8, 8, 1) and k > 0 and n > 0
     require(op, known, f"info must be [8, 8, k, n, 1], got {info.tolist()}")
