@@ -284,7 +284,7 @@ Entry Encoder::encode_block(const Matrix& matrix, int64_t block, uint8_t* payloa
     int levels = 1;
     int64_t least = work.payload_bytes(coding, 1, count);
     for (int level = 2; levels_fit(count, level); ++level) {
-      if (!worth_coding(work.class_counts[level - 1], 8 * least)) break;
+      if (!worth_coding(level, work.class_counts[level - 1], 8 * least)) break;
       work.encode_nibbles(level, count >> (level - 1), 8 * least);
       const int64_t size = work.payload_bytes(coding, level, count);
       if (size < least) least = size, levels = level;

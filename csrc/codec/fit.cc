@@ -12,10 +12,11 @@
 namespace anynpu::codec {
 namespace {
 
-// What tables for 16 columns each must save, in parts of the whole, and what a further level must, to be worth its
-// decoding time.
+// What tables for 16 columns each must save, in parts of the whole, what a second level must, which takes half as long
+// to decode as the first, and what each further one.
 constexpr int64_t kTablesSave = 64;
-constexpr int64_t kLevelSaves = 48;
+constexpr int64_t kSecondLevelSaves = 48;
+constexpr int64_t kFurtherLevelSaves = 128;
 
 // log2(count) * 2^16.
 int64_t log2_fixed(uint32_t count) {
@@ -303,17 +304,17 @@ int64_t fit_values(const Histogram& values, bool folded, bool coded, Ranges* ran
 
 }  // namespace
 
-bool worth_coding(const ClassCounts& counts, int64_t bits) {
+bool worth_coding(int level, const ClassCounts& counts, int64_t bits) {
   const int64_t total = std::accumulate(counts, counts + kClasses, int64_t{0});
   const int64_t saved = 4 * total - entropy_bits(counts, kClasses) - 8 * kBoxesBytes;
-  return saved > 0 && saved * kLevelSaves >= bits;
+  return saved > 0 && saved * (level == 2 ? kSecondLevelSaves : kFurtherLevelSaves) >= bits;
 }
 
 Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& total, ClassCounts& counts) {
   Coding coding = {wants_fold(total), 0, {}};
   std::fill_n(counts, kClasses, 0u);
   int64_t together = fit_values(total, coding.folded, false, &coding.tables[0], counts);
-  const bool coded = worth_coding(counts, together);
+  const bool coded = worth_coding(2, counts, together);
   if (coded) {
     std::fill_n(counts, kClasses, 0u);
     together = fit_values(total, coding.folded, true, &coding.tables[0], counts);

@@ -49,7 +49,7 @@ Boxes cut_boxes(const Histogram& pairs);
 // Bits that boxes lose to an ideal code of `count` such bytes.
 int64_t lost_bits(const Boxes& boxes, const Histogram& pairs, int64_t count);
 
-// Whether an ideal code of class nibbles would save enough of the bits that there are.
-bool worth_coding(const ClassCounts& counts, int64_t bits);
+// Whether an ideal code of the class nibbles below `level` would save enough of the bits that there are.
+bool worth_coding(int level, const ClassCounts& counts, int64_t bits);
 
 }  // namespace anynpu::codec
