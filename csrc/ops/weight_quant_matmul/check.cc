@@ -98,8 +98,11 @@ int32_t check_ranks(const anynpu_weight_quant_matmul_args& args) {
 // An int32 weight with one int4 in each element would else be an error about the shape of something else.
 int32_t check_packed(const anynpu_weight_quant_matmul_args& args) {
   const anynpu_tensor &weight = args.weight, &scale = args.scale;
-  if (weight.dtype != ANYNPU_INT32 || scale.ndim < 1) return ANYNPU_OK;
-  const int64_t k = args.x.shape[args.x.ndim - 1], n = scale.shape[scale.ndim - 1];
+  const int64_t k = args.x.shape[args.x.ndim - 1], group = args.group_size;
+  const int64_t groups = group > 0 ? k / group + (k % group != 0) : 1;
+  const bool fits = scale.ndim == 1 || (scale.ndim == 2 && scale.shape[0] == groups);
+  if (weight.dtype != ANYNPU_INT32 || !fits) return ANYNPU_OK;
+  const int64_t n = scale.shape[scale.ndim - 1];
   const int64_t *last = weight.shape + weight.ndim - 2;
   if (k < 1 || n < 2 || last[0] != k || last[1] != n) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE,

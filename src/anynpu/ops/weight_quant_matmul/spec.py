@@ -101,7 +101,7 @@ def matmul_result(
     """Checks all of a call that can be checked without data; returns the shape and dtype of the result."""
     _require_tensors(x, weight, scale, offset, bias, quant_scale, quant_offset)
     _check_ranks(x, weight)
-    _check_packed(x.shape[-1], weight, scale)
+    _check_packed(x.shape[-1], weight, scale, group_size)
     k, n = x.shape[-1], _columns(x, weight, n)
     _check_attributes(k, quant_scale, quant_offset, group_size, inner_precise)
     _check_dtypes(x, weight, scale, offset, bias, quant_scale, quant_offset)
@@ -147,9 +147,11 @@ def _check_ranks(x: torch.Tensor, weight: torch.Tensor) -> None:
     )
 
 
-def _check_packed(k: int, weight: torch.Tensor, scale: torch.Tensor) -> None:
+def _check_packed(k: int, weight: torch.Tensor, scale: torch.Tensor, group_size: int) -> None:
     """An int32 weight with one int4 in each element would else be an error about the shape of something else."""
-    n = scale.shape[-1] if scale.dim() > 0 else 0
+    groups = (k + group_size - 1) // group_size if group_size > 0 else 1
+    fits = scale.dim() == 1 or (scale.dim() == 2 and scale.shape[0] == groups)
+    n = scale.shape[-1] if fits else 0
     require(
         MATMUL,
         weight.dtype != torch.int32 or k < 1 or n < 2 or tuple(weight.shape[-2:]) != (k, n),
