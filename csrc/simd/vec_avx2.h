@@ -23,6 +23,7 @@ inline Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec absolute(Vec value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
 inline float largest(Vec value) {
   const __m128 quad = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
   const __m128 pair = _mm_max_ps(quad, _mm_movehl_ps(quad, quad));
@@ -89,6 +90,15 @@ inline void store_int8(int8_t* to, Vec value) {
   const __m256i codes = _mm256_cvtps_epi32(_mm256_min_ps(number, _mm256_set1_ps(127.0f)));
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
+}
+// Of magnitudes up to 127.5; NaN gives 0.
+inline void store_codes(int8_t* to, const Vec (&values)[4]) {
+  const auto words = [](Vec a, Vec b) { return _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)); };
+  const __m256i bytes = _mm256_packs_epi16(words(values[0], values[1]), words(values[2], values[3]));
+  const __m256i nan = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(-128));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i codes = _mm256_permutevar8x32_epi32(_mm256_andnot_si256(nan, bytes), order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), codes);
 }
 
 }  // namespace

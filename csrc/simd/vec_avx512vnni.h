@@ -23,6 +23,7 @@ inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec absolute(Vec value) { return _mm512_abs_ps(value); }
 inline float largest(Vec value) { return _mm512_reduce_max_ps(value); }
 // value * 2^n for n = exponent - 1.5 * 2^23, as a rounding addition of that constant leaves it.
 inline Vec shift_exponent(Vec value, Vec exponent) {
@@ -84,6 +85,12 @@ inline void store_int8(int8_t* to, Vec value) {
   const __m512 low = _mm512_maskz_max_ps(number, value, _mm512_set1_ps(-128.0f));
   const __m512i rounded = _mm512_cvtps_epi32(_mm512_min_ps(low, _mm512_set1_ps(127.0f)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(rounded));
+}
+// Of magnitudes up to 127.5; NaN gives 0, the low byte of the integer that stands for it.
+inline void store_codes(int8_t* to, const Vec (&values)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(values[i])));
+  }
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ inline Vec divide(Vec a, Vec b) { return a / b; }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec absolute(Vec value) { return value < 0 ? -value : value; }
 inline float largest(Vec value) {
   const float low = value[0] > value[1] ? value[0] : value[1];
   const float high = value[2] > value[3] ? value[2] : value[3];
@@ -84,6 +85,10 @@ inline void store_bf16(uint16_t* to, Vec value) {
 }
 inline void store_int8(int8_t* to, Vec value) {
   for (int i = 0; i < kLanes; ++i) to[i] = int8_from_float(value[i]);
+}
+// Of magnitudes up to 127.5; NaN gives 0.
+inline void store_codes(int8_t* to, const Vec (&values)[4]) {
+  for (int i = 0; i < 4; ++i) store_int8(to + i * kLanes, values[i]);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ constexpr const DequantSwigluQuantKernel* kKernels[] = {
 
 constexpr const char* kOp = "dequant_swiglu_quant";
 constexpr int64_t kGrain = 1 << 15;  // outputs a thread; below it a second thread costs more than it gives
-constexpr int64_t kTile = 512;       // outputs computed at once
+constexpr int64_t kTile = 256;       // outputs computed at once
 static_assert(kTile % kSwigluPadding == 0);
 
 enum Mode : int32_t { kStatic = 0, kDynamic = 1 };
@@ -244,9 +244,27 @@ class Activation {
     quantizer_.quantize(values, &scale, false, shape_.outputs, codes);
   }
 
+  // Of the columns that load() takes: memory works on the next tile during the arithmetic of one.
+  void fetch(int64_t row, int64_t at, int64_t count) const {
+    const int64_t bytes = dtype_bits(args_.x.dtype) / 8;
+    const auto* x = static_cast<const uint8_t*>(args_.x.data) + (row * shape_.width + at) * bytes;
+    for (int64_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(x + i, 0, 2);
+  }
+
+  void fetch_next(int64_t row, int64_t at) const {
+    at += kTile;
+    if (at >= shape_.outputs) at = 0, ++row;
+    if (row == shape_.rows) return;
+    const int64_t count = std::min(kTile, shape_.outputs - at);
+    if (args_.swiglu_mode == kInterleavedClamped) return fetch(row, 2 * at, 2 * count);
+    fetch(row, at, count);
+    fetch(row, shape_.outputs + at, count);
+  }
+
   // Outputs [at, at + count) of a row, before quantisation; writes whole vectors.
   void activate(int64_t row, int64_t group, int64_t at, int64_t count, float* to) const {
     float gate[kTile], linear[kTile];
+    fetch_next(row, at);
     const int64_t padded = (count + kSwigluPadding - 1) / kSwigluPadding * kSwigluPadding;
     std::fill(gate + count, gate + padded, 0.0f);
     std::fill(linear + count, linear + padded, 0.0f);

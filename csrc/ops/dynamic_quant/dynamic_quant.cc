@@ -2,7 +2,6 @@
 #include "ops/dynamic_quant/dynamic_quant.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <new>
 
@@ -182,13 +181,15 @@ class Quantizer {
     return std::upper_bound(ends, ends + args_.group_index.shape[0], row) - ends;
   }
 
-  void store(int64_t row, int64_t at, int64_t count, const int8_t* codes) const {
+  // One scale, or with `by_column` one for each value.
+  void quantize(int64_t row, int64_t at, int64_t count, const float* values, const float* scale, bool by_column) const {
     auto* y = static_cast<uint8_t*>(args_.y.data);
     const int64_t first = row * shape_.k + at;
     if (args_.y.dtype == ANYNPU_INT8) {
-      std::memcpy(y + first, codes, static_cast<size_t>(count));
-      return;
+      return kernel_.quantize(values, scale, by_column, count, reinterpret_cast<int8_t*>(y) + first);
     }
+    int8_t codes[kTile];
+    kernel_.quantize(values, scale, by_column, count, codes);
     for (int64_t i = 0; i < count; i += 2) {
       y[(first + i) / 2] = static_cast<uint8_t>((codes[i] & 15) | static_cast<uint8_t>(codes[i + 1]) << 4);
     }
@@ -206,12 +207,10 @@ class Quantizer {
 
   void quantize_row(int64_t row, float scale) const {
     float values[kTile];
-    int8_t codes[kTile];
     for (int64_t at = 0; at < shape_.k; at += kTile) {
       const int64_t count = std::min(kTile, shape_.k - at);
       load(row, at, count, values);
-      kernel_.quantize(values, &scale, false, count, codes);
-      store(row, at, count, codes);
+      quantize(row, at, count, values, &scale, false);
     }
   }
 
@@ -249,7 +248,6 @@ class Quantizer {
   void columns(int64_t batch, int64_t at) const {
     const int64_t count = std::min(kTile, shape_.k - at);
     float values[kTile], largest[kTile] = {};
-    int8_t codes[kTile];
     for (int64_t row = batch * shape_.m; row < (batch + 1) * shape_.m; ++row) {
       load(row, at, count, values);
       kernel_.grow(values, count, largest);
@@ -258,8 +256,7 @@ class Quantizer {
     for (int64_t i = 0; i < count; ++i) scale[i] = largest[i] / limit_;
     for (int64_t row = batch * shape_.m; row < (batch + 1) * shape_.m; ++row) {
       load(row, at, count, values);
-      kernel_.quantize(values, scale, true, count, codes);
-      store(row, at, count, codes);
+      quantize(row, at, count, values, scale, true);
     }
   }
 
