@@ -95,6 +95,7 @@ CASES = {
     "kv_cache_attention": Case(kv_cache.attention_problems, kv_cache.attention_variants, ("read", "fp32")),
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
     "grouped_matmul_combine": Case(moe.problems, moe.variants, ("read", "int4")),
+    "grouped_matmul": Case(moe.sums_problems, moe.sums_variants, ("read", "int8")),
     "moe_init_routing": Case(moe_tokens.routing_problems, moe_tokens.routing_variants, ("read",)),
     "dequant_swiglu_quant": Case(moe_tokens.activation_problems, moe_tokens.activation_variants, ("read",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),

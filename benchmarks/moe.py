@@ -95,6 +95,11 @@ class MoeProblem:
                 y.index_add_(0, self.row_index[rows], product)
         return y
 
+    def sums(self) -> torch.Tensor:
+        """[M * top_k, N] in float64: the rows of each expert times its integers."""
+        rows = self.x.double().split(self.counts.tolist())
+        return torch.cat([x @ w.double() for x, w in zip(rows, self.weight, strict=True)])
+
     def variant(
         self, name: str, arithmetic: str, parts: list, product: Callable, tolerance: float, weight_bytes: int
     ) -> Variant:
@@ -166,4 +171,29 @@ def variants(problem: MoeProblem) -> Iterator[Variant]:
         expected=problem.expected,
         tolerance=1e-5,
         bytes=int(weight_bytes * problem.active()) + problem.bytes,
+    )
+
+
+def sums_problems(quick: bool) -> Iterator[MoeProblem]:
+    """The first matrix product of the same experts: decoding and prefill, and many small experts at decoding."""
+    for m in (8,) if quick else (8, 64, 512):
+        yield MoeProblem(8, 1, m, 2048, 7168, group_size=0)
+    yield MoeProblem(64, 8, 4, 1024, 2048, group_size=0)
+
+
+def sums_variants(problem: MoeProblem) -> Iterator[Variant]:
+    """int8 rows of every expert times its int8 weight, in one call: the int32 sums."""
+
+    def call_with(weight: torch.Tensor) -> Callable[[], torch.Tensor]:
+        options = {"split_item": 2, "group_type": 0, "group_list_type": 1, "output_dtype": torch.int32}
+        return lambda: anynpu.grouped_matmul([problem.x], [weight], problem.counts, **options)[0]
+
+    weight = problem.weight
+    yield Variant(
+        name="anynpu",
+        arithmetic="W8A8",
+        calls=[call_with(weight.clone()) for _ in range(copies_for(weight.nbytes))],
+        expected=problem.sums,
+        tolerance=0,
+        bytes=int(weight.nbytes * problem.active()) + problem.x.nbytes + 4 * len(problem.x) * problem.n,
     )

@@ -84,6 +84,13 @@ def test_a_wrong_result_is_not_timed(modules):
         modules["measure"].compare([wrong], ["read"], threads=1, rounds=1)
 
 
+def test_grouped_matmul_is_correct(modules):
+    problem = importlib.import_module("moe").MoeProblem(4, 2, 3, 64, 128, 0)
+    variants = list(modules["cases"].CASES["grouped_matmul"].variants(problem))
+    comparison = modules["measure"].compare(variants, ("read", "int8"), threads=1, rounds=3)
+    assert [timing.error for timing in comparison.timings] == [0]
+
+
 @pytest.mark.parametrize("group_size", [0, 32])
 def test_every_variant_of_grouped_matmul_combine_is_correct(modules, group_size):
     moe = importlib.import_module("moe")

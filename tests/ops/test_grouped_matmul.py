@@ -42,6 +42,23 @@ def test_invalid_call_raises(case, function):
         function(**case.args)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("k, n", [(40, 33), (352, 200), (1000, 1100)])
+def test_sums_of_experts_with_few_and_many_rows(k, n, transposed, isa, each_thread_count):
+    """All groups in one call; the rows behind the last one are zero."""
+    counts = torch.tensor([*range(11), 37])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-128, 128, (int(counts.sum()) + 2, k), generator=generator, dtype=torch.int8)
+    weight = torch.randint(-128, 128, (len(counts), k, n), generator=generator, dtype=torch.int8)
+    rows = x[:-2].split(counts.tolist())
+    expected = torch.cat([a.double() @ b.double() for a, b in zip(rows, weight, strict=True)] + [torch.zeros(2, n)])
+    if transposed:
+        weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    options = {"split_item": 2, "group_type": 0, "group_list_type": 1, "output_dtype": torch.int32}
+    for [result] in each_thread_count(lambda: anynpu.grouped_matmul([x], [weight], counts, **options)):
+        assert torch.equal(result, expected.int())
+
+
 def test_the_documented_bias_gives_the_plain_product_of_int4_weights():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-8, 8, (2, 64, 16), dtype=torch.int32, generator=generator)

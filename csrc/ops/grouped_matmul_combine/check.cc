@@ -14,7 +14,13 @@ constexpr const char* kOp = "grouped_matmul_combine";
 
 long long text(int64_t value) { return static_cast<long long>(value); }
 
+// An int32 y without scale and row_index takes the sums of each row.
+bool wants_sums(const anynpu_grouped_matmul_combine_args& args) {
+  return args.y.dtype == ANYNPU_INT32 && !present(args.scale) && !present(args.row_index);
+}
+
 int32_t check_tensors(const anynpu_grouped_matmul_combine_args& args) {
+  const bool sums = wants_sums(args);
   const struct {
     const char* name;
     const anynpu_tensor& tensor;
@@ -22,9 +28,9 @@ int32_t check_tensors(const anynpu_grouped_matmul_combine_args& args) {
   } tensors[] = {
       {"x", args.x, true},
       {"weight", args.weight, true},
-      {"scale", args.scale, true},
+      {"scale", args.scale, !sums},
       {"group_list", args.group_list, true},
-      {"row_index", args.row_index, true},
+      {"row_index", args.row_index, !sums},
       {"bias", args.bias, false},
       {"offset", args.offset, false},
       {"pertoken_scale", args.pertoken_scale, false},
@@ -41,6 +47,9 @@ int32_t check_tensors(const anynpu_grouped_matmul_combine_args& args) {
     if (&each.tensor != &args.x && !is_contiguous(each.tensor)) {
       return fail(ANYNPU_BAD_SHAPE, "%s: %s must be contiguous", kOp, each.name);
     }
+    if (sums && !each.required && present(each.tensor)) {
+      return fail(ANYNPU_BAD_SHAPE, "%s: %s must be absent with int32 y", kOp, each.name);
+    }
   }
   return ANYNPU_OK;
 }
@@ -53,6 +62,10 @@ int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initiali
 
 int32_t check_dtypes(const anynpu_grouped_matmul_combine_args& args) {
   ANYNPU_TRY(check_dtype("x", args.x, {ANYNPU_INT8}, "int8"));
+  if (wants_sums(args)) {
+    ANYNPU_TRY(check_dtype("group_list", args.group_list, {ANYNPU_INT64}, "int64"));
+    return check_dtype("weight of int32 y", args.weight, {ANYNPU_INT8}, "int8");
+  }
   ANYNPU_TRY(check_dtype("weight", args.weight, {ANYNPU_INT8, ANYNPU_INT32, ANYNPU_INT4},
                          "int8 or int32 (eight int4) or int4"));
   if (args.weight.dtype == ANYNPU_INT8) {
@@ -116,6 +129,7 @@ int32_t check_shape(const char* name, const anynpu_tensor& tensor, std::initiali
 
 int32_t check_scale(const anynpu_tensor& scale, CombineProblem* problem) {
   problem->scale_groups = 1;
+  if (problem->sums_only()) return ANYNPU_OK;
   if (!problem->int4()) return check_shape("scale", scale, {problem->experts, problem->n}, "(E, N)");
   const bool fits = scale.ndim == 3 && scale.shape[0] == problem->experts && scale.shape[2] == problem->n;
   if (!fits || scale.shape[1] < 1 || problem->k % scale.shape[1] != 0) {
@@ -175,6 +189,10 @@ int32_t check_grouped_matmul_combine(const anynpu_grouped_matmul_combine_args& a
                 shape_text(args.y));
   }
   problem->batch = args.y.shape[0];
+  if (problem->sums_only() && problem->batch != problem->m) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: int32 y must have shape (M, N) = (%lld, %lld), got %s", kOp, text(problem->m),
+                text(problem->n), shape_text(args.y));
+  }
   ANYNPU_TRY(check_shared_input(args, *problem));
   if (args.group_list_type == 0 || args.group_list_type == 1) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: group_list_type must be 0 (running sums) or 1 (counts), got %d", kOp,

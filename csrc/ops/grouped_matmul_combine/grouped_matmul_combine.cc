@@ -110,6 +110,10 @@ class Combine {
       for_each_task([&](int64_t column, int64_t columns, const TaskMemory& memory) {
         if (first) clear(column, columns);
         for (int64_t i = 0; i < piece_count_; ++i) {
+          if (problem_.sums_only()) {
+            store_sums(pieces_[i], column, columns, memory);
+            continue;
+          }
           if (!share_experts_) multiply_piece(pieces_[i], column, columns, memory);
           add_piece(pieces_[i], column, columns, memory);
         }
@@ -223,8 +227,10 @@ class Combine {
                  });
   }
 
+  // What is added to, or the sums of rows behind the groups.
   void clear(int64_t column, int64_t columns) const {
-    for (int64_t row = 0; row < problem_.batch; ++row) std::fill_n(y(row, column), columns, 0.0f);
+    const int64_t first = problem_.sums_only() ? rows_ : 0;
+    for (int64_t row = first; row < problem_.batch; ++row) std::fill_n(y(row, column), columns, 0.0f);
   }
 
   // Where the results of a piece go, rows values_stride() apart.
@@ -246,6 +252,18 @@ class Combine {
       const auto scale = own_product_ ? kernel_.scale_int4 : kernel_.scale_group;
       scale({memory.sums, columns_, values, values_stride(), packed_.of_rows(piece, index), memory.of_column,
              memory.scale, piece.rows, columns});
+    }
+  }
+
+  void store_sums(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    multiply(piece, packed_.group(0), column, columns, memory);
+    const int32_t* of_rows = packed_.of_rows(piece, 0);
+    for (int64_t row = 0; row < piece.rows; ++row) {
+      int32_t* sums = memory.sums + row * columns_;
+      int32_t* to = static_cast<int32_t*>(args_.y.data) + (piece.row + row) * problem_.n + column;
+      const auto of_row = static_cast<uint32_t>(of_rows[row]);
+      for (int64_t i = 0; i < columns; ++i) to[i] = static_cast<int32_t>(static_cast<uint32_t>(sums[i]) - of_row);
+      std::fill_n(sums, columns, 0);
     }
   }
 
@@ -362,7 +380,7 @@ int32_t run(const CombineProblem& problem) {
   const int64_t rows = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
   const std::unique_ptr<int64_t[]> row_index(new (std::nothrow) int64_t[rows]);
   if (!row_index) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld rows", kOp, static_cast<long long>(rows));
-  ANYNPU_TRY(read_row_index(problem, rows, row_index.get()));
+  if (!problem.sums_only()) ANYNPU_TRY(read_row_index(problem, rows, row_index.get()));
   if (problem.n == 0 || problem.batch == 0) return ANYNPU_OK;
   Combine combine(problem, group_ends.get(), row_index.get());
   if (!combine.allocate()) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the packed x", kOp);

@@ -16,6 +16,8 @@ struct CombineProblem {
   WeightView weight;
 
   bool int4() const { return weight.source.bits == 4; }
+  // The int32 sums of each row are all that is wanted.
+  bool sums_only() const { return args->y.dtype == ANYNPU_INT32; }
   int64_t group_size() const { return k / scale_groups; }
   WeightSource expert_weight(int64_t expert) const {
     WeightSource source = weight.source;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""grouped_matmul out of the products of single groups, and of grouped_matmul_combine where that does all at once."""
+"""grouped_matmul out of the products of single groups, or of what does all at once: grouped_matmul_combine's kernel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from anynpu.ops.grouped_matmul.spec import COUNTS, CUMULATIVE, Mode, group_count, group_sizes, results
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine
+from anynpu.ops.grouped_matmul_combine.cpu import grouped_sums
 from anynpu.ops.quant_matmul import quant_matmul
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul
 
@@ -47,8 +48,11 @@ def grouped_matmul(
     if split_item in (0, 1):
         return [_product(group, mode) for group in _pairs(x, weight, lists)]
     sizes = _sizes(x, group_list, group_list_type, group_count(weight))
-    if len(x) == 1 and weight[0].dim() == 3 and _is_one_call(mode, scale, bias):
-        return [_all_at_once(x[0], weight[0], sizes, bias, scale, per_token_scale).to(mode.dtype)]
+    if len(x) == 1 and weight[0].dim() == 3:
+        if mode.dtype == torch.int32 and not bias:
+            return [grouped_sums(x[0], weight[0], torch.tensor(sizes, dtype=torch.int64))]
+        if _is_one_call(mode, scale, bias):
+            return [_all_at_once(x[0], weight[0], sizes, bias, scale, per_token_scale).to(mode.dtype)]
     y = torch.zeros(shapes[0], dtype=mode.dtype)
     first = 0
     for group, size in zip(_groups(x, weight, lists, sizes), sizes, strict=True):

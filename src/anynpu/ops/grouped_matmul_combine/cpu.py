@@ -35,3 +35,10 @@ def grouped_matmul_combine(
     )
     _call(*tensors, y, scalars=(shared_input_offset, shared_input_weight, group_list_type))
     return y
+
+
+def grouped_sums(x: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """int32 ``[M, N]``: the int8 rows of each group times its weight, zeros behind the last group."""
+    y = torch.empty(x.shape[0], weight.shape[2], dtype=torch.int32)
+    _call(x, weight, None, counts, *[None] * 6, y, scalars=(0, 1.0, COUNTS))
+    return y
