@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,25 @@ def test_tensors_of_two_devices_are_refused():
     x, smooth = torch.empty(2, 8, device="meta"), torch.ones(8)
     with pytest.raises(ValueError, match="dynamic_quant: smooth_scales must be on the device of x, meta, got cpu"):
         _register._on_cuda(operators["dynamic_quant"])(x, smooth)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "sentence"),
+    [
+        (lambda: anynpu.int4_pack([1]), TypeError, "int4_pack: weight must be a tensor, got list"),
+        (
+            lambda: anynpu.weight_quant_matmul(*[torch.ones(8, 8)] * 2, torch.ones(8), group_size=1.5),
+            TypeError,
+            "weight_quant_matmul: group_size must be an int, got float",
+        ),
+        (
+            lambda: anynpu.grouped_matmul([1], [torch.ones(1, 1)]),
+            TypeError,
+            "grouped_matmul: x must be a list of tensors, got a list of something else",
+        ),
+        (lambda: anynpu.grouped_matmul([], []), ValueError, "grouped_matmul: Invalid inputs: neither x nor weight"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, error, sentence):
+    with pytest.raises(error, match=re.escape(sentence)):
+        call()

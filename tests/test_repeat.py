@@ -23,7 +23,8 @@ class Watched(RepeatedOperator):
     """An operator with an empty memory that counts its calls through the dispatcher."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(operators[name].overload, operators[name].cpu)
+        overload = operators[name].overload
+        super().__init__(overload, overload._schema.arguments, operators[name].cpu)
         self.dispatched = 0
 
     def _dispatch(self, args):

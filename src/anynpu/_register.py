@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,16 +64,52 @@ class Operator:
 operators: dict[str, Operator] = {}
 
 
-def register(operator: Operator) -> RepeatedOperator | torch._ops.OpOverload:
+def register(operator: Operator) -> Callable:
     """Defines ``torch.ops.anynpu.<name>``; returns what its public function calls."""
     _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operator.name, operator.cpu, "CPU")
     _library.impl(operator.name, _on_cuda(operator), "CUDA")
     torch.library.register_fake(f"anynpu::{operator.name}", operator.fake, lib=_library)
     operators[operator.name] = operator
+    call = _dispatched(operator)
     if isinstance(operator.cpu, PlannedKernel):
-        return RepeatedOperator(operator.overload, operator.cpu)
-    return operator.overload
+        return RepeatedOperator(call, operator.overload._schema.arguments, operator.cpu)
+    return call
+
+
+def _dispatched(operator: Operator) -> Callable:
+    """The operator, with sentences of ours about arguments that the dispatcher refuses."""
+    overload = operator.overload
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return overload(*args, **kwargs)
+        try:
+            return overload(*args, **kwargs)
+        except RuntimeError as error:
+            refused = _WRONG_KIND.match(str(error))
+            if refused is not None:
+                raise _wrong_kind(operator.name, **refused.groupdict()) from None
+            if "There were no tensor arguments" in str(error):
+                operator.fake(*args, **kwargs)  # refuses the empty lists
+            raise
+
+    return call
+
+
+_WRONG_KIND = re.compile(
+    r"anynpu::\w+\(\) Expected a value of type '(?P<kind>.+?)' for argument '(?P<name>\w+)' "
+    r"but instead found type '(?P<got>.+?)'"
+)
+_KINDS = {"Tensor": "a tensor", "int": "an int", "List[Tensor]": "a list of tensors", "List[int]": "a list of ints"}
+
+
+def _wrong_kind(op: str, kind: str, name: str, got: str) -> TypeError:
+    if kind.startswith("Optional["):
+        kind = kind.removeprefix("Optional[").removesuffix("]")
+    if got == "list" and kind.startswith("List"):
+        got = "a list of something else"
+    return TypeError(f"{op}: {name} must be {_KINDS.get(kind, f'a {kind}')}, got {got}")
 
 
 def _on_cuda(operator: Operator) -> Callable:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -200,9 +200,8 @@ class PlannedKernel:
 class RepeatedOperator:
     """What a public function calls, with all arguments by position: repeated calls go past the dispatcher."""
 
-    def __init__(self, overload: torch._ops.OpOverload, kernel: PlannedKernel) -> None:
-        arguments = overload._schema.arguments
-        self._overload = overload
+    def __init__(self, call: Callable[..., Any], arguments: Sequence[torch.Argument], kernel: PlannedKernel) -> None:
+        self._call = call
         self._kernel = kernel
         self._keywords = [argument.name for argument in arguments if argument.kwarg_only]
         self._positional = len(arguments) - len(self._keywords)
@@ -222,4 +221,4 @@ class RepeatedOperator:
 
     def _dispatch(self, args: tuple) -> Any:
         keywords = dict(zip(self._keywords, args[self._positional :], strict=True))
-        return self._overload(*args[: self._positional], **keywords)
+        return self._call(*args[: self._positional], **keywords)
