@@ -155,7 +155,7 @@ def _check_packed(k: int, weight: torch.Tensor, scale: torch.Tensor, group_size:
     require(
         MATMUL,
         weight.dtype != torch.int32 or k < 1 or n < 2 or tuple(weight.shape[-2:]) != (k, n),
-        "an int32 weight must hold eight int4 in each element, as int4_pack (npu_convert_weight_to_int4pack) makes it: "
+        "an int32 weight must hold eight int4 in each element, as int4_pack makes it: "
         f"shape (K, N / 8), or (K / 8, N) packed along K, for K = {k} and N = {n}, got {tuple(weight.shape)}",
     )
 
