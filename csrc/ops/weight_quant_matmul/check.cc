@@ -106,8 +106,8 @@ int32_t check_packed(const anynpu_weight_quant_matmul_args& args) {
   const int64_t *last = weight.shape + weight.ndim - 2;
   if (k < 1 || n < 2 || last[0] != k || last[1] != n) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE,
-              "%s: an int32 weight must hold eight int4 in each element, as int4_pack "
-              "makes it: shape (K, N / 8), or (K / 8, N) packed along K, for K = %lld and N = %lld, got %s",
+              "%s: an int32 weight must hold eight int4 in each element, as int4_pack makes it: shape (K, N / 8), or "
+              "(K / 8, N) packed along K, for K = %lld and N = %lld, got %s",
               kOp, wide(k), wide(n), shape_text(weight));
 }
 
