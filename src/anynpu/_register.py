@@ -16,6 +16,13 @@ from anynpu._repeat import PlannedKernel, RepeatedOperator
 
 _library = torch.library.Library("anynpu", "DEF")
 
+# What the dispatcher says of an argument that its schema does not take.
+_WRONG_KIND = re.compile(
+    r"anynpu::\w+\(\) Expected a value of type '(?P<kind>.+?)' for argument '(?P<name>\w+)' "
+    r"but instead found type '(?P<got>.+?)'"
+)
+_KINDS = {"Tensor": "a tensor", "int": "an int", "List[Tensor]": "a list of tensors", "List[int]": "a list of ints"}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -95,13 +102,6 @@ def _dispatched(operator: Operator) -> Callable:
             raise
 
     return call
-
-
-_WRONG_KIND = re.compile(
-    r"anynpu::\w+\(\) Expected a value of type '(?P<kind>.+?)' for argument '(?P<name>\w+)' "
-    r"but instead found type '(?P<got>.+?)'"
-)
-_KINDS = {"Tensor": "a tensor", "int": "an int", "List[Tensor]": "a list of tensors", "List[int]": "a list of ints"}
 
 
 def _wrong_kind(op: str, kind: str, name: str, got: str) -> TypeError:
