@@ -108,6 +108,28 @@ def _finish(y, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_pt
 
 
 @triton.jit
+def _finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column, inside, bias_ptr, quant_scale_ptr,
+                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS: tl.constexpr,
+                    QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr):  # fmt: skip
+    """Finishes the elements of y at ``place``, or PARTED keeps their sums over this part of K."""
+    if not PARTED:
+        _finish(y_ptr + place, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
+                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
+    else:
+        tl.store(parts_ptr + part.to(tl.int64) * count + place, value, mask=inside)
+
+
+@triton.jit
+def _own_tile(M, N, parts, BM: tl.constexpr, BN: tl.constexpr):
+    """(batch, part of K, first row, first column) of this program's tile of y."""
+    row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    batch = (number // (row_tiles * column_tiles)).to(tl.int64)
+    row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
+    return batch, part, row_tile * BM, column_tile * BN
+
+
+@triton.jit
 def _header_byte(place, K, N, BITS: tl.constexpr):
     """Byte ``place`` of the header of format w4p32 or w8p32."""
     magic: tl.constexpr = 0x3370347755504E41 if BITS == 4 else 0x3370387755504E41  # ANPUw4p3, ANPUw8p3
@@ -133,11 +155,7 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
                    QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, BM: tl.constexpr,
                    BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """One tile of y, or PARTED its sums over a part of K. BK divides part_k, group_size and (WHOLE) K."""
-    row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    batch = (number // (row_tiles * column_tiles)).to(tl.int64)
-    row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
-    first_row, first_column = row_tile * BM, column_tile * BN
+    batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
     row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
     x, weight = x_ptr + batch * x_batch, weight_ptr + batch * weight_batch
     if STORED == CELLS4 or STORED == CELLS8:
@@ -166,11 +184,9 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
         sums *= _factors(scale_ptr, 0, column, N, scale_group, scale_column)[None, :]
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
-    if not PARTED:
-        _finish(y_ptr + place, sums, column[None, :], inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
-                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
-    else:
-        tl.store(parts_ptr + part.to(tl.int64) * count + place, sums, mask=inside)
+    _finish_or_keep(y_ptr, parts_ptr, place, part, count, sums, column[None, :], inside, bias_ptr, quant_scale_ptr,
+                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
+                    PARTED)  # fmt: skip
 
 
 @triton.jit
@@ -236,11 +252,7 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
     ``magic`` is _MAGIC of x, an argument for the reason told at _field.
     """
     BW: tl.constexpr = BN // 8
-    row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    batch = (number // (row_tiles * column_tiles)).to(tl.int64)
-    row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
-    first_row, first_column = row_tile * BM, column_tile * BN
+    batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
     x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
     shuffled = first_column + _columns(BW)
     sums, row_sums = tl.zeros((BN, BM), tl.float32), tl.zeros((BM,), tl.float32)
@@ -271,11 +283,9 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
     row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
-    if not PARTED:
-        _finish(y_ptr + place, value, column[None, :], inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
-                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
-    else:
-        tl.store(parts_ptr + part.to(tl.int64) * count + place, value, mask=inside)
+    _finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column[None, :], inside, bias_ptr, quant_scale_ptr,
+                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
+                    PARTED)  # fmt: skip
 
 
 @triton.jit
@@ -354,11 +364,9 @@ def _row_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_p
             sums += x_sums[:, None] * (offsets * scales)[None, :]
     value, inside = tl.sum(sums, axis=0), column < N
     place = line * N + column
-    if not PARTED:
-        _finish(y_ptr + place, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
-                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
-    else:
-        tl.store(parts_ptr + part.to(tl.int64) * count + place, value, mask=inside)
+    _finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column, inside, bias_ptr, quant_scale_ptr,
+                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
+                    PARTED)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count", "parts"])
