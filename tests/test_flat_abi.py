@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -169,3 +172,15 @@ def test_trans_quant_param_writes_unsigned_and_strided_words():
     assert run("trans_quant_param", view(scale) + bytes(TENSOR.size) + param + struct.pack("2i", 0, 0)) == OK
     assert torch.equal(words.view(torch.int64)[::2], anynpu.reference.trans_quant_param(scale))
     assert words.view(torch.int64)[1::2].eq(0).all()
+
+
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path):
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    done = subprocess.run(
+        [sys.executable, "-c", "import anynpu"],
+        env={**os.environ, "ANYNPU_LIBRARY": str(tmp_path / "broken.so")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert f"ImportError: anynpu: the native library cannot be loaded: {tmp_path / 'broken.so'}" in done.stderr

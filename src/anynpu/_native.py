@@ -93,7 +93,10 @@ def library_path() -> Path:
 
 def _load() -> ctypes.CDLL:
     path = library_path()
-    loaded = ctypes.CDLL(str(path))
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"anynpu: the native library cannot be loaded: {error}") from None
     version = loaded.anynpu_abi_version()
     if version != ABI_VERSION:
         raise ImportError(f"anynpu: {path} has ABI version {version}, this package needs {ABI_VERSION}; reinstall")

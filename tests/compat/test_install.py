@@ -77,6 +77,20 @@ def test_install_again_changes_the_chip_only(python):
     )
 
 
+def test_a_variable_that_names_no_chip_is_refused(python):
+    python(
+        """
+        import anynpu, pytest, torch
+        with pytest.raises(ValueError, match="ANYNPU_SOC must be a chip name such as Ascend910B .*, got 'H100'"):
+            anynpu.install()
+        assert not hasattr(torch, "npu")
+        anynpu.install(soc="Ascend310P3")
+        assert torch.npu.get_device_name() == "Ascend310P3"
+        """,
+        ANYNPU_SOC="H100",
+    )
+
+
 def test_install_in_threads(python):
     python(
         """

@@ -49,7 +49,7 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
     with _lock:
         if _installed not in (None, device):
             raise RuntimeError(f"install: npu already stands for {_installed} in this process, got {device!r}")
-        if soc is not None:
+        if soc is not None or _installed is None:
             chip.choose(soc)
         if _installed is None:
             finder.refuse_the_real_one()

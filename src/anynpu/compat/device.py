@@ -22,6 +22,16 @@ from torch.utils._device import _device_constructors
 
 NAME = "npu"
 
+_ON_DEVICE, _PINNED = "_anynpu_on_device", "_anynpu_pinned"  # what a storage stands for
+
+# The factories that take pin_memory. Without an accelerator in C++ they would ask torch for an allocator it lacks.
+_FILLS = ("empty", "zeros", "ones", "full")
+_PINNING = (
+    (torch, (*_FILLS, "tensor", "arange", "eye", "linspace", "logspace", "rand", "randn", "randint", "randperm")),
+    (torch, ("empty_strided", *(f"{fill}_like" for fill in (*_FILLS, "rand", "randn", "randint")))),
+    (torch.Tensor, ("new_empty_strided", *(f"new_{fill}" for fill in _FILLS))),
+)
+
 _library: torch.library.Library | None = None  # owns the fallback, which lives as long as this object
 _guard_and_hooks: list[Any] = []  # torch keeps bare pointers to them
 _target = torch.device("cpu")
@@ -72,19 +82,29 @@ def mark(tensor: torch.Tensor) -> torch.Tensor:
     device. So a script may write to the result without changing its host tensor, and to a device tensor through any
     number of ``.npu()`` calls. Views share the mark; results of ordinary operators lack it and are copied once.
     """
-    if torch.compiler.is_compiling():
-        return tensor
-    try:
-        tensor.untyped_storage()._anynpu_on_device = True
-    except (NotImplementedError, RuntimeError):  # sparse, functional and batched tensors have no storage to share
-        pass
+    _set(tensor, _ON_DEVICE)
     return tensor
 
 
 def is_marked(tensor: torch.Tensor) -> bool:
     """Whether the storage of ``tensor`` stands for device memory."""
+    return _has(tensor, _ON_DEVICE)
+
+
+def _set(tensor: torch.Tensor, flag: str) -> None:
+    if torch.compiler.is_compiling():
+        return
     try:
-        return getattr(tensor.untyped_storage(), "_anynpu_on_device", False)
+        setattr(tensor.untyped_storage(), flag, True)
+    except (NotImplementedError, RuntimeError):  # sparse, functional and batched tensors have no storage to share
+        pass
+
+
+def _has(tensor: torch.Tensor, flag: str) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return getattr(tensor.untyped_storage(), flag, False)
     except (NotImplementedError, RuntimeError):
         return False
 
@@ -196,7 +216,7 @@ def _provide_tensor_methods() -> None:
     torch.nn.utils.rnn.PackedSequence.npu = _npu
     if _target.type == "cpu":
         torch.Tensor.cpu = functools.wraps(_tensor_cpu)(_cpu)
-        torch.Tensor.pin_memory = lambda self, device=None: self
+        _provide_pinned_memory()
         torch.Tensor.record_stream = lambda self, stream: None
 
 
@@ -222,6 +242,37 @@ def _provide_storage() -> None:
     torch.UntypedStorage.__new__ = mapped
 
 
+def _pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
+    if _has(self, _PINNED):
+        return self
+    pinned = self.clone()
+    _set(pinned, _PINNED)
+    return pinned
+
+
+def _is_pinned(self: torch.Tensor, device: Any = None) -> bool:
+    return _has(self, _PINNED)
+
+
+def _with_pinned_memory(function: Any) -> Any:
+    @functools.wraps(function)
+    def mapped(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Any:
+        made = function(*args, **kwargs)
+        return made.pin_memory() if pin_memory else made
+
+    return mapped
+
+
+def _provide_pinned_memory() -> None:
+    """Pinned memory of a host that is the device too: ordinary memory, marked on the storage."""
+    torch.Tensor.pin_memory = _pin_memory
+    torch.Tensor.is_pinned = _is_pinned
+    _device_constructors()  # keeps the functions as they are now, which ``with torch.device(...)`` sees called
+    for owner, names in _PINNING:
+        for name in names:
+            setattr(owner, name, _with_pinned_memory(getattr(owner, name)))
+
+
 def _provide_autocast() -> None:
     autocast = torch.amp.autocast_mode.autocast
     initialise = autocast.__init__
@@ -233,6 +284,16 @@ def _provide_autocast() -> None:
         initialise(self, device_type, dtype, *args, **kwargs)
 
     autocast.__init__ = mapped
+    for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
+        setattr(torch, name, _with_mapped_type(getattr(torch, name)))
+
+
+def _with_mapped_type(function: Any) -> Any:
+    @functools.wraps(function)
+    def mapped(*args: Any) -> Any:
+        return function(*(_target.type if names_npu(arg) else arg for arg in args))
+
+    return mapped
 
 
 def _provide_loading() -> None:
@@ -241,7 +302,7 @@ def _provide_loading() -> None:
             return None
         if _target.type == "cuda":
             return storage.cuda(real_device(location).index)
-        storage._anynpu_on_device = True
+        setattr(storage, _ON_DEVICE, True)
         return storage
 
     torch.serialization.register_package(0, lambda storage: None, restore)
@@ -251,8 +312,8 @@ def adopt_cuda_names() -> None:
     """Makes ``cuda`` another name of npu, where npu stands for the CPU."""
     _names.add("cuda")
     for function in _device_constructors():
-        if getattr(torch, function.__name__, None) is function:
-            setattr(torch, function.__name__, _with_mapped_device(function))
+        if hasattr(torch, function.__name__):
+            setattr(torch, function.__name__, _with_mapped_device(getattr(torch, function.__name__)))
     for name in ("new_tensor", "new_zeros", "new_ones", "new_empty", "new_full"):
         setattr(torch.Tensor, name, _with_mapped_device(getattr(torch.Tensor, name)))
     torch.Tensor.cuda = _npu

@@ -32,14 +32,17 @@ _VERSIONS = {
     "Ascend910_9362": 255,
 }
 
-_name = os.environ.get("ANYNPU_SOC") or DEFAULT
+_name = DEFAULT
 
 
-def choose(name: str) -> None:
-    """Sets the reported chip."""
+def choose(name: str | None) -> None:
+    """Sets the reported chip; None: that of ``ANYNPU_SOC``, else Ascend910B."""
     global _name
+    argument = "soc"
+    if name is None:
+        name, argument = os.environ.get("ANYNPU_SOC") or DEFAULT, "ANYNPU_SOC"
     if not re.fullmatch(r"Ascend\w[\w-]*", name):
-        raise ValueError(f"install: soc must be a chip name such as Ascend910B or Ascend310P3, got {name!r}")
+        raise ValueError(f"install: {argument} must be a chip name such as Ascend910B or Ascend310P3, got {name!r}")
     _name = name
 
 

@@ -123,6 +123,8 @@ def test_autocast():
     layer, x = torch.nn.Linear(4, 4).npu(), torch.randn(2, 4, device="npu")
     with torch.autocast("npu"):
         assert layer(x).dtype == torch.float16
+        assert torch.is_autocast_enabled("npu") and torch.get_autocast_dtype("npu") == torch.float16
+    assert not torch.is_autocast_enabled("npu")
     with torch.autocast(device_type="npu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     with torch.npu.amp.autocast():
@@ -142,6 +144,36 @@ def test_data_loader_with_pinned_memory():
     (batch,) = torch.utils.data.DataLoader(torch.ones(4, 2), batch_size=4, pin_memory=True)
     assert batch.tolist() == torch.ones(4, 2).tolist()
     assert torch.ones(2).pin_memory().npu().is_npu
+
+
+PINNED = {
+    "empty": lambda: torch.empty(3, pin_memory=True),
+    "zeros": lambda: torch.zeros(2, 3, dtype=torch.int8, device="cpu", pin_memory=True),
+    "tensor": lambda: torch.tensor([1, 2], pin_memory=True),
+    "empty_like": lambda: torch.empty_like(torch.ones(3), pin_memory=True),
+    "new_zeros": lambda: torch.ones(3).new_zeros(4, pin_memory=True),
+    "in a device context": lambda: in_context(lambda: torch.ones(3, pin_memory=True)),
+}
+
+
+def in_context(make):
+    with torch.device("npu"):
+        return make()
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_memory(name):
+    made = PINNED[name]()
+    assert made.is_pinned() and made[:1].is_pinned() and made.pin_memory() is made
+    assert not made.npu().is_pinned()
+
+
+def test_pinning_copies():
+    x = torch.ones(2)
+    assert not torch.empty(3, pin_memory=False).is_pinned() and not x.is_pinned()
+    pinned = x.pin_memory()
+    pinned.zero_()
+    assert x.tolist() == [1, 1]
 
 
 def test_generators():
@@ -235,6 +267,7 @@ IN_A_GRAPH = {
     "device of a tensor": lambda x: x + torch.arange(3, device=x.device),
     "runtime": lambda x: x + 1 if torch.npu.is_available() else x,
     "autocast": with_autocast,
+    "pinned": lambda x: x + torch.ones(3, pin_memory=True).npu(),
 }
 
 
