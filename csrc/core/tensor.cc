@@ -111,4 +111,13 @@ int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor
   return fail(ANYNPU_NULL_ARG, "%s: data of %s is a null pointer", op, name);
 }
 
+int64_t row_elements(const anynpu_tensor& tensor, int64_t row) {
+  int64_t elements = 0;
+  for (int axis = tensor.ndim - 2; axis >= 0; --axis) {
+    elements += row % tensor.shape[axis] * tensor.strides[axis];
+    row /= tensor.shape[axis];
+  }
+  return elements;
+}
+
 }  // namespace anynpu

@@ -29,4 +29,7 @@ int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor
 
 #pragma GCC visibility pop
 
+// Elements from the data of `tensor` to row `row`, counted through all axes but the last.
+int64_t row_elements(const anynpu_tensor& tensor, int64_t row);
+
 }  // namespace anynpu

@@ -177,15 +177,6 @@ class Gemm {
 
 const Int8Kernel& int8_kernel() { return pick(kKernels); }
 
-int64_t row_elements(const anynpu_tensor& tensor, int64_t row) {
-  int64_t elements = 0;
-  for (int axis = tensor.ndim - 2; axis >= 0; --axis) {
-    elements += row % tensor.shape[axis] * tensor.strides[axis];
-    row /= tensor.shape[axis];
-  }
-  return elements;
-}
-
 void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensation, const int32_t* sums, int64_t column,
                     int64_t columns) {
   const auto at = [&](auto* of_columns) { return of_columns == nullptr ? nullptr : of_columns + column; };

@@ -48,7 +48,4 @@ int32_t run_int8_gemm(const char* op, const Int8Problem& problem, const PanelSou
 void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensation, const int32_t* sums, int64_t column,
                     int64_t columns);
 
-// Elements from the data of `tensor` to row `row`, counted through all axes but the last.
-int64_t row_elements(const anynpu_tensor& tensor, int64_t row);
-
 }  // namespace anynpu

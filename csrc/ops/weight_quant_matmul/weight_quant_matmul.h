@@ -25,6 +25,8 @@ struct WeightQuantProblem {
   WeightView weight;     // of a prepacked weight only bits is known before the run
   Channels scale, offset, bias, quant_scale, quant_offset;  // data may be null
   bool has_offset, has_bias, has_quant;
+
+  int32_t panel_bias() const { return weight.source.bits == 8 ? 128 : 8; }  // of the bytes of a panel (gemm/gemm.h)
 };
 
 int32_t check_weight_quant_matmul(const anynpu_weight_quant_matmul_args& args, WeightQuantProblem* problem);

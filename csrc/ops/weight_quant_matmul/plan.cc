@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/weight_quant_matmul/plan.h"
+
+#include <algorithm>
+
+#include "core/integer.h"
+#include "core/parallel.h"
+#include "ops/weight_quant_matmul/k_blocks.h"
+
+namespace anynpu {
+namespace {
+
+constexpr int64_t kRowsAtOnce = 512;       // rows of x packed at once
+constexpr int64_t kTaskWork = 1 << 20;     // products a thread; below it a second thread costs more than it gives
+constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
+
+int32_t digits_of(const WeightQuantProblem& problem) { return problem.args->inner_precise == 1 ? 2 : 3; }
+
+// So few rows of x that they are one tile of digits.
+bool is_one_tile(const WeightQuantProblem& problem) { return problem.rows <= kStreamDigitRows / digits_of(problem); }
+
+// Prepacked weights of one tile.
+bool can_stream(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  return kernel.stream_digits[digits_of(problem)] != nullptr && is_one_tile(problem) &&
+         problem.args->weight.dtype == ANYNPU_UINT8;
+}
+
+// Raw weights of one tile.
+bool can_go_direct(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  if (kernel.direct_digits[digits_of(problem)] == nullptr || !is_one_tile(problem)) return false;
+  const WeightSource& source = problem.weight.source;
+  const bool by_k = source.order == WeightOrder::rows_of_k;
+  return problem.args->weight.dtype != ANYNPU_UINT8 && (source.bits == 8 || (by_k ? problem.n : problem.k) % 2 == 0);
+}
+
+// Int8 weights of few rows that the f32 scheme takes as they are.
+bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  return problem.weight.source.bits == 8 && problem.rows <= kernel.few_rows;
+}
+
+Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  constexpr int64_t kFewRows = 4;  // that many are bound by memory, where digits unpack with less work
+  if (kernel.multiply_bf16 != nullptr && problem.args->x.dtype == ANYNPU_BFLOAT16 && problem.rows > kFewRows) {
+    return Scheme::bf16;
+  }
+  if (kernel.multiply_digits[digits_of(problem)] != nullptr) return Scheme::digits;
+  const bool few = can_stream(problem, kernel) || can_go_direct(problem, kernel);
+  if (few && problem.weight.source.bits == 4) return Scheme::digits;
+  const bool fits_words = problem.args->x.dtype != ANYNPU_FLOAT32 || problem.args->inner_precise == 1;
+  return kernel.multiply_words != nullptr && fits_words && !can_skip_panels(problem, kernel) ? Scheme::words
+                                                                                             : Scheme::f32;
+}
+
+int64_t most_rests(const WeightQuantProblem& problem, const GemmKernel& kernel, const WeightQuantPlan& plan) {
+  if (digits_of(problem) == 2) return 0;
+  if (plan.scheme == Scheme::words) return std::max<int64_t>(1, problem.k / kWordRestFraction);
+  if (plan.scheme != Scheme::digits || kernel.rest_fraction == 0) return 0;
+  // Where k lie side by side, those of a rest are far apart.
+  const bool side_by_side = problem.weight.source.order == WeightOrder::rows_of_n;
+  return plan.direct && (side_by_side || !kernel.direct_rests) ? 0 : problem.k / kernel.rest_fraction;
+}
+
+// Most columns of a task.
+int64_t widest_block(const WeightQuantProblem& problem, const GemmKernel& kernel, const WeightQuantPlan& plan) {
+  if (!plan.direct) return plan.stream || plan.chunk_rows > 16 ? 128 : 256;
+  const WeightSource& source = problem.weight.source;
+  if (source.order != WeightOrder::rows_of_k || source.chunk_bytes != 0) return 64;
+  // Long runs of rows of k, as long as the sums stay near; the rest streams by itself.
+  return kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns;
+}
+
+}  // namespace
+
+WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  WeightQuantPlan plan = {};
+  plan.scheme = choose_scheme(problem, kernel);
+  const bool words = plan.scheme == Scheme::words;
+  plan.digits = words ? 2 : plan.scheme == Scheme::digits ? digits_of(problem) : 1;
+  plan.step_k = words || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
+  plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
+  plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
+  if (plan.scheme == Scheme::f32 && can_skip_panels(problem, kernel)) {
+    plan.stream = problem.weight.source.order == WeightOrder::packed32;
+    plan.direct = !plan.stream;
+  }
+  plan.most_rests = most_rests(problem, kernel, plan);
+  plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
+  const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
+  plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
+  plan.block_count = count_blocks(problem.k, problem.group);
+
+  const double work =
+      static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(plan.chunk_rows);
+  const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
+  plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
+  const int64_t widest = widest_block(problem, kernel, plan);
+  const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
+  plan.column_block = std::max(
+      kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)), kPanelColumns));
+  const int64_t column_tasks = ceil_divide(problem.n, plan.column_block);
+  plan.row_parts = column_tasks >= plan.threads
+                       ? 1
+                       : std::min(ceil_divide(plan.threads, std::max<int64_t>(1, column_tasks)),
+                                  ceil_divide(plan.chunk_rows, kRowMultiple));
+  return plan;
+}
+
+}  // namespace anynpu

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a call is computed: the scheme, its tiles and threads.
+#pragma once
+
+#include "ops/weight_quant_matmul/weight_quant_matmul.h"
+
+namespace anynpu {
+
+constexpr int64_t kRowMultiple = 12;  // rows in whole tiles of every scheme
+
+enum class Scheme { f32, digits, words, bf16 };
+
+struct WeightQuantPlan {
+  Scheme scheme;
+  int32_t digits;      // of the digits and words schemes
+  int64_t step_k;      // k per step
+  int64_t row_dwords;  // packed size of one row
+  int64_t most_rests;  // of a row in two digits, for which others are taken if it has more; 0: rests are not kept
+  bool stream;         // prepacked weights and so few rows that they are one tile: no panels
+  bool direct;         // raw weights, likewise
+  int64_t chunk_rows;  // rows of x packed at once
+  int64_t block_count;
+  int64_t column_block;
+  int64_t row_parts;
+  int64_t threads;
+};
+
+WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel);
+
+}  // namespace anynpu

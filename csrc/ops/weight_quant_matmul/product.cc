@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/weight_quant_matmul/product.h"
+
+#include <algorithm>
+
+#include "core/integer.h"
+#include "ops/weight_quant_matmul/channels.h"
+
+namespace anynpu {
+namespace {
+
+constexpr int64_t kRowsAtHand = 96;  // rows of x in float32 that pass by the operands of a span
+
+}  // namespace
+
+void WeightQuantProduct::run(int64_t first, int64_t count, int32_t* fallback) const {
+  const RowPacker packer(problem_, plan_, storage_, kernel_);
+  if (plan_.scheme == Scheme::f32) {
+    for (int64_t row = 0; row < count; ++row) storage_.row_of[row] = first + row;
+    return multiply(packer.pack_f32(count, storage_.packed));
+  }
+  const PackedX x = packer.pack(first, count);
+  int64_t exceptions = 0;
+  for (int64_t row = 0; row < count; ++row) {
+    if (storage_.wants_f32[row]) storage_.row_of[exceptions++] = first + row;
+  }
+  if (exceptions < count) multiply(x);
+  if (exceptions > 0) multiply(packer.pack_f32(exceptions, fallback));
+}
+
+void WeightQuantProduct::multiply(const PackedX& x) const {
+  const int64_t column_tasks = ceil_divide(problem_.n, plan_.column_block);
+  const int64_t part = round_up(ceil_divide(x.rows, plan_.row_parts), kRowMultiple);
+  const int64_t tasks = column_tasks * ceil_divide(x.rows, part);
+  parallel_slices(storage_, plan_.threads, tasks, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t column = task % column_tasks * plan_.column_block, row = task / column_tasks * part;
+      multiply_block(x, row, std::min(part, x.rows - row), column, std::min(plan_.column_block, problem_.n - column),
+                     scratch);
+    }
+  });
+}
+
+void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                                        const ThreadScratch& scratch) const {
+  std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
+  if (plan_.stream && x.scheme == plan_.scheme) {
+    add_streams(x, column, columns, scratch);
+  } else if (plan_.direct && x.scheme == plan_.scheme) {
+    add_direct(x, column, columns, scratch);
+  } else if (x.scheme == Scheme::f32) {
+    add_f32(x, row, rows, column, columns, scratch);
+  } else {
+    add_panels(x, row, rows, column, columns, scratch);
+  }
+  for (int64_t each = 0; each < rows; ++each)
+    write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
+}
+
+void WeightQuantProduct::add_streams(const PackedX& x, int64_t column, int64_t columns,
+                                     const ThreadScratch& scratch) const {
+  for (int64_t block = 0; block < plan_.block_count; ++block) load_scales(block, block, column, columns, scratch);
+  StreamProduct product;
+  product.bits = weight_.bits;
+  product.k_blocks = storage_.blocks;
+  product.block_count = plan_.block_count;
+  product.x = x.data;
+  product.blocks = storage_.digit_blocks;
+  product.channel_stride = plan_.column_block;
+  product.rows = x.rows;
+  product.c_stride = plan_.column_block;
+  product.rests = x.digits < plan_.digits;
+  for (int64_t first = 0; first < columns; first += kStreamColumns) {
+    product.cells = weight_.data + (column + first) / kStreamColumns * ceil_divide(problem_.k, 4) * weight_.bits * 16;
+    product.scale = scratch.scale + first;
+    product.offset = problem_.has_offset ? scratch.offset + first : nullptr;
+    product.c = scratch.c + first;
+    x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[x.digits](product);
+  }
+}
+
+void WeightQuantProduct::add_direct(const PackedX& x, int64_t column, int64_t columns,
+                                    const ThreadScratch& scratch) const {
+  DirectProduct product;
+  product.weight = &weight_;
+  product.scale = scratch.scale;
+  product.offset = problem_.has_offset ? scratch.offset : nullptr;
+  product.sums = scratch.sums;
+  product.c = scratch.c;
+  product.rows = x.rows;
+  product.c_stride = plan_.column_block;
+  for (int64_t block = 0; block < plan_.block_count; ++block) {
+    const KBlock& k = storage_.blocks[block];
+    load_scales(block, 0, column, columns, scratch);
+    product.part = {k.k, k.count, column, columns};
+    product.next = {};
+    if (block + 1 < plan_.block_count)
+      product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
+    product.x = x.data + k.k / plan_.step_k * x.rows * x.digits;
+    product.blocks = storage_.digit_blocks + block * x.rows;
+    x.scheme == Scheme::f32 ? kernel_.direct_f32(product) : kernel_.direct_digits[x.digits](product);
+  }
+}
+
+BlockSpan WeightQuantProduct::next_span(int64_t first) const {
+  return span_from(storage_.blocks, plan_.block_count, first);
+}
+
+void WeightQuantProduct::load_span(const BlockSpan& span, int64_t column, int64_t columns,
+                                   const ThreadScratch& scratch) const {
+  kernel_.unpack(weight_, {span.k, span.count, column, columns}, scratch.panels);
+  for (int64_t block = span.first; block < span.last; ++block) {
+    load_scales(block, block - span.first, column, columns, scratch);
+  }
+}
+
+// All operands of a span stay in the second cache while blocks of rows pass by.
+void WeightQuantProduct::add_f32(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                                 const ThreadScratch& scratch) const {
+  const float* packed = reinterpret_cast<const float*>(x.data);
+  PanelProduct product = {};
+  product.c_stride = plan_.column_block;
+  for (BlockSpan span = next_span(0); span.count > 0; span = next_span(span.last)) {
+    load_span(span, column, columns, scratch);
+    for (int64_t panel = 0; panel < columns; panel += kPanelColumns) fill_operand(span, panel, scratch);
+    product.steps = span.count;
+    for (int64_t first = 0; first < rows; first += kRowsAtHand) {
+      product.x = packed + span.k * x.rows + (row + first) * span.count;
+      product.rows = std::min(kRowsAtHand, rows - first);
+      for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
+        product.panel = scratch.operand + panel * span.count;
+        product.c = scratch.c + first * plan_.column_block + panel;
+        kernel_.multiply_f32(product);
+      }
+    }
+  }
+}
+
+void WeightQuantProduct::fill_operand(const BlockSpan& span, int64_t panel, const ThreadScratch& scratch) const {
+  const uint8_t* bytes = scratch.panels + panel * round_up(span.count, 4);
+  float* operand = reinterpret_cast<float*>(scratch.operand) + panel * span.count;
+  for (int64_t block = span.first; block < span.last; ++block) {
+    const int64_t channels = (block - span.first) * plan_.column_block + panel;
+    const KBlock k = {storage_.blocks[block].k - span.k, storage_.blocks[block].count};
+    kernel_.panel_f32(bytes, k, static_cast<float>(problem_.panel_bias()), scratch.scale + channels,
+                      problem_.has_offset ? scratch.offset + channels : nullptr, span.count, operand);
+  }
+}
+
+void WeightQuantProduct::add_panels(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                                    const ThreadScratch& scratch) const {
+  for (BlockSpan span = next_span(0); span.count > 0; span = next_span(span.last)) {
+    load_span(span, column, columns, scratch);
+    for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
+      const uint8_t* bytes = scratch.panels + panel * round_up(span.count, 4);
+      for (int64_t block = span.first; block < span.last; ++block) {
+        const int64_t inside = storage_.blocks[block].k - span.k;
+        const Ahead ahead =
+            look_ahead(weight_, {span.k + span.count, span.count, column, columns}, panel / kPanelColumns, inside);
+        multiply_panel(x, row, rows, block, block - span.first, panel, bytes + inside * kPanelColumns, ahead, scratch);
+      }
+    }
+  }
+}
+
+void WeightQuantProduct::load_scales(int64_t block, int64_t slot, int64_t column, int64_t columns,
+                                     const ThreadScratch& scratch) const {
+  const int64_t group = storage_.blocks[block].k / problem_.group;
+  load_channels(kernel_, problem_.scale, group, column, columns, scratch.scale + slot * plan_.column_block);
+  if (problem_.has_offset) {
+    load_channels(kernel_, problem_.offset, group, column, columns, scratch.offset + slot * plan_.column_block);
+  }
+}
+
+void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t rows, int64_t block, int64_t slot,
+                                        int64_t panel, const uint8_t* bytes, const Ahead& ahead,
+                                        const ThreadScratch& scratch) const {
+  const KBlock& k = storage_.blocks[block];
+  PanelProduct product;
+  product.scale = scratch.scale + slot * plan_.column_block + panel;
+  product.offset = problem_.has_offset ? scratch.offset + slot * plan_.column_block + panel : nullptr;
+  product.c = scratch.c + panel;
+  product.c_stride = plan_.column_block;
+  product.rows = rows;
+  product.bias = static_cast<int16_t>(problem_.panel_bias());
+  product.rests = x.digits < plan_.digits;
+  product.ahead = ahead;
+  product.steps = ceil_divide(k.count, plan_.step_k);
+  product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * x.digits;
+  product.blocks = storage_.digit_blocks + block * x.rows + row;
+  if (x.scheme == Scheme::bf16) {
+    kernel_.panel_bf16(bytes, k.count, static_cast<float>(problem_.panel_bias()), scratch.operand);
+    product.panel = scratch.operand;
+    return kernel_.multiply_bf16(product);
+  }
+  product.panel = bytes;
+  x.scheme == Scheme::words ? kernel_.multiply_words(product) : kernel_.multiply_digits[x.digits](product);
+}
+
+void WeightQuantProduct::write_row(const PackedX& x, int64_t row, int64_t column, int64_t columns,
+                                   const float* c) const {
+  if (x.scheme != Scheme::f32 && storage_.wants_f32[row]) return;
+  const anynpu_tensor& y = problem_.args->y;
+  const int64_t stride = y.strides[y.ndim - 1];
+  RowOutput output = {};
+  output.y = static_cast<uint8_t*>(y.data) +
+             (row_elements(y, x.scheme == Scheme::f32 ? storage_.row_of[row] : x.first + row) + column * stride) *
+                 dtype_bits(y.dtype) / 8;
+  output.stride = stride;
+  output.count = columns;
+  output.dtype = y.dtype;
+  if (problem_.has_bias) output.bias = storage_.bias + column;
+  if (problem_.has_quant) {
+    output.quant_scale = storage_.quant_scale + column;
+    output.quant_offset = storage_.quant_offset + column;
+  }
+  kernel_.store_row(c, output);
+}
+
+}  // namespace anynpu

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// One weight and the rows of x that meet it.
+#pragma once
+
+#include "ops/weight_quant_matmul/k_blocks.h"
+#include "ops/weight_quant_matmul/row_packer.h"
+
+namespace anynpu {
+
+class WeightQuantProduct {
+ public:
+  WeightQuantProduct(const WeightQuantProblem& problem, const WeightQuantPlan& plan, const WeightQuantStorage& storage,
+                     const GemmKernel& kernel, const WeightSource& weight)
+      : problem_(problem), plan_(plan), storage_(storage), kernel_(kernel), weight_(weight) {}
+
+  // Rows [first, first + count) of x, counted through all batches; `fallback` has room for them in float32 where that
+  // is not the scheme of the plan.
+  void run(int64_t first, int64_t count, int32_t* fallback) const;
+
+ private:
+  void multiply(const PackedX& x) const;
+  void multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                      const ThreadScratch& scratch) const;
+  void add_streams(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  void add_direct(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  BlockSpan next_span(int64_t first) const;
+  void load_span(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  void add_f32(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+               const ThreadScratch& scratch) const;
+  void fill_operand(const BlockSpan& span, int64_t panel, const ThreadScratch& scratch) const;
+  void add_panels(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                  const ThreadScratch& scratch) const;
+  void load_scales(int64_t block, int64_t slot, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  void multiply_panel(const PackedX& x, int64_t row, int64_t rows, int64_t block, int64_t slot, int64_t panel,
+                      const uint8_t* bytes, const Ahead& ahead, const ThreadScratch& scratch) const;
+  void write_row(const PackedX& x, int64_t row, int64_t column, int64_t columns, const float* c) const;
+
+  const WeightQuantProblem& problem_;
+  const WeightQuantPlan& plan_;
+  const WeightQuantStorage& storage_;
+  const GemmKernel& kernel_;
+  const WeightSource& weight_;
+};
+
+}  // namespace anynpu

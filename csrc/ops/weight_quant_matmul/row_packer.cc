@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/weight_quant_matmul/row_packer.h"
+
+#include <algorithm>
+
+#include "core/integer.h"
+#include "ops/weight_quant_matmul/k_blocks.h"
+
+namespace anynpu {
+namespace {
+
+constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
+
+bool fits_its_rests(const RestList& list) { return list.count <= list.most; }
+
+}  // namespace
+
+void RowPacker::load_row(int64_t row, float* to) const {
+  const anynpu_tensor& x = problem_.args->x;
+  const uint8_t* from = static_cast<const uint8_t*>(x.data) + row_elements(x, row) * dtype_bits(x.dtype) / 8;
+  kernel_.load_floats(from, x.dtype, x.strides[x.ndim - 1], problem_.k, to);
+  std::fill(to + problem_.k, to + round_up(problem_.k, 64) + 64, 0.0f);
+}
+
+int64_t RowPacker::threads(int64_t rows) const {
+  return std::min(plan_.threads, std::max<int64_t>(1, rows * problem_.k / kPackWork));
+}
+
+// Two digits and rests where that may pay. In the digits scheme all rows of a call have as many digits; in words a row
+// stands alone.
+PackedX RowPacker::pack(int64_t first, int64_t count) const {
+  const bool with_rests = plan_.most_rests > 0;
+  const int32_t digits = with_rests ? 2 : plan_.digits;
+  pack_rows(first, count, digits, with_rests);
+  const RestList* rests = storage_.rest_lists;
+  if (!with_rests || plan_.scheme == Scheme::words || std::all_of(rests, rests + count, fits_its_rests)) {
+    return {plan_.scheme, digits, storage_.packed, first, count};
+  }
+  pack_rows(first, count, plan_.digits, false);
+  return {plan_.scheme, plan_.digits, storage_.packed, first, count};
+}
+
+// Such a row is multiplied with its tile, for nothing.
+void RowPacker::forget_rests(int64_t row, int64_t rows) const {
+  for (int64_t block = 0; block < plan_.block_count; ++block) storage_.digit_blocks[block * rows + row].rest_count = 0;
+}
+
+int64_t RowPacker::tile_rows(int32_t digits) const {
+  if (plan_.scheme == Scheme::words) return kernel_.word_tile_rows;
+  return (plan_.stream || plan_.direct ? kStreamDigitRows : kTileDigitRows) / digits;
+}
+
+void RowPacker::pack_rows(int64_t first, int64_t count, int32_t digits, bool with_rests) const {
+  const int64_t tile_rows = this->tile_rows(digits);
+  parallel_slices(storage_, threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
+    for (int64_t row = begin; row < end; ++row) {
+      load_row(first + row, scratch.row);
+      const int64_t tile = row / tile_rows * tile_rows;
+      RestList* rests = with_rests ? storage_.rest_lists + row : nullptr;
+      if (with_rests) *rests = {storage_.rests + row * plan_.most_rests, plan_.most_rests, 0};
+      const PackedRow packed = {
+          storage_.packed, storage_.digit_blocks, count, tile, std::min(tile_rows, count - tile), row - tile, rests};
+      const bool fits = plan_.scheme == Scheme::bf16
+                            ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, packed)
+                            : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, digits,
+                                                  problem_.panel_bias(), packed);
+      storage_.wants_f32[row] = !fits || (with_rests && !fits_its_rests(*rests));
+      if (storage_.wants_f32[row] && plan_.scheme != Scheme::bf16) forget_rests(row, count);
+    }
+  });
+}
+
+PackedX RowPacker::pack_f32(int64_t count, int32_t* packed) const {
+  const int64_t height = kernel_.f32_tile_rows;
+  parallel_slices(storage_, threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
+    for (int64_t row = begin; row < end; ++row) {
+      load_row(storage_.row_of[row], scratch.row);
+      const int64_t tile = row / height * height, tile_rows = std::min(height, count - tile);
+      for (BlockSpan span = span_from(storage_.blocks, plan_.block_count, 0); span.count > 0;
+           span = span_from(storage_.blocks, plan_.block_count, span.last)) {
+        float* to = reinterpret_cast<float*>(packed) + span.k * count + span.count * tile + (row - tile);
+        for (int64_t i = 0; i < span.count; ++i) to[i * tile_rows] = scratch.row[span.k + i];
+      }
+    }
+  });
+  return {Scheme::f32, 1, packed, 0, count};
+}
+
+}  // namespace anynpu
