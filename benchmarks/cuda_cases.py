@@ -12,6 +12,7 @@ import torch
 from compressed_matmul import Problem as CompressedProblem
 from kv_cache import AttentionProblem
 from measure import Variant, copies_for
+from moe_tokens import TOLERANCE, ActivationProblem, RoutingProblem, activation_formula
 from problems import MatmulProblem, PackProblem
 
 import anynpu
@@ -307,6 +308,63 @@ def _experts_variants(problem: ExpertsProblem, device: torch.device) -> Iterator
     yield _rotated("anynpu", "W8A8", ours, (weight, scale), problem.expected, 1e-5, ends)
 
 
+@dataclass(frozen=True)
+class GroupedProblem(ExpertsProblem):
+    """The products alone, rounded to bfloat16."""
+
+    def expected(self) -> torch.Tensor:
+        args = self.arguments
+        rows = args["x"].float().split(args["group_list"].tolist())
+        experts = zip(rows, args["weight"], args["scale"], strict=True)
+        return torch.cat([own @ weight.float().t() * scale for own, weight, scale in experts])
+
+
+def _grouped_problems(quick: bool) -> Iterator[GroupedProblem]:
+    for tokens in (8,) if quick else (8, 64, 1024):
+        yield GroupedProblem(tokens)
+
+
+def _grouped_variants(problem: GroupedProblem, device: torch.device) -> Iterator[Variant]:
+    args = {name: value.to(device) for name, value in problem.arguments.items()}
+    idle = int((problem.arguments["group_list"] == 0).sum())
+    ends = args["x"].nbytes + 2 * 8 * problem.tokens * problem.n - idle * args["weight"][0].nbytes
+    options = {"split_item": 2, "group_type": 0, "group_list_type": 1, "output_dtype": torch.bfloat16}
+
+    def ours(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        weights = [weight.transpose(1, 2)]
+        return anynpu.grouped_matmul([args["x"]], weights, args["group_list"], scale=[scale], **options)[0]
+
+    yield _rotated("anynpu bf16", "W8A8", ours, (args["weight"], args["scale"]), problem.expected, _BF16, ends)
+
+
+def _routing_problems(quick: bool) -> Iterator[RoutingProblem]:
+    for m in (512,) if quick else (8, 512, 4096):
+        yield RoutingProblem(m, 4096, 64, 8)
+
+
+def _routing_variants(problem: RoutingProblem, device: torch.device) -> Iterator[Variant]:
+    args = {key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in problem.arguments.items()}  # fmt: skip
+    yield _rotated("anynpu", "bf16 to int8", lambda x: anynpu.moe_init_routing(x, **args)[0], (problem.x.to(device),),
+                   problem.expected, TOLERANCE, problem.moved)  # fmt: skip
+
+
+def _activation_problems(quick: bool) -> Iterator[ActivationProblem]:
+    for rows in (4096,) if quick else (64, 4096):
+        yield ActivationProblem(rows, 2048)
+
+
+def _activation_variants(problem: ActivationProblem, device: torch.device) -> Iterator[Variant]:
+    args = {key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in problem.arguments.items()}  # fmt: skip
+    compiled = torch.compile(activation_formula, dynamic=False)
+    functions = {"anynpu": lambda x: anynpu.dequant_swiglu_quant(x, **args)[0],
+                 "torch.compile of the formula": lambda x: compiled(x, **args)}  # fmt: skip
+    for name, function in functions.items():
+        yield _rotated(name, "int32 to int8", function, (problem.x.to(device),), problem.expected, TOLERANCE,
+                       problem.moved)  # fmt: skip
+
+
 def _compressed_problems(quick: bool) -> Iterator[CompressedProblem]:
     yield CompressedProblem(1, 4096, 4096)
     if not quick:
@@ -332,5 +390,8 @@ CASES = {
     "rope_kv_cache": Case(_rope_problems, _rope_variants, ("copy",)),
     "kv_cache_attention": Case(_attention_problems, _attention_variants, ("copy", "bf16")),
     "compressed_matmul": Case(_compressed_problems, _compressed_variants, ("copy",)),
+    "moe_init_routing": Case(_routing_problems, _routing_variants, ("copy",)),
+    "dequant_swiglu_quant": Case(_activation_problems, _activation_variants, ("copy",)),
+    "grouped_matmul": Case(_grouped_problems, _grouped_variants, ("copy", "int8")),
     "grouped_matmul_combine": Case(_experts_problems, _experts_variants, ("copy", "int8")),
 }

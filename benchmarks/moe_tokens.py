@@ -41,19 +41,18 @@ class RoutingProblem:
         experts = scores.topk(self.top_k).indices.int()
         return {"expert_idx": experts, "expert_num": self.experts, "expert_tokens_num_type": 1, "quant_mode": 1}
 
+    @property
+    def moved(self) -> int:
+        """Bytes read but for x, and written."""
+        return self.m * self.top_k * (4 + self.hidden + 4)
+
+    def expected(self) -> torch.Tensor:
+        """The rows."""
+        return anynpu.reference.moe_init_routing(self.x, **self.arguments)[0]
+
     def variant(self, name: str, function: Callable[..., torch.Tensor]) -> Variant:
-        """``function`` takes the arguments by name and returns the rows."""
-        rows = self.m * self.top_k
-        moved = self.x.nbytes + rows * (self.hidden + 4) + 4 * rows
-        return _variant(
-            name,
-            "bf16 to int8",
-            function,
-            self.x,
-            self.arguments,
-            lambda: anynpu.reference.moe_init_routing(self.x, **self.arguments)[0],
-            moved,
-        )
+        """``function`` takes x and the arguments by name and returns the rows."""
+        return _variant(name, "bf16 to int8", function, self)
 
 
 @dataclass(frozen=True)
@@ -86,34 +85,31 @@ class ActivationProblem:
             "quant_mode": 1,
         }
 
+    @property
+    def moved(self) -> int:
+        """Bytes read but for x, and written."""
+        return self.rows * (self.hidden + 8)
+
+    def expected(self) -> torch.Tensor:
+        """The codes."""
+        return anynpu.reference.dequant_swiglu_quant(self.x, **self.arguments)[0]
+
     def variant(self, name: str, function: Callable[..., torch.Tensor]) -> Variant:
-        """``function`` takes the arguments by name and returns the codes."""
-        moved = self.x.nbytes + self.rows * (self.hidden + 8)
-        return _variant(
-            name,
-            "int32 to int8",
-            function,
-            self.x,
-            self.arguments,
-            lambda: anynpu.reference.dequant_swiglu_quant(self.x, **self.arguments)[0],
-            moved,
-        )
+        """``function`` takes x and the arguments by name and returns the codes."""
+        return _variant(name, "int32 to int8", function, self)
+
+
+TOLERANCE = 2.0**-8  # a code may be one off at a tie
 
 
 def _variant(
-    name: str,
-    arithmetic: str,
-    function: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    arguments: dict[str, Any],
-    expected: Callable[[], torch.Tensor],
-    moved: int,
+    name: str, arithmetic: str, function: Callable[..., torch.Tensor], problem: RoutingProblem | ActivationProblem
 ) -> Variant:
     def call_with(x: torch.Tensor) -> Callable[[], torch.Tensor]:
-        return lambda: function(x, **arguments)
+        return lambda: function(x, **problem.arguments)
 
-    calls = [call_with(x.clone()) for _ in range(copies_for(x.nbytes))]
-    return Variant(name, arithmetic, calls, expected, tolerance=2.0**-8, bytes=moved)  # a code may be one off at a tie
+    calls = [call_with(problem.x.clone()) for _ in range(copies_for(problem.x.nbytes))]
+    return Variant(name, arithmetic, calls, problem.expected, TOLERANCE, problem.x.nbytes + problem.moved)
 
 
 def routing_problems(quick: bool) -> Iterator[RoutingProblem]:
@@ -159,13 +155,15 @@ def routing_peers(problem: RoutingProblem) -> Iterator[Variant]:
 def activation_peers(problem: ActivationProblem) -> Iterator[Variant]:
     """The formula in tensor operations."""
 
-    def with_tensor_operations(
-        x: torch.Tensor, weight_scale: torch.Tensor, activation_scale: torch.Tensor, **modes: int
-    ) -> torch.Tensor:
-        gate, linear = (x * weight_scale * activation_scale[:, None]).chunk(2, -1)
-        return _quantised(torch.nn.functional.silu(gate) * linear)[0]
+    yield problem.variant("torch eager", activation_formula)
 
-    yield problem.variant("torch eager", with_tensor_operations)
+
+def activation_formula(
+    x: torch.Tensor, weight_scale: torch.Tensor, activation_scale: torch.Tensor, **modes: int
+) -> torch.Tensor:
+    """The codes of dequant_swiglu_quant for the arguments of an ActivationProblem."""
+    gate, linear = (x * weight_scale * activation_scale[:, None]).chunk(2, -1)
+    return _quantised(torch.nn.functional.silu(gate) * linear)[0]
 
 
 def _quantised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

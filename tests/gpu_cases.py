@@ -8,27 +8,35 @@ import os
 import case_table
 import torch
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 
 def valid(operator: str, most: int = 60_000) -> list[case_table.Case]:
     """The valid calls of a table; in the interpreter those whose tensors have no more than ``most`` elements."""
     cases = [case for case in case_table.load(operator) if case.error is None]
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if not INTERPRETED:
         return cases
     return [case for case in cases if max(map(torch.numel, _tensors(case.args))) <= most]
 
 
 def _tensors(args: dict) -> list[torch.Tensor]:
-    return [value for value in args.values() if isinstance(value, torch.Tensor)]
+    """Those of the arguments, also in lists."""
+    values = [each for value in args.values() for each in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def on(device: torch.device, args: dict) -> dict:
     """Copies of the tensors on ``device``, of the same strides."""
-    return {name: _moved(device, value) if isinstance(value, torch.Tensor) else value for name, value in args.items()}
+    return {name: _moved(device, value) for name, value in args.items()}
 
 
-def _moved(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return copy.copy_(tensor)
+def _moved(device: torch.device, value: object) -> object:
+    if isinstance(value, list):
+        return [_moved(device, each) for each in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    return copy.copy_(value)
 
 
 def assert_within(result: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None) -> None:

@@ -137,7 +137,9 @@ def pretended_gpu(modules, monkeypatch):
 
 
 @pytest.mark.parametrize("operator", ["int4_pack", "weight_quant_matmul", "quant_matmul", "rope_kv_cache",
-                                      "kv_cache_attention", "compressed_matmul", "grouped_matmul_combine"])  # fmt: skip
+                                      "kv_cache_attention", "compressed_matmul", "moe_init_routing",
+                                      "dequant_swiglu_quant", "grouped_matmul",
+                                      "grouped_matmul_combine"])  # fmt: skip
 def test_every_variant_for_gpus_is_correct(operator, pretended_gpu):
     cases, problems = pretended_gpu["cuda_cases"], pretended_gpu["problems"]
     small = {
@@ -147,6 +149,9 @@ def test_every_variant_for_gpus_is_correct(operator, pretended_gpu):
         "rope_kv_cache": [cases.RopeProblem(5)],
         "kv_cache_attention": [cases.AttentionProblem(2, 1, (4, 2), 40), cases.AttentionProblem(1, 3, (4, 2), 40)],
         "compressed_matmul": [cases.CompressedProblem(1, 64, 32)],
+        "moe_init_routing": [cases.RoutingProblem(5, 64, 8, 2)],
+        "dequant_swiglu_quant": [cases.ActivationProblem(6, 32)],
+        "grouped_matmul": [cases.GroupedProblem(3, 40, 24, 4)],
         "grouped_matmul_combine": [cases.ExpertsProblem(3, 40, 24, 4)],
     }[operator]
     case, cpu = cases.CASES[operator], torch.device("cpu")

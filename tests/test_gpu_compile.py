@@ -118,6 +118,52 @@ CALLS |= {
         "mma.sync"),
 }  # fmt: skip
 
+
+def grouped_call(rows, weight, x=INT8, **options):
+    """A tensor [E, K, N] of weights for all rows."""
+    group_list = meta(weight.shape[0], dtype=torch.int64)
+    lists = ([meta(rows, 2048, dtype=x)], [weight], group_list)
+    return "grouped_matmul", lists, {"split_item": 2, "group_type": 0, "group_list_type": 1, **options}
+
+
+TOKENS = [meta(512, dtype=FP32)]
+CALLS |= {
+    "grouped_matmul, few rows": (
+        *grouped_call(512, EXPERTS8, scale=[SCALE8], per_token_scale=TOKENS, output_dtype=BF16), "mma.sync"),
+    "grouped_matmul, many rows": (
+        *grouped_call(8192, EXPERTS8.transpose(1, 2).contiguous().transpose(1, 2), scale=[SCALE8],
+                      bias=[meta(64, 7168, dtype=INT32)], output_dtype=HALF), "wgmma"),
+    "grouped_matmul, int4": (
+        *grouped_call(512, EXPERTS4, scale=[SCALE4], per_token_scale=TOKENS, output_dtype=BF16), "mma.sync"),
+    "grouped_matmul, int4 weights of halves": (
+        *grouped_call(512, EXPERTS4, HALF, antiquant_scale=[meta(64, 16, 7168)],
+                      antiquant_offset=[meta(64, 16, 7168)]), "mma.sync"),
+    "grouped_matmul, bfloat16": (*grouped_call(8192, meta(64, 2048, 7168, dtype=BF16), BF16), "wgmma"),
+    "grouped_matmul, float32": (*grouped_call(512, meta(64, 2048, 7168, dtype=FP32), FP32), "fma.rn.f32"),
+    "grouped_matmul, a single row": (*grouped_call(1, EXPERTS8, output_dtype=INT32), "mma.sync"),
+    "grouped_matmul, pairs": (
+        "grouped_matmul", ([meta(512, 2048, dtype=INT8)], [EXPERTS8], meta(9, 2, dtype=torch.int64)),
+        {"split_item": 2, "group_type": 0, "group_list_type": 2}, "mma.sync"),
+    "grouped_matmul, lists": (
+        "grouped_matmul", ([meta(3, 2048, dtype=INT8)] * 2, [meta(2048, 7168, dtype=INT8)] * 2,
+                           meta(2, dtype=torch.int64)), {"split_item": 2, "group_type": 0}, "mma.sync"),
+    "dequant_swiglu_quant": (
+        "dequant_swiglu_quant", (meta(8192, 4096, dtype=FP32),),
+        {"group_index": meta(64, dtype=torch.int64), "activate_left": True, "quant_mode": 1}, "ex2.approx"),
+    "dequant_swiglu_quant of int32": (
+        "dequant_swiglu_quant", (meta(8192, 28672, dtype=INT32), meta(28672, dtype=FP32), meta(8192, dtype=FP32)),
+        {"bias": meta(28672, dtype=INT32), "quant_scale": meta(14336, dtype=FP32), "quant_mode": 1}, "ex2.approx"),
+    "moe_init_routing": (
+        "moe_init_routing", (meta(1024, 2048, dtype=INT8), meta(1024, 8, dtype=INT32), meta(1024, dtype=FP32)),
+        {"expert_num": 64}, "st.global.v4"),
+    "moe_init_routing, dynamic and padded": (
+        "moe_init_routing", (meta(1024, 7168, dtype=BF16), meta(1024, 8, dtype=INT32), meta(64, 7168, dtype=FP32)),
+        {"expert_num": 64, "expert_capacity": 256, "drop_pad_mode": 1, "quant_mode": 1}, "div.rn.f32"),
+    "moe_init_routing, static": (
+        "moe_init_routing", (meta(1024, 7168), meta(1024, 8, dtype=INT32), meta(1, dtype=FP32), meta(1, dtype=FP32)),
+        {"expert_num": 64, "quant_mode": 0}, "cvt"),
+}  # fmt: skip
+
 CALLS["compressed_matmul"] = (
     "compressed_matmul",
     (meta(512, 4096, dtype=INT8), meta(1 << 25, dtype=INT8), meta(16 * 112 * 8, dtype=INT8),

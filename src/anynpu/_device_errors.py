@@ -49,13 +49,17 @@ def word(device: torch.device) -> torch.Tensor:
 
 def within(values: torch.Tensor, low: int, limit: int, rule: int) -> torch.Tensor:
     """``values`` cut to [low, limit), for operators made of tensor operations; notes the first that was outside."""
-    if values.numel() == 0:
-        return values
-    wrong = (values < low) | (values >= limit)
-    position = torch.arange(values.numel(), device=values.device).view(values.shape)
-    note = word(values.device)
-    note.copy_(torch.minimum(note, torch.where(wrong, position + rule, _NO_ERROR).min()))
+    note((values < low) | (values >= limit), rule)
     return values.clamp(low, max(low, limit - 1))
+
+
+def note(wrong: torch.Tensor, rule: int) -> None:
+    """Notes the first of ``wrong`` that is True as a position where ``rule`` is broken."""
+    if wrong.numel() == 0:
+        return
+    position = torch.arange(wrong.numel(), device=wrong.device).view(wrong.shape)
+    noted = word(wrong.device)
+    noted.copy_(torch.minimum(noted, torch.where(wrong, position + rule, _NO_ERROR).min()))
 
 
 def check_device_errors(device: torch.device | str | int | None = None) -> None:
@@ -88,13 +92,13 @@ def _as_device(device: torch.device | str | int) -> torch.device:
     return parsed
 
 
-def _check(note: torch.Tensor) -> None:
-    code = int(note)
+def _check(noted: torch.Tensor) -> None:
+    code = int(noted)
     if code == _NO_ERROR:
         return
-    note.fill_(_NO_ERROR)
+    noted.fill_(_NO_ERROR)
     rule, position = _rules[code >> _POSITION_BITS], code & (1 << _POSITION_BITS) - 1
     raise ValueError(
         f"{rule.operator}: every value of {rule.argument} {rule.sentence}, got another at flat position {position} "
-        f"on {note.device}"
+        f"on {noted.device}"
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -46,14 +46,11 @@ class Operator:
     # may be from the reference. None: equal bits.
     error_bound: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     # The module of the CUDA kernel, a function of the operator's name; imported by the first call, as it takes seconds.
-    cuda: str | None = None
+    cuda: str = field(kw_only=True)
 
     @cached_property
     def cuda_kernel(self) -> Callable:
         """The kernel for CUDA tensors."""
-        if self.cuda is None:
-            sentence = f"{self.name}: there is no CUDA kernel, expected tensors on the CPU, got some on a GPU"
-            raise NotImplementedError(sentence)
         try:
             return getattr(importlib.import_module(self.cuda), self.name)
         except ModuleNotFoundError as error:
@@ -124,8 +121,13 @@ def _on_cuda(operator: Operator) -> Callable:
 
 def _require_one_device(op: str, args: dict[str, Any]) -> None:
     """A kernel takes addresses, which mean nothing on another device."""
-    devices = {name: value.device for name, value in args.items() if isinstance(value, torch.Tensor)}
-    first, expected = next(iter(devices.items()))
-    for name, device in devices.items():
-        if device != expected:
-            raise ValueError(f"{op}: {name} must be on the device of {first}, {expected}, got {device}")
+    tensors = [
+        (name, tensor)
+        for name, value in args.items()
+        for tensor in (value if isinstance(value, list | tuple) else (value,))
+        if isinstance(tensor, torch.Tensor)
+    ]
+    first, expected = tensors[0][0], tensors[0][1].device
+    for name, tensor in tensors:
+        if tensor.device != expected:
+            raise ValueError(f"{op}: {name} must be on the device of {first}, {expected}, got {tensor.device}")

@@ -6,17 +6,15 @@ The interpreter has to be chosen before a kernel is imported: ../test_gpu.py run
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from gpu_cases import INTERPRETED
 
 import anynpu
 from anynpu._register import operators
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -166,7 +166,7 @@ def _grouped_matmul(x: Tensors, weight: Tensors, **options: Any) -> list[torch.T
     _grouped_matmul_code,
 )
 def _grouped_matmul_list(x: Tensors, weight: Tensors, **options: Any) -> list[torch.Tensor]:
-    options["group_list"] = torch.tensor(options["group_list"], dtype=torch.int64)
+    options["group_list"] = torch.tensor(options["group_list"], dtype=torch.int64, device=x[0].device if x else None)
     if options.get("group_type") is None:
         options["group_type"] = 0
     return anynpu.grouped_matmul(**_grouped_matmul_arguments(x, weight, **options))

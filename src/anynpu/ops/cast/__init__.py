@@ -8,7 +8,9 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.cast import cpu, reference, spec
 
-_cast = register(Operator("cast", spec.SCHEMA, spec.fake, cpu.cast, reference.cast, spec.samples))
+_cast = register(
+    Operator("cast", spec.SCHEMA, spec.fake, cpu.cast, reference.cast, spec.samples, cuda=f"{__name__}.composite")
+)
 
 
 def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

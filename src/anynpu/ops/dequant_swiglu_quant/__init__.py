@@ -17,6 +17,7 @@ _op = register(
         reference.dequant_swiglu_quant,
         spec.samples,
         reference.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 

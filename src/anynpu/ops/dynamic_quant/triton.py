@@ -17,12 +17,12 @@ _ROWS = 64  # read at once by it
 
 
 @triton.jit
-def _magnitude(value):
+def magnitude(value):
     return tl.where(value == value, tl.abs(value), 0.0)
 
 
 @triton.jit
-def _codes(value, scale):
+def codes_of(value, scale):
     """rint(value / scale); 0 where the scale is zero (then all values are, or NaN) or the quotient is NaN."""
     quotient = tl.div_rn(value, tl.where(scale == 0.0, 1.0, scale))
     return half_to_even(tl.where(quotient == quotient, quotient, 0.0)).to(tl.int32)
@@ -59,7 +59,7 @@ def _smooth_scales_of(row, smooth_ptr, group_index_ptr, group_stride, error_ptr,
 
 
 @triton.jit
-def _part_of_row(x_row, smooth_row, column, K, column_stride, SMOOTH: tl.constexpr):
+def part_of_row(x_row, smooth_row, column, K, column_stride, SMOOTH: tl.constexpr):
     value = tl.load(x_row + column.to(tl.int64) * column_stride, mask=column < K, other=0.0).to(tl.float32)
     if SMOOTH:
         value *= tl.load(smooth_row + column, mask=column < K, other=0.0).to(tl.float32)
@@ -67,11 +67,11 @@ def _part_of_row(x_row, smooth_row, column, K, column_stride, SMOOTH: tl.constex
 
 
 @triton.jit
-def _largest_of_row(x_row, smooth_row, K, column_stride, SMOOTH: tl.constexpr, BLOCK: tl.constexpr):
+def largest_of_row(x_row, smooth_row, K, column_stride, SMOOTH: tl.constexpr, BLOCK: tl.constexpr):
     largest = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, K, BLOCK):
         column = first + tl.arange(0, BLOCK)
-        largest = tl.maximum(largest, _magnitude(_part_of_row(x_row, smooth_row, column, K, column_stride, SMOOTH)))
+        largest = tl.maximum(largest, magnitude(part_of_row(x_row, smooth_row, column, K, column_stride, SMOOTH)))
     return tl.max(largest, axis=0)
 
 
@@ -89,7 +89,7 @@ def _token_kernel(x_ptr, smooth_ptr, group_index_ptr, error_ptr, y_ptr, scale_pt
         scale = tl.div_rn(tl.load(largest_ptr), MOST)
         tl.store(scale_ptr, scale, mask=row == 0)
     else:
-        largest = _largest_of_row(x_row, smooth_row, K, column_stride, SMOOTH, BLOCK)
+        largest = largest_of_row(x_row, smooth_row, K, column_stride, SMOOTH, BLOCK)
         if STEP == "largest":
             tl.atomic_max(largest_ptr, largest)
         else:
@@ -97,9 +97,9 @@ def _token_kernel(x_ptr, smooth_ptr, group_index_ptr, error_ptr, y_ptr, scale_pt
             tl.store(scale_ptr + row, scale)
     if STEP != "largest":
         for first in range(0, K, BLOCK):
-            value = _part_of_row(x_row, smooth_row, first + tl.arange(0, BLOCK), K, column_stride, SMOOTH)
+            value = part_of_row(x_row, smooth_row, first + tl.arange(0, BLOCK), K, column_stride, SMOOTH)
             one = tl.arange(0, 1)
-            _store(y_ptr, row + one, first, _codes(value, scale)[None, :], K, one == 0, 1, BLOCK, PACKED)
+            _store(y_ptr, row + one, first, codes_of(value, scale)[None, :], K, one == 0, 1, BLOCK, PACKED)
 
 
 @triton.jit
@@ -124,12 +124,14 @@ def _channel_kernel(x_ptr, smooth_ptr, y_ptr, scale_ptr, M, K, batch_stride, row
     for first_row in range(0, M, ROWS):
         row = first_row + tl.arange(0, ROWS)
         value = _rows_of_channels(x_columns, smooth_ptr, row, column, M, K, row_stride, SMOOTH)
-        largest = tl.maximum(largest, tl.max(_magnitude(value), axis=0))
+        largest = tl.maximum(largest, tl.max(magnitude(value), axis=0))
     scale = tl.div_rn(largest, MOST)
     tl.store(scale_ptr + batch * K + column, scale, mask=column < K)
     for first_row in range(0, M, ROWS):
         row = first_row + tl.arange(0, ROWS)
-        codes = _codes(_rows_of_channels(x_columns, smooth_ptr, row, column, M, K, row_stride, SMOOTH), scale[None, :])
+        codes = codes_of(
+            _rows_of_channels(x_columns, smooth_ptr, row, column, M, K, row_stride, SMOOTH), scale[None, :]
+        )
         _store(y_ptr, batch * M + row, first, codes, K, row < M, ROWS, BLOCK, PACKED)
 
 

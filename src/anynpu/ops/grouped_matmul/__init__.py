@@ -19,6 +19,7 @@ _op = register(
         reference.grouped_matmul,
         spec.samples,
         reference.error_bound,
+        cuda=f"{__name__}.triton",
     )
 )
 

@@ -10,6 +10,7 @@ import torch
 
 from anynpu._check import dtype_name, require, require_tensor
 from anynpu._register import Sample
+from anynpu.ops.grouped_matmul_combine.spec import MOST_K
 from anynpu.ops.grouped_matmul_combine.weights import pack_scale
 from anynpu.ops.int4_pack import int4_pack
 from anynpu.ops.weight_quant_matmul.spec import matrix_shape
@@ -203,6 +204,8 @@ def _require_parameters(x, weight, options, columns, mode) -> None:
     for index, n in enumerate(columns):
         lead = tuple(weight[index].shape[:-2])
         k = x[index if len(x) > 1 else 0].shape[-1]
+        if mode.name in ("int8", "int4"):
+            require(OP, 1 <= k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
         if options["bias"]:
             _require_columns("bias", options["bias"][index], (*lead, n), mode)
         if options["scale"] and mode.name == "int4":

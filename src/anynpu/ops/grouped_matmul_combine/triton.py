@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import ceil_divide, dot, encoded_scale, launch, nibbles, power_of_two, report, tile
+from anynpu._triton import ceil_divide, dot, encoded_scale, launch, nibbles, power_of_two, report, rounded, tile
+from anynpu._triton_groups import ends_of, groups_of, place_of, programs_for, rows_of_groups, store_bounds
 from anynpu.ops.grouped_matmul_combine.spec import COUNTS, OP, output_shape
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
 
 _GROUPS = _device_errors.new_rule(OP, "group_list", "must not be negative or decrease, nor go beyond the rows of x")
 _ROWS = _device_errors.new_rule(OP, "row_index", "must be a row of y")
-_PROGRAMS = 264  # two for each processor of an H100 or H200
 _BLOCK = 1024
 
 # How a weight is stored: int8, or int32 words of eight int4 along N, along K, or along K with groups that cut words.
@@ -26,32 +26,13 @@ INT8, WORDS_N, WORDS_K, CUT_WORDS_K = (tl.constexpr(number) for number in range(
 
 
 @triton.jit
-def _ends_of(group_list_ptr, error_ptr, M, RULE: tl.constexpr, COUNTS: tl.constexpr, E: tl.constexpr,
-             EXPERTS: tl.constexpr):  # fmt: skip
-    """Behind the last row of each expert; all 0 if the list is wrong."""
-    expert = tl.arange(0, EXPERTS)
-    entry = tl.load(group_list_ptr + expert, mask=expert < E, other=0)
-    entry = tl.minimum(tl.maximum(entry, -1), M.to(tl.int64) + 1)  # so that sums cannot overflow
-    if COUNTS:
-        end = tl.cumsum(tl.maximum(entry, 0), axis=0)
-        wrong = (entry < 0) | (end > M)
-    else:
-        before = tl.load(group_list_ptr + expert - 1, mask=(expert > 0) & (expert < E), other=0)
-        end, wrong = entry, (entry < before) | (entry < 0) | (entry > M)
-    wrong &= expert < E
-    report(error_ptr, RULE, wrong, expert)
-    return tl.where(tl.sum(wrong.to(tl.int32), axis=0) > 0, 0, end).to(tl.int32)
-
-
-@triton.jit
-def _targets_kernel(group_list_ptr, row_index_ptr, ends_ptr, target_ptr, error_ptr, M, batch, GROUPS: tl.constexpr,
-                    ROWS: tl.constexpr, COUNTS: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr,
+def _targets_kernel(group_list_ptr, row_index_ptr, bounds_ptr, target_ptr, error_ptr, M, batch, RULE: tl.constexpr,
+                    ROWS: tl.constexpr, COUNTS: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr,
                     BLOCK: tl.constexpr):  # fmt: skip
-    """The ends of the experts; and the row of y of each row of x, ``batch`` for rows that have none."""
-    end = _ends_of(group_list_ptr, error_ptr, M, GROUPS, COUNTS, E, EXPERTS)
-    expert = tl.arange(0, EXPERTS)
-    tl.store(ends_ptr + expert, end, mask=expert < E)
-    last = tl.max(tl.where(expert < E, end, 0), axis=0)
+    """The bounds of the experts' rows; and the row of y of each row of x, ``batch`` for rows that have none."""
+    end = ends_of(group_list_ptr, error_ptr, M, RULE, COUNTS, G, GROUPS)
+    store_bounds(bounds_ptr, end, G, GROUPS)
+    last = tl.max(tl.where(tl.arange(0, GROUPS) < G, end, 0), axis=0)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     index = tl.load(row_index_ptr + row, mask=row < last, other=0)
     in_y = (index >= 0) & (index < batch)
@@ -79,35 +60,22 @@ def _weight_tile(weight, first_k, end, first_column, N, k_stride, column_stride,
 
 
 @triton.jit
-def _place_of(row_tile, end, E: tl.constexpr, EXPERTS: tl.constexpr, BM: tl.constexpr, first):
-    """The expert of a tile of rows, the tile's first row and the end of the expert's, which begin at ``first``."""
-    tiles = tl.cdiv(end - first, BM)
-    tiles_so_far = tl.cumsum(tiles, axis=0)
-    expert = tl.sum((tiles_so_far <= row_tile).to(tl.int32), axis=0)
-    this = tl.arange(0, EXPERTS) == expert
-    within = row_tile - tl.sum(tl.where(this, tiles_so_far - tiles, 0), axis=0)
-    return expert, tl.sum(tl.where(this, first, 0), axis=0) + within * BM, tl.sum(tl.where(this, end, 0), axis=0)
-
-
-@triton.jit
-def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, ends_ptr, bias_ptr, offset_ptr, token_ptr, logit_ptr, value_ptr, N, K,
-                   G, size, x_row, x_k, weight_expert, weight_k, weight_column, STORED: tl.constexpr,
+def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, bounds_ptr, bias_ptr, offset_ptr, token_ptr, logit_ptr, value_ptr, N,
+                   scale_groups, size, x_row, x_k, weight_expert, weight_k, weight_column, STORED: tl.constexpr,
                    WHOLE: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, TOKEN: tl.constexpr,
-                   LOGIT: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr, PROGRAMS: tl.constexpr,
+                   LOGIT: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, PROGRAMS: tl.constexpr,
                    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """Tiles of all experts' rows, shared out among PROGRAMS. A group of ``size`` k has a row of scales."""
-    expert = tl.arange(0, EXPERTS)
-    end = tl.load(ends_ptr + expert, mask=expert < E, other=0)
-    first = tl.load(ends_ptr + expert - 1, mask=(expert > 0) & (expert < E), other=0)
+    """Tiles of all experts' rows, shared out among PROGRAMS. A scale group of ``size`` k has a row of scales."""
+    first, end = rows_of_groups(bounds_ptr, G, GROUPS)
     row_tiles, column_tiles = tl.sum(tl.cdiv(end - first, BM), axis=0), tl.cdiv(N, BN)
     for number in range(tl.program_id(0), row_tiles * column_tiles, PROGRAMS):
-        its_expert, first_row, end_row = _place_of(number // column_tiles, end, E, EXPERTS, BM, first)
+        its_expert, first_row, end_row = place_of(number // column_tiles, first, end, GROUPS, BM)
         first_column = number % column_tiles * BN
         row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
         weight = weight_ptr + its_expert.to(tl.int64) * weight_expert
         value = tl.zeros((BM, BN), tl.float32)
         row_sums = tl.zeros((BM,), tl.int32)
-        for group in range(0, G):
+        for group in range(0, scale_groups):
             sums = tl.zeros((BM, BN), tl.int32)
             weight_sums = tl.zeros((16, BN), tl.int32)
             for step in range(0, tl.cdiv(size, BK)):
@@ -120,7 +88,9 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, ends_ptr, bias_ptr, offset_ptr,
                     weight_sums = dot(tl.full((16, BK), -8, tl.int8), b, weight_sums)
                 if OFFSET:
                     row_sums += tl.sum(a.to(tl.int32), axis=1)
-            scale = tl.load(scale_ptr + (its_expert.to(tl.int64) * G + group) * N + column, mask=column < N, other=0)
+            scale = tl.load(
+                scale_ptr + (its_expert.to(tl.int64) * scale_groups + group) * N + column, mask=column < N, other=0
+            )
             if STORED == INT8:
                 scale = scale.to(tl.float32)
             else:
@@ -137,7 +107,8 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, ends_ptr, bias_ptr, offset_ptr,
             value *= tl.load(token_ptr + row, mask=row < end_row, other=0.0)[:, None]
         if LOGIT:
             value *= tl.load(logit_ptr + row, mask=row < end_row, other=0.0)[:, None]
-        tl.store(value_ptr + row.to(tl.int64)[:, None] * N + column[None, :], value,
+        tl.store(value_ptr + row.to(tl.int64)[:, None] * N + column[None, :],
+                 rounded(value, value_ptr.dtype.element_ty),
                  mask=(row < end_row)[:, None] & (column < N)[None, :])  # fmt: skip
 
 
@@ -183,12 +154,12 @@ def grouped_matmul_combine(
     if y.numel() == 0:
         return y
     m, experts = x.shape[0], weight.shape[0]
-    bucket = {"E": experts, "EXPERTS": power_of_two(experts, 1, 1 << 20)}
-    ends, target = (torch.empty(count, dtype=torch.int32, device=x.device) for count in (experts, m))
-    launch(_targets_kernel, max(1, ceil_divide(m, _BLOCK)), group_list, row_index, ends, target,
-           _device_errors.word(x.device), m, batch, GROUPS=_GROUPS, ROWS=_ROWS, COUNTS=group_list_type == COUNTS,
-           BLOCK=_BLOCK, **bucket)  # fmt: skip
-    values = _values(x, weight, scale, ends, bias, offset, pertoken_scale, logit, n, bucket)
+    bounds, target = (torch.empty(count, dtype=torch.int32, device=x.device) for count in (experts + 1, m))
+    launch(_targets_kernel, max(1, ceil_divide(m, _BLOCK)), group_list, row_index, bounds, target,
+           _device_errors.word(x.device), m, batch, RULE=_GROUPS, ROWS=_ROWS, COUNTS=group_list_type == COUNTS,
+           BLOCK=_BLOCK, **groups_of(experts))  # fmt: skip
+    values = x.new_empty((m, n), dtype=torch.float32)
+    multiply(values, x, weight, scale, bounds, bias, offset, pertoken_scale, logit)
     by_target = torch.sort(target, stable=True)
     rows = torch.arange(batch + 1, dtype=torch.int32, device=x.device)
     begin = torch.searchsorted(by_target.values, rows, out_int32=True)
@@ -198,38 +169,33 @@ def grouped_matmul_combine(
     return y
 
 
-def _values(
+def multiply(
+    values: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor,
-    ends: torch.Tensor,
+    bounds: torch.Tensor,
     bias: torch.Tensor | None,
     offset: torch.Tensor | None,
     pertoken_scale: torch.Tensor | None,
     logit: torch.Tensor | None,
-    n: int,
-    bucket: dict[str, int],
-) -> torch.Tensor:
-    """float32 [M, N]: what the experts make of their rows, times the factors of the rows."""
-    m, k = x.shape
-    experts = weight.shape[0]
-    values = x.new_empty((m, n), dtype=torch.float32)
+) -> None:
+    """Into values [M, N] what the experts make of their rows, separated by bounds [E + 1], times the rows' factors."""
+    (m, n), k, experts = values.shape, x.shape[1], weight.shape[0]
     groups = 1 if weight.dtype == torch.int8 else scale.shape[1]
     stored = INT8 if weight.dtype == torch.int8 else WORDS_K if is_transposed(weight, k) else WORDS_N
     if stored == WORDS_K and k // groups % 8:
         stored = CUT_WORDS_K
     block = _tile(ceil_divide(m, experts), k // groups, weight.dtype)
-    tiles = (ceil_divide(m, block["BM"]) + experts) * ceil_divide(n, block["BN"])  # at most
-    programs = min(_PROGRAMS, tiles)
+    programs = programs_for(m, n, experts, block)
     words = scale.view(torch.int64) if scale.dtype == torch.uint64 else scale
     present = [values if value is None else value for value in (bias, offset, pertoken_scale, logit)]
     launch(
-        _matmul_kernel, programs, x, weight, words, ends, *present, values, n, k, groups, k // groups, *x.stride(),
+        _matmul_kernel, programs, x, weight, words, bounds, *present, values, n, groups, k // groups, *x.stride(),
         *weight.stride(), STORED=stored.value, WHOLE=k // groups % block["BK"] == 0, BIAS=bias is not None,
         OFFSET=offset is not None, TOKEN=pertoken_scale is not None, LOGIT=logit is not None, PROGRAMS=programs,
-        **bucket, **block,
+        **groups_of(experts), **block,
     )  # fmt: skip
-    return values
 
 
 def _tile(rows: int, group: int, dtype: torch.dtype) -> dict[str, int]:

@@ -11,7 +11,15 @@ from anynpu._register import Operator, register
 from anynpu.ops.moe_init_routing import cpu, reference, spec
 
 _op = register(
-    Operator(spec.OP, spec.SCHEMA, spec.fake, cpu.moe_init_routing, reference.moe_init_routing, spec.samples)
+    Operator(
+        spec.OP,
+        spec.SCHEMA,
+        spec.fake,
+        cpu.moe_init_routing,
+        reference.moe_init_routing,
+        spec.samples,
+        cuda=f"{__name__}.triton",
+    )
 )
 
 

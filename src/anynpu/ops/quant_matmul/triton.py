@@ -31,18 +31,19 @@ def _column_values(ptr, column, N, SINGLE: tl.constexpr):
 
 
 @triton.jit
-def _store(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr, error_ptr,
-           RULE: tl.constexpr, SCALES: tl.constexpr, OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr,
-           BIAS: tl.constexpr):  # fmt: skip
+def store_scaled(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr, first_bias,
+                 error_ptr, RULE: tl.constexpr, SCALES: tl.constexpr, OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr,
+                 BIAS: tl.constexpr):  # fmt: skip
     """The epilogue of a tile of exact sums. SCALES, OFFSETS: 0 none, 1 for all columns, 2 one a column."""
     dtype: tl.constexpr = y.dtype.scalar.element_ty
     float_bias: tl.constexpr = BIAS and bias_ptr.dtype.element_ty != tl.int32
     words: tl.constexpr = scale_ptr.dtype.element_ty == tl.int64
     if BIAS:
-        bias = tl.load(bias_ptr + column, mask=column < N, other=0)
+        place = first_bias + column
+        bias = tl.load(bias_ptr + place, mask=column < N, other=0)
         if not float_bias:
             most = 0x7FFFFFFF - K * 16384
-            report(error_ptr, RULE, (bias > most) | (bias < -most), column)
+            report(error_ptr, RULE, (bias > most) | (bias < -most), place)
             sums += bias[None, :]
     if dtype == tl.int32:
         tl.store(y, sums, mask=inside)
@@ -89,8 +90,8 @@ def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_pt
         x1 += BK * x1_k
         x2 += BK * x2_k
     y = y_ptr + (batch * M + row)[:, None] * N + column[None, :]
-    _store(y, x1_inside & x2_inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr,
-           bias_ptr + batch * bias_batch, error_ptr, RULE, SCALES, OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
+    store_scaled(y, x1_inside & x2_inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr,
+                 batch * bias_batch, error_ptr, RULE, SCALES, OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
 
 
 def quant_matmul(

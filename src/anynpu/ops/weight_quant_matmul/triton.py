@@ -44,8 +44,8 @@ _DEPTH = tl.constexpr(4)  # k of a thread that _row_kernel has under way
 _EXPONENT_OF_ONES = 150  # of a float32 whose last place is 1
 _MAGIC = {torch.float16: 0x64086408, torch.bfloat16: 0x43084308}  # two powers of two whose last place is 1, plus 8
 
-# How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32.
-INT8, WORDS_N, WORDS_K, CELLS4, CELLS8 = (tl.constexpr(number) for number in range(5))
+# How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32; as x is.
+INT8, WORDS_N, WORDS_K, CELLS4, CELLS8, FLOATS = (tl.constexpr(number) for number in range(6))
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _cells(blob, first_k, first_column, K, N, BITS: tl.constexpr, BK: tl.constex
 @triton.jit
 def _weight_tile(weight, first_k, first_column, K, N, k_stride, column_stride, STORED: tl.constexpr,
                  WHOLE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
-    """Integers [BK, BN] as dtype; the strides are those of the stored elements."""
+    """Values [BK, BN] as dtype; the strides are those of the stored elements."""
     if STORED == WORDS_N:
         return int4_to(
             nibbles(weight, first_k, first_column, K, N, k_stride, column_stride, False, WHOLE, BK, BN), dtype
@@ -78,8 +78,8 @@ def _weight_tile(weight, first_k, first_column, K, N, k_stride, column_stride, S
     elif STORED == CELLS8:
         return _cells(weight, first_k, first_column, K, N, 8, BK, BN).to(tl.float32).to(dtype)
     else:
-        bytes = tile(weight, first_k, first_column, K, N, k_stride, column_stride, WHOLE, False, BK, BN)
-        return bytes.to(tl.float32).to(dtype)
+        values = tile(weight, first_k, first_column, K, N, k_stride, column_stride, WHOLE, False, BK, BN)
+        return values if STORED == FLOATS else values.to(tl.float32).to(dtype)
 
 
 @triton.jit
@@ -146,6 +146,39 @@ def _check_header(blob, K, N, error_ptr, RULE: tl.constexpr, BITS: tl.constexpr)
         report(error_ptr, RULE, tl.load(blob + place).to(tl.int64) != _header_byte(place, K, N, BITS), place)
 
 
+@triton.jit
+def scaled_sums(x, weight, scale_ptr, offset_ptr, first_row, end_row, first_column, N, first_k, end_k, K, group_size,
+                x_row, x_k, weight_k, weight_column, scale_group, scale_column, offset_group, offset_column,
+                STORED: tl.constexpr, WHOLE: tl.constexpr, GROUPS: tl.constexpr, OFFSET: tl.constexpr, BM: tl.constexpr,
+                BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """float32 [BM, BN]: the products of k in [first_k, end_k), scaled. BK divides first_k, group_size and (WHOLE) K."""
+    column = first_column + tl.arange(0, BN)
+    sums, row_sums = tl.zeros((BM, BN), tl.float32), tl.zeros((BM,), tl.float32)
+    for step in range(0, tl.cdiv(end_k - first_k, BK)):
+        k = first_k + step * BK
+        a = tile(x, first_row, k, end_row, K, x_row, x_k, False, WHOLE, BM, BK)
+        b = _weight_tile(weight, k, first_column, K, N, weight_k, weight_column, STORED, WHOLE, BK, BN, a.dtype)
+        if OFFSET:
+            step_row_sums = tl.sum(a.to(tl.float32), axis=1)
+        if GROUPS:
+            group = k // group_size
+            products = dot(a, b, tl.zeros((BM, BN), tl.float32))
+            if OFFSET:
+                offsets = _factors(offset_ptr, group, column, N, offset_group, offset_column)
+                products += step_row_sums[:, None] * offsets[None, :]
+            sums += products * _factors(scale_ptr, group, column, N, scale_group, scale_column)[None, :]
+        else:
+            sums = dot(a, b, sums)
+            if OFFSET:
+                row_sums += step_row_sums
+    if not GROUPS:
+        if OFFSET:
+            sums += row_sums[:, None] * _factors(offset_ptr, 0, column, N, offset_group, offset_column)[None, :]
+        if STORED != FLOATS:
+            sums *= _factors(scale_ptr, 0, column, N, scale_group, scale_column)[None, :]
+    return sums
+
+
 @triton.jit(do_not_specialize=["M", "count", "parts"])
 def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr,
                    parts_ptr, error_ptr, M, N, K, count, group_size, part_k, parts, x_batch, x_row, x_k, weight_batch,
@@ -160,28 +193,10 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
     x, weight = x_ptr + batch * x_batch, weight_ptr + batch * weight_batch
     if STORED == CELLS4 or STORED == CELLS8:
         _check_header(weight, K, N, error_ptr, RULE, 4 if STORED == CELLS4 else 8)
-    sums, row_sums = tl.zeros((BM, BN), tl.float32), tl.zeros((BM,), tl.float32)
-    for step in range(0, tl.cdiv(tl.minimum(part_k, K - part * part_k), BK)):
-        first_k = part * part_k + step * BK
-        a = tile(x, first_row, first_k, M, K, x_row, x_k, False, WHOLE, BM, BK)
-        b = _weight_tile(weight, first_k, first_column, K, N, weight_k, weight_column, STORED, WHOLE, BK, BN, a.dtype)
-        if OFFSET:
-            step_row_sums = tl.sum(a.to(tl.float32), axis=1)
-        if GROUPS:
-            group = first_k // group_size
-            products = dot(a, b, tl.zeros((BM, BN), tl.float32))
-            if OFFSET:
-                offsets = _factors(offset_ptr, group, column, N, offset_group, offset_column)
-                products += step_row_sums[:, None] * offsets[None, :]
-            sums += products * _factors(scale_ptr, group, column, N, scale_group, scale_column)[None, :]
-        else:
-            sums = dot(a, b, sums)
-            if OFFSET:
-                row_sums += step_row_sums
-    if not GROUPS:
-        if OFFSET:
-            sums += row_sums[:, None] * _factors(offset_ptr, 0, column, N, offset_group, offset_column)[None, :]
-        sums *= _factors(scale_ptr, 0, column, N, scale_group, scale_column)[None, :]
+    sums = scaled_sums(x, weight, scale_ptr, offset_ptr, first_row, M, first_column, N, part * part_k,
+                       tl.minimum(K, (part + 1) * part_k), K, group_size, x_row, x_k, weight_k, weight_column,
+                       scale_group, scale_column, offset_group, offset_column, STORED, WHOLE, GROUPS, OFFSET, BM, BN,
+                       BK)  # fmt: skip
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
     _finish_or_keep(y_ptr, parts_ptr, place, part, count, sums, column[None, :], inside, bias_ptr, quant_scale_ptr,

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA kernels of moe_init_routing: torch sorts the slots, a program for each row of the result makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from anynpu._triton import ceil_divide, launch, power_of_two, rounded
+from anynpu.ops.dynamic_quant.triton import codes_of, largest_of_row, part_of_row
+from anynpu.ops.moe_init_routing.spec import COUNTS, DYNAMIC, PAIRS, RUNNING_SUMS, STATIC, Plan, plan
+
+_LAST = 2**31 - 1
+_BLOCK = 1024
+
+
+@triton.jit
+def _index_kernel(sorted_ptr, order_ptr, bounds_ptr, row_idx_ptr, slots, first_expert, experts, capacity,
+                  PADDED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """For each slot the row that it goes to, -1 for none."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    routed, row = place < tl.load(bounds_ptr + experts), place
+    if PADDED:
+        expert = tl.load(sorted_ptr + place, mask=routed, other=0) - first_expert
+        within = place - tl.load(bounds_ptr + expert, mask=routed, other=0)
+        row = expert * capacity + within
+        routed &= within < capacity
+    slot = tl.load(order_ptr + place, mask=place < slots, other=0)
+    tl.store(row_idx_ptr + slot, tl.where(routed, row, -1), mask=place < slots)
+
+
+@triton.jit
+def _row_kernel(x_ptr, sorted_ptr, order_ptr, bounds_ptr, scale_ptr, offset_ptr, y_ptr, row_scale_ptr, choices, width,
+                first_expert, experts, capacity, x_row, x_column, smooth_row, PADDED: tl.constexpr, SCALE: tl.constexpr,
+                MODE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """One row of expanded_x and its scale: of a token, or zeros."""
+    row = tl.program_id(0)
+    if PADDED:
+        place = tl.load(bounds_ptr + row // capacity) + row % capacity
+        filled = place < tl.load(bounds_ptr + row // capacity + 1)
+    else:
+        place, filled = row, row < tl.load(bounds_ptr + experts)
+    end = tl.where(filled, width, 0)
+    token = tl.load(order_ptr + place, mask=filled, other=0) // choices
+    x = x_ptr + token * x_row
+    y = y_ptr + row.to(tl.int64) * width
+    scale = 0.0
+    if MODE == "dynamic":
+        expert = tl.load(sorted_ptr + place, mask=filled, other=first_expert) - first_expert
+        smooth = scale_ptr + expert.to(tl.int64) * smooth_row
+        largest = largest_of_row(x, smooth, end, x_column, SCALE, BLOCK)
+        scale = tl.div_rn(largest, 127.0)
+    elif MODE == "none" and SCALE:
+        scale = tl.load(scale_ptr + token, mask=filled, other=0.0)
+    tl.store(row_scale_ptr + row, scale)
+    for first in range(0, width, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < end
+        if MODE == "none":
+            value = tl.load(x + column.to(tl.int64) * x_column, mask=inside, other=0)
+        elif MODE == "static":
+            # The product is exact in float64: rounding it keeps the compiler from joining it with the sum.
+            product = tl.load(x + column.to(tl.int64) * x_column, mask=inside, other=0.0).to(tl.float64)
+            product *= tl.load(scale_ptr).to(tl.float64)
+            value = rounded(product.to(tl.float32) + tl.load(offset_ptr), tl.int8)
+        else:
+            value = codes_of(part_of_row(x, smooth, column, end, x_column, SCALE), scale)
+        tl.store(y + column, tl.where(inside, value, 0).to(y_ptr.dtype.element_ty), mask=column < width)
+
+
+def moe_init_routing(
+    x: torch.Tensor,
+    expert_idx: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    active_num: int = -1,
+    expert_capacity: int = -1,
+    expert_num: int = -1,
+    drop_pad_mode: int = 0,
+    expert_tokens_num_type: int = 0,
+    quant_mode: int = -1,
+    active_expert_range: Sequence[int] | None = None,
+    row_idx_type: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See ``anynpu.moe_init_routing``."""
+    made = plan(
+        x, expert_idx, scale, offset, active_num, expert_capacity, expert_num, drop_pad_mode,
+        expert_tokens_num_type, quant_mode, active_expert_range, row_idx_type,
+    )  # fmt: skip
+    ids = expert_idx.reshape(-1)
+    by_expert = torch.sort(torch.where(ids < made.first, _LAST, ids), stable=True)
+    range_ = torch.arange(made.first, made.last + 1, dtype=torch.int32, device=x.device)
+    bounds = torch.searchsorted(by_expert.values, range_, out_int32=True)
+    expanded_x = x.new_empty(made.expanded_x, dtype=made.dtype)
+    expanded_scale = x.new_empty(made.rows, dtype=torch.float32)
+    sorted_slots = (by_expert.values, by_expert.indices, bounds)
+    places = (made.first, made.last - made.first, expert_capacity)
+    parameters = [expanded_scale if value is None else value.contiguous() for value in (scale, offset)]
+    smooth_row = x.shape[1] if quant_mode == DYNAMIC and scale is not None and scale.shape[0] > 1 else 0
+    launch(
+        _row_kernel, made.rows, x, *sorted_slots, *parameters, expanded_x, expanded_scale, expert_idx.shape[1],
+        x.shape[1], *places, *x.stride(), smooth_row, PADDED=drop_pad_mode == 1, SCALE=scale is not None,
+        MODE={STATIC: "static", DYNAMIC: "dynamic"}.get(quant_mode, "none"),
+        BLOCK=power_of_two(x.shape[1], 16, 4096),
+    )  # fmt: skip
+    kind = COUNTS if drop_pad_mode == 1 else expert_tokens_num_type
+    tokens = _expert_tokens(bounds.long(), made, kind)
+    if row_idx_type == 1:
+        return expanded_x, by_expert.indices.int(), tokens, expanded_scale
+    row_idx = torch.empty(made.row_idx, dtype=torch.int32, device=x.device)
+    launch(_index_kernel, ceil_divide(made.row_idx, _BLOCK), *sorted_slots, row_idx, made.row_idx, *places,
+           PADDED=drop_pad_mode == 1, BLOCK=_BLOCK)  # fmt: skip
+    return expanded_x, row_idx, tokens, expanded_scale
+
+
+def _expert_tokens(bounds: torch.Tensor, made: Plan, kind: int) -> torch.Tensor:
+    if kind == RUNNING_SUMS:
+        return bounds[1:]
+    counts = bounds.diff()
+    if kind != PAIRS:
+        return counts
+    experts = torch.arange(made.first, made.last, device=bounds.device)
+    pairs = torch.stack([torch.where(counts > 0, experts, 0), counts], 1)
+    busy_first = torch.sort((counts == 0).int(), stable=True).indices
+    return torch.cat([pairs[busy_first], pairs.new_zeros(made.tokens[0] - len(counts), 2)])
