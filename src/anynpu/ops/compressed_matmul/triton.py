@@ -19,17 +19,22 @@ from anynpu.ops.quant_matmul.triton import multiply
 
 _BLOCK = _device_errors.new_rule(OP, "the index (a block of 8 bytes)", "must belong to a sound block of this matrix")
 _BIAS = _device_errors.new_rule(OP, "bias", "must be so small that int32 sums cannot overflow")
-_CHUNK = 4096  # codes at once
 _ENTRIES = 1024  # of the index at once
+_WARPS = 4
 
 BLOCK_K, BLOCK_N, PANEL = (tl.constexpr(size) for size in (256, 128, 64))
 RAW, CONSTANT, CODED = (tl.constexpr(kind) for kind in range(3))
 _MARK1, _MARK2 = (tl.constexpr(mark) for mark in MARKS)
 _MIX = tl.constexpr(0x9E3779B1)
 _SEED_MIX = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)
-# Scratch of a block: the symbols of two levels, which bytes the ranks stand for, the bases of the classes.
-_SYMBOLS, _MORE_SYMBOLS, _BYTES, _BASES = (tl.constexpr(place) for place in (0, 16384, 24576, 24832))
-_SCRATCH = 24832 + 16
+_STEPS = tl.constexpr(16)  # of 4 k, and 64 columns, at once
+_AT_ONCE = tl.constexpr(512)  # words of eight codes; as many are in _STEPS
+_AHEAD = tl.constexpr(8)  # pieces of a payload that are on their way to the checksum
+# Scratch of a block in words: the symbols of two levels, the classes of all value tables, those of another level, the
+# bytes that ranks stand for, the lanes of the checksum.
+_SYMBOLS, _MORE_SYMBOLS, _TABLES, _CLASSES, _BYTES, _LANES, _SCRATCH = (
+    tl.constexpr(place) for place in (0, 4096, 6144, 6656, 6672, 6928, 6992)
+)
 
 
 @triton.jit
@@ -51,21 +56,29 @@ def _lengths(index_ptr, block, real):
 
 
 @triton.jit
-def _checksum(words, length, seed, scratch):
+def _mixed(state, word):
+    state ^= word
+    return ((state << 13) | (state >> 19)) * _MIX
+
+
+@triton.jit
+def _checksum(words, length, seed, lanes):
     """Of a payload, whose bytes ``words`` holds by four."""
     lane = tl.arange(0, 64)
-    state = (lane + seed) & 0xFFFFFFFF
-    for piece in range(0, length // 256 + 1):
-        word = piece * 64 + lane
-        state ^= tl.load(words + word, mask=word < length // 4, other=0).to(tl.int64) & 0xFFFFFFFF
-        state = (((state << 13) | (state >> 19)) & 0xFFFFFFFF) * _MIX & 0xFFFFFFFF
-    tl.store(scratch + lane, state)
+    state, whole = lane.to(tl.uint32) + seed, length // 256 // _AHEAD * _AHEAD
+    for first in range(0, whole, _AHEAD):
+        for ahead in tl.static_range(_AHEAD):
+            state = _mixed(state, tl.load(words + (first + ahead) * 64 + lane).to(tl.uint32, bitcast=True))
+    for piece in range(whole, length // 256 + 1):
+        place = piece * 64 + lane
+        word = tl.load(words + place, mask=place < length // 4, other=0)
+        state = _mixed(state, word.to(tl.uint32, bitcast=True))
+    tl.store(lanes + lane, state.to(tl.int32, bitcast=True))
     tl.debug_barrier()
-    value = seed ^ length
-    for number in range(0, 64):
-        value ^= tl.load(scratch + number)
-        value = (((value << 13) | (value >> 19)) & 0xFFFFFFFF) * _MIX & 0xFFFFFFFF
-    tl.debug_barrier()
+    value = seed ^ length.to(tl.uint32)
+    for first in range(0, 64, _AHEAD):
+        for ahead in tl.static_range(_AHEAD):
+            value = _mixed(value, tl.load(lanes + first + ahead).to(tl.uint32, bitcast=True))
     return value ^ (value >> 16)
 
 
@@ -75,71 +88,226 @@ def _seed(seed_of_matrix, block, kind):
     seed ^= (seed >> 32) & 0xFFFFFFFF
     seed = (seed ^ kind) * _SEED_MIX
     seed ^= (seed >> 32) & 0xFFFFFFFF
-    return seed & 0xFFFFFFFF
+    return seed.to(tl.uint32)
 
 
 @triton.jit
 def _nibble(ptr, place, inside):
     """Nibble ``place``, the even ones low, of packed nibbles."""
-    byte = tl.load(ptr + place // 2, mask=inside, other=0).to(tl.int32)
-    return (byte >> (4 * (place % 2))) & 15
+    byte = tl.load(ptr + place // 2, mask=inside, other=0).to(tl.uint32)
+    return (byte >> (4 * (place % 2)).to(tl.uint32)) & 15
 
 
 @triton.jit
-def _extra(extras, position, bits, size):
-    """``bits`` bits from bit ``position`` on, of ``size`` bytes."""
-    at = position // 8
-    low = tl.load(extras + at, mask=at < size, other=0).to(tl.int32)
-    high = tl.load(extras + at + 1, mask=at + 1 < size, other=0).to(tl.int32)
-    return ((low | (high << 8)) >> (position % 8)) & ((1 << bits) - 1)
+def _word(words, place, end):
+    return tl.load(words + place, mask=place < end, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
 
 
 @triton.jit
-def _store_values(weight_ptr, value, place, steps, first_k, first_n, n, k, inside):
-    """Values by their place in the order [panel][step][column][k] into the weight [N, K]."""
-    column = first_n + place // (steps * 256) * PANEL + place % 256 // 4
-    at_k = first_k + place // 256 % steps * 4 + place % 4
-    tl.store(weight_ptr + column.to(tl.int64) * k + at_k, value.to(tl.int8), mask=inside & (column < n) & (at_k < k))
+def _bits_from(words, bit, end):
+    """The 64 bits from ``bit`` on of a payload of ``end`` words, 0 behind it."""
+    place, shift = bit >> 5, (bit & 31).to(tl.uint64)
+    first_two = _word(words, place, end) | (_word(words, place + 1, end) << 32)
+    return (first_two >> shift) | ((_word(words, place + 2, end) << 1) << (63 - shift))
 
 
 @triton.jit
-def _plain(weight_ptr, payload, kind, values, steps, first_k, first_n, n, k, CHUNK: tl.constexpr):
+def _class(base, bits, mask, shift):
+    """What a code needs to know of its class, in one number; ``mask`` and ``shift`` tell where its bits are put."""
+    return (base & 255) | (mask << 8) | (shift << 16) | (bits << 28)
+
+
+@triton.jit
+def _plain_class(base, bits):
+    return _class(base, bits, (1 << bits) - 1, 0)
+
+
+@triton.jit
+def _code(its_class, bits, first, BOXES: tl.constexpr):
+    """The class's base and the bits from ``first`` on: those of its mask, or put where its box has them."""
+    extra, mask = (bits >> first.to(tl.uint64)).to(tl.uint32), its_class >> 8
+    if BOXES:
+        extra = (extra & mask & 15) | ((extra << ((its_class >> 16) & 7)) & mask & 240)
+    else:
+        extra &= mask
+    return (its_class + extra) & 255
+
+
+@triton.jit
+def _packed(a, b, c, d):
+    """Four bytes in a word."""
+    return a | (b << 8) | (c << 16) | (d << 24)
+
+
+@triton.jit
+def _codes(labels, classes, table, words, end, first_bit, inside, byte_of_rank, ranks, BOXES: tl.constexpr):
+    """The eight codes of each word of class nibbles as two words; and behind which bit of the payload they end.
+
+    Nibble c is class ``table + c`` of ``classes``. With ``ranks`` the codes are ranks, and bytes are returned.
+    """
+    two = tl.join(labels, labels >> 4)
+    four = tl.join(two, two >> 8)
+    label = (tl.join(four, four >> 16) & 15).to(tl.int32) + table[:, None, None, None]
+    its_class = tl.gather(classes, tl.reshape(label, (8 * _AT_ONCE,)), 0).to(tl.uint32, bitcast=True)
+    first_half, second_half = tl.split(tl.reshape(its_class, (_AT_ONCE, 2, 2, 2)))
+    (even, odd), (later_even, later_odd) = tl.split(first_half), tl.split(second_half)
+    (a, b), (c, d) = tl.split(even), tl.split(odd)
+    (e, f), (g, h) = tl.split(later_even), tl.split(later_odd)
+    to_b = a >> 28
+    to_c = to_b + (b >> 28)
+    to_d = to_c + (c >> 28)
+    to_e = to_d + (d >> 28)
+    to_f = to_e + (e >> 28)
+    to_g = to_f + (f >> 28)
+    to_h = to_g + (g >> 28)
+    count = tl.where(inside, to_h + (h >> 28), 0).to(tl.int32)
+    bits = _bits_from(words, first_bit + tl.cumsum(count, axis=0) - count, end)
+    a, b = _code(a, bits, to_b * 0, BOXES), _code(b, bits, to_b, BOXES)
+    c, d = _code(c, bits, to_c, BOXES), _code(d, bits, to_d, BOXES)
+    e, f = _code(e, bits, to_e, BOXES), _code(f, bits, to_f, BOXES)
+    g, h = _code(g, bits, to_g, BOXES), _code(h, bits, to_h, BOXES)
+    if ranks:
+        a, b = _byte(byte_of_rank, a), _byte(byte_of_rank, b)
+        c, d = _byte(byte_of_rank, c), _byte(byte_of_rank, d)
+        e, f = _byte(byte_of_rank, e), _byte(byte_of_rank, f)
+        g, h = _byte(byte_of_rank, g), _byte(byte_of_rank, h)
+    return _packed(a, b, c, d), _packed(e, f, g, h), first_bit + tl.sum(count, axis=0)
+
+
+@triton.jit
+def _byte(byte_of_rank, rank):
+    return tl.load(byte_of_rank + rank).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _labels(words, end, first_bit, place):
+    """Eight class nibbles each, of a string of them that begins at a whole byte of the words."""
+    bit = first_bit + 32 * place
+    low = _word(words, bit >> 5, end) | (_word(words, (bit >> 5) + 1, end) << 32)
+    return (low >> (bit & 31).to(tl.uint64)).to(tl.uint32)
+
+
+@triton.jit
+def _store_words(weight_ptr, word, column, step, end_step, n, row, WHOLE: tl.constexpr):
+    """Four values each, from k = 4 step on. The weight has a ``row`` of words, or of bytes if k is no multiple of 4.
+
+    WHOLE: there are no edges within what is stored.
+    """
+    if weight_ptr.dtype.element_ty == tl.int32:
+        here, word = weight_ptr + column.to(tl.int64) * row + step, word.to(tl.int32, bitcast=True)
+        if WHOLE:
+            tl.store(here, word)
+        else:
+            tl.store(here, word, mask=(column < n) & (step < end_step))
+    else:
+        here = weight_ptr + column.to(tl.int64) * row + 4 * step
+        for j in tl.static_range(4):
+            inside = (column < n) & (step < end_step) & (4 * step + j < row)
+            tl.store(here + j, (word >> (8 * j)).to(tl.int8), mask=inside)
+
+
+@triton.jit
+def _plain(weight_ptr, words, kind, panels, steps, first_step, first_n, n, row):
     """A raw or constant block."""
-    for first in range(0, values, CHUNK):
-        place = first + tl.arange(0, CHUNK)
-        source = tl.where(kind == RAW, place, 0)
-        value = tl.load(payload + source, mask=place < values, other=0).to(tl.int32) - 128
-        _store_values(weight_ptr, value, place, steps, first_k, first_n, n, k, place < values)
+    for first in range(0, panels * steps * 64, _AT_ONCE):
+        place = first + tl.arange(0, _AT_ONCE)
+        inside = place < panels * steps * 64
+        word = tl.load(words + tl.where(kind == RAW, place, 0), mask=inside, other=0).to(tl.uint32, bitcast=True)
+        word = tl.where(kind == RAW, word, (word & 255) * 0x01010101) ^ 0x80808080
+        column = tl.where(inside, first_n + place // (steps * 64) * PANEL + place % 64, n)
+        _store_words(weight_ptr, word, column, first_step + place // 64 % steps, first_step + steps, n, row, False)
 
 
 @triton.jit
-def _prepare(order, scratch, bases):
-    """Of a level above the first: which byte a rank stands for, and the bases of the classes. Whether it is sound."""
-    byte, label = tl.arange(0, 256), tl.arange(0, 16)
+def _sort_bytes(order, byte_of_rank):
+    """Of a level of ranks: which byte a rank stands for. Whether its weights are in range."""
+    byte = tl.arange(0, 256)
     low, high = tl.load(order + byte % 16).to(tl.int32), tl.load(order + byte // 16).to(tl.int32)
-    key, rank = (low + high) * 256 + byte, byte * 0
-    for its_high in range(0, 16):
-        other = (tl.load(order + label).to(tl.int32) + tl.load(order + its_high)) * 256 + its_high * 16 + label
-        rank += tl.sum((other[None, :] < key[:, None]).to(tl.int32), axis=1)
-    tl.store(scratch + rank, byte.to(tl.uint8))
+    tl.store(byte_of_rank + byte, tl.sort((low + high) * 256 + byte) & 255)
+    return tl.max(low, axis=0) <= 127
+
+
+@triton.jit
+def _classes_of_ranks(order, classes):
+    """Of a level of ranks. Whether its numbers of bits are in range."""
+    label = tl.arange(0, 16)
     bits = _nibble(order + 16, label, label < 16)
-    codes = 1 << bits
-    tl.store(bases + label, tl.cumsum(codes, axis=0) - codes)
-    return (tl.max(low, axis=0) <= 127) & (tl.max(bits, axis=0) <= 7)
+    codes = 1 << bits.to(tl.int32)
+    base = (tl.cumsum(codes, axis=0) - codes).to(tl.uint32)
+    tl.store(classes + label, _plain_class(base, bits).to(tl.int32, bitcast=True))
+    return tl.max(bits, axis=0) <= 7
 
 
 @triton.jit
-def _sound_boxes(masks):
-    """Whether the 16 masks of a level of boxes are masks."""
-    mask = tl.load(masks + tl.arange(0, 16)).to(tl.int32)
+def _ones(nibble):
+    return (nibble & 1) + ((nibble >> 1) & 1) + ((nibble >> 2) & 1) + (nibble >> 3)
+
+
+@triton.jit
+def _classes_of_boxes(order, classes):
+    """Of a level of boxes. Whether its masks are masks."""
+    label = tl.arange(0, 16)
+    base, mask = tl.load(order + label).to(tl.uint32), tl.load(order + 16 + label).to(tl.uint32)
     low, high = mask & 15, mask >> 4
-    return tl.max((low & (low + 1)) | (high & (high + 1)) | (mask == 255).to(tl.int32), axis=0) == 0
+    its_class = _class(base, _ones(low) + _ones(high), mask, 4 - _ones(low))
+    tl.store(classes + label, its_class.to(tl.int32, bitcast=True))
+    return tl.max((low & (low + 1)) | (high & (high + 1)) | (mask == 255).to(tl.uint32), axis=0) == 0
 
 
 @triton.jit
-def _coded(weight_ptr, payload, length, mark, values, steps, first_k, first_n, n, k, scratch, bases,
-           CHUNK: tl.constexpr):  # fmt: skip
+def _value_tables(payload, log_tables, tables):
+    """Prepares the classes of level 1. Whether their numbers of bits are in range."""
+    place = tl.arange(0, 512)
+    real = place < (16 << log_tables)
+    its_table = payload + 16 + place // 16 * 24
+    bits = _nibble(its_table + 16, place % 16, real)
+    base = tl.load(its_table + place % 16, mask=real, other=0).to(tl.uint32)
+    tl.store(tables + place, _plain_class(base, bits).to(tl.int32, bitcast=True), mask=real)
+    return tl.max(bits, axis=0) <= 7
+
+
+@triton.jit
+def _symbols(words, end, first_bit, source, source_end, source_bit, scratch, target, count, ranks):
+    """Decodes a level above the first: ``count`` bytes. Returns the bit of the payload behind its extra bits."""
+    classes = tl.load(scratch + _CLASSES + tl.arange(0, 16))
+    for first in range(0, count // 8, _AT_ONCE):
+        place = first + tl.arange(0, _AT_ONCE)
+        inside = place < count // 8
+        labels = _labels(source, source_end, source_bit, place)
+        low, high, first_bit = _codes(labels, classes, place * 0, words, end, first_bit, inside, scratch + _BYTES,
+                                      ranks, True)  # fmt: skip
+        both = tl.reshape(tl.join(low, high), (2 * _AT_ONCE,)).to(tl.int32, bitcast=True)
+        at = 2 * first + tl.arange(0, 2 * _AT_ONCE)
+        tl.store(target + at, both, mask=at < count // 4)
+    return first_bit
+
+
+@triton.jit
+def _values(weight_ptr, words, end, first_bit, source, source_end, source_bit, tables, log_tables, folded, panels,
+            steps, first_step, first_n, n, row, WHOLE: tl.constexpr):  # fmt: skip
+    """Decodes level 1. Returns the bit of the payload behind its extra bits."""
+    here, classes = tl.arange(0, _AT_ONCE), tl.load(tables + tl.arange(0, 512))
+    column, step = (tl.arange(0, PANEL))[:, None], tl.arange(0, _STEPS)[None, :]
+    for panel in range(0, panels):
+        table = (panel * PANEL + here % 32 * 2) >> (7 - log_tables)
+        for first in range(0, steps, _STEPS):
+            place, inside = (panel * steps + first) * 32 + here, first + here // 32 < steps
+            labels = _labels(source, source_end, source_bit, place)
+            low, high, first_bit = _codes(labels, classes, table * 16, words, end, first_bit, inside | WHOLE, tables,
+                                          False, False)  # fmt: skip
+            code = tl.trans(tl.reshape(tl.join(low, high), (_STEPS, PANEL)))
+            unfolded = ((code >> 1) & 0x7F7F7F7F) ^ ((code & 0x01010101) * 255)
+            word = tl.where(folded == 1, unfolded, code ^ 0x80808080)
+            _store_words(weight_ptr, word, first_n + panel * PANEL + column, first_step + first + step,
+                         first_step + steps, n, row, WHOLE)  # fmt: skip
+    return first_bit
+
+
+@triton.jit
+def _coded(weight_ptr, payload, words, length, mark, panels, steps, first_step, first_n, n, row, scratch,
+           WHOLE: tl.constexpr):  # fmt: skip
     """A coded block; returns whether it is sound."""
+    values = panels * steps * 256
     levels, folded = tl.load(payload).to(tl.int32), tl.load(payload + 1).to(tl.int32)
     log_tables, boxes = tl.load(payload + 2).to(tl.int32), tl.load(payload + 3).to(tl.int32)
     number = tl.arange(0, 8)
@@ -158,99 +326,63 @@ def _coded(weight_ptr, payload, length, mark, values, steps, first_k, first_n, n
     sound &= (values % (32 << levels) == 0) & (values >> levels >= 64)
     sound &= (classes + (values >> levels) + 7) // 8 * 8 == length
     if sound:
-        table = tl.arange(0, 512)  # bit counts of all value tables
-        real = table < (16 << log_tables)
-        its_bits = _nibble(payload + 16 + table // 16 * 24 + 16, table % 16, real)
-        sound &= tl.max(tl.where(real, its_bits, 0), axis=0) <= 7
-        for step in range(0, levels):
+        end = length // 4
+        sound &= _value_tables(payload, log_tables, scratch + _TABLES)
+        tl.debug_barrier()
+        source, source_end, source_bit = words, end, 8 * classes
+        for step in range(0, levels - 1):
             level = levels - step
             order = payload + orders + tl.sum(tl.where(number < level - 2, table_sizes, 0), axis=0)
-            of_boxes = tl.sum(tl.where(number == level - 2, is_box, 0), axis=0) == 1
-            if level > 1:
-                if of_boxes:
-                    sound &= _sound_boxes(order + 16)
-                else:
-                    sound &= _prepare(order, scratch + _BYTES, bases)
-                tl.debug_barrier()
-            size = tl.sum(tl.where(number == level - 1, sizes, 0), axis=0)
-            its_extras = payload + extras + tl.sum(tl.where(number >= level, sizes, 0), axis=0)
-            source = payload + classes
-            if step > 0:
-                source = scratch + tl.where(level % 2 == 1, _SYMBOLS, _MORE_SYMBOLS)
-            position = extras * 0
-            count = values >> (level - 1)
-            for first in range(0, count, CHUNK):
-                place = first + tl.arange(0, CHUNK)
-                inside = place < count
-                label = _nibble(source, place, inside)
-                low_mask, high_bits = label * 0, label * 0
-                if level > 1:
-                    if of_boxes:
-                        base = tl.load(order + label).to(tl.int32)
-                        mask = tl.where(inside, tl.load(order + 16 + label).to(tl.int32), 0)
-                        low_mask, high_mask = mask & 15, mask >> 4
-                        high_bits = (high_mask & 1) + (high_mask >> 1 & 1) + (high_mask >> 2 & 1) + (high_mask >> 3)
-                        bits = (mask & 1) + (mask >> 1 & 1) + (mask >> 2 & 1) + (mask >> 3 & 1) + high_bits
-                    else:
-                        bits = tl.where(inside, _nibble(order + 16, label, inside), 0)
-                        base = tl.load(bases + label)
-                else:
-                    column = place // (steps * 256) * PANEL + place % 256 // 4
-                    its_table = payload + 16 + (column >> (7 - log_tables)) * 24
-                    bits = tl.where(inside, _nibble(its_table + 16, label, inside), 0)
-                    base = tl.load(its_table + label, mask=inside, other=0).to(tl.int32)
-                ends = position + tl.cumsum(bits, axis=0)
-                extra = _extra(its_extras, ends - bits, bits, size)
-                if (level > 1) & of_boxes:
-                    extra = (extra & low_mask) | ((extra >> (bits - high_bits)) << 4)
-                code = (base + extra) & 255
-                position += tl.sum(bits, axis=0)
-                if level > 1:
-                    symbol = code.to(tl.uint8)
-                    if not of_boxes:
-                        symbol = tl.load(scratch + _BYTES + code)
-                    target = scratch + tl.where(level % 2 == 0, _SYMBOLS, _MORE_SYMBOLS)
-                    tl.store(target + place, symbol, mask=inside)
-                else:
-                    unfolded = tl.where(code % 2 == 0, code // 2, -((code + 1) // 2))
-                    value = tl.where(folded == 1, unfolded, code - 128)
-                    _store_values(weight_ptr, value, place, steps, first_k, first_n, n, k, inside)
-            sound &= (position + 7) // 8 == size
+            ranks = tl.sum(tl.where(number == level - 2, is_box, 0), axis=0) == 0
+            if ranks:
+                sound &= _sort_bytes(order, scratch + _BYTES) & _classes_of_ranks(order, scratch + _CLASSES)
+            else:
+                sound &= _classes_of_boxes(order, scratch + _CLASSES)
             tl.debug_barrier()
+            first_bit = 8 * (extras + tl.sum(tl.where(number >= level, sizes, 0), axis=0))
+            size = tl.sum(tl.where(number == level - 1, sizes, 0), axis=0)
+            count = values >> (level - 1)
+            target = scratch + tl.where(level % 2 == 0, _SYMBOLS, _MORE_SYMBOLS)
+            last = _symbols(words, end, first_bit, source, source_end, source_bit, scratch, target, count, ranks)
+            sound &= (last - first_bit + 7) // 8 == size
+            source, source_end, source_bit = target, count // 4, source_bit * 0
+            tl.debug_barrier()
+        first_bit = 8 * (classes - tl.sum(tl.where(number == 0, sizes, 0), axis=0))
+        last = _values(weight_ptr, words, end, first_bit, source, source_end, source_bit, scratch + _TABLES, log_tables,
+                       folded, panels, steps, first_step, first_n, n, row, WHOLE)  # fmt: skip
+        sound &= (last - first_bit + 7) // 8 == tl.sum(tl.where(number == 0, sizes, 0), axis=0)
     return sound
 
 
 @triton.jit
-def _decode_kernel(stream_ptr, words_ptr, index_ptr, checksums_ptr, begin_ptr, weight_ptr, scratch_ptr, states_ptr,
-                   bases_ptr, error_ptr, stream_bytes, blocks, n, k, seed_of_matrix, RULE: tl.constexpr,
-                   SCRATCH: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def _decode_kernel(stream_ptr, words_ptr, index_ptr, checksums_ptr, begin_ptr, weight_ptr, scratch_ptr, error_ptr,
+                   stream_bytes, blocks, n, k, row, seed_of_matrix, RULE: tl.constexpr,
+                   WHOLE: tl.constexpr):  # fmt: skip
     """One block."""
     block = tl.program_id(0).to(tl.int64)
     k_blocks = tl.cdiv(k, BLOCK_K)
-    first_k, first_n = (tl.program_id(0) % k_blocks) * BLOCK_K, (tl.program_id(0) // k_blocks) * BLOCK_N
-    steps = tl.cdiv(tl.minimum(k - first_k, BLOCK_K), 4)
-    values = tl.cdiv(tl.minimum(n - first_n, BLOCK_N), PANEL) * steps * 256
+    first_step, first_n = (tl.program_id(0) % k_blocks) * (BLOCK_K // 4), (tl.program_id(0) // k_blocks) * BLOCK_N
+    steps = tl.minimum(tl.cdiv(k, 4) - first_step, BLOCK_K // 4)
+    panels = tl.cdiv(tl.minimum(n - first_n, BLOCK_N), PANEL)
+    values = panels * steps * 256
     one = tl.arange(0, 1)
-    length = tl.sum(_lengths(index_ptr, block + one, one == 0), axis=0)
+    length = tl.sum(_lengths(index_ptr, block + one, one == 0), axis=0).to(tl.int32)
     entry = index_ptr + block * 8
     kind, mark = tl.load(entry + 6).to(tl.int32), tl.load(entry + 7).to(tl.int32)
     begin = tl.load(begin_ptr + block)
     sound = ((mark == _MARK1) | (mark == _MARK2)) & (kind <= CODED) & (tl.load(begin_ptr + blocks) == stream_bytes)
     sound &= (begin + length <= stream_bytes) & ((kind != RAW) | (length == values))
     sound &= ((kind != CONSTANT) | (length == 8)) & ((kind != CODED) | ((length >= 16) & (length <= values)))
-    payload = stream_ptr + begin
+    payload, words, scratch = stream_ptr + begin, words_ptr + begin // 4, scratch_ptr + block * _SCRATCH
     if sound:
-        seed = _seed(seed_of_matrix, block, kind.to(tl.int64))
-        found = _checksum(words_ptr + begin // 4, length, seed, states_ptr + block * 64)
-        sound &= found == (tl.load(checksums_ptr + block * 2).to(tl.int64) & 0xFFFFFFFF)
+        found = _checksum(words, length, _seed(seed_of_matrix, block, kind.to(tl.int64)), scratch + _LANES)
+        sound &= found == tl.load(checksums_ptr + block * 2).to(tl.uint32, bitcast=True)
     if sound:
         if kind == CODED:
-            scratch, bases = scratch_ptr + block * SCRATCH, bases_ptr + block * 16
-            sound &= _coded(
-                weight_ptr, payload, length, mark, values, steps, first_k, first_n, n, k, scratch, bases, CHUNK
-            )
+            sound &= _coded(weight_ptr, payload, words, length, mark, panels, steps, first_step, first_n, n, row,
+                            scratch, WHOLE)  # fmt: skip
         else:
-            _plain(weight_ptr, payload, kind, values, steps, first_k, first_n, n, k, CHUNK)
+            _plain(weight_ptr, words, kind, panels, steps, first_step, first_n, n, row)
     report(error_ptr, RULE, (one + sound.to(tl.int32)) == 0, one + block)
 
 
@@ -268,15 +400,14 @@ def decompress(stream: torch.Tensor, index: torch.Tensor, n: int, k: int) -> tor
     weight = torch.empty((n, k), dtype=torch.int8, device=stream.device)
     blocks = index.numel() // 8
     begin = torch.empty(blocks + 1, dtype=torch.int64, device=stream.device)
-    scratch = torch.empty(blocks * _SCRATCH, dtype=torch.uint8, device=stream.device)
-    states = torch.empty(blocks * 64, dtype=torch.int64, device=stream.device)
-    bases = torch.empty(blocks * 16, dtype=torch.int32, device=stream.device)
+    scratch = torch.empty(blocks * _SCRATCH.value, dtype=torch.int32, device=stream.device)
     stream, index = (_aligned(tensor) for tensor in (stream, index))
     launch(_begins_kernel, 1, index, begin, blocks, BLOCK=_ENTRIES)
     words, checksums = stream[: stream.numel() // 4 * 4].view(torch.int32), index.view(torch.int32)
-    launch(_decode_kernel, blocks, stream, words, index, checksums, begin, weight, scratch, states, bases,
-           _device_errors.word(stream.device), stream.numel(), blocks, n, k, _seed_of_matrix(k, n), RULE=_BLOCK,
-           SCRATCH=_SCRATCH, CHUNK=_CHUNK, num_warps=8)  # fmt: skip
+    target = weight.view(torch.int32) if k % 4 == 0 else weight
+    launch(_decode_kernel, blocks, stream, words, index, checksums, begin, target, scratch,
+           _device_errors.word(stream.device), stream.numel(), blocks, n, k, target.shape[1], _seed_of_matrix(k, n),
+           RULE=_BLOCK, WHOLE=k % (4 * _STEPS.value) == 0 and n % PANEL.value == 0, num_warps=_WARPS)  # fmt: skip
     return weight
 
 
