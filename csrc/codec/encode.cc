@@ -25,11 +25,13 @@ void write_bits(const Table& table, uint8_t* to) {
 CutTable cut_table(const Ranges* const (&lanes)[4]) {
   CutTable cut = {};
   for (int lane = 0; lane < 4; ++lane) {
-    cut.ranges = std::max(cut.ranges, lanes[lane]->count);
     std::memcpy(cut.class_of + lane * kClasses, lanes[lane]->class_of, kClasses);
-    for (int i = 1; i < kClasses; ++i) {
-      const int below = i < lanes[lane]->count ? lanes[lane]->first[i] - 129 : 127;
-      std::memset(cut.below[i] + lane * kClasses, below, kClasses);
+    for (int node = 1; node < kClasses; ++node) {
+      // A node of step s halves what its 2^s neighbours leave of the ranges.
+      const int step = 31 - __builtin_clz(static_cast<unsigned>(node)), width = kClasses >> step;
+      const int range = (node - (1 << step)) * width + width / 2;
+      cut.bound[lane * kClasses + node] =
+          static_cast<int8_t>(range < lanes[lane]->count ? lanes[lane]->first[range] - 129 : 127);
     }
   }
   return cut;

@@ -53,12 +53,13 @@ struct LaneTable {
   uint8_t mask[kPiece];
 };
 
-// The ranges of codes that are classes: the range of a code is how many of the later ones begin at it or before.
+// The ranges of codes that are classes, for four tables, as a search tree of their bounds: from node i a code goes on to node
+// 2 i, or to 2 i + 1 when it is above the bound. It starts at node 1; four steps on, the node is 16 plus its range.
 struct CutTable {
-  int8_t below[kClasses][kPiece];  // code - 128 of the last code before range c, or 127 where range c is unused
-  alignas(64) uint8_t class_of[kPiece];  // by range
-  int32_t ranges;                        // that any of the tables uses
+  alignas(64) int8_t bound[kPiece];  // code - 128 of the last code before a range, by node, or 127 where the range is unused
+  uint8_t class_of[kPiece];          // by range
 };
+constexpr int kCutSteps = 4;
 
 // Costs of covering codes with 1 to 16 ranges.
 struct alignas(64) RangeCosts {

@@ -14,24 +14,19 @@ inline __m256i fold(__m256i value) {
 }
 
 inline void classify_piece(const uint8_t* values, const CutTable& table, bool folded, uint8_t* codes, uint8_t* classes) {
-  __m256i compared[2], ranges[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const __m256i value = load(values + 32 * half), code = folded ? fold(value) : value;
     store(codes + 32 * half, code);
-    compared[half] = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
-    ranges[half] = _mm256_setzero_si256();
-  }
-  for (int i = 1; i < table.ranges; ++i) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m256i later = _mm256_cmpgt_epi8(compared[half], load(table.below[i] + 32 * half));
-      ranges[half] = _mm256_sub_epi8(ranges[half], later);
+    const __m256i compared = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
+    const __m256i bounds = load(table.bound + 32 * half);
+    __m256i node = _mm256_set1_epi8(1);
+#pragma GCC unroll 4
+    for (int step = 0; step < kCutSteps; ++step) {  // a shuffle takes the low nibble of 16 + range
+      const __m256i above = _mm256_cmpgt_epi8(compared, _mm256_shuffle_epi8(bounds, node));
+      node = _mm256_sub_epi8(_mm256_add_epi8(node, node), above);
     }
-  }
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    store(classes + 32 * half, _mm256_shuffle_epi8(load(table.class_of + 32 * half), ranges[half]));
+    store(classes + 32 * half, _mm256_shuffle_epi8(load(table.class_of + 32 * half), node));
   }
 }
 

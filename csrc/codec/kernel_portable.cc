@@ -69,11 +69,12 @@ void classify(const uint8_t* values, int64_t count, const CutTable* tables, bool
   for (int64_t piece = 0; piece < count / kPiece; ++piece, values += kPiece, codes += kPiece, classes += kPiece) {
     const CutTable& table = tables[one_table ? 0 : piece % kPanelPieces];
     for (int i = 0; i < kPiece; ++i) codes[i] = folded ? fold(values[i]) : values[i];
-    uint8_t ranges[kPiece] = {};
-    for (int later = 1; later < table.ranges; ++later) {
-      for (int i = 0; i < kPiece; ++i) ranges[i] += static_cast<int8_t>(codes[i] ^ 0x80) > table.below[later][i];
+    for (int i = 0; i < kPiece; ++i) {
+      const int lane = i / 16 * 16, code = codes[i] - 128;
+      int node = 1;
+      for (int step = 0; step < kCutSteps; ++step) node = 2 * node + (code > table.bound[lane + node]);
+      classes[i] = table.class_of[lane + node - kClasses];
     }
-    for (int i = 0; i < kPiece; ++i) classes[i] = table.class_of[i / 16 * 16 + ranges[i]];
   }
 }
 
