@@ -13,8 +13,10 @@ namespace anynpu::codec {
 namespace {
 
 // All levels of boxes may lose this part of the whole to an ideal code.
-constexpr int64_t kBoxesLoss = 32;
-constexpr uint32_t kSampled = 4;  // one of so many class nibbles is counted to choose boxes
+constexpr int64_t kBoxesLoss = 40;
+// Of the codes of a level a part is counted that holds at least so many of them, but no less than a quarter.
+constexpr int64_t kEnoughValues = 4096, kEnoughNibbles = 1024;
+constexpr int kLeastPartLog2 = 2;
 constexpr int64_t kChunk = 4096;  // codes that are classified before they are packed, so that both stay in the L1 cache
 
 void write_bits(const Table& table, uint8_t* to) {
@@ -62,55 +64,47 @@ void tile(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
   }
 }
 
-// Neighbours count in different tables, so that equal ones do not wait for each other.
-constexpr int kCounters = 4;
-using Counters = uint32_t[kCounters][256];
+// One of how many of `count` codes is counted, as a power of two.
+int counted_part_log2(int64_t count, int64_t enough) {
+  int log2 = 0;
+  while (log2 < kLeastPartLog2 && count >> (log2 + 1) >= enough) ++log2;
+  return log2;
+}
 
-void count_column(const int8_t* from, int64_t stride, int64_t count, Counters& counts) {
-  int64_t i = 0;
-  for (; stride == 1 && i + 8 <= count; i += 8) {
-    uint64_t eight;
-    std::memcpy(&eight, from + i, sizeof(eight));
+// Counts a part of the `width` bytes at each place, `count` times, `stride` bytes on and another part each time, as if it were
+// the whole of them. Neighbours have a histogram each, so that equal ones do not wait for each other.
+void count_parts(const uint8_t* const (&places)[kColumnGroups], int64_t count, int64_t stride, int64_t width, int part_log2,
+                 Counts (&counts)[kColumnGroups]) {
+  for (Counts& at_place : counts) std::memset(at_place.of, 0, sizeof(at_place.of));
+  const int64_t part = width >> part_log2, parts = int64_t{1} << part_log2;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = i * stride + ((i + (i >> part_log2)) & (parts - 1)) * part;
+    for (int64_t at = first; at < first + part; ++at) {
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j, eight >>= 8) ++counts[j % kCounters][eight & 255];
-  }
-  for (; i < count; ++i) ++counts[0][static_cast<uint8_t>(from[i * stride])];
-}
-
-uint32_t sum_of_counters(const Counters& counts, int value) {
-  return counts[0][value] + counts[1][value] + counts[2][value] + counts[3][value];
-}
-
-// Counts 8 of every 8 * `part` bytes, other ones in each panel's step, as `part` bytes each.
-void count_bytes(const uint8_t* bytes, int64_t count, uint32_t part, Histogram& total) {
-  Counters counts = {};
-  const int64_t eights = count / 8;
-  for (int64_t i = 0; i * part < eights; ++i) {
-    const int64_t at = i * part + (i / 4 + i) % part;
-    count_column(reinterpret_cast<const int8_t*>(bytes) + 8 * at, 1, 8, counts);
-  }
-  for (int value = 0; value < 256; ++value) total[value] = part * sum_of_counters(counts, value);
-}
-
-// Counts value + 128 of each 16 columns apart, and of all of them.
-void count_values(const Matrix& matrix, const BlockShape& shape, Histogram (&groups)[kColumnGroups], Histogram& total) {
-  constexpr int64_t kColumns = kBlockN / kColumnGroups;
-  std::memset(total, 0, sizeof(Histogram));
-  for (int64_t group = 0; group < kColumnGroups; ++group) {
-    const int64_t first = group * kColumns, end = std::min(first + kColumns, shape.n_count);
-    Counters counts = {};
-    for (int64_t n = first; n < end; ++n) {
-      const int8_t* from = matrix.data + (shape.n + n) * matrix.n_stride + shape.k * matrix.k_stride;
-      count_column(from, matrix.k_stride, shape.k_count, counts);
+      for (int place = 0; place < kColumnGroups; ++place) ++counts[place].of[places[place][at]];
     }
-    const bool exists = first < shape.panels() * kPanelColumns;
-    const int64_t padded = exists ? kColumns * 4 * shape.steps() : 0, real = std::max<int64_t>(0, end - first) * shape.k_count;
-    counts[0][0] += static_cast<uint32_t>(padded - real);
-    for (int value = 0; value < 256; ++value) {
-      groups[group][value ^ 128] = sum_of_counters(counts, value);
-    }
-    for (int value = 0; value < 256; ++value) total[value] += groups[group][value];
   }
+  for (Counts& at_place : counts) {
+    for (uint32_t& of_code : at_place.of) of_code <<= part_log2;
+  }
+}
+
+void sum_up(const Counts (&counts)[kColumnGroups], Histogram& total) {
+  for (int code = 0; code < 256; ++code) {
+    uint32_t sum = 0;
+    for (const Counts& at_place : counts) sum += at_place.of[code];
+    total[code] = sum;
+  }
+}
+
+// Counts bytes of two class nibbles.
+void count_nibbles(const uint8_t* nibbles, int64_t count, int part_log2, Histogram& total) {
+  constexpr int64_t kWidth = kPiece / kColumnGroups;
+  const uint8_t* places[kColumnGroups];
+  for (int64_t i = 0; i < kColumnGroups; ++i) places[i] = nibbles + i * kWidth;
+  Counts counts[kColumnGroups];
+  count_parts(places, count / kPiece, kPiece, kWidth, part_log2, counts);
+  sum_up(counts, total);
 }
 
 }  // namespace
@@ -119,6 +113,7 @@ struct Encoder::Work {
   uint8_t values[kMaxBlockValues];
   uint8_t codes[kChunk];
   uint8_t classes[kChunk];
+  uint8_t ranks[kMaxBlockValues / 2];
   uint8_t nibbles[kMaxBlockValues];          // of all levels, one after the other
   uint8_t extras[2 * kMaxBlockValues + 64];  // likewise
   // By level.
@@ -130,6 +125,7 @@ struct Encoder::Work {
   ClassCounts class_counts[kMaxLevels + 1];
   int64_t lost;  // bits, by boxes
 
+  void count_values(const BlockShape& shape, int part_log2, Counts (&groups)[kColumnGroups], Counts* total) const;
   void encode_values(const BlockShape& shape, const Coding& coding);
   void encode_nibbles(int level, int64_t count, int64_t bits_so_far);
   void encode_boxes(int level, int64_t count, const Boxes& boxes, BitSink* sink);
@@ -141,6 +137,31 @@ struct Encoder::Work {
 
 Encoder::Encoder() : work_(new (std::nothrow) Work) {}
 Encoder::~Encoder() { delete work_; }
+
+// Counts the codes of each 16 columns, and of all of them.
+void Encoder::Work::count_values(const BlockShape& shape, int part_log2, Counts (&groups)[kColumnGroups],
+                                 Counts* total) const {
+  const int64_t steps = shape.steps(), stride = kPanelPieces * kPiece, used = shape.panels() * kPanelPieces;
+  const uint8_t* places[kColumnGroups];
+  for (int64_t i = 0; i < kColumnGroups; ++i) {
+    places[i] = values + (i < used ? i : 0) / kPanelPieces * shape.panel_values() + i % kPanelPieces * kPiece;
+  }
+  count_parts(places, steps, stride, kPiece, part_log2, groups);
+  for (int64_t i = used; i < kColumnGroups; ++i) groups[i] = {};
+  sum_up(groups, total->of);
+  total->first = 256;
+  total->end = 0;
+  for (int64_t i = 0; i < used; ++i) {
+    uint8_t least, largest;
+    kernel().extent(places[i], steps, stride, &least, &largest);
+    groups[i].first = least;
+    groups[i].end = largest + 1;
+    total->first = std::min(total->first, groups[i].first);
+    total->end = std::max(total->end, groups[i].end);
+  }
+  total->complete = part_log2 == 0;
+  for (Counts& group : groups) group.complete = total->complete;
+}
 
 void Encoder::Work::encode_values(const BlockShape& shape, const Coding& coding) {
   BitSink sink = {extras_of[1], 0, 0};
@@ -179,39 +200,42 @@ void Encoder::Work::encode_boxes(int level, int64_t count, const Boxes& chosen, 
 
 void Encoder::Work::encode_ranks(int level, int64_t count, const Histogram& pairs, BitSink* sink) {
   choose_order(pairs, order[level]);
-  uint8_t map[256], rank_of[256], ranks[kChunk];
+  uint8_t map[256], rank_of[256];
   rank_map(order[level], map);
-  Histogram by_rank;
+  Counts by_rank = {};
   for (int rank = 0; rank < 256; ++rank) {
     rank_of[map[rank]] = static_cast<uint8_t>(rank);
-    by_rank[rank] = pairs[map[rank]];
+    by_rank.of[rank] = pairs[map[rank]];
   }
+  std::memcpy(ranks, nibbles_of[level - 1], static_cast<size_t>(count));
+  kernel().permute(rank_of, 256, count, ranks);
+  uint8_t least, largest;
+  kernel().extent(ranks, count / kPiece, kPiece, &least, &largest);
+  by_rank.end = largest + 1;
   const Ranges ranges = fit_ranks(by_rank, class_counts[level]);
   table[level] = ranges.table;
   const CutTable cut = cut_table({&ranges, &ranges, &ranges, &ranges});
   const LaneTable lanes = lane_table({&ranges.table, &ranges.table, &ranges.table, &ranges.table});
   for (int64_t at = 0; at < count; at += kChunk) {
     const int64_t size = std::min(kChunk, count - at);
-    std::memcpy(ranks, nibbles_of[level - 1] + at, static_cast<size_t>(size));
-    kernel().permute(rank_of, 256, size, ranks);
-    kernel().classify(ranks, size, &cut, true, false, codes, classes);
+    kernel().classify(ranks + at, size, &cut, true, false, codes, classes);
     kernel().pack(codes, classes, size, &lanes, true, nibbles_of[level] + at / 2, sink);
   }
 }
 
-// Codes the nibbles of the level below, `count` bytes of two, once more: in boxes, which decode faster, unless they cost more.
+// Codes the nibbles of the level below, `count` bytes of two, once more: in boxes, which decode faster, unless they cost too much.
 void Encoder::Work::encode_nibbles(int level, int64_t count, int64_t bits_so_far) {
   Histogram pairs;
-  count_bytes(nibbles_of[level - 1], count, kSampled, pairs);
+  const int part_log2 = counted_part_log2(count, kEnoughNibbles);
+  count_nibbles(nibbles_of[level - 1], count, part_log2, pairs);
   const Boxes chosen = cut_boxes(pairs);
-  const int64_t loss = lost_bits(chosen, pairs, count);
+  const int64_t loss = chosen.bits - ideal_bits(pairs, part_log2);
   BitSink sink = {extras_of[level], 0, 0};
-  boxes[level] = (lost + loss) * kBoxesLoss <= bits_so_far;
+  boxes[level] = chosen.bits < 8 * count && (lost + loss) * kBoxesLoss <= bits_so_far;
   if (boxes[level]) {
     lost += loss;
     encode_boxes(level, count, chosen, &sink);
   } else {
-    count_bytes(nibbles_of[level - 1], count, 1, pairs);
     encode_ranks(level, count, pairs, &sink);
   }
   nibbles_of[level + 1] = nibbles_of[level] + count / 2;
@@ -269,11 +293,12 @@ Entry Encoder::encode_block(const Matrix& matrix, int64_t block, uint8_t* payloa
   const int64_t count = shape.values();
   Work& work = *work_;
   tile(matrix, shape, work.values);
-  Histogram groups[kColumnGroups], total;
-  count_values(matrix, shape, groups, total);
+  Counts groups[kColumnGroups], total;
+  work.count_values(shape, counted_part_log2(count, kEnoughValues), groups, &total);
+  if (!total.complete && has_gaps(total)) work.count_values(shape, 0, groups, &total);
   Kind kind = Kind::coded;
   int64_t bytes = 8;
-  if (total[work.values[0]] == count) {
+  if (total.first + 1 == total.end) {
     kind = Kind::constant;
     std::memset(payload, 0, 8);
     payload[0] = work.values[0];

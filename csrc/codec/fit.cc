@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t kTablesSave = 64;
 constexpr int64_t kSecondLevelSaves = 48;
 constexpr int64_t kFurtherLevelSaves = 128;
+constexpr uint32_t kCommon = 32;  // a code between two that occur so often may hardly be missing by chance
+constexpr int kMany = 4 * kClasses;  // codes
 
 // log2(count) * 2^16.
 int64_t log2_fixed(uint32_t count) {
@@ -61,32 +63,22 @@ int64_t entropy_bits(const uint32_t* histogram, int size) {
   return (n_log_n(total) - weighted) >> kTermScale;
 }
 
-// The same of an estimate of the source's entropy (Miller and Madow): a sample of it looks more orderly than it is, by
-// half a nat for each value but one.
-int64_t source_bits(const Histogram& histogram) {
-  const int64_t used = 256 - std::count(histogram, histogram + 256, 0u);
-  return entropy_bits(histogram, 256) + (used - 1) * 46 / 64;
-}
-
 // Finds the ranges that cover all codes at the least cost.
 class RangeFitter {
  public:
-  // With `gaps`, codes that do not occur need no range; without, the ranges follow each other from 0. The cost is that
-  // of the extra bits, and with `coded` half of what ideally codes the classes: then the next level does better, though
-  // not ideally. Many folded codes are taken to thin out smoothly: then ranges begin at multiples of about a 16th, gaps
-  // or not.
-  RangeFitter(const Histogram& histogram, bool gaps, bool coded, bool folded)
-      : histogram_(histogram), gaps_(gaps), coded_(coded) {
+  // The cost is that of the extra bits, and with `coded` half of what ideally codes the classes: then the next level does
+  // better, though not ideally. `consecutive` ranges follow each other from 0; others pass over codes that cannot occur,
+  // unless the counts are `smooth`: then ranges begin at multiples of about a 32nd and pass over nothing.
+  RangeFitter(const Counts& counts, bool coded, bool consecutive, bool smooth)
+      : histogram_(counts.of), gaps_(counts.complete && !smooth), coded_(coded), consecutive_(consecutive), smooth_(smooth),
+        low_(counts.first), high_(counts.end) {
+    while (gaps_ && low_ < high_ && histogram_[low_] == 0) ++low_;
+    while (gaps_ && low_ < high_ && histogram_[high_ - 1] == 0) --high_;
     before_[0] = 0;
-    int used = 0;
-    for (int code = 0; code < 256; ++code) {
-      before_[code + 1] = before_[code] + static_cast<int32_t>(histogram[code]);
-      if (histogram[code] != 0) low_ = std::min(low_, code), high_ = code + 1, ++used;
-    }
-    smooth_ = folded && used > 4 * kClasses;
-    if (!gaps || high_ == 0) low_ = 0;  // nothing to cover: no range
+    for (int code = 0; code < 256; ++code) before_[code + 1] = before_[code] + static_cast<int32_t>(histogram_[code]);
+    if (high_ <= low_) low_ = high_ = 0;  // nothing to cover: no range
     for (int end = low_; end <= high_; ++end) std::fill_n(costs_[end].of, kClasses, kNever);
-    for (int start = low_; start < high_; ++start) extend(start);
+    for (int start = low_; start < high_; start += step(start)) extend(start);
   }
 
   Ranges best() const {
@@ -114,8 +106,10 @@ class RangeFitter {
   static constexpr int32_t kNever = 1 << 29;
   static constexpr int kUnitLog2 = 4;  // costs are in 16ths of a bit
 
-  bool skips(int code) const { return gaps_ && !smooth_ && code >= low_ && histogram_[code] == 0; }
-  bool fits(int start, int bits) const { return gaps_ || start + (1 << bits) <= 256; }
+  // From a start of ranges to the next one.
+  int step(int start) const { return smooth_ && start >= 32 ? 1 << (27 - __builtin_clz(static_cast<unsigned>(start))) : 1; }
+  bool skips(int code) const { return gaps_ && code >= low_ && histogram_[code] == 0; }
+  bool fits(int start, int bits) const { return !consecutive_ || start + (1 << bits) <= 256; }
   // Of covering the codes below `end`.
   int32_t cost(int end, int used) const { return used == 0 ? none(end) : costs_[end].of[used - 1]; }
   int32_t none(int end) const { return end == low_ ? 0 : kNever; }
@@ -128,20 +122,18 @@ class RangeFitter {
 
   void extend(int start) {
     const RangeCosts& from = costs_[start];
-    const int step = smooth_ && start >= 16 ? 1 << (28 - __builtin_clz(static_cast<unsigned>(start))) : 1;
-    if (start % step != 0) return;
     if (skips(start)) {
       int32_t* const to = costs_[start + 1].of;
       for (int i = 0; i < kClasses; ++i) to[i] = std::min(to[i], from.of[i]);
       return;
     }
     int32_t ends[kMaxClassBits + 1], extra[kMaxClassBits + 1], count = 0;
-    for (int bits = __builtin_ctz(static_cast<unsigned>(step)); bits <= kMaxClassBits && fits(start, bits); ++bits) {
+    for (int bits = __builtin_ctz(static_cast<unsigned>(step(start))); bits <= kMaxClassBits && fits(start, bits); ++bits) {
       ends[count] = std::min(start + (1 << bits), high_);
       extra[count] = cost_of(start, ends[count], bits);
       if (ends[count++] == high_) break;
     }
-    kernel().add_range(from, none(start), ends, extra, count, costs_);
+    kernel_.add_range(from, none(start), ends, extra, count, costs_);
   }
 
   // The start of a range that ends here and leaves `used` ranges before it.
@@ -159,10 +151,12 @@ class RangeFitter {
   }
 
   const Histogram& histogram_;
+  const Kernel& kernel_ = kernel();
   const bool gaps_;
   const bool coded_;
-  bool smooth_;
-  int low_ = 256, high_ = 0;
+  const bool consecutive_;
+  const bool smooth_;
+  int low_, high_;
   int32_t before_[257];
   RangeCosts costs_[257];
 };
@@ -184,10 +178,11 @@ int64_t extra_bits(const Table& table, const ClassCounts& counts) {
 
 // Where each of 16 counts comes when they fall.
 void rank_of_counts(const ClassCounts& counts, uint8_t (&rank)[kClasses]) {
-  uint8_t order[kClasses];
-  std::iota(order, order + kClasses, uint8_t{0});
-  std::stable_sort(order, order + kClasses, [&](uint8_t a, uint8_t b) { return counts[a] > counts[b]; });
-  for (int i = 0; i < kClasses; ++i) rank[order[i]] = static_cast<uint8_t>(i);
+  for (int i = 0; i < kClasses; ++i) {
+    int before = 0;
+    for (int j = 0; j < kClasses; ++j) before += counts[j] > counts[i] || (counts[j] == counts[i] && j < i);
+    rank[i] = static_cast<uint8_t>(before);
+  }
 }
 
 // Numbers the classes by how often they occur, so that the boxes of the next level hold what is alike.
@@ -232,10 +227,12 @@ class BoxCutter {
     uint8_t rank[kClasses];
     rank_of_counts(counts, rank);
     Boxes boxes;
+    boxes.bits = 8 * kBoxesBytes;
     for (int i = 0; i < kClasses; ++i) {
       const Box& box = boxes_[i];
       const uint8_t number = rank[i];
       boxes.counts[number] = box.count;
+      boxes.bits += int64_t{box.count} * (4 + box.bits());
       boxes.table.base[number] = static_cast<uint8_t>(box.low | box.high << 4);
       boxes.table.mask[number] = static_cast<uint8_t>(mask_of_bits(box.low_bits) | mask_of_bits(box.high_bits) << 4);
       for (int high = box.high; high < box.high + (1 << box.high_bits); ++high) {
@@ -278,8 +275,17 @@ class BoxCutter {
 
 uint8_t fold(uint8_t biased) { return static_cast<uint8_t>(biased >= 128 ? 2 * (biased - 128) : 255 - 2 * biased); }
 
-void fold(const Histogram& plain, Histogram& folded) {
-  for (int value = 0; value < 256; ++value) folded[fold(static_cast<uint8_t>(value))] = plain[value];
+Counts fold(const Counts& plain) {
+  Counts folded;
+  for (int i = 0; i < 128; ++i) {
+    folded.of[2 * i] = plain.of[128 + i];
+    folded.of[2 * i + 1] = plain.of[127 - i];
+  }
+  const auto end_of = [](int value) { return fold(static_cast<uint8_t>(value)) + 1; };
+  folded.first = 0;
+  folded.end = plain.first < plain.end ? std::max(end_of(plain.first), end_of(plain.end - 1)) : 0;
+  folded.complete = plain.complete;
+  return folded;
 }
 
 // Folding orders codes by magnitude, which suits distributions around zero; others keep their order.
@@ -289,15 +295,14 @@ bool wants_fold(const Histogram& total) {
   return 8 * std::min(below, above) > std::max(below, above);
 }
 
-// Fits ranges to plain or folded values and adds their classes to `counts`. Returns the bits of a first level.
-int64_t fit_values(const Histogram& values, bool folded, bool coded, Ranges* ranges, ClassCounts& counts) {
-  Histogram codes;
-  if (folded) fold(values, codes);
-  const Histogram& histogram = folded ? codes : values;
-  *ranges = RangeFitter(histogram, true, coded, folded).best();
-  number_classes(histogram, ranges);
+// Fits ranges to values and adds their classes to `counts`. Returns the bits of a first level.
+int64_t fit_values(const Counts& values, bool folded, bool coded, Ranges* ranges, ClassCounts& counts) {
+  const Counts codes = folded ? fold(values) : values;
+  const bool many = 256 - std::count(codes.of, codes.of + 256, 0u) > kMany;
+  *ranges = RangeFitter(codes, coded, false, folded && many).best();
+  number_classes(codes.of, ranges);
   ClassCounts own = {};
-  count_classes(histogram, *ranges, own);
+  count_classes(codes.of, *ranges, own);
   for (int i = 0; i < kClasses; ++i) counts[i] += own[i];
   return extra_bits(ranges->table, own) + 4 * std::accumulate(own, own + kClasses, int64_t{0});
 }
@@ -310,8 +315,20 @@ bool worth_coding(int level, const ClassCounts& counts, int64_t bits) {
   return saved > 0 && saved * (level == 2 ? kSecondLevelSaves : kFurtherLevelSaves) >= bits;
 }
 
-Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& total, ClassCounts& counts) {
-  Coding coding = {wants_fold(total), 0, {}};
+bool has_gaps(const Counts& sample) {
+  uint32_t before = 0;
+  bool missing = false;
+  for (int code = sample.first; code < sample.end; ++code) {
+    const uint32_t count = sample.of[code];
+    if (missing && std::min(before, count) >= kCommon) return true;
+    missing = count == 0;
+    if (count != 0) before = count;
+  }
+  return false;
+}
+
+Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total, ClassCounts& counts) {
+  Coding coding = {wants_fold(total.of), 0, {}};
   std::fill_n(counts, kClasses, 0u);
   int64_t together = fit_values(total, coding.folded, false, &coding.tables[0], counts);
   const bool coded = worth_coding(2, counts, together);
@@ -319,10 +336,14 @@ Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& 
     std::fill_n(counts, kClasses, 0u);
     together = fit_values(total, coding.folded, true, &coding.tables[0], counts);
   }
-  int64_t entropy_apart = 0;
-  for (const Histogram& group : groups) entropy_apart += source_bits(group);
-  const int64_t entropy = source_bits(total);
-  if ((entropy - entropy_apart) * kTablesSave < entropy) return coding;
+  int64_t saved = entropy_bits(counts, kClasses);  // by a code of the classes for each group
+  for (const Counts& group : groups) {
+    ClassCounts own = {};
+    const Counts codes = coding.folded ? fold(group) : group;
+    count_classes(codes.of, coding.tables[0], own);
+    saved -= entropy_bits(own, kClasses);
+  }
+  if (saved * kTablesSave < together) return coding;
   Coding apart = {coding.folded, kGroupsLog2, {}};
   ClassCounts counts_apart = {};
   int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
@@ -346,18 +367,19 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {
   }
 }
 
-Ranges fit_ranks(const Histogram& by_rank, ClassCounts& counts) {
-  Ranges ranges = RangeFitter(by_rank, false, false, false).best();
+Ranges fit_ranks(const Counts& by_rank, ClassCounts& counts) {
+  Ranges ranges = RangeFitter(by_rank, false, true, by_rank.end > kMany).best();
   set_rank_bases(&ranges.table);
   std::fill_n(counts, kClasses, 0u);
-  count_classes(by_rank, ranges, counts);
+  count_classes(by_rank.of, ranges, counts);
   return ranges;
 }
 
 Boxes cut_boxes(const Histogram& pairs) { return BoxCutter(pairs).boxes(); }
 
-int64_t lost_bits(const Boxes& boxes, const Histogram& pairs, int64_t count) {
-  return extra_bits(boxes.table, boxes.counts) + 4 * count - entropy_bits(pairs, 256);
+int64_t ideal_bits(const Histogram& pairs, int part_log2) {
+  const int64_t used = 256 - std::count(pairs, pairs + 256, 0u);
+  return entropy_bits(pairs, 256) + ((used - 1) << part_log2) * 46 / 64;
 }
 
 }  // namespace anynpu::codec

@@ -9,6 +9,14 @@ namespace anynpu::codec {
 using Histogram = uint32_t[256];
 using ClassCounts = uint32_t[kClasses];
 
+// How often codes occur, or a sample of it: those below `first` and from `end` on do not, nor, when the counts are `complete`,
+// those counted zero times.
+struct Counts {
+  Histogram of;
+  int first, end;
+  bool complete;
+};
+
 constexpr int kColumnGroups = 8;  // of 16 columns, counted apart
 constexpr int kGroupsLog2 = 3;
 
@@ -32,13 +40,17 @@ struct Boxes {
   Table table;
   uint8_t class_of[256];
   ClassCounts counts;
+  int64_t bits;  // of the level
 };
 
 // One table for the block, or one for each 16 columns where their spreads differ enough. Counts its classes.
-Coding choose_coding(const Histogram (&groups)[kColumnGroups], const Histogram& total, ClassCounts& counts);
+Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total, ClassCounts& counts);
+
+// Whether a code is missing between common ones: then others that a sample lacks may never occur either.
+bool has_gaps(const Counts& sample);
 
 // Ranges of the ranks of a further level. Counts their classes.
-Ranges fit_ranks(const Histogram& by_rank, ClassCounts& counts);
+Ranges fit_ranks(const Counts& by_rank, ClassCounts& counts);
 
 // Weights of the classes for rank_map: -8 log2 of their share.
 void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]);
@@ -46,8 +58,9 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]);
 // Boxes of bytes of two class nibbles.
 Boxes cut_boxes(const Histogram& pairs);
 
-// Bits that boxes lose to an ideal code of `count` such bytes.
-int64_t lost_bits(const Boxes& boxes, const Histogram& pairs, int64_t count);
+// Bits of an ideal code of the source of these bytes, of which one in 2^part_log2 was counted: such a sample looks more orderly
+// than its source is, by half a nat for each value but one (Miller and Madow).
+int64_t ideal_bits(const Histogram& pairs, int part_log2);
 
 // Whether an ideal code of the class nibbles below `level` would save enough of the bits that there are.
 bool worth_coding(int level, const ClassCounts& counts, int64_t bits);

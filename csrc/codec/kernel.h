@@ -44,6 +44,8 @@ struct Kernel {
   void (*tile)(const int8_t* rows, int64_t stride, int64_t columns, int64_t steps, uint8_t* panel);
   // The inverse.
   void (*untile)(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride);
+  // The least and the largest byte of `count` pieces, `stride` bytes apart.
+  void (*extent)(const uint8_t* pieces, int64_t count, int64_t stride, uint8_t* least, uint8_t* largest);
   // The hash of docs/formats.md of `count` bytes, a multiple of 8.
   uint32_t (*checksum)(const uint8_t* bytes, int64_t count, uint32_t seed);
 };

@@ -91,6 +91,6 @@ inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_avx2;
-const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack, permute, add_range, tile, untile, checksum};
+const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack, permute, add_range, tile, untile, extent, checksum};
 
 }  // namespace anynpu::codec

@@ -137,6 +137,17 @@ void untile(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, 
   }
 }
 
+void extent(const uint8_t* pieces, int64_t count, int64_t stride, uint8_t* least, uint8_t* largest) {
+  *least = 255;
+  *largest = 0;
+  for (int64_t i = 0; i < count; ++i, pieces += stride) {
+    for (int64_t j = 0; j < kPiece; ++j) {
+      *least = pieces[j] < *least ? pieces[j] : *least;
+      *largest = pieces[j] > *largest ? pieces[j] : *largest;
+    }
+  }
+}
+
 void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
   for (int64_t piece = 0; piece < pieces; ++piece, bytes += 4 * kHashLanes) {
     uint32_t words[kHashLanes];
@@ -148,6 +159,6 @@ void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, classify, pack, permute, add_range, tile, untile, checksum};
+const Kernel codec_portable = {Isa::portable, expand, classify, pack, permute, add_range, tile, untile, extent, checksum};
 
 }  // namespace anynpu::codec

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes c8_2.safetensors: matrices, and what compress_weight makes of them. Only a new version of c8 may change it.
+"""Writes c8_now.safetensors: matrices, and what compress_weight makes of them. Only a new encoder may change it.
 
-c8.safetensors holds the same matrices as version 1 wrote them.
+c8.safetensors and c8_2.safetensors hold the same matrices as the first encoders of versions 1 and 2 wrote them.
 
 python tests/golden/make_c8.py
 """
@@ -42,4 +42,4 @@ if __name__ == "__main__":
     for name, weight in matrices().items():
         compressed = compress_weight(weight)
         tensors |= {f"{name}.weight": weight, f"{name}.stream": compressed.stream, f"{name}.index": compressed.index}
-    save_file(tensors, Path(__file__).with_name("c8_2.safetensors"), {"format": "c8, version 2"})
+    save_file(tensors, Path(__file__).with_name("c8_now.safetensors"), {"format": "c8, version 2"})

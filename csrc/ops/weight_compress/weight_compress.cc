@@ -55,7 +55,7 @@ int64_t first_slot(const codec::Geometry& geometry, int64_t block) {
 int64_t join_parts(const codec::Geometry& geometry, const uint8_t* index, const uint8_t* begins_part, uint8_t* stream) {
   int64_t used = 0, from = 0, bytes = 0;
   const auto move_part = [&] {
-    std::memmove(stream + used, stream + from, static_cast<size_t>(bytes));
+    if (used != from) std::memmove(stream + used, stream + from, static_cast<size_t>(bytes));
     used += bytes;
   };
   for (int64_t block = 0; block < geometry.blocks(); ++block) {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,6 +70,26 @@ class CompressedWeight:
         return 8 * self.nbytes / (self.n * self.k)
 
 
+class _Room(threading.local):
+    """Where a thread writes streams whose length is not known yet: fresh memory costs as much as compressing."""
+
+    _MOST_BYTES = 1 << 26  # that are kept
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def get(self, size: int) -> torch.Tensor:
+        """int8 ``[size]``, valid until the next call of this thread."""
+        if size > self._MOST_BYTES:
+            return torch.empty(size, dtype=torch.int8)
+        if size > len(self._kept):
+            self._kept = bytearray(size)
+        return torch.frombuffer(self._kept, dtype=torch.int8, count=size)
+
+
+_room = _Room()
+
+
 def compress_weight(weight: torch.Tensor) -> CompressedWeight:
     """Compresses an int8 weight without loss; the bytes do not depend on the number of threads.
 
@@ -92,7 +113,7 @@ def compress_weight(weight: torch.Tensor) -> CompressedWeight:
     shape = tuple(weight.shape)
     require(op, weight.dim() == 2 and weight.numel() > 0, f"weight must have shape (n, k), not empty, got {shape}")
     n, k = shape
-    stream = torch.empty(most_bytes(n, k), dtype=torch.int8)
+    stream = _room.get(most_bytes(n, k))
     index = torch.empty(index_bytes(n, k), dtype=torch.int8)
     used = torch.empty(1, dtype=torch.int64)
     _compress(weight, stream, index, used)
