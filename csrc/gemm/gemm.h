@@ -49,11 +49,11 @@ struct KBlock {
   int64_t count;
 };
 
-// What two digits of a row of x leave: in the AVX2 tier of one value, in those of AVX-512 of a step of four k.
+// What two digits of a row of x leave, as one more digit: in the AVX2 tier a word of one value, in those of AVX-512 the
+// bytes of a step of four k.
 struct Rest {
   int64_t k;  // in its block
-  float x;    // AVX2
-  int32_t digit;  // as one more digit: in the word of its k, or the bytes of a step
+  int32_t digit;
 };
 
 // The rests of one row, in order of k. A row with more than `most` has count > most.
@@ -67,7 +67,7 @@ struct RestList {
 struct DigitBlock {
   float scale;                       // x is scale * sum_d 256^d * digit[d], and a rest
   float sum;                         // of x over the block
-  int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block
+  int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block; in AVX2 rests follow two digits
   const Rest* rest;
   int64_t rest_count;
 };
