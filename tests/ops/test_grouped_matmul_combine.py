@@ -99,6 +99,17 @@ def test_experts_of_few_and_many_rows(k, groups, n, isa, each_thread_count):
         assert torch.equal(result.double(), expected)
 
 
+@pytest.mark.parametrize("value", [-128, -121, -120, 127])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_extreme_values_do_not_overflow_partial_sums(rows, value, isa):
+    k, n = 64, 2048
+    x, weight = torch.full((rows, k), value, dtype=torch.int8), torch.full((1, k, n), 7).int()
+    y = anynpu.grouped_matmul_combine(
+        x, anynpu.int4_pack(weight), anynpu.pack_scale(torch.ones(1, 1, n)), torch.tensor([rows]), torch.arange(rows)
+    )
+    assert torch.equal(y, torch.full((rows, n), float((value - 8) * 7 * k)))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("k, n", [(40, 33), (352, 200), (1000, 1100)])
 def test_int8_experts_of_few_and_many_rows(k, n, transposed, isa, each_thread_count):

@@ -33,8 +33,9 @@ struct Int4Product {
   const int32_t* x;  // [blocks of block_steps steps][tiles of tile_rows rows][steps][rows of the tile]
   int64_t rows;
   int64_t first_step;
-  int32_t* c;            // [panels][rows][panel_columns], the columns of a panel in an order of the kernel, added to
-  int32_t* column_sums;  // [panels][panel_columns] of q, likewise
+  // Added to, the columns of a panel in an order of the kernel: c - 8 * column_sums are the sums of (x - 8) * q.
+  int32_t* c;            // [panels][rows][panel_columns]
+  int32_t* column_sums;  // [panels][panel_columns]
 };
 
 struct CombineKernel {

@@ -45,6 +45,20 @@ inline void flush_products(Vec words, int32_t* to) {
 }
 inline void flush_bytes(Vec bytes, int32_t* to) { flush_products(_mm256_maddubs_epi16(bytes, broadcast_bytes(1)), to); }
 
+// A word of the sums for each column.
+constexpr int kStreamK = 2;
+inline void add_words(Vec doubled, int32_t* to) {
+  store(to, _mm256_add_epi32(load(to), _mm256_srai_epi32(doubled, 16)));
+}
+ANYNPU_INLINE void flush_step(const Vec* sums, int32_t* to) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    int32_t* first = to + 32 * (i / 2) + 8 * (i % 2);
+    add_words(interleave_words<0>(sums[i], sums[i]), first);
+    add_words(interleave_words<1>(sums[i], sums[i]), first + 16);
+  }
+}
+
 inline void store_columns(Vec even, Vec odd, int32_t* to) {
   const Vec low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
   store(to, _mm256_permute2x128_si256(low, high, 0x20));

@@ -41,6 +41,12 @@ inline Vec first_products(Vec bytes, Vec x) {
 inline void flush_products(Vec sums, int32_t* to) { store(to, _mm512_add_epi32(load(to), sums)); }
 inline void flush_bytes(Vec bytes, int32_t* to) { flush_products(first_products(bytes, broadcast_bytes(1)), to); }
 
+constexpr int kStreamK = 4;
+ANYNPU_INLINE void flush_step(const Vec* sums, int32_t* to) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) flush_products(sums[i], to + 16 * i);
+}
+
 inline void store_columns(Vec even, Vec odd, int32_t* to) {
   const Vec low = _mm512_unpacklo_epi32(even, odd), high = _mm512_unpackhi_epi32(even, odd);
   const Vec first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
