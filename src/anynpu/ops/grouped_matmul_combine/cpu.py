@@ -6,12 +6,13 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.grouped_matmul_combine.spec import COUNTS, output_shape
 
 _call = _native.Call("grouped_matmul_combine", tensors=11, scalars="qfi")
 
 
-def grouped_matmul_combine(
+def _plan(
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor,
@@ -26,15 +27,14 @@ def grouped_matmul_combine(
     shared_input_offset: int = 0,
     output_bs: int = 0,
     group_list_type: int = COUNTS,
-) -> torch.Tensor:
-    """See ``anynpu.grouped_matmul_combine``."""
+) -> Plan:
     tensors = (x, weight, scale, group_list, row_index, bias, offset, pertoken_scale, logit, shared_input)
-    y = torch.empty(
-        output_shape(*tensors, shared_input_weight, shared_input_offset, output_bs, group_list_type),
-        dtype=torch.float32,
-    )
-    _call(*tensors, y, scalars=(shared_input_offset, shared_input_weight, group_list_type))
-    return y
+    shape = output_shape(*tensors, shared_input_weight, shared_input_offset, output_bs, group_list_type)
+    scalars = (shared_input_offset, shared_input_weight, group_list_type)
+    return _call.plan(tensors, [(shape, torch.float32)], scalars)
+
+
+grouped_matmul_combine = PlannedKernel(_plan)
 
 
 def grouped_sums(x: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

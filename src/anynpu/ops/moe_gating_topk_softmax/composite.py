@@ -17,15 +17,14 @@ def moe_gating_topk_softmax(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``anynpu.moe_gating_topk_softmax``."""
     shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)
-    logits = x.float()
-    softmax = logits.softmax(-1)
+    scores = x.float() if renorm else x.float().softmax(-1)
     # float16 probabilities are rounded before they are ordered, which makes ties.
-    scores = logits if renorm else softmax.half() if x.dtype == torch.float16 else softmax
-    values, order = scores.sort(dim=-1, descending=True, stable=True)
+    rounded = scores.half() if x.dtype == torch.float16 and not renorm else scores
+    values, order = rounded.sort(dim=-1, descending=True, stable=True)
     y, index = values[..., :k], order[..., :k].int()
     if renorm:
         y = y.softmax(-1)
     if finished is not None:
         index = index.masked_fill(finished.unsqueeze(-1), x.shape[-1])
-    whole = softmax if len(softmax_shape) > 1 else softmax.new_empty(0)
+    whole = scores if len(softmax_shape) > 1 else scores.new_empty(0)
     return y.to(x.dtype).contiguous(), index.contiguous(), column_major(shape, x.device), whole
