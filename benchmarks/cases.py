@@ -10,6 +10,7 @@ from typing import Any
 import compressed_matmul
 import kv_cache
 import moe
+import moe_layer
 import moe_tokens
 import quant_matmul
 import torch
@@ -96,6 +97,7 @@ CASES = {
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
     "grouped_matmul_combine": Case(moe.problems, moe.variants, ("read", "int4")),
     "grouped_matmul": Case(moe.sums_problems, moe.sums_variants, ("read", "int8")),
+    "quant_moe": Case(moe_layer.problems, moe_layer.variants, ("read",)),
     "moe_init_routing": Case(moe_tokens.routing_problems, moe_tokens.routing_variants, ("read",)),
     "dequant_swiglu_quant": Case(moe_tokens.activation_problems, moe_tokens.activation_variants, ("read",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),

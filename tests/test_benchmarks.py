@@ -116,6 +116,17 @@ def test_every_variant_of_the_tokens_operators_is_correct(modules, operator):
     assert all(hasattr(problem, "name") for problem in case.problems(False))
 
 
+def test_every_variant_of_quant_moe_is_correct(modules):
+    layer = importlib.import_module("moe_layer")
+    problem = layer.LayerProblem(5, 64, 32, 8, 3)
+    variants = [*modules["cases"].CASES["quant_moe"].variants(problem), *modules["peers"].torch_moe.quant_moe(problem)]
+    comparison = modules["measure"].compare(variants, ("read",), threads=1, rounds=3)
+    names = [timing.variant.name for timing in comparison.timings]
+    assert {"anynpu W8A8", "anynpu W4A8", "torch bf16, a loop"} < set(names)
+    assert sum(name.endswith("grouped_matmul_combine") for name in names) == 4
+    assert all(timing.error == 0 for timing in comparison.timings if " layer, " in timing.variant.name)
+
+
 @pytest.fixture
 def pretended_gpu(modules, monkeypatch):
     """The driver for GPUs on tensors of the CPU: calls are made one by one instead of replaying a graph of them."""

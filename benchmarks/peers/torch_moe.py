@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 from measure import Variant
 from moe import MoeProblem
+from moe_layer import peers as quant_moe
 from moe_tokens import activation_peers as dequant_swiglu_quant
 from moe_tokens import routing_peers as moe_init_routing
 
-__all__ = ["NAME", "dequant_swiglu_quant", "grouped_matmul_combine", "moe_init_routing", "unavailable"]
+__all__ = ["NAME", "dequant_swiglu_quant", "grouped_matmul_combine", "moe_init_routing", "quant_moe", "unavailable"]
 
 NAME = "torch experts"
 

@@ -49,8 +49,8 @@ def grouped_matmul(
         return [_product(group, mode) for group in _pairs(x, weight, lists)]
     sizes = _sizes(x, group_list, group_list_type, group_count(weight))
     if len(x) == 1 and weight[0].dim() == 3:
-        if mode.dtype == torch.int32 and not bias:
-            return [grouped_sums(x[0], weight[0], torch.tensor(sizes, dtype=torch.int64))]
+        if mode.dtype == torch.int32:
+            return [_sums(x[0], weight[0], sizes, bias)]
         if _is_one_call(mode, scale, bias):
             return [_all_at_once(x[0], weight[0], sizes, bias, scale, per_token_scale).to(mode.dtype)]
     y = torch.zeros(shapes[0], dtype=mode.dtype)
@@ -99,6 +99,14 @@ def _parameter(tensors, index: int, stacked: bool) -> torch.Tensor | None:
     if not stacked:
         return tensors[index]
     return tensors[0] if tensors[0].dim() == 1 else tensors[0][index]  # (1,): one for all
+
+
+def _sums(x, weight, sizes, bias) -> torch.Tensor:
+    counts = torch.tensor(sizes, dtype=torch.int64)
+    y = grouped_sums(x, weight, counts)
+    if bias:
+        y[: sum(sizes)] += bias[0].repeat_interleave(counts, dim=0)
+    return y
 
 
 def _is_one_call(mode: Mode, scale, bias) -> bool:
