@@ -145,14 +145,17 @@ def _codes(labels, classes, table, words, end, first_bit, inside, byte_of_rank, 
 
     Nibble c is class ``table + c`` of ``classes``. With ``ranks`` the codes are ranks, and bytes are returned.
     """
-    two = tl.join(labels, labels >> 4)
-    four = tl.join(two, two >> 8)
-    label = (tl.join(four, four >> 16) & 15).to(tl.int32) + table[:, None, None, None]
+    pairs = tl.join(labels, labels >> 4)
+    fours = tl.join(pairs, pairs >> 8)
+    label = (tl.join(fours, fours >> 16) & 15).to(tl.int32) + table[:, None, None, None]
     its_class = tl.gather(classes, tl.reshape(label, (8 * _AT_ONCE,)), 0).to(tl.uint32, bitcast=True)
     first_half, second_half = tl.split(tl.reshape(its_class, (_AT_ONCE, 2, 2, 2)))
-    (even, odd), (later_even, later_odd) = tl.split(first_half), tl.split(second_half)
-    (a, b), (c, d) = tl.split(even), tl.split(odd)
-    (e, f), (g, h) = tl.split(later_even), tl.split(later_odd)
+    two, next_two = tl.split(first_half)
+    a, b = tl.split(two)
+    c, d = tl.split(next_two)
+    two, next_two = tl.split(second_half)
+    e, f = tl.split(two)
+    g, h = tl.split(next_two)
     to_b = a >> 28
     to_c = to_b + (b >> 28)
     to_d = to_c + (c >> 28)

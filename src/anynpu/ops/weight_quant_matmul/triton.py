@@ -242,6 +242,23 @@ def _transposed_words(words, first_k, first_word, K, row_words, k_stride, word_s
 
 
 @triton.jit
+def _transposed_words_of_k(words, first_k, first_column, K, N, k_stride, column_stride, magic, WHOLE: tl.constexpr,
+                           BK: tl.constexpr, BN: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
+    """int4 [BN, BK] out of words along K, for the left side of a dot: the eight k of a word stay with a thread."""
+    wide = tl.zeros((), tl.int64)
+    here = words + (wide + first_k // 8) * k_stride + (wide + first_column) * column_stride
+    # Beyond the edges the last words stand in: x is 0 there, or the column is not stored.
+    column, k = tl.minimum(tl.arange(0, BN), N - 1 - first_column)[:, None], tl.arange(0, BK // 8)[None, :]
+    if not WHOLE:
+        k = tl.minimum(k, (K - first_k) // 8 - 1)
+    word = tl.load(here + (k * k_stride + column * column_stride))
+    two = tl.join(word, word >> 4)
+    pairs = (tl.join(two, two >> 8) & 0x000F000F) ^ magic
+    values = tl.join(_int4_of_halves(pairs, dtype), _int4_of_halves(pairs >> 16, dtype))
+    return tl.reshape(tl.permute(values, (0, 1, 4, 3, 2)), (BN, BK))
+
+
+@triton.jit
 def _columns(BW: tl.constexpr):
     """Which column each row of _transposed_words is."""
     column = tl.reshape(tl.arange(0, 8 * BW), (BW // 8, 8, 2, 4))
@@ -261,21 +278,26 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
                   words_batch, words_k, words_column, scale_group, scale_column, offset_group, offset_column,
                   bias_stride, quant_scale_stride, quant_offset_stride, WHOLE: tl.constexpr, GROUPS: tl.constexpr,
                   OFFSET: tl.constexpr, BIAS: tl.constexpr, QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr,
-                  PARTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """As _matmul_kernel for int4 words along N and 16-bit x; computes tiles of y transposed.
+                  PARTED: tl.constexpr, ALONG_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                  BK: tl.constexpr):  # fmt: skip
+    """As _matmul_kernel for int4 words and 16-bit x; computes tiles of y transposed.
 
     ``magic`` is _MAGIC of x, an argument for the reason told at _field.
     """
     BW: tl.constexpr = BN // 8
     batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
     x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
-    shuffled = first_column + _columns(BW)
+    shuffled = first_column + (tl.arange(0, BN) if ALONG_K else _columns(BW))
     sums, row_sums = tl.zeros((BN, BM), tl.float32), tl.zeros((BM,), tl.float32)
     for step in range(0, tl.cdiv(tl.minimum(part_k, K - part * part_k), BK)):
         first_k = part * part_k + step * BK
         b = tile(x, first_k, first_row, K, M, x_k, x_row, WHOLE, False, BK, BM)
-        a = _transposed_words(words, first_k, first_column // 8, K, row_words, words_k, words_column, magic, WHOLE, BK,
-                              BW, b.dtype)  # fmt: skip
+        if ALONG_K:
+            a = _transposed_words_of_k(words, first_k, first_column, K, N, words_k, words_column, magic, WHOLE, BK, BN,
+                                       b.dtype)  # fmt: skip
+        else:
+            a = _transposed_words(words, first_k, first_column // 8, K, row_words, words_k, words_column, magic, WHOLE,
+                                  BK, BW, b.dtype)  # fmt: skip
         if OFFSET:
             step_row_sums = tl.sum(b.to(tl.float32), axis=0)
         if GROUPS:
@@ -294,7 +316,7 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
         if OFFSET:
             sums += _factors(offset_ptr, 0, shuffled, N, offset_group, offset_column)[:, None] * row_sums[None, :]
         sums *= _factors(scale_ptr, 0, shuffled, N, scale_group, scale_column)[:, None]
-    value = _in_order(sums, BW, BM)
+    value = tl.trans(sums) if ALONG_K else _in_order(sums, BW, BM)
     row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
@@ -473,11 +495,11 @@ def weight_quant_matmul(
     factors = (scale, scale if offset is None else offset, *ending_tensors)
     strides = (*_strides(scale), *_strides(offset), *ending_strides)
     meta = {"OFFSET": offset is not None, "PARTED": parts > 1, **ending, **block}
-    if words is None and stored == WORDS_N.value and x.dtype != torch.float32:
+    if words is None and stored in (WORDS_N.value, WORDS_K.value) and x.dtype != torch.float32:
         launch(
             _words_kernel, tiles * parts, rows, weight, *factors, y, sums, m, n, weight.shape[-1], k, y.numel(),
             group_size, part_k, parts, _MAGIC[x.dtype], *rows.stride(), *weight.stride(), *strides, WHOLE=k % step == 0,
-            GROUPS=group_size > 0, **meta,
+            GROUPS=group_size > 0, ALONG_K=stored == WORDS_K.value, **meta,
         )  # fmt: skip
     elif words is None:
         error = _device_errors.word(x.device) if spec.is_prepacked(weight) else y
