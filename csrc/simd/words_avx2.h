@@ -18,6 +18,7 @@ inline Words broadcast_pair(const int16_t* from) {
 }
 inline Words load_words(const int16_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 inline Ints load_ints(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline void store_ints(int32_t* to, Ints value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 // Pairs of int8.
 inline Words load_pairs(const int8_t* from) {
@@ -33,10 +34,21 @@ inline void order_columns(Ints& low, Ints& high) {
   high = _mm256_permute2x128_si256(low, high, 0x31);
   low = first;
 }
-// sum += the products of a pair. GCC 12 spills the accumulators of the intrinsics; the operand tied here stays where it is.
-inline void add_pair_products(Ints& sum, Words a, Words b) {
+// In each lane the sum of the products of its pair.
+inline Ints pair_products(Words a, Words b) { return _mm256_madd_epi16(a, b); }
+// first += pair_products(factor, a), second += pair_products(factor, b). GCC 12 spills the accumulators of the intrinsics;
+// the operands tied here stay where they are. Products before sums: Zen 3 takes 10 % longer when they alternate.
+inline void add_pair_products(Ints& first, Ints& second, Words factor, Words a, Words b) {
   __m256i product;
-  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "x"(b));
+  asm("vpmaddwd %5, %2, %3\n\tvpmaddwd %4, %2, %2\n\tvpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"
+      : "+x"(first), "+x"(second), "+x"(factor), "=&x"(product)
+      : "x"(a), "x"(b));
+}
+inline void add_pair_products(Ints& first, Ints& second, const int16_t* factor, Words a, Words b) {
+  __m256i first_product, second_product;
+  asm("vpmaddwd %4, %5, %2\n\tvpmaddwd %4, %6, %3\n\tvpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"
+      : "+x"(first), "+x"(second), "=&x"(first_product), "=&x"(second_product)
+      : "m"(*reinterpret_cast<const __m256i_u*>(factor)), "x"(a), "x"(b));
 }
 // The sums of the lanes of four vectors, two and two.
 inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {

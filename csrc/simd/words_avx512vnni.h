@@ -19,6 +19,7 @@ inline Words broadcast_pair(const int16_t* from) {
 }
 inline Words load_words(const int16_t* from) { return _mm512_loadu_si512(from); }
 inline Ints load_ints(const int32_t* from) { return _mm512_loadu_si512(from); }
+inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline void store_ints(int32_t* to, Ints value) { _mm512_storeu_si512(to, value); }
 // Pairs of int8.
 inline Words load_pairs(const int8_t* from) {
@@ -34,8 +35,16 @@ inline void order_columns(Ints& low, Ints& high) {
   high = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
   low = first;
 }
-// sum += the products of a pair.
-inline void add_pair_products(Ints& sum, Words a, Words b) { dot_words(sum, a, b); }
+// In each lane the sum of the products of its pair.
+inline Ints pair_products(Words a, Words b) { return _mm512_madd_epi16(a, b); }
+// first += pair_products(factor, a), second += pair_products(factor, b).
+inline void add_pair_products(Ints& first, Ints& second, Words factor, Words a, Words b) {
+  dot_words(first, factor, a);
+  dot_words(second, factor, b);
+}
+inline void add_pair_products(Ints& first, Ints& second, const int16_t* factor, Words a, Words b) {
+  add_pair_products(first, second, load_words(factor), a, b);
+}
 // The sums of the lanes of four vectors, two and two.
 inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {
   const auto pairs = [](Ints x, Ints y) { return _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y)); };

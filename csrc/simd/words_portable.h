@@ -26,6 +26,7 @@ inline Ints load_ints(const int32_t* from) {
   memcpy(&value, from, sizeof(value));
   return value;
 }
+inline Ints add_ints(Ints a, Ints b) { return a + b; }
 inline void store_ints(int32_t* to, Ints value) { memcpy(to, &value, sizeof(value)); }
 // Pairs of int8.
 inline Words load_pairs(const int8_t* from) {
@@ -37,13 +38,23 @@ inline void pair_words(Words a, Words b, Words& low, Words& high) {
   high = Words{a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]};
 }
 inline void order_columns(Ints&, Ints&) {}
-// sum += the products of a pair.
-inline void add_pair_products(Ints& sum, Words a, Words b) {
+// In each lane the sum of the products of its pair.
+inline Ints pair_products(Words a, Words b) {
 #if defined(__SSE2__)
-  sum += (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+  return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-  for (int i = 0; i < kLanes; ++i) sum[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  Ints sums;
+  for (int i = 0; i < kLanes; ++i) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  return sums;
 #endif
+}
+// first += pair_products(factor, a), second += pair_products(factor, b).
+inline void add_pair_products(Ints& first, Ints& second, Words factor, Words a, Words b) {
+  first += pair_products(factor, a);
+  second += pair_products(factor, b);
+}
+inline void add_pair_products(Ints& first, Ints& second, const int16_t* factor, Words a, Words b) {
+  add_pair_products(first, second, load_words(factor), a, b);
 }
 // The sums of the lanes of four vectors, two and two.
 inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {

@@ -230,6 +230,7 @@ struct Scratch {
   float* q_steps;     // [heads, queries, digits]
   float* states;      // [heads], used when the rows are not split
   float* scores;      // as in AttentionTile, from here on
+  float* maxima;
   int16_t* weights;
   float* weight_steps;
   int32_t* totals;
@@ -244,6 +245,7 @@ struct Scratch {
     take(&q_steps, plan.heads * digit_rows);
     take(&states, plan.heads * plan.state_floats());
     take(&scores, plan.heads * plan.queries * kAttentionTileRows);
+    take(&maxima, plan.queries);
     take(&weights, plan.heads * digit_rows * kAttentionTileRows);
     take(&weight_steps, plan.heads * digit_rows);
     take(&totals, plan.heads * kAttentionFewRows * std::max<int64_t>(plan.padded, kAttentionTileRows));
@@ -414,6 +416,7 @@ class Run {
     tile.offsets = scratch.offsets;
     tile.visible = scratch.visible;
     tile.scores = scratch.scores;
+    tile.maxima = scratch.maxima;
     tile.weights = scratch.weights;
     tile.weight_steps = scratch.weight_steps;
     tile.totals = scratch.totals;

@@ -34,6 +34,7 @@ struct AttentionTile {
   const float* q_steps;    // [heads, queries, digits]
   const int32_t* visible;  // query i sees the first visible[i] rows of the tile
   float* scores;           // [heads, queries, kAttentionTileRows] of scratch
+  float* maxima;           // [queries] of scratch, of the scores of a head
   int16_t* weights;        // [heads, queries, digits, kAttentionTileRows] of scratch
   float* weight_steps;     // [heads, queries, digits] of scratch
   int32_t* totals;         // [heads, kAttentionFewRows, the larger of padded and kAttentionTileRows] of scratch
