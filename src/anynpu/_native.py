@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from itertools import starmap
 from pathlib import Path
 
-import torch  # first: the library shares the OpenMP runtime that torch has loaded
+import torch
+
+from anynpu import _openmp
 
 ABI_VERSION = 2
 MAX_DIMS = 8
@@ -93,6 +95,7 @@ def library_path() -> Path:
 
 def _load() -> ctypes.CDLL:
     path = library_path()
+    _openmp.share()
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from anynpu import _native
+from anynpu import _native, _openmp
 from anynpu._version import __version__
-
-_OPENMP_RUNTIME = re.compile(r"/lib(?:gomp|iomp5|omp)\b[^/]*\.so[^/]*$")
 
 
 def cpu_model() -> str:
@@ -25,19 +22,6 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def openmp_runtimes(maps: str) -> list[str]:
-    """The OpenMP libraries named in the text of ``/proc/<pid>/maps``, each once."""
-    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
-    return sorted(path for path in paths if _OPENMP_RUNTIME.search(path))
-
-
-def _mapped_openmp_runtimes() -> list[str]:
-    try:
-        return openmp_runtimes(Path("/proc/self/maps").read_text())
-    except OSError:
-        return []
 
 
 def _tiers() -> list[dict[str, str | bool | None]]:
@@ -65,7 +49,7 @@ def _warnings(runtimes: list[str]) -> list[str]:
 
 def collect() -> dict[str, Any]:
     """All of it, as plain JSON values."""
-    runtimes = _mapped_openmp_runtimes()
+    runtimes = _openmp.used(_openmp.loaded())
     return {
         "anynpu": __version__,
         "library": {"path": str(_native.library_path()), "abi_version": _native.ABI_VERSION},

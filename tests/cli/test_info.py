@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import anynpu
-from anynpu import _native, environment
+from anynpu import _native, _openmp
 from anynpu.cli import app
 
 MAPS = """\
@@ -52,7 +52,7 @@ def test_table_gives_the_reason_of_each_refused_tier():
 
 
 def test_openmp_runtimes_are_found_once_each():
-    assert environment.openmp_runtimes(MAPS) == [
+    assert _openmp.named_in(MAPS) == [
         "/env/lib/python3.11/site-packages/torch/lib/libgomp.so.1",
         "/usr/lib/llvm-14/lib/libomp.so.5",
         "/usr/lib/my folder/libiomp5.so",
@@ -60,10 +60,17 @@ def test_openmp_runtimes_are_found_once_each():
 
 
 def test_two_openmp_runtimes_are_warned_of(monkeypatch):
-    monkeypatch.setattr(environment, "_mapped_openmp_runtimes", lambda: environment.openmp_runtimes(MAPS))
+    monkeypatch.setattr(_openmp, "loaded", lambda: _openmp.named_in(MAPS))
     assert facts()["warnings"] == [
         "3 OpenMP runtimes are loaded, their threads slow each other down; expected one, torch's"
     ]
+
+
+def test_the_runtime_that_a_shared_one_replaces_is_not_counted():
+    torch_s = "/env/lib/python3.11/site-packages/torch.libs/libgomp-a49a47f9.so.1.0.0"
+    others = ["/env/lib/python3.11/site-packages/scikit_learn.libs/libgomp-a49a47f9.so.1.0.0"]
+    assert _openmp.used(["/usr/lib/libgomp.so.1.0.0", torch_s]) == [torch_s]
+    assert _openmp.used(["/usr/lib/libgomp.so.1.0.0", *others]) == ["/usr/lib/libgomp.so.1.0.0", *others]
 
 
 def test_a_cap_that_names_no_tier_is_warned_of(monkeypatch):
