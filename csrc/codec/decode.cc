@@ -200,18 +200,19 @@ bool rank_map(const uint8_t* order, uint8_t* map) {
   constexpr int kSums = 2 * kMaxOrderWeight + 1;
   constexpr int kParts = 4;  // counted apart and filled in turn: equal sums would wait for each other
   constexpr int kPart = 256 / kParts;
-  for (int i = 0; i < kClasses; ++i) {
-    if (order[i] > kMaxOrderWeight) return false;
-  }
+  const int heaviest = *std::max_element(order, order + kClasses);
+  if (heaviest > kMaxOrderWeight) return false;
   uint8_t sums[256];
   uint16_t next[kSums][kParts] = {};
-  for (int pair = 0; pair < 256; ++pair) sums[pair] = static_cast<uint8_t>(order[pair & 15] + order[pair >> 4]);
+  for (int high = 0; high < kClasses; ++high) {
+    for (int low = 0; low < kClasses; ++low) sums[kClasses * high + low] = static_cast<uint8_t>(order[low] + order[high]);
+  }
   for (int i = 0; i < kPart; ++i) {
     for (int part = 0; part < kParts; ++part) ++next[sums[part * kPart + i]][part];
   }
   uint16_t before = 0;
-  for (auto& of_sum : next) {
-    for (uint16_t& place : of_sum) {
+  for (int sum = 0; sum <= 2 * heaviest; ++sum) {
+    for (uint16_t& place : next[sum]) {
       const uint16_t count = place;
       place = before;
       before = static_cast<uint16_t>(before + count);

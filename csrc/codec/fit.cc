@@ -19,6 +19,8 @@ constexpr int64_t kSecondLevelSaves = 48;
 constexpr int64_t kFurtherLevelSaves = 128;
 constexpr uint32_t kCommon = 32;  // a code between two that occur so often may hardly be missing by chance
 constexpr int kMany = 4 * kClasses;  // codes
+// What 16 classes of 16 codes may lose of the whole: their extra bits are nibbles, which take a fifth as long to decode.
+constexpr int64_t kNibblesLose = 64;
 
 // log2(count) * 2^16.
 int64_t log2_fixed(uint32_t count) {
@@ -307,6 +309,34 @@ int64_t fit_values(const Counts& values, bool folded, bool coded, Ranges* ranges
   return extra_bits(ranges->table, own) + 4 * std::accumulate(own, own + kClasses, int64_t{0});
 }
 
+// Bits of two levels: nibbles in each of these classes, and boxes of two of them.
+int64_t nibbles_bits(const ClassCounts& classes) {
+  const int64_t total = std::accumulate(classes, classes + kClasses, int64_t{0});
+  Histogram pairs;  // 2 * total times as many as there are
+  for (int pair = 0; pair < 256; ++pair) pairs[pair] = classes[pair & 15] * classes[pair >> 4];
+  const Boxes boxes = cut_boxes(pairs);
+  return 6 * total + 8 * kBoxesBytes + extra_bits(boxes.table, boxes.counts) / (2 * total);
+}
+
+// Takes 16 classes of 16 codes instead, unless they lose too much of `bits`.
+void prefer_nibbles(const Counts& total, int64_t bits, Coding* coding, ClassCounts& counts) {
+  const Counts codes = coding->folded ? fold(total) : total;
+  Ranges ranges = {};
+  ranges.count = kClasses;
+  for (int i = 0; i < kClasses; ++i) {
+    ranges.first[i] = ranges.table.base[i] = static_cast<uint8_t>(kClasses * i);
+    ranges.table.mask[i] = mask_of_bits(4);
+  }
+  std::iota(ranges.class_of, ranges.class_of + kClasses, uint8_t{0});
+  number_classes(codes.of, &ranges);
+  ClassCounts classes = {};
+  count_classes(codes.of, ranges, classes);
+  const int64_t values = std::accumulate(classes, classes + kClasses, int64_t{0});
+  if (!levels_fit(values, 2) || nibbles_bits(classes) * kNibblesLose > bits * (kNibblesLose + 1)) return;
+  coding->tables[0] = ranges;
+  std::copy_n(classes, kClasses, counts);
+}
+
 }  // namespace
 
 bool worth_coding(int level, const ClassCounts& counts, int64_t bits) {
@@ -343,7 +373,10 @@ Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total,
     count_classes(codes.of, coding.tables[0], own);
     saved -= entropy_bits(own, kClasses);
   }
-  if (saved * kTablesSave < together) return coding;
+  if (saved * kTablesSave < together) {
+    if (!coded) prefer_nibbles(total, together, &coding, counts);
+    return coding;
+  }
   Coding apart = {coding.folded, kGroupsLog2, {}};
   ClassCounts counts_apart = {};
   int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);

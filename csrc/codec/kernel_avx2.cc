@@ -44,31 +44,49 @@ inline void cut(const uint8_t* codes, const uint8_t* classes, const LaneTable& t
   store(nibbles, _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs[0], pairs[1]), 0xd8));
 }
 
-// One shuffle looks up 16 entries, or gives zero where the top bit of an index is set. Going down in steps of 16, an index
-// meets the rows up to its own, which hold differences: their exclusive or is the entry.
+struct TwoVectors {
+  __m256i of[2];
+};
+
+// Entries of 2^kRowsLog2 rows of 16: one shuffle looks up those of a row, `bits` of the row's number choose between them.
+template <int kRowsLog2>
+inline TwoVectors look_up_rows(const __m256i* rows, const TwoVectors& low, const TwoVectors* bits) {
+  TwoVectors entries;
+  if constexpr (kRowsLog2 == 0) {
+    for (int i = 0; i < 2; ++i) entries.of[i] = _mm256_shuffle_epi8(*rows, low.of[i]);
+  } else {
+    constexpr int kHalf = 1 << (kRowsLog2 - 1);
+    const TwoVectors lower = look_up_rows<kRowsLog2 - 1>(rows, low, bits);
+    const TwoVectors upper = look_up_rows<kRowsLog2 - 1>(rows + kHalf, low, bits);
+    for (int i = 0; i < 2; ++i) {
+      entries.of[i] = _mm256_blendv_epi8(lower.of[i], upper.of[i], bits[kRowsLog2 - 1].of[i]);
+    }
+  }
+  return entries;
+}
+
+template <int kRowsLog2>
+void permute_rows(const __m256i* rows, int64_t count, uint8_t* bytes) {
+  for (int64_t at = 0; at < count; at += kPiece) {
+    TwoVectors low, bits[4];  // each bit is the highest of a byte
+    for (int i = 0; i < 2; ++i) {
+      const __m256i codes = load(bytes + at + 32 * i);
+      low.of[i] = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+      bits[3].of[i] = codes;
+      for (int bit = 2; bit >= 0; --bit) bits[bit].of[i] = _mm256_add_epi8(bits[bit + 1].of[i], bits[bit + 1].of[i]);
+    }
+    const TwoVectors entries = look_up_rows<kRowsLog2>(rows, low, bits);
+    for (int i = 0; i < 2; ++i) store(bytes + at + 32 * i, entries.of[i]);
+  }
+}
+
 void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
-  constexpr int kHalfRows = 8;
-  const int rows = static_cast<int>((size + 15) / 16);
-  __m256i difference[2 * kHalfRows];
-  for (int row = 0; row < rows; ++row) {
-    const __m128i* entries = reinterpret_cast<const __m128i*>(map) + row;
-    const __m128i before = row % kHalfRows == 0 ? _mm_setzero_si128() : _mm_loadu_si128(entries - 1);
-    difference[row] = _mm256_broadcastsi128_si256(_mm_xor_si128(_mm_loadu_si128(entries), before));
+  __m256i rows[16];
+  for (int row = 0; row < 16; ++row) {
+    rows[row] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(map) + row));
   }
-  const __m256i step = _mm256_set1_epi8(16);
-  for (int64_t at = 0; at < count; at += 32) {
-    __m256i low = load(bytes + at), high = _mm256_xor_si256(low, _mm256_set1_epi8(static_cast<char>(0x80)));
-    __m256i result = _mm256_setzero_si256();
-    for (int row = 0; row < rows && row < kHalfRows; ++row) {
-      result = _mm256_xor_si256(result, _mm256_shuffle_epi8(difference[row], low));
-      low = _mm256_subs_epi8(low, step);
-    }
-    for (int row = kHalfRows; row < rows; ++row) {
-      result = _mm256_xor_si256(result, _mm256_shuffle_epi8(difference[row], high));
-      high = _mm256_subs_epi8(high, step);
-    }
-    store(bytes + at, result);
-  }
+  const auto run = size > 128 ? permute_rows<4> : size > 64 ? permute_rows<3> : size > 32 ? permute_rows<2> : permute_rows<1>;
+  run(rows, count, bytes);
 }
 
 inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
