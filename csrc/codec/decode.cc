@@ -205,7 +205,9 @@ bool rank_map(const uint8_t* order, uint8_t* map) {
   uint8_t sums[256];
   uint16_t next[kSums][kParts] = {};
   for (int high = 0; high < kClasses; ++high) {
-    for (int low = 0; low < kClasses; ++low) sums[kClasses * high + low] = static_cast<uint8_t>(order[low] + order[high]);
+    for (int low = 0; low < kClasses; ++low) {
+      sums[kClasses * high + low] = static_cast<uint8_t>(order[low] + order[high]);
+    }
   }
   for (int i = 0; i < kPart; ++i) {
     for (int part = 0; part < kParts; ++part) ++next[sums[part * kPart + i]][part];

@@ -71,10 +71,10 @@ int counted_part_log2(int64_t count, int64_t enough) {
   return log2;
 }
 
-// Counts a part of the `width` bytes at each place, `count` times, `stride` bytes on and another part each time, as if it were
-// the whole of them. Neighbours have a histogram each, so that equal ones do not wait for each other.
-void count_parts(const uint8_t* const (&places)[kColumnGroups], int64_t count, int64_t stride, int64_t width, int part_log2,
-                 Counts (&counts)[kColumnGroups]) {
+// Counts a part of the `width` bytes at each place, `count` times, `stride` bytes on and another part each time, as if
+// it were the whole of them. Neighbours have a histogram each, so that equal ones do not wait for each other.
+void count_parts(const uint8_t* const (&places)[kColumnGroups], int64_t count, int64_t stride, int64_t width,
+                 int part_log2, Counts (&counts)[kColumnGroups]) {
   for (Counts& at_place : counts) std::memset(at_place.of, 0, sizeof(at_place.of));
   const int64_t part = width >> part_log2, parts = int64_t{1} << part_log2;
   for (int64_t i = 0; i < count; ++i) {
@@ -223,7 +223,8 @@ void Encoder::Work::encode_ranks(int level, int64_t count, const Histogram& pair
   }
 }
 
-// Codes the nibbles of the level below, `count` bytes of two, once more: in boxes, which decode faster, unless they cost too much.
+// Codes the nibbles of the level below, `count` bytes of two, once more: in boxes, which decode faster, unless they
+// cost too much.
 void Encoder::Work::encode_nibbles(int level, int64_t count, int64_t bits_so_far) {
   Histogram pairs;
   const int part_log2 = counted_part_log2(count, kEnoughNibbles);

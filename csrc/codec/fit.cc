@@ -17,9 +17,10 @@ namespace {
 constexpr int64_t kTablesSave = 64;
 constexpr int64_t kSecondLevelSaves = 48;
 constexpr int64_t kFurtherLevelSaves = 128;
-constexpr uint32_t kCommon = 32;  // a code between two that occur so often may hardly be missing by chance
+constexpr uint32_t kCommon = 32;     // a code between two that occur so often may hardly be missing by chance
 constexpr int kMany = 4 * kClasses;  // codes
-// What 16 classes of 16 codes may lose of the whole: their extra bits are nibbles, which take a fifth as long to decode.
+// What 16 classes of 16 codes may lose of the whole: their extra bits are nibbles, which take a fifth as long to
+// decode.
 constexpr int64_t kNibblesLose = 64;
 
 // log2(count) * 2^16.
@@ -68,12 +69,17 @@ int64_t entropy_bits(const uint32_t* histogram, int size) {
 // Finds the ranges that cover all codes at the least cost.
 class RangeFitter {
  public:
-  // The cost is that of the extra bits, and with `coded` half of what ideally codes the classes: then the next level does
-  // better, though not ideally. `consecutive` ranges follow each other from 0; others pass over codes that cannot occur,
-  // unless the counts are `smooth`: then ranges begin at multiples of about a 32nd and pass over nothing.
+  // The cost is that of the extra bits, and with `coded` half of what ideally codes the classes: then the next level
+  // does better, though not ideally. `consecutive` ranges follow each other from 0; others pass over codes that cannot
+  // occur, unless the counts are `smooth`: then ranges begin at multiples of about a 32nd and pass over nothing.
   RangeFitter(const Counts& counts, bool coded, bool consecutive, bool smooth)
-      : histogram_(counts.of), gaps_(counts.complete && !smooth), coded_(coded), consecutive_(consecutive), smooth_(smooth),
-        low_(counts.first), high_(counts.end) {
+      : histogram_(counts.of),
+        gaps_(counts.complete && !smooth),
+        coded_(coded),
+        consecutive_(consecutive),
+        smooth_(smooth),
+        low_(counts.first),
+        high_(counts.end) {
     while (gaps_ && low_ < high_ && histogram_[low_] == 0) ++low_;
     while (gaps_ && low_ < high_ && histogram_[high_ - 1] == 0) --high_;
     before_[0] = 0;
@@ -109,7 +115,9 @@ class RangeFitter {
   static constexpr int kUnitLog2 = 4;  // costs are in 16ths of a bit
 
   // From a start of ranges to the next one.
-  int step(int start) const { return smooth_ && start >= 32 ? 1 << (27 - __builtin_clz(static_cast<unsigned>(start))) : 1; }
+  int step(int start) const {
+    return smooth_ && start >= 32 ? 1 << (27 - __builtin_clz(static_cast<unsigned>(start))) : 1;
+  }
   bool skips(int code) const { return gaps_ && code >= low_ && histogram_[code] == 0; }
   bool fits(int start, int bits) const { return !consecutive_ || start + (1 << bits) <= 256; }
   // Of covering the codes below `end`.
@@ -130,7 +138,8 @@ class RangeFitter {
       return;
     }
     int32_t ends[kMaxClassBits + 1], extra[kMaxClassBits + 1], count = 0;
-    for (int bits = __builtin_ctz(static_cast<unsigned>(step(start))); bits <= kMaxClassBits && fits(start, bits); ++bits) {
+    for (int bits = __builtin_ctz(static_cast<unsigned>(step(start))); bits <= kMaxClassBits && fits(start, bits);
+         ++bits) {
       ends[count] = std::min(start + (1 << bits), high_);
       extra[count] = cost_of(start, ends[count], bits);
       if (ends[count++] == high_) break;

@@ -9,8 +9,8 @@ namespace anynpu::codec {
 using Histogram = uint32_t[256];
 using ClassCounts = uint32_t[kClasses];
 
-// How often codes occur, or a sample of it: those below `first` and from `end` on do not, nor, when the counts are `complete`,
-// those counted zero times.
+// How often codes occur, or a sample of it: those below `first` and from `end` on do not, nor, when the counts are
+// `complete`, those counted zero times.
 struct Counts {
   Histogram of;
   int first, end;
@@ -58,8 +58,8 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]);
 // Boxes of bytes of two class nibbles.
 Boxes cut_boxes(const Histogram& pairs);
 
-// Bits of an ideal code of the source of these bytes, of which one in 2^part_log2 was counted: such a sample looks more orderly
-// than its source is, by half a nat for each value but one (Miller and Madow).
+// Bits of an ideal code of the source of these bytes, of which one in 2^part_log2 was counted: such a sample looks more
+// orderly than its source is, by half a nat for each value but one (Miller and Madow).
 int64_t ideal_bits(const Histogram& pairs, int part_log2);
 
 // Whether an ideal code of the class nibbles below `level` would save enough of the bits that there are.

@@ -53,11 +53,13 @@ struct LaneTable {
   uint8_t mask[kPiece];
 };
 
-// The ranges of codes that are classes, for four tables, as a search tree of their bounds: from node i a code goes on to node
-// 2 i, or to 2 i + 1 when it is above the bound. It starts at node 1; four steps on, the node is 16 plus its range.
+// The ranges of codes that are classes, for four tables, as a search tree of their bounds: from node i a code goes on
+// to node 2 i, or to 2 i + 1 when it is above the bound. It starts at node 1; four steps on, the node is 16 plus its
+// range.
 struct CutTable {
-  alignas(64) int8_t bound[kPiece];  // code - 128 of the last code before a range, by node, or 127 where the range is unused
-  uint8_t class_of[kPiece];          // by range
+  alignas(64)
+      int8_t bound[kPiece];  // code - 128 of the last code before a range, by node, or 127 where the range is unused
+  uint8_t class_of[kPiece];  // by range
 };
 constexpr int kCutSteps = 4;
 

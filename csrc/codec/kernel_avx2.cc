@@ -13,7 +13,8 @@ inline __m256i fold(__m256i value) {
   return _mm256_xor_si256(_mm256_add_epi8(number, number), negative);
 }
 
-inline void classify_piece(const uint8_t* values, const CutTable& table, bool folded, uint8_t* codes, uint8_t* classes) {
+inline void classify_piece(const uint8_t* values, const CutTable& table, bool folded, uint8_t* codes,
+                           uint8_t* classes) {
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const __m256i value = load(values + 32 * half), code = folded ? fold(value) : value;
@@ -48,7 +49,8 @@ struct TwoVectors {
   __m256i of[2];
 };
 
-// Entries of 2^kRowsLog2 rows of 16: one shuffle looks up those of a row, `bits` of the row's number choose between them.
+// Entries of 2^kRowsLog2 rows of 16: one shuffle looks up those of a row, `bits` of the row's number choose between
+// them.
 template <int kRowsLog2>
 inline TwoVectors look_up_rows(const __m256i* rows, const TwoVectors& low, const TwoVectors* bits) {
   TwoVectors entries;
@@ -85,7 +87,10 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
   for (int row = 0; row < 16; ++row) {
     rows[row] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(map) + row));
   }
-  const auto run = size > 128 ? permute_rows<4> : size > 64 ? permute_rows<3> : size > 32 ? permute_rows<2> : permute_rows<1>;
+  const auto run = size > 128  ? permute_rows<4>
+                   : size > 64 ? permute_rows<3>
+                   : size > 32 ? permute_rows<2>
+                               : permute_rows<1>;
   run(rows, count, bytes);
 }
 

@@ -89,6 +89,7 @@ void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vbmi;
-const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify, pack, permute, add_range, tile, untile, extent, checksum};
+const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify, pack,   permute,
+                                 add_range,       tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec

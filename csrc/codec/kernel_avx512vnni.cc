@@ -24,6 +24,7 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vnni;
-const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack, permute, add_range, tile, untile, extent, checksum};
+const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack,   permute,
+                                 add_range,       tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec

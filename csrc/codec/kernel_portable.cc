@@ -159,6 +159,7 @@ void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, classify, pack, permute, add_range, tile, untile, extent, checksum};
+const Kernel codec_portable = {Isa::portable, expand, classify, pack,   permute,
+                               add_range,     tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec

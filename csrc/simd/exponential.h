@@ -5,8 +5,8 @@
 namespace anynpu {
 namespace {
 
-// Of kCount vectors, step by step: one alone would wait for each of its own. Relative error below 2^-22 for values <= 87;
-// below -87 they stay at exp(-87). NaN stays NaN.
+// Of kCount vectors, step by step: one alone would wait for each of its own. Relative error below 2^-22 for values <=
+// 87; below -87 they stay at exp(-87). NaN stays NaN.
 template <int kCount>
 inline __attribute__((always_inline)) void exponentials(Vec (&values)[kCount]) {
   const Vec rounder = broadcast(12582912.0f);  // 1.5 * 2^23

@@ -36,8 +36,9 @@ inline void order_columns(Ints& low, Ints& high) {
 }
 // In each lane the sum of the products of its pair.
 inline Ints pair_products(Words a, Words b) { return _mm256_madd_epi16(a, b); }
-// first += pair_products(factor, a), second += pair_products(factor, b). GCC 12 spills the accumulators of the intrinsics;
-// the operands tied here stay where they are. Products before sums: Zen 3 takes 10 % longer when they alternate.
+// first += pair_products(factor, a), second += pair_products(factor, b). GCC 12 spills the accumulators of the
+// intrinsics; the operands tied here stay where they are. Products before sums: Zen 3 takes 10 % longer when they
+// alternate.
 inline void add_pair_products(Ints& first, Ints& second, Words factor, Words a, Words b) {
   __m256i product;
   asm("vpmaddwd %5, %2, %3\n\tvpmaddwd %4, %2, %2\n\tvpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"
