@@ -53,8 +53,9 @@ void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t r
   } else {
     add_panels(x, row, rows, column, columns, scratch);
   }
-  for (int64_t each = 0; each < rows; ++each)
+  for (int64_t each = 0; each < rows; ++each) {
     write_row(x, row + each, column, columns, scratch.c + each * plan_.column_block);
+  }
 }
 
 void WeightQuantProduct::add_streams(const PackedX& x, int64_t column, int64_t columns,
@@ -94,8 +95,9 @@ void WeightQuantProduct::add_direct(const PackedX& x, int64_t column, int64_t co
     load_scales(block, 0, column, columns, scratch);
     product.part = {k.k, k.count, column, columns};
     product.next = {};
-    if (block + 1 < plan_.block_count)
+    if (block + 1 < plan_.block_count) {
       product.next = {k.k + k.count, storage_.blocks[block + 1].count, column, columns};
+    }
     product.x = x.data + k.k / plan_.step_k * x.rows * x.digits;
     product.blocks = storage_.digit_blocks + block * x.rows;
     x.scheme == Scheme::f32 ? kernel_.direct_f32(product) : kernel_.direct_digits[x.digits](product);
