@@ -33,16 +33,14 @@ inline void classify_piece(const uint8_t* values, const CutTable& table, bool fo
 
 inline void cut(const uint8_t* codes, const uint8_t* classes, const LaneTable& table, uint8_t* nibbles, uint64_t* extras,
                 uint64_t* masks) {
-  __m256i pairs[2];
+  const __m256i own[2] = {load(classes), load(classes + 32)};
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    const __m256i own = load(classes + 32 * half);
-    const __m256i base = _mm256_shuffle_epi8(load(table.base + 32 * half), own);
+    const __m256i base = _mm256_shuffle_epi8(load(table.base + 32 * half), own[half]);
     store(extras + 4 * half, _mm256_sub_epi8(load(codes + 32 * half), base));
-    store(masks + 4 * half, _mm256_shuffle_epi8(load(table.mask + 32 * half), own));
-    pairs[half] = _mm256_maddubs_epi16(own, _mm256_set1_epi16(0x1001));
+    store(masks + 4 * half, _mm256_shuffle_epi8(load(table.mask + 32 * half), own[half]));
   }
-  store(nibbles, _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs[0], pairs[1]), 0xd8));
+  join_nibbles(own[0], own[1], nibbles);
 }
 
 struct TwoVectors {
