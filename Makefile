@@ -28,6 +28,7 @@ demo: install
 lint: install
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
+	git ls-files '*.c' '*.cc' '*.cpp' '*.h' '*.inc' | xargs .venv/bin/clang-format --dry-run --Werror
 
 clean:
 	rm -rf .venv build

@@ -92,7 +92,8 @@ static void dot_int8(int index, int threads, long iterations) {
   const __m256i a = _mm256_set1_epi32(0x00010002 + index), b = _mm256_set1_epi32(0x00010001);
 #define START(j) __m256i sum##j = _mm256_set1_epi32(j);
 /* The compiler would take the product out of the loop. */
-#define STEP(j) asm volatile("vpmaddwd %2, %1, %%ymm15\n vpaddd %%ymm15, %0, %0" : "+x"(sum##j) : "x"(a), "x"(b) : "xmm15");
+#define STEP(j) \
+  asm volatile("vpmaddwd %2, %1, %%ymm15\n vpaddd %%ymm15, %0, %0" : "+x"(sum##j) : "x"(a), "x"(b) : "xmm15");
 #define KEEP(j) sink += (uint64_t)_mm256_extract_epi32(sum##j, 0);
   EACH(START)
   for (long i = 0; i < iterations; ++i) {
@@ -110,7 +111,8 @@ static void dot_int4(int index, int threads, long iterations) {
   const __m256i a = _mm256_set1_epi32(0x01020304 + index), b = _mm256_set1_epi32(0x01010101);
 #define START(j) __m256i sum##j = _mm256_set1_epi32(j);
 /* The compiler would take the product out of the loop. */
-#define STEP(j) asm volatile("vpmaddubsw %2, %1, %%ymm15\n vpaddw %%ymm15, %0, %0" : "+x"(sum##j) : "x"(a), "x"(b) : "xmm15");
+#define STEP(j) \
+  asm volatile("vpmaddubsw %2, %1, %%ymm15\n vpaddw %%ymm15, %0, %0" : "+x"(sum##j) : "x"(a), "x"(b) : "xmm15");
 #define KEEP(j) sink += (uint64_t)_mm256_extract_epi32(sum##j, 0);
   EACH(START)
   for (long i = 0; i < iterations; ++i) {

@@ -25,7 +25,7 @@ extern "C" {
 
 typedef enum {
   ANYNPU_OK = 0,
-  ANYNPU_NULL_ARG = 1,    /* a required tensor or pointer is missing */
+  ANYNPU_NULL_ARG = 1, /* a required tensor or pointer is missing */
   ANYNPU_BAD_DTYPE = 2,
   ANYNPU_BAD_SHAPE = 3,   /* shape, stride, format or attribute */
   ANYNPU_BAD_VALUE = 4,   /* found in the data while running, e.g. a value outside int4 */
@@ -116,7 +116,8 @@ typedef struct {
   int32_t inner_precise; /* 0: fp32 accuracy; 1: 16-bit block fixed point for x where that is faster */
   int32_t reserved;
 } anynpu_weight_quant_matmul_args;
-ANYNPU_API int32_t anynpu_weight_quant_matmul_check(const anynpu_weight_quant_matmul_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_weight_quant_matmul_check(const anynpu_weight_quant_matmul_args* args,
+                                                    size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_weight_quant_matmul(const anynpu_weight_quant_matmul_args* args, void* workspace,
                                               size_t workspace_bytes);
 
@@ -126,7 +127,8 @@ typedef struct {
   anynpu_tensor weight;
   anynpu_tensor packed;
 } anynpu_weight_quant_prepack_args;
-ANYNPU_API int32_t anynpu_weight_quant_prepack_check(const anynpu_weight_quant_prepack_args* args, size_t* packed_bytes);
+ANYNPU_API int32_t anynpu_weight_quant_prepack_check(const anynpu_weight_quant_prepack_args* args,
+                                                     size_t* packed_bytes);
 ANYNPU_API int32_t anynpu_weight_quant_prepack(const anynpu_weight_quant_prepack_args* args, void* workspace,
                                                size_t workspace_bytes);
 
@@ -246,7 +248,8 @@ typedef struct {
   anynpu_tensor stream_bytes;
 } anynpu_weight_compress_args;
 ANYNPU_API int32_t anynpu_weight_compress_check(const anynpu_weight_compress_args* args, size_t* workspace_bytes);
-ANYNPU_API int32_t anynpu_weight_compress(const anynpu_weight_compress_args* args, void* workspace, size_t workspace_bytes);
+ANYNPU_API int32_t anynpu_weight_compress(const anynpu_weight_compress_args* args, void* workspace,
+                                          size_t workspace_bytes);
 
 /* weight_decompress: the inverse. stream INT8 [stream_bytes], index as above; weight INT8 (N, K), contiguous. */
 typedef struct {
@@ -371,7 +374,8 @@ typedef struct {
   float glu_alpha;
   float glu_bias;
 } anynpu_dequant_swiglu_quant_args;
-ANYNPU_API int32_t anynpu_dequant_swiglu_quant_check(const anynpu_dequant_swiglu_quant_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_dequant_swiglu_quant_check(const anynpu_dequant_swiglu_quant_args* args,
+                                                     size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_dequant_swiglu_quant(const anynpu_dequant_swiglu_quant_args* args, void* workspace,
                                                size_t workspace_bytes);
 
@@ -404,7 +408,8 @@ typedef struct {
   int32_t row_idx_type;
 } anynpu_moe_init_routing_args;
 ANYNPU_API int32_t anynpu_moe_init_routing_check(const anynpu_moe_init_routing_args* args, size_t* workspace_bytes);
-ANYNPU_API int32_t anynpu_moe_init_routing(const anynpu_moe_init_routing_args* args, void* workspace, size_t workspace_bytes);
+ANYNPU_API int32_t anynpu_moe_init_routing(const anynpu_moe_init_routing_args* args, void* workspace,
+                                           size_t workspace_bytes);
 
 #ifdef __cplusplus
 }

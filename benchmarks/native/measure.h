@@ -50,7 +50,7 @@ double rate(double ops_each, int64_t rounds, const Burst& burst) {
 // Sixteen bytes at a time, which is what -O2 makes of words, are read 15 % slower from memory.
 typedef uint64_t Words __attribute__((vector_size(32), aligned(8)));
 __attribute__((target_clones("avx2", "default"))) static int64_t read_lines(const uint8_t* data, int64_t first,
-                                                                           int64_t last) {
+                                                                            int64_t last) {
   const auto* from = reinterpret_cast<const Words*>(data);
   Words sums[8] = {};
   for (int64_t i = 2 * first; i + 8 <= 2 * last; i += 8) {

@@ -33,9 +33,7 @@ constexpr int64_t kBursts = 500000;
 
 #define FMA_512(i) "vfmadd231ps %%zmm12, %%zmm12, %%zmm" i "\n"
 #define FMA_256(i) "vfmadd231ps %%ymm12, %%ymm12, %%ymm" i "\n"
-double fma_roof() {
-  return has_vnni() ? rate(32, kBursts, BURST_512(FMA_512)) : rate(16, kBursts, BURST_256(FMA_256));
-}
+double fma_roof() { return has_vnni() ? rate(32, kBursts, BURST_512(FMA_512)) : rate(16, kBursts, BURST_256(FMA_256)); }
 
 anynpu_tensor matrix(void* data, int32_t dtype, int64_t rows, int64_t columns) {
   anynpu_tensor t = {};

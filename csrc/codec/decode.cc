@@ -29,7 +29,7 @@ struct Coded {
   bool folded;
   int tables_log2;
   const uint8_t* value_tables;
-  bool boxes[kMaxLevels + 1];              // of levels above 1: boxes or ranks
+  bool boxes[kMaxLevels + 1];  // of levels above 1: boxes or ranks
   const uint8_t* level_tables[kMaxLevels + 1];
   BitSource extras[kMaxLevels + 1];
   const uint8_t* nibbles;  // of the last level

@@ -43,7 +43,8 @@ CutTable cut_table(const Ranges* const (&lanes)[4]) {
 uint8_t* sink_end(const BitSink& sink) { return sink.to + (sink.filled + 7) / 8; }
 
 // Values k and later of a column, and zeros up to a whole step.
-void tile_column(const int8_t* row, int64_t k_stride, int64_t column, int64_t k, const BlockShape& shape, uint8_t* panel) {
+void tile_column(const int8_t* row, int64_t k_stride, int64_t column, int64_t k, const BlockShape& shape,
+                 uint8_t* panel) {
   for (; k < 4 * shape.steps(); ++k) {
     const int value = k < shape.k_count ? row[k * k_stride] : 0;
     panel[(k / 4 * kPanelColumns + column) * 4 + k % 4] = static_cast<uint8_t>(value + 128);
@@ -59,7 +60,8 @@ void tile(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
     if (columns < kPanelColumns) std::memset(values, 0x80, static_cast<size_t>(shape.panel_values()));
     kernel().tile(rows, matrix.n_stride, whole, steps, values);
     for (int64_t column = 0; column < columns; ++column) {
-      tile_column(rows + column * matrix.n_stride, matrix.k_stride, column, column < whole ? 4 * steps : 0, shape, values);
+      tile_column(rows + column * matrix.n_stride, matrix.k_stride, column, column < whole ? 4 * steps : 0, shape,
+                  values);
     }
   }
 }

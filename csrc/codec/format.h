@@ -6,25 +6,25 @@
 
 namespace anynpu::codec {
 
-constexpr int64_t kBlockK = 256;         // k of a block
-constexpr int64_t kBlockN = 128;         // columns of a block
-constexpr int64_t kPanelColumns = 64;    // columns of a panel
-constexpr int64_t kPiece = 64;           // values that kernels handle at a time
-constexpr int64_t kPanelPieces = 4;      // of one step of k: 64 columns of 4 k
-constexpr int64_t kTile = 8;               // columns and steps that kernels move at a time
+constexpr int64_t kBlockK = 256;       // k of a block
+constexpr int64_t kBlockN = 128;       // columns of a block
+constexpr int64_t kPanelColumns = 64;  // columns of a panel
+constexpr int64_t kPiece = 64;         // values that kernels handle at a time
+constexpr int64_t kPanelPieces = 4;    // of one step of k: 64 columns of 4 k
+constexpr int64_t kTile = 8;           // columns and steps that kernels move at a time
 constexpr int64_t kMaxBlockValues = kBlockK * kBlockN;
-constexpr int64_t kEntryBytes = 8;       // of the index, for each block
+constexpr int64_t kEntryBytes = 8;  // of the index, for each block
 constexpr int64_t kClasses = 16;
-constexpr int kMaxClassBits = 7;         // so that the extra bits of eight values fit in one 64-bit read
+constexpr int kMaxClassBits = 7;  // so that the extra bits of eight values fit in one 64-bit read
 constexpr int kMaxLevels = 6;
-constexpr int kMaxTablesLog2 = 5;        // a table for 4 of 128 columns
-constexpr int64_t kHeaderBytes = 16;     // of a coded payload
-constexpr int64_t kTableBytes = 24;      // of level 1: 16 bases, 16 nibbles of bit counts
-constexpr int64_t kRanksBytes = 24;      // of a further level of ranks: 16 weights of its order, 16 nibbles of bit counts
-constexpr int64_t kBoxesBytes = 32;      // of a further level of boxes: 16 bases, 16 masks
+constexpr int kMaxTablesLog2 = 5;     // a table for 4 of 128 columns
+constexpr int64_t kHeaderBytes = 16;  // of a coded payload
+constexpr int64_t kTableBytes = 24;   // of level 1: 16 bases, 16 nibbles of bit counts
+constexpr int64_t kRanksBytes = 24;   // of a further level of ranks: 16 weights of its order, 16 nibbles of bit counts
+constexpr int64_t kBoxesBytes = 32;   // of a further level of boxes: 16 bases, 16 masks
 constexpr int kMaxOrderWeight = 127;
-constexpr uint8_t kMark1 = 0xc8;         // of version 1, which has no boxes
-constexpr uint8_t kMark = 0xc9;          // of version 2
+constexpr uint8_t kMark1 = 0xc8;  // of version 1, which has no boxes
+constexpr uint8_t kMark = 0xc9;   // of version 2
 
 enum class Kind : uint8_t { raw = 0, constant = 1, coded = 2 };
 

@@ -11,7 +11,7 @@ namespace anynpu::codec {
 struct BitSource {
   const uint8_t* data;
   int64_t bytes;
-  int64_t position;  // in bits
+  int64_t position;     // in bits
   const uint8_t* next;  // what is most likely read afterwards; it need not exist
 };
 
@@ -29,8 +29,8 @@ struct Kernel {
   int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                     BitSource* extras, uint8_t* out);
   // The inverse in two steps: codes, folded or as they are, with their classes; every one must belong to a range.
-  void (*classify)(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded, uint8_t* codes,
-                   uint8_t* classes);
+  void (*classify)(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded,
+                   uint8_t* codes, uint8_t* classes);
   // Class nibbles, and extra bits to the sink.
   void (*pack)(const uint8_t* codes, const uint8_t* classes, int64_t count, const LaneTable* tables, bool one_table,
                uint8_t* nibbles, BitSink* sink);

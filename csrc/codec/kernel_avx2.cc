@@ -31,8 +31,8 @@ inline void classify_piece(const uint8_t* values, const CutTable& table, bool fo
   }
 }
 
-inline void cut(const uint8_t* codes, const uint8_t* classes, const LaneTable& table, uint8_t* nibbles, uint64_t* extras,
-                uint64_t* masks) {
+inline void cut(const uint8_t* codes, const uint8_t* classes, const LaneTable& table, uint8_t* nibbles,
+                uint64_t* extras, uint64_t* masks) {
   const __m256i own[2] = {load(classes), load(classes + 32)};
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {

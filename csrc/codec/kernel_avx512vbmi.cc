@@ -35,7 +35,8 @@ inline uint64_t expand_piece(const uint8_t* nibbles, __m512i lane_bases, __m512i
   const __m512i group_ends = running_sum_of_numbers(of_group);
   const __m512i first = _mm512_set1_epi64(static_cast<int64_t>(position % 8));
   const __m512i begins = _mm512_add_epi64(_mm512_sub_epi64(group_ends, of_group), first);  // of the groups
-  const __m512i byte = _mm512_add_epi8(spread_low_byte(_mm512_srli_epi64(begins, 3)), _mm512_set1_epi64(0x0706050403020100));
+  const __m512i byte =
+      _mm512_add_epi8(spread_low_byte(_mm512_srli_epi64(begins, 3)), _mm512_set1_epi64(0x0706050403020100));
   const __m512i windows = _mm512_permutexvar_epi8(byte, _mm512_loadu_si512(extras + position / 8));
   const __m512i shift = spread_low_byte(_mm512_and_si512(begins, _mm512_set1_epi64(7)));
   const __m512i places = _mm512_add_epi8(_mm512_sub_epi8(ends, bits), shift);
@@ -53,15 +54,15 @@ inline uint64_t expand_piece(const uint8_t* nibbles, __m512i lane_bases, __m512i
 }
 
 template <Codes kCodes>
-int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, bool one_table, BitSource* extras,
-                      uint8_t* out) {
+int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, bool one_table,
+                      BitSource* extras, uint8_t* out) {
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   uint64_t position = static_cast<uint64_t>(extras->position);
   for (int64_t piece = 0; piece < pieces; ++piece) {
     if (position > end) return 0;
     const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
     position = expand_piece<kCodes>(nibbles + piece * (kPiece / 2), _mm512_load_si512(table.base),
-                                     _mm512_load_si512(table.mask), extras->data, position, out + piece * kPiece);
+                                    _mm512_load_si512(table.mask), extras->data, position, out + piece * kPiece);
   }
   extras->position = static_cast<int64_t>(position);
   return position <= end;

@@ -46,7 +46,8 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, b
     if (position > end) return 0;
     const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
     for (int64_t i = 0; i < kPiece; i += 8) {
-      const uint64_t values = expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, codes == Codes::folded);
+      const uint64_t values =
+          expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, codes == Codes::folded);
       memcpy(out + i, &values, sizeof(values));
     }
   }

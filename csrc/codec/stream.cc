@@ -17,7 +17,8 @@ int32_t check_byte_tensor(const char* op, const char* name, const anynpu_tensor&
     return fail(ANYNPU_BAD_DTYPE, "%s: %s must be int8, got %s", op, name, dtype_name(tensor.dtype));
   }
   if (tensor.ndim != 1 || tensor.format != ANYNPU_ND || !is_contiguous(tensor)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND with one axis, contiguous, got shape %s", op, name, shape_text(tensor));
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND with one axis, contiguous, got shape %s", op, name,
+                shape_text(tensor));
   }
   return ANYNPU_OK;
 }
@@ -41,7 +42,8 @@ int32_t check_bytes(const char* op, const char* name, const anynpu_tensor& tenso
               static_cast<long long>(tensor.shape[0]));
 }
 
-int32_t check_stream(const char* op, const Geometry& geometry, const anynpu_tensor& stream, const anynpu_tensor& index) {
+int32_t check_stream(const char* op, const Geometry& geometry, const anynpu_tensor& stream,
+                     const anynpu_tensor& index) {
   ANYNPU_TRY(check_geometry(op, geometry));
   ANYNPU_TRY(check_byte_tensor(op, "stream", stream));
   ANYNPU_TRY(check_byte_tensor(op, "index", index));
@@ -64,18 +66,19 @@ int32_t check_stream(const char* op, const Geometry& geometry, const anynpu_tens
 
 int32_t open_stream(const char* op, const Geometry& geometry, const anynpu_tensor& stream, const anynpu_tensor& index,
                     Stream* opened) {
-  auto* offsets = static_cast<int64_t*>(
-      scratch(ScratchSlot::fallback, static_cast<size_t>(geometry.blocks()) * sizeof(int64_t)));
+  auto* offsets =
+      static_cast<int64_t*>(scratch(ScratchSlot::fallback, static_cast<size_t>(geometry.blocks()) * sizeof(int64_t)));
   if (offsets == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the block offsets", op);
-  *opened = {static_cast<const uint8_t*>(stream.data), stream.shape[0], static_cast<const uint8_t*>(index.data), offsets,
-             geometry};
+  *opened = {static_cast<const uint8_t*>(stream.data), stream.shape[0], static_cast<const uint8_t*>(index.data),
+             offsets, geometry};
   int64_t block = 0;
   const char* error = find_blocks(*opened, offsets, &block);
   if (error == nullptr) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_VALUE,
-              "%s: entry %lld of the index %s; the weight was not compressed by anynpu for this N and K (format c8), or "
-              "is damaged",
-              op, static_cast<long long>(block), error);
+  return fail(
+      ANYNPU_BAD_VALUE,
+      "%s: entry %lld of the index %s; the weight was not compressed by anynpu for this N and K (format c8), or "
+      "is damaged",
+      op, static_cast<long long>(block), error);
 }
 
 int32_t report_block(const char* op, const Stream& stream, int64_t block) {

@@ -31,16 +31,15 @@ bool has_f16c() {
 
 const char* cpu_refusal(Isa isa) {
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-                    has_f16c();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
 #if defined(ANYNPU_EMULATE_AVX512)
   const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2;
 #else
   const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
-  const bool avx512vbmi =
-      avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg");
+  const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg");
   const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
 #endif
   switch (isa) {
@@ -91,7 +90,9 @@ Isa current_isa() { return static_cast<Isa>(current().load(std::memory_order_rel
 
 bool cpu_runs(Isa isa) {
   static const auto runs = [] {
-    struct { bool tier[kCount]; } all;
+    struct {
+      bool tier[kCount];
+    } all;
     for (int i = 0; i < kCount; ++i) all.tier[i] = cpu_refusal(static_cast<Isa>(i)) == nullptr;
     return all;
   }();

@@ -12,7 +12,8 @@ namespace anynpu {
 class Snapshot {
  public:
   // Nothing is kept of an output that the caller drops on an error.
-  Snapshot(void* output, int64_t bytes, bool dropped) : output_(output), bytes_(static_cast<size_t>(bytes)), needed_(!dropped) {
+  Snapshot(void* output, int64_t bytes, bool dropped)
+      : output_(output), bytes_(static_cast<size_t>(bytes)), needed_(!dropped) {
     if (!needed_) return;
     copy_.reset(new (std::nothrow) uint8_t[bytes_]);
     if (copy_) std::memcpy(copy_.get(), output_, bytes_);

@@ -11,8 +11,8 @@ int32_t fail(anynpu_status status, const char* format, ...) __attribute__((forma
 }  // namespace anynpu
 
 // Leaves the calling function with the status of `expression` unless it is ANYNPU_OK.
-#define ANYNPU_TRY(expression)                        \
-  do {                                                \
-    const int32_t anynpu_try_status = (expression);   \
+#define ANYNPU_TRY(expression)                                    \
+  do {                                                            \
+    const int32_t anynpu_try_status = (expression);               \
     if (anynpu_try_status != ANYNPU_OK) return anynpu_try_status; \
   } while (0)

@@ -68,8 +68,8 @@ bool overlaps_itself(const anynpu_tensor& tensor) {
   for (int axis = 0; axis < tensor.ndim; ++axis) {
     int64_t reach = 0;
     for (int other = 0; other < tensor.ndim; ++other) {
-      const bool smaller = step(tensor, other) < step(tensor, axis) ||
-                           (step(tensor, other) == step(tensor, axis) && other < axis);
+      const bool smaller =
+          step(tensor, other) < step(tensor, axis) || (step(tensor, other) == step(tensor, axis) && other < axis);
       if (smaller) reach += step(tensor, other) * (tensor.shape[other] - 1);
     }
     if (tensor.shape[axis] > 1 && step(tensor, axis) <= reach) return true;
@@ -84,7 +84,8 @@ int32_t check_strides(const char* op, const char* name, const anynpu_tensor& ten
   int64_t reach = 0;
   for (int axis = 0; axis < tensor.ndim; ++axis) {
     int64_t span = 0;
-    if (tensor.strides[axis] == INT64_MIN || __builtin_mul_overflow(step(tensor, axis), tensor.shape[axis] - 1, &span) ||
+    if (tensor.strides[axis] == INT64_MIN ||
+        __builtin_mul_overflow(step(tensor, axis), tensor.shape[axis] - 1, &span) ||
         __builtin_add_overflow(reach, span, &reach) || reach > INT64_MAX / 64) {
       return fail(ANYNPU_BAD_SHAPE, "%s: strides of %s are too large, got %lld for axis %d of shape %s", op, name,
                   static_cast<long long>(tensor.strides[axis]), axis, shape_text(tensor));

@@ -13,10 +13,10 @@ struct DtypeInfo {
 };
 
 constexpr DtypeInfo kDtypes[] = {
-    {ANYNPU_FLOAT32, 32, "float32"}, {ANYNPU_FLOAT16, 16, "float16"}, {ANYNPU_INT8, 8, "int8"},
-    {ANYNPU_INT32, 32, "int32"},     {ANYNPU_UINT8, 8, "uint8"},      {ANYNPU_INT16, 16, "int16"},
-    {ANYNPU_UINT16, 16, "uint16"},   {ANYNPU_UINT32, 32, "uint32"},   {ANYNPU_INT64, 64, "int64"},
-    {ANYNPU_UINT64, 64, "uint64"},   {ANYNPU_FLOAT64, 64, "float64"}, {ANYNPU_BOOL, 8, "bool"},
+    {ANYNPU_FLOAT32, 32, "float32"},   {ANYNPU_FLOAT16, 16, "float16"}, {ANYNPU_INT8, 8, "int8"},
+    {ANYNPU_INT32, 32, "int32"},       {ANYNPU_UINT8, 8, "uint8"},      {ANYNPU_INT16, 16, "int16"},
+    {ANYNPU_UINT16, 16, "uint16"},     {ANYNPU_UINT32, 32, "uint32"},   {ANYNPU_INT64, 64, "int64"},
+    {ANYNPU_UINT64, 64, "uint64"},     {ANYNPU_FLOAT64, 64, "float64"}, {ANYNPU_BOOL, 8, "bool"},
     {ANYNPU_BFLOAT16, 16, "bfloat16"}, {ANYNPU_INT4, 4, "int4"},
 };
 
@@ -82,7 +82,8 @@ int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tens
     return fail(ANYNPU_BAD_DTYPE, "%s: %s has an unknown dtype code %d", op, name, tensor.dtype);
   }
   if (tensor.format != ANYNPU_ND && tensor.format != ANYNPU_FRACTAL_NZ) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: format of %s must be ND (2) or FRACTAL_NZ (29), got %d", op, name, tensor.format);
+    return fail(ANYNPU_BAD_SHAPE, "%s: format of %s must be ND (2) or FRACTAL_NZ (29), got %d", op, name,
+                tensor.format);
   }
   if (tensor.ndim < 0 || tensor.ndim > ANYNPU_MAX_DIMS) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must have 0 to %d axes, got %d", op, name, ANYNPU_MAX_DIMS, tensor.ndim);

@@ -312,23 +312,22 @@ ANYNPU_EMULATED uint64_t _mm512_movepi8_mask(__m512i value) {
 }
 ANYNPU_EMULATED uint64_t _mm512_movepi32_mask(__m512i value) { return _mm512_cmplt_epi32_mask(value, __m512i{}); }
 ANYNPU_EMULATED uint64_t _mm512_cmp_ps_mask(__m512 a, __m512 b, const int relation) {
-  return _mm512_movepi32_mask(_mm512_castps_si512(
-      {_mm256_cmp_ps(a.low, b.low, relation), _mm256_cmp_ps(a.high, b.high, relation)}));
+  return _mm512_movepi32_mask(
+      _mm512_castps_si512({_mm256_cmp_ps(a.low, b.low, relation), _mm256_cmp_ps(a.high, b.high, relation)}));
 }
 
 // Across the halves.
-#define ANYNPU_EMULATE_PERMUTE(V, element, index, suffix)                               \
-  ANYNPU_EMULATED V _mm512_permutexvar_##suffix(__m512i order, V value) {               \
-    const Elements<element, V> from(value);                                             \
-    const Elements<index, __m512i> at(order);                                           \
-    return generate<element, V>([&](int i) { return from.at[at.at[i] % from.count]; }); \
-  }                                                                                     \
-  ANYNPU_EMULATED V _mm512_permutex2var_##suffix(V a, __m512i order, V b) {             \
-    const Elements<element, V> of_a(a), of_b(b);                                        \
-    const Elements<index, __m512i> at(order);                                           \
-    return generate<element, V>([&](int i) {                                            \
-      return (at.at[i] / of_a.count % 2 == 0 ? of_a : of_b).at[at.at[i] % of_a.count];  \
-    });                                                                                 \
+#define ANYNPU_EMULATE_PERMUTE(V, element, index, suffix)                                                 \
+  ANYNPU_EMULATED V _mm512_permutexvar_##suffix(__m512i order, V value) {                                 \
+    const Elements<element, V> from(value);                                                               \
+    const Elements<index, __m512i> at(order);                                                             \
+    return generate<element, V>([&](int i) { return from.at[at.at[i] % from.count]; });                   \
+  }                                                                                                       \
+  ANYNPU_EMULATED V _mm512_permutex2var_##suffix(V a, __m512i order, V b) {                               \
+    const Elements<element, V> of_a(a), of_b(b);                                                          \
+    const Elements<index, __m512i> at(order);                                                             \
+    return generate<element, V>(                                                                          \
+        [&](int i) { return (at.at[i] / of_a.count % 2 == 0 ? of_a : of_b).at[at.at[i] % of_a.count]; }); \
   }
 ANYNPU_EMULATE_PERMUTE(__m512i, uint8_t, uint8_t, epi8)
 ANYNPU_EMULATE_PERMUTE(__m512i, uint16_t, uint16_t, epi16)

@@ -47,7 +47,9 @@ inline void add_pair_products(Ints& first, Ints& second, const int16_t* factor, 
 }
 // The sums of the lanes of four vectors, two and two.
 inline void store_int_sums(int32_t* low, int32_t* high, Ints a, Ints b, Ints c, Ints d) {
-  const auto pairs = [](Ints x, Ints y) { return _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y)); };
+  const auto pairs = [](Ints x, Ints y) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+  };
   const Ints quads = pairs(pairs(a, c), pairs(b, d));  // in each 128 bits a share of the four sums
   const __m256i halves = _mm256_add_epi32(_mm512_castsi512_si256(quads), _mm512_extracti64x4_epi64(quads, 1));
   const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));

@@ -9,8 +9,8 @@
 #include "acl/acl.h"
 #include "aclnnop/aclnn_cast.h"
 
-static void check(int status, const char *what) {
-  const char *text;
+static void check(int status, const char* what) {
+  const char* text;
   if (status == 0) return;
   text = aclGetRecentErrMsg();
   fprintf(stderr, "%s failed with %d: %s\n", what, status, text ? text : "");
@@ -32,12 +32,12 @@ int main(void) {
   check(aclrtMalloc(&to, sizeof(result), ACL_MEM_MALLOC_HUGE_FIRST), "aclrtMalloc");
   check(aclrtMemcpy(from, sizeof(values), values, sizeof(values), ACL_MEMCPY_HOST_TO_DEVICE), "aclrtMemcpy");
 
-  aclTensor *x = aclCreateTensor(shape, 1, ACL_FLOAT, NULL, 0, ACL_FORMAT_ND, shape, 1, from);
-  aclTensor *y = aclCreateTensor(shape, 1, ACL_INT32, NULL, 0, ACL_FORMAT_ND, shape, 1, to);
+  aclTensor* x = aclCreateTensor(shape, 1, ACL_FLOAT, NULL, 0, ACL_FORMAT_ND, shape, 1, from);
+  aclTensor* y = aclCreateTensor(shape, 1, ACL_INT32, NULL, 0, ACL_FORMAT_ND, shape, 1, to);
 
   /* First stage: the arguments are checked, the workspace is measured. Second stage: the work goes to the stream. */
   uint64_t size = 0;
-  aclOpExecutor *executor = NULL;
+  aclOpExecutor* executor = NULL;
   check(aclnnCastGetWorkspaceSize(x, ACL_INT32, y, &size, &executor), "aclnnCastGetWorkspaceSize");
   if (size > 0) check(aclrtMalloc(&workspace, size, ACL_MEM_MALLOC_HUGE_FIRST), "aclrtMalloc");
   check(aclnnCast(workspace, size, executor, stream), "aclnnCast");

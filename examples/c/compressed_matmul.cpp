@@ -116,8 +116,8 @@ int main(int argc, char** argv) {
   aclrtResetDevice(0);
   aclFinalize();
 
-  std::printf("(%lld, %lld) x (%lld, %lld): weight %lld bytes, compressed %zu\n", (long long)m, (long long)k, (long long)k,
-              (long long)n, (long long)(k * n), x2.size() + index.size());
+  std::printf("(%lld, %lld) x (%lld, %lld): weight %lld bytes, compressed %zu\n", (long long)m, (long long)k,
+              (long long)k, (long long)n, (long long)(k * n), x2.size() + index.size());
   std::printf("equal to the uncompressed product, bit for bit: %s\n", y == expected ? "yes" : "no");
   return y == expected ? 0 : 1;
 }

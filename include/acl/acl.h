@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 /* Starts the runtime. configPath may be NULL; a file is not read, everything has a default. */
-ACL_FUNC_VISIBILITY aclError aclInit(const char *configPath);
+ACL_FUNC_VISIBILITY aclError aclInit(const char* configPath);
 /* Waits for all streams and stops the runtime. */
 ACL_FUNC_VISIBILITY aclError aclFinalize(void);
 

@@ -21,9 +21,9 @@ extern "C" {
 
 typedef int aclError;
 typedef uint16_t aclFloat16;
-typedef void *aclrtStream;
-typedef void *aclrtEvent;
-typedef void *aclrtContext;
+typedef void* aclrtStream;
+typedef void* aclrtEvent;
+typedef void* aclrtContext;
 
 #define ACL_SUCCESS 0
 #define ACL_ERROR_NONE 0
@@ -91,7 +91,7 @@ ACL_FUNC_VISIBILITY aclFloat16 aclFloatToFloat16(float value);
 
 /* The errors of this thread since the last call, newest first, one a line; NULL when there is none. Clears them.
  * The text is valid until the thread calls this function again. */
-ACL_FUNC_VISIBILITY const char *aclGetRecentErrMsg(void);
+ACL_FUNC_VISIBILITY const char* aclGetRecentErrMsg(void);
 
 #ifdef __cplusplus
 }

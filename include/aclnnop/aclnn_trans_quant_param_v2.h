@@ -9,11 +9,11 @@ extern "C" {
 #endif
 
 /* FLOAT scales and optional offsets -> the encoded UINT64 or INT64 form that quantising kernels take. */
-ACL_FUNC_VISIBILITY aclnnStatus aclnnTransQuantParamV2GetWorkspaceSize(
-    const aclTensor *scale, const aclTensor *offset, const aclTensor *out, uint64_t *workspaceSize,
-    aclOpExecutor **executor);
-ACL_FUNC_VISIBILITY aclnnStatus aclnnTransQuantParamV2(
-    void *workspace, uint64_t workspaceSize, aclOpExecutor *executor, aclrtStream stream);
+ACL_FUNC_VISIBILITY aclnnStatus aclnnTransQuantParamV2GetWorkspaceSize(const aclTensor* scale, const aclTensor* offset,
+                                                                       const aclTensor* out, uint64_t* workspaceSize,
+                                                                       aclOpExecutor** executor);
+ACL_FUNC_VISIBILITY aclnnStatus aclnnTransQuantParamV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                       aclrtStream stream);
 
 #ifdef __cplusplus
 }

@@ -30,7 +30,8 @@ Target make_target(std::mt19937_64& random) {
   const double sigma = std::exp2(static_cast<double>(random() % 900) / 100.0 - 2.0);
   std::normal_distribution<double> normal(0.0, sigma);
   std::vector<int8_t> weight(static_cast<size_t>(k * n));
-  for (int8_t& value : weight) value = static_cast<int8_t>(std::max(-128.0, std::min(127.0, std::nearbyint(normal(random)))));
+  for (int8_t& value : weight)
+    value = static_cast<int8_t>(std::max(-128.0, std::min(127.0, std::nearbyint(normal(random)))));
   Target target = {{k, n}, {}, {}};
   Encoder encoder;
   std::vector<uint8_t> payload(kMaxBlockValues);
@@ -49,14 +50,15 @@ void mutate(std::vector<uint8_t>& bytes, std::mt19937_64& random) {
 }
 
 // One block in memory of its exact size, as the only block after `block` empty places of the index.
-const char* decode(const Target& target, int64_t block, const Entry& entry, const std::vector<uint8_t>& bytes, uint8_t* out) {
+const char* decode(const Target& target, int64_t block, const Entry& entry, const std::vector<uint8_t>& bytes,
+                   uint8_t* out) {
   std::vector<Entry> index = target.index;
   index[static_cast<size_t>(block)] = entry;
   std::unique_ptr<uint8_t[]> exact(new uint8_t[bytes.size()]);
   std::memcpy(exact.get(), bytes.data(), bytes.size());
   const std::vector<int64_t> offsets(index.size(), 0);
-  const Stream stream = {exact.get(), static_cast<int64_t>(bytes.size()), reinterpret_cast<const uint8_t*>(index.data()),
-                         offsets.data(), target.geometry};
+  const Stream stream = {exact.get(), static_cast<int64_t>(bytes.size()),
+                         reinterpret_cast<const uint8_t*>(index.data()), offsets.data(), target.geometry};
   return decode_block(stream, block, out);
 }
 
@@ -100,8 +102,9 @@ int main(int argc, char** argv) {
       const uint32_t seed = block_seed(target.geometry, block, entry.kind);
       entry.checksum = kernel().checksum(bytes.data(), static_cast<int64_t>(bytes.size()), seed);
       if (!agree(target, block, entry, bytes, &accepted)) {
-        std::printf("tiers differ: run %ld, k %lld, n %lld, block %lld\n", runs, static_cast<long long>(target.geometry.k),
-                    static_cast<long long>(target.geometry.n), static_cast<long long>(block));
+        std::printf("tiers differ: run %ld, k %lld, n %lld, block %lld\n", runs,
+                    static_cast<long long>(target.geometry.k), static_cast<long long>(target.geometry.n),
+                    static_cast<long long>(block));
         return 1;
       }
       ++runs;

@@ -141,13 +141,14 @@ void round_trip(const Geometry& geometry, Input input) {
   std::vector<Entry> index(static_cast<size_t>(geometry.blocks()));
   index[static_cast<size_t>(block)] = entry;
   const std::vector<int64_t> offsets(index.size(), 0);
-  const Stream stream = {payload.data(), static_cast<int64_t>(payload.size()), reinterpret_cast<const uint8_t*>(index.data()),
-                         offsets.data(), geometry};
+  const Stream stream = {payload.data(), static_cast<int64_t>(payload.size()),
+                         reinterpret_cast<const uint8_t*>(index.data()), offsets.data(), geometry};
   std::vector<uint8_t> out(static_cast<size_t>(shape.values()));
   require(decode_block(stream, block, out.data()) == nullptr, "an encoded block is refused");
   for (int64_t n = 0; n < shape.n_count; ++n) {
     for (int64_t k = 0; k < shape.k_count; ++k) {
-      const int64_t at = n / kPanelColumns * shape.panel_values() + (k / 4 * kPanelColumns + n % kPanelColumns) * 4 + k % 4;
+      const int64_t at =
+          n / kPanelColumns * shape.panel_values() + (k / 4 * kPanelColumns + n % kPanelColumns) * 4 + k % 4;
       const int8_t value = static_cast<int8_t>(out[static_cast<size_t>(at)] ^ 0x80);
       require(value == weight[static_cast<size_t>((shape.n + n) * geometry.k + shape.k + k)], "a value has changed");
     }

@@ -52,7 +52,8 @@ struct Tensor {
     }
   }
   Tensor& fill(double low, double high) {
-    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(std::uniform_real_distribution<>(low, high)(generator));
+    for (int64_t i = 0; i < count; ++i)
+      data[i] = static_cast<T>(std::uniform_real_distribution<>(low, high)(generator));
     return *this;
   }
 };
@@ -71,7 +72,8 @@ void run_on_threads(int32_t (*run)(const Args*, void*, size_t), const Args& args
   const auto bytes_of = [&] {
     std::vector<char> bytes;
     (bytes.insert(bytes.end(), reinterpret_cast<char*>(outputs.data.get()),
-                  reinterpret_cast<char*>(outputs.data.get() + outputs.count)), ...);
+                  reinterpret_cast<char*>(outputs.data.get() + outputs.count)),
+     ...);
     return bytes;
   };
   const std::vector<char> before = bytes_of();
@@ -86,8 +88,10 @@ void run_on_threads(int32_t (*run)(const Args*, void*, size_t), const Args& args
     (restore(outputs), ...);
     omp_set_num_threads(threads);
     require(run(&args, nullptr, 0) == ANYNPU_OK, "call");
-    if (threads == 1) first = bytes_of();
-    else require(first == bytes_of(), "the same bits for any number of threads");
+    if (threads == 1)
+      first = bytes_of();
+    else
+      require(first == bytes_of(), "the same bits for any number of threads");
   }
 }
 
@@ -125,7 +129,8 @@ void rope_case() {
       const double want = double{x.data[token * width + i]} * c[d] + turned * s[d];
       require(std::fabs(q.data[token * q_heads * size + i] - want) < 1e-5, "q");
     }
-    const int64_t row = paged ? indices.data[token] : token / length * rows + indices.data[token / length] + token % length;
+    const int64_t row =
+        paged ? indices.data[token] : token / length * rows + indices.data[token / length] + token % length;
     for (int64_t i = 0; row >= 0 && i < kv_heads * size; ++i) {
       const double value = double{x.data[token * width + (q_heads + kv_heads) * size + i]} / scale.data[i] +
                            (args.offset_v.format != 0 ? offset.data[i] : 0.0f);
@@ -158,7 +163,8 @@ void attention_case() {
   args.out = out.view, args.softmax_scale = 0.2f, args.causal = causal;
   run_on_threads(anynpu_kv_cache_attention, args, out);
 
-  const int64_t b = pick(0, batch - 1), s = pick(0, length - 1), head = pick(0, kv_heads * group - 1), kv = head / group;
+  const int64_t b = pick(0, batch - 1), s = pick(0, length - 1), head = pick(0, kv_heads * group - 1),
+                kv = head / group;
   const int64_t last = causal ? lengths.data[b] - length + s + 1 : lengths.data[b];
   const auto value = [&](const Codes& cache, int64_t row, int64_t d) {
     const int64_t place = paged ? table.data[b * blocks + row / block] * block + row % block : b * used + row;

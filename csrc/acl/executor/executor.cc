@@ -46,18 +46,12 @@ void find_leaks() {
 
 int32_t aclnn_status(int32_t status, bool running) {
   switch (status) {
-    case ANYNPU_OK:
-      return ACLNN_SUCCESS;
-    case ANYNPU_NO_MEMORY:
-      return ACLNN_ERR_INNER_CREATE_EXECUTOR;
-    case ANYNPU_INTERNAL:
-      return ACLNN_ERR_INNER;
-    case ANYNPU_BAD_VALUE:
-      return ACLNN_ERR_RUNTIME_ERROR;
-    case ANYNPU_NULL_ARG:
-      return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_NULLPTR;
-    default:
-      return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_INVALID;
+    case ANYNPU_OK: return ACLNN_SUCCESS;
+    case ANYNPU_NO_MEMORY: return ACLNN_ERR_INNER_CREATE_EXECUTOR;
+    case ANYNPU_INTERNAL: return ACLNN_ERR_INNER;
+    case ANYNPU_BAD_VALUE: return ACLNN_ERR_RUNTIME_ERROR;
+    case ANYNPU_NULL_ARG: return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_NULLPTR;
+    default: return running ? ACLNN_ERR_RUNTIME_ERROR : ACLNN_ERR_PARAM_INVALID;
   }
 }
 

@@ -10,7 +10,8 @@ using Args = anynpu_compressed_matmul_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
 constexpr auto kMatmulCompressDequant =
-    anynpu::acl::make_operator<Args, anynpu_compressed_matmul_check, anynpu_compressed_matmul>("aclnnMatmulCompressDequant");
+    anynpu::acl::make_operator<Args, anynpu_compressed_matmul_check, anynpu_compressed_matmul>(
+        "aclnnMatmulCompressDequant");
 
 // [tilingK, tilingN, k, n, flag].
 void check_info(Stage& stage, const aclIntArray* info) {
@@ -24,7 +25,8 @@ void check_info(Stage& stage, const aclIntArray* info) {
                 static_cast<long long>(values[3]));
   stage.require(values[0] == 8 && values[1] == 8 && values[4] == 1,
                 "compressInfo must be [8, 8, k, n, 1], got tilingK %lld, tilingN %lld, flag %lld",
-                static_cast<long long>(values[0]), static_cast<long long>(values[1]), static_cast<long long>(values[4]));
+                static_cast<long long>(values[0]), static_cast<long long>(values[1]),
+                static_cast<long long>(values[4]));
 }
 
 // The operator takes more than the document.
@@ -39,10 +41,12 @@ void check_dtypes(Stage& stage) {
 
 }  // namespace
 
-extern "C" aclnnStatus aclnnMatmulCompressDequantGetWorkspaceSize(
-    const aclTensor* x1, const aclTensor* x2, const aclTensor* compressIndex, const aclTensor* bias,
-    const aclTensor* deqScale, const aclTensor* offsetW, int offsetX, const aclIntArray* compressInfo, aclTensor* out,
-    uint64_t* workspaceSize, aclOpExecutor** executor) {
+extern "C" aclnnStatus aclnnMatmulCompressDequantGetWorkspaceSize(const aclTensor* x1, const aclTensor* x2,
+                                                                  const aclTensor* compressIndex, const aclTensor* bias,
+                                                                  const aclTensor* deqScale, const aclTensor* offsetW,
+                                                                  int offsetX, const aclIntArray* compressInfo,
+                                                                  aclTensor* out, uint64_t* workspaceSize,
+                                                                  aclOpExecutor** executor) {
   return anynpu::acl::first_stage<Args>(kMatmulCompressDequant, workspaceSize, executor, [&](Stage& stage) {
     stage.input("x1", x1, &Args::x);
     stage.input("x2", x2, &Args::stream);

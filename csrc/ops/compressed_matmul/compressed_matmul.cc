@@ -27,7 +27,8 @@ int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initiali
 int32_t check_dtypes(const anynpu_compressed_matmul_args& args) {
   ANYNPU_TRY(check_dtype("x", args.x, {ANYNPU_INT8}, "int8"));
   ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32}, "int32 or float32"));
-  ANYNPU_TRY(check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32}, "int64, uint64 or float32"));
+  ANYNPU_TRY(
+      check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32}, "int64, uint64 or float32"));
   ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
   return check_dtype("y", args.y, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}, "float16, bfloat16 or float32");
 }
@@ -46,7 +47,8 @@ int32_t check(const anynpu_compressed_matmul_args& args, codec::Geometry* geomet
   ANYNPU_TRY(check_required(kOp, "y", args.y));
   ANYNPU_TRY(check_dtypes(args));
   const anynpu_tensor &x = args.x, &y = args.y;
-  if (x.ndim != 2 || x.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: x must be ND of shape (M, K), got %s", kOp, shape_text(x));
+  if (x.ndim != 2 || x.format != ANYNPU_ND)
+    return fail(ANYNPU_BAD_SHAPE, "%s: x must be ND of shape (M, K), got %s", kOp, shape_text(x));
   if (y.ndim != 2 || y.format != ANYNPU_ND || y.shape[0] != x.shape[0] || !is_contiguous(y)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape (M, N) with M = %lld, got %s", kOp,
                 text(x.shape[0]), shape_text(y));
@@ -58,8 +60,8 @@ int32_t check(const anynpu_compressed_matmul_args& args, codec::Geometry* geomet
   }
   ANYNPU_TRY(check_strides(kOp, "x", x, Access::read));
   if (!is_row(args.scale, 1) && !is_row(args.scale, geometry->n)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: scale must have shape (1, 1) or (1, N) = (1, %lld), got %s", kOp, text(geometry->n),
-                shape_text(args.scale));
+    return fail(ANYNPU_BAD_SHAPE, "%s: scale must have shape (1, 1) or (1, N) = (1, %lld), got %s", kOp,
+                text(geometry->n), shape_text(args.scale));
   }
   if (present(args.bias) && !is_row(args.bias, geometry->n)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) or (1, N) = (1, %lld), got %s", kOp, text(geometry->n),
@@ -98,7 +100,8 @@ int32_t run(const anynpu_compressed_matmul_args& args, const codec::Geometry& ge
   codec::Stream stream;
   ANYNPU_TRY(codec::open_stream(kOp, geometry, args.stream, args.index, &stream));
   Columns columns;
-  if (!columns.allocate(geometry.n)) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, text(geometry.n));
+  if (!columns.allocate(geometry.n))
+    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, text(geometry.n));
   columns.load_scale(args.scale, false, args.scale_19_bits != 0);
   if (present(args.bias)) ANYNPU_TRY(columns.load_bias(kOp, args.bias, 0, geometry.k));
   const int64_t rows = args.x.shape[0];

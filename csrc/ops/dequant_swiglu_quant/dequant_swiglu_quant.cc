@@ -48,7 +48,8 @@ int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
 
 int32_t check_x(const anynpu_tensor& x, Shape* shape) {
   if (x.dtype != ANYNPU_INT32 && !is_float(x.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be int32, float32, float16 or bfloat16, got %s", kOp, dtype_name(x.dtype));
+    return fail(ANYNPU_BAD_DTYPE, "%s: x must be int32, float32, float16 or bfloat16, got %s", kOp,
+                dtype_name(x.dtype));
   }
   if (x.ndim < 2) return fail(ANYNPU_BAD_SHAPE, "%s: x dim should larger than 1, got %d", kOp, x.ndim);
   ANYNPU_TRY(check_layout("x", x));
@@ -90,26 +91,29 @@ int32_t check_dequantization(const anynpu_dequant_swiglu_quant_args& args, const
   const anynpu_tensor &weight = args.weight_scale, &activation = args.activation_scale, &bias = args.bias;
   for (const anynpu_tensor* scale : {&weight, &activation}) {
     if (!present(*scale) || scale->dtype == ANYNPU_FLOAT32) continue;
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32, got %s", kOp, scale == &weight ? "weight_scale" : "activation_scale",
-                dtype_name(scale->dtype));
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32, got %s", kOp,
+                scale == &weight ? "weight_scale" : "activation_scale", dtype_name(scale->dtype));
   }
   if (present(bias) && bias.dtype != ANYNPU_INT32 && !is_float(bias.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be int32, float32, float16 or bfloat16, got %s", kOp, dtype_name(bias.dtype));
+    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be int32, float32, float16 or bfloat16, got %s", kOp,
+                dtype_name(bias.dtype));
   }
-  if (args.x.dtype == ANYNPU_INT32 && !present(weight)) return fail(ANYNPU_BAD_SHAPE, "%s: int32 x needs weight_scale", kOp);
+  if (args.x.dtype == ANYNPU_INT32 && !present(weight))
+    return fail(ANYNPU_BAD_SHAPE, "%s: int32 x needs weight_scale", kOp);
   if (present(weight)) ANYNPU_TRY(check_layout("weight_scale", weight));
   if (present(weight) && !is_by_group(weight, shape, shape.width)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: weight_scale must have shape (G, 2 H) = (%lld, %lld), got %s", kOp, text(shape.groups),
-                text(shape.width), shape_text(weight));
+    return fail(ANYNPU_BAD_SHAPE, "%s: weight_scale must have shape (G, 2 H) = (%lld, %lld), got %s", kOp,
+                text(shape.groups), text(shape.width), shape_text(weight));
   }
   if (present(activation)) ANYNPU_TRY(check_layout("activation_scale", activation));
   if (present(activation) && element_count(activation) != shape.rows) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: activation_scale must have a value for each of %lld rows, got %s", kOp, text(shape.rows),
-                shape_text(activation));
+    return fail(ANYNPU_BAD_SHAPE, "%s: activation_scale must have a value for each of %lld rows, got %s", kOp,
+                text(shape.rows), shape_text(activation));
   }
   if (present(bias)) ANYNPU_TRY(check_layout("bias", bias));
   if (present(bias) && !is_by_group(bias, shape, shape.width)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (2 H,) = (%lld,), got %s", kOp, text(shape.width), shape_text(bias));
+    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (2 H,) = (%lld,), got %s", kOp, text(shape.width),
+                shape_text(bias));
   }
   return ANYNPU_OK;
 }
@@ -117,14 +121,14 @@ int32_t check_dequantization(const anynpu_dequant_swiglu_quant_args& args, const
 int32_t check_quant_parameter(const char* name, const anynpu_tensor& tensor, int32_t mode, const Shape& shape) {
   if (!present(tensor)) return ANYNPU_OK;
   if (tensor.dtype != ANYNPU_FLOAT32 && (mode == kStatic || !is_float(tensor.dtype))) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32%s, got %s", kOp, name, mode == kStatic ? "" : ", float16 or bfloat16",
-                dtype_name(tensor.dtype));
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32%s, got %s", kOp, name,
+                mode == kStatic ? "" : ", float16 or bfloat16", dtype_name(tensor.dtype));
   }
   ANYNPU_TRY(check_layout(name, tensor));
   const bool one_each = tensor.ndim == 1 && tensor.shape[0] == shape.groups;
   if (one_each || is_by_group(tensor, shape, shape.outputs)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (G, H) = (%lld, %lld) or (G,), got %s", kOp, name, text(shape.groups),
-              text(shape.outputs), shape_text(tensor));
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (G, H) = (%lld, %lld) or (G,), got %s", kOp, name,
+              text(shape.groups), text(shape.outputs), shape_text(tensor));
 }
 
 int32_t check_attributes(const anynpu_dequant_swiglu_quant_args& args) {
@@ -137,8 +141,10 @@ int32_t check_attributes(const anynpu_dequant_swiglu_quant_args& args) {
   if (!(args.clamp_limit > 0) || !std::isfinite(args.clamp_limit)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: clamp_limit should be positive finite, got %g", kOp, args.clamp_limit);
   }
-  if (!std::isfinite(args.glu_alpha)) return fail(ANYNPU_BAD_SHAPE, "%s: glu_alpha should be finite, got %g", kOp, args.glu_alpha);
-  if (!std::isfinite(args.glu_bias)) return fail(ANYNPU_BAD_SHAPE, "%s: glu_bias should be finite, got %g", kOp, args.glu_bias);
+  if (!std::isfinite(args.glu_alpha))
+    return fail(ANYNPU_BAD_SHAPE, "%s: glu_alpha should be finite, got %g", kOp, args.glu_alpha);
+  if (!std::isfinite(args.glu_bias))
+    return fail(ANYNPU_BAD_SHAPE, "%s: glu_bias should be finite, got %g", kOp, args.glu_bias);
   if (args.quant_mode == kDynamic && present(args.quant_offset)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: quant_offset must be absent in dynamic mode", kOp);
   }
@@ -148,16 +154,18 @@ int32_t check_attributes(const anynpu_dequant_swiglu_quant_args& args) {
 int32_t check_outputs(const anynpu_dequant_swiglu_quant_args& args, const Shape& shape) {
   const anynpu_tensor &x = args.x, &y = args.y, &scale = args.scale;
   if (y.dtype != ANYNPU_INT8) return fail(ANYNPU_BAD_DTYPE, "%s: y must be int8, got %s", kOp, dtype_name(y.dtype));
-  if (scale.dtype != ANYNPU_FLOAT32) return fail(ANYNPU_BAD_DTYPE, "%s: scale must be float32, got %s", kOp, dtype_name(scale.dtype));
+  if (scale.dtype != ANYNPU_FLOAT32)
+    return fail(ANYNPU_BAD_DTYPE, "%s: scale must be float32, got %s", kOp, dtype_name(scale.dtype));
   ANYNPU_TRY(check_layout("y", y));
   ANYNPU_TRY(check_layout("scale", scale));
   const int leading = x.ndim - 1;
   if (y.ndim != x.ndim || !std::equal(x.shape, x.shape + leading, y.shape) || y.shape[leading] != shape.outputs) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must have the shape of x with a last axis of %lld, got %s", kOp, text(shape.outputs),
-                shape_text(y));
+    return fail(ANYNPU_BAD_SHAPE, "%s: y must have the shape of x with a last axis of %lld, got %s", kOp,
+                text(shape.outputs), shape_text(y));
   }
   if (scale.ndim != leading || !std::equal(x.shape, x.shape + leading, scale.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: scale must have the shape of x without its last axis, got %s", kOp, shape_text(scale));
+    return fail(ANYNPU_BAD_SHAPE, "%s: scale must have the shape of x without its last axis, got %s", kOp,
+                shape_text(scale));
   }
   return ANYNPU_OK;
 }
@@ -215,8 +223,10 @@ class Activation {
     int64_t before = 0;
     for (int64_t i = 0; i < shape_.groups; before = group_ends_[i++]) {
       if (counts[i] < 0 || counts[i] > shape_.rows - before) {
-        return fail(ANYNPU_BAD_VALUE, "%s: group_index must hold counts whose sum is at most the number of rows, %lld, got %lld at [%lld]",
-                    kOp, text(shape_.rows), text(counts[i]), text(i));
+        return fail(
+            ANYNPU_BAD_VALUE,
+            "%s: group_index must hold counts whose sum is at most the number of rows, %lld, got %lld at [%lld]", kOp,
+            text(shape_.rows), text(counts[i]), text(i));
       }
       group_ends_[i] = before + counts[i];
     }
@@ -289,7 +299,8 @@ class Activation {
 
   // Columns [at, at + count) of a row of x, dequantised; at most 2 * kTile.
   void load(int64_t row, int64_t group, int64_t at, int64_t count, float* to) const {
-    const auto* x = static_cast<const uint8_t*>(args_.x.data) + (row * shape_.width + at) * dtype_bits(args_.x.dtype) / 8;
+    const auto* x =
+        static_cast<const uint8_t*>(args_.x.data) + (row * shape_.width + at) * dtype_bits(args_.x.dtype) / 8;
     if (args_.x.dtype != ANYNPU_INT32) {
       gemm_kernel().load_floats(x, args_.x.dtype, 1, count, to);
       return;
@@ -312,7 +323,8 @@ class Activation {
     const bool spread = element_count(parameter) != shape_.groups * length;
     const auto* data = static_cast<const uint8_t*>(parameter.data);
     const int64_t index = spread ? group : group * length + at;
-    gemm_kernel().load_floats(data + index * dtype_bits(parameter.dtype) / 8, parameter.dtype, 1, spread ? 1 : count, to);
+    gemm_kernel().load_floats(data + index * dtype_bits(parameter.dtype) / 8, parameter.dtype, 1, spread ? 1 : count,
+                              to);
     if (spread) std::fill(to + 1, to + count, to[0]);
   }
 
@@ -342,8 +354,10 @@ class Activation {
 using anynpu::check_data;
 using anynpu::fail;
 
-extern "C" int32_t anynpu_dequant_swiglu_quant_check(const anynpu_dequant_swiglu_quant_args* args, size_t* workspace_bytes) {
-  if (args == nullptr || workspace_bytes == nullptr) return fail(ANYNPU_NULL_ARG, "dequant_swiglu_quant: null argument");
+extern "C" int32_t anynpu_dequant_swiglu_quant_check(const anynpu_dequant_swiglu_quant_args* args,
+                                                     size_t* workspace_bytes) {
+  if (args == nullptr || workspace_bytes == nullptr)
+    return fail(ANYNPU_NULL_ARG, "dequant_swiglu_quant: null argument");
   *workspace_bytes = 0;
   anynpu::Shape shape;
   return anynpu::check(*args, &shape);

@@ -24,8 +24,8 @@ constexpr const DynamicQuantKernel* kKernels[] = {
 };
 
 constexpr const char* kOp = "dynamic_quant";
-constexpr int64_t kGrain = 1 << 14;    // values a thread; below it a second thread costs more than it gives
-constexpr int64_t kTile = 1024;        // values converted at once
+constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives
+constexpr int64_t kTile = 1024;      // values converted at once
 
 long long text(int64_t value) { return static_cast<long long>(value); }
 
@@ -58,7 +58,8 @@ int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) 
     }
     if (groups.ndim != 1 || groups.format != ANYNPU_ND || !is_contiguous(groups) || groups.shape[0] < 1 ||
         args.quant_mode == ANYNPU_PER_CHANNEL) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: group_index must have shape (G,), not per channel, got %s", kOp, shape_text(groups));
+      return fail(ANYNPU_BAD_SHAPE, "%s: group_index must have shape (G,), not per channel, got %s", kOp,
+                  shape_text(groups));
     }
   }
   if (!present(smooth)) return ANYNPU_OK;
@@ -67,8 +68,9 @@ int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) 
                 dtype_name(smooth.dtype));
   }
   const int64_t length = args.quant_mode == ANYNPU_PER_CHANNEL ? shape.m : shape.k;
-  const bool fits = present(groups) ? smooth.ndim == 2 && smooth.shape[0] == groups.shape[0] && smooth.shape[1] == length
-                                    : smooth.ndim == 1 && smooth.shape[0] == length;
+  const bool fits = present(groups)
+                        ? smooth.ndim == 2 && smooth.shape[0] == groups.shape[0] && smooth.shape[1] == length
+                        : smooth.ndim == 1 && smooth.shape[0] == length;
   if (!fits || smooth.format != ANYNPU_ND || !is_contiguous(smooth)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: smooth_scales must be contiguous, of shape %s%lld), got %s", kOp,
                 present(groups) ? "(G, " : "(", text(length), shape_text(smooth));
@@ -85,13 +87,15 @@ int32_t check_outputs(const anynpu_dynamic_quant_args& args) {
   int64_t& last = expected.shape[x.ndim - 1];
   if (y.dtype != ANYNPU_INT8) {
     if (last % 8 != 0) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: Input shape last dim must be divded by 8 when int4 quantization, got %lld", kOp, text(last));
+      return fail(ANYNPU_BAD_SHAPE, "%s: Input shape last dim must be divded by 8 when int4 quantization, got %lld",
+                  kOp, text(last));
     }
     if (y.dtype == ANYNPU_INT32) last /= 8;
   }
   if (y.ndim != x.ndim || !std::equal(y.shape, y.shape + y.ndim, expected.shape) || y.format != ANYNPU_ND ||
       !is_contiguous(y)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected), shape_text(y));
+    return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected),
+                shape_text(y));
   }
   if (scale.dtype != ANYNPU_FLOAT32) {
     return fail(ANYNPU_BAD_DTYPE, "%s: scale must be float32, got %s", kOp, dtype_name(scale.dtype));
@@ -139,7 +143,10 @@ int32_t check_groups(const anynpu_dynamic_quant_args& args, const Shape& shape) 
 class Quantizer {
  public:
   explicit Quantizer(const anynpu_dynamic_quant_args& args)
-      : args_(args), shape_(shape_of(args.x)), kernel_(dynamic_quant_kernel()), limit_(args.y.dtype == ANYNPU_INT8 ? 127.0f : 7.0f) {}
+      : args_(args),
+        shape_(shape_of(args.x)),
+        kernel_(dynamic_quant_kernel()),
+        limit_(args.y.dtype == ANYNPU_INT8 ? 127.0f : 7.0f) {}
 
   int32_t run() {
     ANYNPU_TRY(check_groups(args_, shape_));
@@ -161,8 +168,10 @@ class Quantizer {
     const anynpu_tensor& x = args_.x;
     const int64_t bytes = dtype_bits(x.dtype) / 8;
     int64_t elements = at * x.strides[x.ndim - 1];
-    for (int64_t axis = x.ndim - 2, rest = row; axis >= 0; rest /= x.shape[axis--]) elements += rest % x.shape[axis] * x.strides[axis];
-    gemm_kernel().load_floats(static_cast<const uint8_t*>(x.data) + elements * bytes, x.dtype, x.strides[x.ndim - 1], count, to);
+    for (int64_t axis = x.ndim - 2, rest = row; axis >= 0; rest /= x.shape[axis--])
+      elements += rest % x.shape[axis] * x.strides[axis];
+    gemm_kernel().load_floats(static_cast<const uint8_t*>(x.data) + elements * bytes, x.dtype, x.strides[x.ndim - 1],
+                              count, to);
     if (!present(args_.smooth_scales)) return;
     const auto* smooth = static_cast<const uint8_t*>(args_.smooth_scales.data);
     float factors[kTile];
@@ -217,9 +226,10 @@ class Quantizer {
   // Calls fn(row) for every row.
   template <typename Function>
   void for_rows(const Function& fn) const {
-    parallel_for(shape_.rows(), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.k)), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) fn(row);
-    });
+    parallel_for(shape_.rows(), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.k)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t row = begin; row < end; ++row) fn(row);
+                 });
   }
 
   // `largest` is null per token, or holds a place for each row.
@@ -240,9 +250,10 @@ class Quantizer {
 
   void per_channel() const {
     const int64_t tiles = (shape_.k + kTile - 1) / kTile;
-    parallel_for(shape_.batches * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.m * kTile)), [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) columns(task / tiles, task % tiles * kTile);
-    });
+    parallel_for(shape_.batches * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.m * kTile)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t task = begin; task < end; ++task) columns(task / tiles, task % tiles * kTile);
+                 });
   }
 
   void columns(int64_t batch, int64_t at) const {

@@ -95,8 +95,8 @@ int32_t plan(const anynpu_format_cast_args& args, Plan* plan) {
     plan->nd = transposed(plan->nd);
   }
   if (!is_contiguous(nz)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: the FRACTAL_NZ tensor must be contiguous, or that with its last two axes swapped",
-                kOp);
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: the FRACTAL_NZ tensor must be contiguous, or that with its last two axes swapped", kOp);
   }
   plan->storage = nz.data;
   int64_t c0 = nz_c0(nz);

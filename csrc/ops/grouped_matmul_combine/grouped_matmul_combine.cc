@@ -317,7 +317,8 @@ class Combine {
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
                 const TaskMemory& memory) const {
     if (piece.direct >= 0) {
-      for (int64_t row = 0; row < piece.rows; ++row) direct_.add(piece, row, column, columns, memory.sums + row * columns_);
+      for (int64_t row = 0; row < piece.rows; ++row)
+        direct_.add(piece, row, column, columns, memory.sums + row * columns_);
       return;
     }
     const WeightSource weight = problem_.expert_weight(piece.expert);

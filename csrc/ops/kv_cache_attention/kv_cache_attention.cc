@@ -87,7 +87,8 @@ int32_t check_caches(const Args& args) {
 
 int32_t check_q(const Args& args) {
   ANYNPU_TRY(check_view("q", args.q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
-  if (args.q.ndim != 4) return fail(ANYNPU_BAD_SHAPE, "%s: q must be [B, S, Nq, D], got shape %s", kOp, shape_text(args.q));
+  if (args.q.ndim != 4)
+    return fail(ANYNPU_BAD_SHAPE, "%s: q must be [B, S, Nq, D], got shape %s", kOp, shape_text(args.q));
   if (head_size(args) != args.k_cache.shape[3]) {
     return fail(ANYNPU_BAD_SHAPE, "%s: q.shape[3] must be D = k_cache.shape[3] = %lld, got %lld", kOp,
                 wide(args.k_cache.shape[3]), wide(head_size(args)));
@@ -151,9 +152,16 @@ int32_t check_all_data(const Args& args) {
   const struct {
     const char* name;
     const anynpu_tensor* tensor;
-  } tensors[] = {{"q", &args.q}, {"k_cache", &args.k_cache}, {"v_cache", &args.v_cache}, {"lengths", &args.lengths},
-                 {"scale_k", &args.scale_k}, {"scale_v", &args.scale_v}, {"offset_k", &args.offset_k},
-                 {"offset_v", &args.offset_v}, {"block_table", &args.block_table}, {"starts", &args.starts},
+  } tensors[] = {{"q", &args.q},
+                 {"k_cache", &args.k_cache},
+                 {"v_cache", &args.v_cache},
+                 {"lengths", &args.lengths},
+                 {"scale_k", &args.scale_k},
+                 {"scale_v", &args.scale_v},
+                 {"offset_k", &args.offset_k},
+                 {"offset_v", &args.offset_v},
+                 {"block_table", &args.block_table},
+                 {"starts", &args.starts},
                  {"out", &args.out}};
   for (const auto& entry : tensors) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));
   return ANYNPU_OK;
@@ -174,8 +182,9 @@ int32_t check_values(const Args& args, int64_t* longest) {
   for (int64_t batch = 0; batch < batch_size(args); ++batch) {
     const int64_t length = length_of(args, batch), start = start_of(args, batch);
     if (length < least || length > capacity(args)) {
-      return fail(ANYNPU_BAD_VALUE, "%s: lengths must be in [%lld, %lld], from %s to the rows of the cache, got %lld at [%lld]",
-                  kOp, wide(least), wide(capacity(args)), args.causal ? "S" : "1", wide(length), wide(batch));
+      return fail(ANYNPU_BAD_VALUE,
+                  "%s: lengths must be in [%lld, %lld], from %s to the rows of the cache, got %lld at [%lld]", kOp,
+                  wide(least), wide(capacity(args)), args.causal ? "S" : "1", wide(length), wide(batch));
     }
     if (start < 0 || start > length) {
       return fail(ANYNPU_BAD_VALUE, "%s: starts must be in [0, lengths] = [0, %lld], got %lld at [%lld]", kOp,
@@ -187,8 +196,9 @@ int32_t check_values(const Args& args, int64_t* longest) {
     for (int64_t block = start / size; block * size < length; ++block) {
       const int64_t index = int_at(args.block_table, batch, block);
       if (index < 0 || index >= args.k_cache.shape[0]) {
-        return fail(ANYNPU_BAD_VALUE, "%s: block_table must be in [0, C1) = [0, %lld) where rows are used, got %lld at [%lld, %lld]",
-                    kOp, wide(args.k_cache.shape[0]), wide(index), wide(batch), wide(block));
+        return fail(ANYNPU_BAD_VALUE,
+                    "%s: block_table must be in [0, C1) = [0, %lld) where rows are used, got %lld at [%lld, %lld]", kOp,
+                    wide(args.k_cache.shape[0]), wide(index), wide(batch), wide(block));
       }
     }
   }
@@ -213,7 +223,9 @@ struct Plan {
     splits = few ? std::max<int64_t>(1, (longest + kSplitRows - 1) / kSplitRows) : 1;
     split_rows = splits == 1 ? longest : kSplitRows;
     const int64_t units = batch_size(args) * blocks * splits;
-    head_groups = !few ? all_heads : units >= 2 * threads ? 1 : std::min<int64_t>(all_heads, 2 * threads / std::max<int64_t>(1, units));
+    head_groups = !few                   ? all_heads
+                  : units >= 2 * threads ? 1
+                                         : std::min<int64_t>(all_heads, 2 * threads / std::max<int64_t>(1, units));
     heads = (all_heads + head_groups - 1) / head_groups;
     head_groups = (all_heads + heads - 1) / heads;
     items = units * head_groups;
@@ -226,10 +238,10 @@ struct Plan {
 
 // The memory of one thread.
 struct Scratch {
-  int16_t* q;         // [heads, queries, digits, padded]
-  float* q_steps;     // [heads, queries, digits]
-  float* states;      // [heads], used when the rows are not split
-  float* scores;      // as in AttentionTile, from here on
+  int16_t* q;      // [heads, queries, digits, padded]
+  float* q_steps;  // [heads, queries, digits]
+  float* states;   // [heads], used when the rows are not split
+  float* scores;   // as in AttentionTile, from here on
   float* maxima;
   int16_t* weights;
   float* weight_steps;
@@ -289,8 +301,12 @@ AttentionFloat float_kind(int32_t dtype) {
 class Run {
  public:
   Run(const Args& args, const Plan& plan, void* memory)
-      : args_(args), plan_(plan), kernel_(pick(kKernels)), states_(static_cast<float*>(memory)),
-        slots_(reinterpret_cast<uintptr_t>(memory) + state_bytes(args, plan)), slot_bytes_(Scratch::bytes(plan)) {}
+      : args_(args),
+        plan_(plan),
+        kernel_(pick(kKernels)),
+        states_(static_cast<float*>(memory)),
+        slots_(reinterpret_cast<uintptr_t>(memory) + state_bytes(args, plan)),
+        slot_bytes_(Scratch::bytes(plan)) {}
 
   int64_t items() const { return plan_.items; }
 
@@ -461,8 +477,7 @@ class Run {
       for (int64_t g = 0; g < plan_.group; ++g, ++query) {
         finish.state = {state.accumulator + query * plan_.padded, state.maximum + query, state.weight_sum + query};
         const int64_t row = (batch * query_length(args_) + position) * q_heads(args_) + head * plan_.group + g;
-        finish.output =
-            static_cast<char*>(args_.out.data) + row * finish.head_size * (dtype_bits(args_.q.dtype) / 8);
+        finish.output = static_cast<char*>(args_.out.data) + row * finish.head_size * (dtype_bits(args_.q.dtype) / 8);
         kernel_.finish[float_kind(args_.q.dtype)](finish);
       }
     }
@@ -492,8 +507,8 @@ int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
     }
   });
   const int64_t heads = kv_heads(args);
-  parallel_for(plan.splits == 1 ? 0 : batch_size(args) * heads, std::max<int64_t>(1, (1 << 14) / (plan.splits * plan.state_floats())),
-               [&](int64_t begin, int64_t end) {
+  parallel_for(plan.splits == 1 ? 0 : batch_size(args) * heads,
+               std::max<int64_t>(1, (1 << 14) / (plan.splits * plan.state_floats())), [&](int64_t begin, int64_t end) {
                  for (int64_t unit = begin; unit < end; ++unit) run.join(unit / heads, unit % heads);
                });
   return ANYNPU_OK;

@@ -27,7 +27,7 @@ struct AttentionState {
 struct AttentionTile {
   int64_t head_size, padded;
   int32_t rows, rows_known, heads, queries, digits;
-  const int8_t* k;         // row i begins at k[offsets[i]]
+  const int8_t* k;  // row i begins at k[offsets[i]]
   const int8_t* v;
   const int64_t* offsets;  // [rows_known], those of the tile and of what is read after it
   const int16_t* q;        // [heads, queries, digits, padded], times scale_k and the softmax scale

@@ -47,7 +47,8 @@ int32_t check_inputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
                 dtype_name(x.dtype));
   }
   ANYNPU_TRY(check_dtype("expert_idx", ids, ANYNPU_INT32));
-  if (x.ndim != 2) return fail(ANYNPU_BAD_SHAPE, "%s: The x should be 2-Dimension, current is %d-Dimension.", kOp, x.ndim);
+  if (x.ndim != 2)
+    return fail(ANYNPU_BAD_SHAPE, "%s: The x should be 2-Dimension, current is %d-Dimension.", kOp, x.ndim);
   if (ids.ndim != 2) {
     return fail(ANYNPU_BAD_SHAPE, "%s: The expert_idx should be 2-Dimension, current is %d-Dimension.", kOp, ids.ndim);
   }
@@ -69,7 +70,8 @@ int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape)
     return fail(ANYNPU_BAD_SHAPE, "%s: drop_pad_mode must be in [0, 1], got %d", kOp, args.drop_pad_mode);
   }
   if (args.expert_tokens_num_type < kRunningSums || args.expert_tokens_num_type > kPairs) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: expert_tokens_num_type must be in [0, 1, 2], got %d", kOp, args.expert_tokens_num_type);
+    return fail(ANYNPU_BAD_SHAPE, "%s: expert_tokens_num_type must be in [0, 1, 2], got %d", kOp,
+                args.expert_tokens_num_type);
   }
   if (args.row_idx_type != 0 && args.row_idx_type != 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: row_idx_type must be in [0, 1], got %d", kOp, args.row_idx_type);
@@ -79,13 +81,15 @@ int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape)
   }
   const int64_t first = args.first_expert, last = args.last_expert;
   if (first < 0 || first >= last || last > args.expert_num || args.expert_num > INT32_MAX) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: active_expert_range must increase within [0, expert_num] = [0, %lld], got [%lld, %lld]", kOp,
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: active_expert_range must increase within [0, expert_num] = [0, %lld], got [%lld, %lld]", kOp,
                 text(args.expert_num), text(first), text(last));
   }
   shape->experts = last - first;
   if (args.drop_pad_mode == 0) return ANYNPU_OK;
   if (shape->experts != args.expert_num || args.row_idx_type != 0 || args.expert_tokens_num_type == kPairs) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: drop_pad_mode 1 wants all experts, row_idx_type 0 and expert_tokens_num_type 0 or 1", kOp);
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: drop_pad_mode 1 wants all experts, row_idx_type 0 and expert_tokens_num_type 0 or 1", kOp);
   }
   return ANYNPU_OK;
 }
@@ -100,8 +104,8 @@ int32_t check_scale(const anynpu_moe_init_routing_args& args, const Shape& shape
     ANYNPU_TRY(check_dtype("offset", offset, ANYNPU_FLOAT32));
     ANYNPU_TRY(check_layout("offset", offset));
     if (scale.ndim != 1 || scale.shape[0] != 1 || offset.ndim != 1 || offset.shape[0] != 1) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: the shape of scale should be 1, and that of offset, got %s and %s", kOp, shape_text(scale),
-                  shape_text(offset));
+      return fail(ANYNPU_BAD_SHAPE, "%s: the shape of scale should be 1, and that of offset, got %s and %s", kOp,
+                  shape_text(scale), shape_text(offset));
     }
     return ANYNPU_OK;
   }
@@ -115,7 +119,8 @@ int32_t check_scale(const anynpu_moe_init_routing_args& args, const Shape& shape
   if (scale.ndim == 2 && (scale.shape[0] == shape.experts || scale.shape[0] == 1) && scale.shape[1] == shape.width) {
     return ANYNPU_OK;
   }
-  return fail(ANYNPU_BAD_SHAPE, "%s: the first dim of scale must be in [expert_range_length, 1] = [%lld, 1] and the second %lld, got %s",
+  return fail(ANYNPU_BAD_SHAPE,
+              "%s: the first dim of scale must be in [expert_range_length, 1] = [%lld, 1] and the second %lld, got %s",
               kOp, text(shape.experts), text(shape.width), shape_text(scale));
 }
 
@@ -133,7 +138,8 @@ int32_t check_outputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
   const bool fits = padded ? y.ndim == 3 && y.shape[0] == args.expert_num && y.shape[2] == shape->width
                            : y.ndim == 2 && y.shape[0] <= shape->slots() && y.shape[1] == shape->width;
   if (!fits) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: expanded_x must have shape (R, H) or, padded, (expert_num, C, H), got %s", kOp, shape_text(y));
+    return fail(ANYNPU_BAD_SHAPE, "%s: expanded_x must have shape (R, H) or, padded, (expert_num, C, H), got %s", kOp,
+                shape_text(y));
   }
   shape->rows = padded ? y.shape[0] * y.shape[1] : y.shape[0];
   if (shape->rows > INT32_MAX) return fail(ANYNPU_BAD_SHAPE, "%s: expanded_x has too many rows for int32", kOp);
@@ -178,7 +184,8 @@ class Routing {
     ends_.reset(new (std::nothrow) int64_t[shape_.experts + 1]());
     order_.reset(new (std::nothrow) int32_t[shape_.slots()]);
     rows_.reset(new (std::nothrow) int32_t[shape_.slots()]);
-    if (!ends_ || !order_ || !rows_) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
+    if (!ends_ || !order_ || !rows_)
+      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
     count();
     write_tokens();
     sort();
@@ -228,7 +235,8 @@ class Routing {
     if (args_.row_idx_type == 0) return;
     const auto key = [this](int32_t f) { return ids_[f] < args_.first_expert ? INT32_MAX : ids_[f]; };
     // A slot is its own tie break, so that no stable sort, which may allocate, is needed.
-    std::sort(order_.get() + routed_, rest, [&](int32_t a, int32_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
+    std::sort(order_.get() + routed_, rest,
+              [&](int32_t a, int32_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
   }
 
   void place() {

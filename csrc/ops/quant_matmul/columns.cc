@@ -50,7 +50,8 @@ void Columns::load_scale(const anynpu_tensor& scale, bool with_offset, bool bits
       scale_[i] = param.scale;
       offset_[i] = param.offset;
     }
-    has_offset_ = with_offset && std::any_of(offset_.get(), offset_.get() + n_, [](float value) { return value != 0.0f; });
+    has_offset_ =
+        with_offset && std::any_of(offset_.get(), offset_.get() + n_, [](float value) { return value != 0.0f; });
   } else {
     load_floats(scale, 0, n_, scale_.get());
   }
@@ -73,7 +74,8 @@ int32_t Columns::load_bias(const char* op, const anynpu_tensor& bias, int64_t fi
   for (int64_t i = 0; i < n_; ++i) {
     bias_[i] = static_cast<const int32_t*>(bias.data)[first + i * stride];
     if (bias_[i] > most || bias_[i] < -most) {
-      return fail(ANYNPU_BAD_VALUE, "%s: |bias| must be at most 2^31 - 1 - 2^14 * K = %lld so that int32 sums are exact, got %d at %lld",
+      return fail(ANYNPU_BAD_VALUE,
+                  "%s: |bias| must be at most 2^31 - 1 - 2^14 * K = %lld so that int32 sums are exact, got %d at %lld",
                   op, static_cast<long long>(most), bias_[i], static_cast<long long>(i));
     }
   }

@@ -16,7 +16,7 @@ constexpr int64_t kColumns = 128;        // of a task
 constexpr int64_t kWideColumns = 16384;  // at once where k are shared out, so that their sums stay in the nearer caches
 constexpr int64_t kParts = 4;            // of k a thread, so that a thread that is disturbed does less
 constexpr int64_t kMostParts = 64;
-constexpr int64_t kTaskBytes = 1 << 18;  // of the weight a thread; below it a second thread costs more than it gives
+constexpr int64_t kTaskBytes = 1 << 18;   // of the weight a thread; below it a second thread costs more than it gives
 constexpr int64_t kFinishWork = 1 << 15;  // sums a thread, likewise
 
 // Of `count` in as few parts of at most `most` as there can be.
@@ -30,7 +30,8 @@ class Direct {
         by_k_(weight.order == WeightOrder::rows_of_k && weight.chunk_bytes == 0),
         padded_k_(round_up(problem.k, kDirectK)),
         threads_(thread_count(problem.k * problem.n, kTaskBytes)),
-        part_k_(round_up(ceil_divide(problem.k, threads_ == 1 ? 1 : std::min(kParts * threads_, kMostParts)), kDirectK)),
+        part_k_(
+            round_up(ceil_divide(problem.k, threads_ == 1 ? 1 : std::min(kParts * threads_, kMostParts)), kDirectK)),
         parts_(by_k_ ? ceil_divide(problem.k, part_k_) : threads_),
         columns_(by_k_ ? round_up(even_part(problem.n, kWideColumns), kPanelColumns) : kColumns) {}
 

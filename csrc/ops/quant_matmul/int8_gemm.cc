@@ -39,10 +39,12 @@ class Gemm {
     // In even parts, because each of them unpacks or decodes the whole weight.
     const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
     chunk_rows_ = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowPart));
-    const double work = static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
+    const double work =
+        static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
     const int64_t cached = kSums / chunk_rows_ / kColumns * kColumns;
-    columns_ = std::max(kColumns, std::min({weight_.wide(), cached, round_up(ceil_divide(problem.n, threads_), kColumns)}));
+    columns_ =
+        std::max(kColumns, std::min({weight_.wide(), cached, round_up(ceil_divide(problem.n, threads_), kColumns)}));
     span_ = kColumns * kSpan / columns_ / 32 * 32;
     column_tasks_ = ceil_divide(problem.n, columns_);
     // With few columns the rows are split too: then every part decodes or unpacks the same weights once more.
@@ -153,8 +155,15 @@ class Gemm {
       }
       const int64_t steps = ceil_divide(part.k_count, 4);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        const Int8Product product = {panels + panel * steps * 4, packed_ + row * row_steps_, sums + panel, rows, k / 4,
-                                     steps, row_steps_, columns_, ahead(part, panel, columns)};
+        const Int8Product product = {panels + panel * steps * 4,
+                                     packed_ + row * row_steps_,
+                                     sums + panel,
+                                     rows,
+                                     k / 4,
+                                     steps,
+                                     row_steps_,
+                                     columns_,
+                                     ahead(part, panel, columns)};
         kernel_.multiply(product);
       }
     }
@@ -166,7 +175,8 @@ class Gemm {
   const Int8Problem& problem_;
   const PanelSource& weight_;
   const Int8Kernel& kernel_;
-  int64_t row_steps_, chunk_rows_, columns_, span_ = kSpan, column_tasks_, threads_, part_rows_, row_tasks_, thread_bytes_ = 0;
+  int64_t row_steps_, chunk_rows_, columns_, span_ = kSpan, column_tasks_, threads_, part_rows_, row_tasks_;
+  int64_t thread_bytes_ = 0;
   int32_t* packed_ = nullptr;
   int32_t* compensation_ = nullptr;
   uint8_t* thread_memory_ = nullptr;
@@ -181,8 +191,9 @@ void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensatio
                     int64_t columns) {
   const auto at = [&](auto* of_columns) { return of_columns == nullptr ? nullptr : of_columns + column; };
   const int64_t bytes = dtype_bits(problem.y_dtype) / 8;
-  const float* row_scale =
-      problem.row_scale == nullptr ? nullptr : problem.row_scale + row % problem.row_scale_count * problem.row_scale_stride;
+  const float* row_scale = problem.row_scale == nullptr
+                               ? nullptr
+                               : problem.row_scale + row % problem.row_scale_count * problem.row_scale_stride;
   int8_kernel().store({sums, compensation, columns, problem.y_dtype,
                        static_cast<uint8_t*>(problem.y) + (row * problem.n + column) * bytes, at(problem.scale),
                        at(problem.bias), at(problem.float_bias), at(problem.offset), row_scale});

@@ -51,7 +51,7 @@ struct Int8Direct {
 
 // y = (sums + bias) * scale * row_scale + float_bias + offset, rounded to dtype; INT32: sums + bias.
 struct Int8Output {
-  const int32_t* sums;  // of x * (w + 128)
+  const int32_t* sums;   // of x * (w + 128)
   int32_t compensation;  // 128 * sum of x
   int64_t count;
   int32_t dtype;

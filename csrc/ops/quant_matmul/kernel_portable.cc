@@ -21,7 +21,8 @@ void tile(const Int8Product& product, int rows, const int32_t* x, int32_t* c) {
       uint32_t* sums = reinterpret_cast<uint32_t*>(c + row * product.c_stride);
       for (int column = 0; column < 64; ++column) {
         const uint8_t* w = weights + 4 * column;
-        sums[column] += static_cast<uint32_t>(w[0] * values[0] + w[1] * values[1] + w[2] * values[2] + w[3] * values[3]);
+        sums[column] +=
+            static_cast<uint32_t>(w[0] * values[0] + w[1] * values[1] + w[2] * values[2] + w[3] * values[3]);
       }
     }
   }

@@ -29,7 +29,8 @@ int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initiali
 int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
   for (const anynpu_tensor* x : {&args.x1, &args.x2}) {
     if (x->dtype == ANYNPU_INT32 || x->dtype == ANYNPU_INT4) {
-      return fail(ANYNPU_UNSUPPORTED, "%s: int4 inputs (int32 x1 or x2) are not implemented, use weight_quant_matmul", kOp);
+      return fail(ANYNPU_UNSUPPORTED, "%s: int4 inputs (int32 x1 or x2) are not implemented, use weight_quant_matmul",
+                  kOp);
     }
   }
   ANYNPU_TRY(check_dtype("x1", args.x1, {ANYNPU_INT8}, "int8"));
@@ -56,8 +57,8 @@ int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
   }
   if (args.scale.dtype == ANYNPU_BFLOAT16 && y != ANYNPU_BFLOAT16 && y != ANYNPU_INT32) {
     return fail(ANYNPU_BAD_DTYPE,
-                "%s: When scale's dtype is bfloat16, output_dtype must be bfloat16 or int32, but output_dtype is %s", kOp,
-                dtype_name(y));
+                "%s: When scale's dtype is bfloat16, output_dtype must be bfloat16 or int32, but output_dtype is %s",
+                kOp, dtype_name(y));
   }
   return ANYNPU_OK;
 }
@@ -80,15 +81,17 @@ int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
   for (const anynpu_tensor* x : {&x1, &x2}) {
     if (x->ndim >= 2 && x->ndim <= 6) continue;
     const char* name = x == &x1 ? "x1" : "x2";
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s dim num should be 2 ~ 6, please check %s dim num, got %d", kOp, name, name, x->ndim);
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s dim num should be 2 ~ 6, please check %s dim num, got %d", kOp, name, name,
+                x->ndim);
   }
   if (x1.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: x1 must be ND", kOp);
   shape->m = x1.shape[x1.ndim - 2];
   shape->k = x1.shape[x1.ndim - 1];
   shape->n = x2.shape[x2.ndim - 1];
   if (x2.shape[x2.ndim - 2] != shape->k) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: k dim of x1 and x2 need be same, please check k dim of x1 and x2: x1 is %s, x2 is %s",
-                kOp, shape_text(x1), shape_text(x2));
+    return fail(ANYNPU_BAD_SHAPE,
+                "%s: k dim of x1 and x2 need be same, please check k dim of x1 and x2: x1 is %s, x2 is %s", kOp,
+                shape_text(x1), shape_text(x2));
   }
   if (shape->k < 1 || shape->k > kMostInt8K) {
     return fail(ANYNPU_BAD_SHAPE, "%s: K must be in [1, %lld] so that int32 sums are exact, got %lld", kOp,
@@ -111,8 +114,8 @@ int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
 int32_t check_columns(const char* name, const anynpu_tensor& tensor, int64_t n) {
   if (!present(tensor)) return ANYNPU_OK;
   if (tensor.ndim != 1 || tensor.format != ANYNPU_ND) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: the %s dim num must be 1, please check %s dim num, got shape %s", kOp, name, name,
-                shape_text(tensor));
+    return fail(ANYNPU_BAD_SHAPE, "%s: the %s dim num must be 1, please check %s dim num, got shape %s", kOp, name,
+                name, shape_text(tensor));
   }
   if (tensor.shape[0] != 1 && tensor.shape[0] != n) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, text(n),
@@ -124,14 +127,14 @@ int32_t check_columns(const char* name, const anynpu_tensor& tensor, int64_t n) 
 int32_t check_bias(const anynpu_tensor& bias, const Shape& shape) {
   if (!present(bias)) return ANYNPU_OK;
   const bool plain = bias.ndim == 1 && bias.shape[0] == shape.n;
-  const bool batched = bias.ndim == 3 && shape.batch_axes == 1 && bias.shape[0] == shape.batch[0] && bias.shape[1] == 1 &&
-                       bias.shape[2] == shape.n;
+  const bool batched = bias.ndim == 3 && shape.batch_axes == 1 && bias.shape[0] == shape.batch[0] &&
+                       bias.shape[1] == 1 && bias.shape[2] == shape.n;
   if (bias.ndim == 3 && shape.batch_axes != 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: when bias dim is 3, out dim need to be 3, got %d", kOp, shape.batch_axes + 2);
   }
   if (bias.format != ANYNPU_ND || (!plain && !batched)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) = (%lld,), or (batch, 1, N) when y has 3 axes, got %s", kOp,
-                text(shape.n), shape_text(bias));
+    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) = (%lld,), or (batch, 1, N) when y has 3 axes, got %s",
+                kOp, text(shape.n), shape_text(bias));
   }
   return check_strides(kOp, "bias", bias, Access::read);
 }
@@ -147,7 +150,8 @@ int32_t check_y(const anynpu_tensor& y, const Shape& shape) {
       is_contiguous(y)) {
     return ANYNPU_OK;
   }
-  return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected), shape_text(y));
+  return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected),
+              shape_text(y));
 }
 
 int32_t check(const anynpu_quant_matmul_args& args, Shape* shape) {
@@ -193,9 +197,9 @@ class PlainWeight final : public PanelSource {
 
 // What a batch adds to the addresses.
 struct BatchOffsets {
-  int64_t x1;        // elements
+  int64_t x1;  // elements
   int64_t x2_bytes;
-  int64_t bias;      // elements
+  int64_t bias;  // elements
 };
 
 BatchOffsets batch_offsets(const anynpu_quant_matmul_args& args, const Shape& shape, int64_t index) {
@@ -203,7 +207,8 @@ BatchOffsets batch_offsets(const anynpu_quant_matmul_args& args, const Shape& sh
   for (int axis = shape.batch_axes - 1; axis >= 0; --axis) {
     const int64_t at = index % shape.batch[axis];
     index /= shape.batch[axis];
-    const int own1 = axis - (shape.batch_axes - (args.x1.ndim - 2)), own2 = axis - (shape.batch_axes - (args.x2.ndim - 2));
+    const int own1 = axis - (shape.batch_axes - (args.x1.ndim - 2)),
+              own2 = axis - (shape.batch_axes - (args.x2.ndim - 2));
     if (own1 >= 0 && args.x1.shape[own1] > 1) offsets.x1 += at * args.x1.strides[own1];
     if (own2 >= 0 && args.x2.shape[own2] > 1) offsets.x2_bytes += at * shape.weight.batch_bytes[own2];
     if (args.bias.ndim == 3) offsets.bias += at * args.bias.strides[0];

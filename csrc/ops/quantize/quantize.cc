@@ -58,8 +58,9 @@ int32_t resolve_axis(const anynpu_quantize_args& args, int* axis) {
       (!present(args.zero_points) || (args.zero_points.ndim == 1 && args.zero_points.shape[0] == 1))) {
     return ANYNPU_OK;
   }
-  return fail(ANYNPU_BAD_SHAPE, "%s: axis must be in [%lld, %lld] (x is %s), got %lld", kOp, static_cast<long long>(-ndim),
-              static_cast<long long>(ndim - 1), shape_text(args.x), static_cast<long long>(args.axis));
+  return fail(ANYNPU_BAD_SHAPE, "%s: axis must be in [%lld, %lld] (x is %s), got %lld", kOp,
+              static_cast<long long>(-ndim), static_cast<long long>(ndim - 1), shape_text(args.x),
+              static_cast<long long>(args.axis));
 }
 
 // Shape (1), (x.shape[axis]), or that along `axis` and 1 elsewhere.
@@ -75,8 +76,8 @@ int32_t check_channels(const char* name, const anynpu_tensor& tensor, const anyn
   }
   if (!fits) {
     return fail(ANYNPU_BAD_SHAPE,
-                "%s: %s must be ND of shape (1,), (%lld,), or that along axis %d and 1 elsewhere (x is %s), got %s", kOp,
-                name, static_cast<long long>(x.shape[axis]), axis, shape_text(x), shape_text(tensor));
+                "%s: %s must be ND of shape (1,), (%lld,), or that along axis %d and 1 elsewhere (x is %s), got %s",
+                kOp, name, static_cast<long long>(x.shape[axis]), axis, shape_text(x), shape_text(tensor));
   }
   return check_strides(kOp, name, tensor, Access::read);
 }
@@ -87,9 +88,10 @@ int32_t check_y(const anynpu_quantize_args& args) {
   const bool known = args.div_mode ? y.dtype == ANYNPU_INT8 || y.dtype == ANYNPU_UINT8 || y.dtype == ANYNPU_INT32
                                    : y.dtype == ANYNPU_INT8 || y.dtype == ANYNPU_INT4 || y.dtype == ANYNPU_INT32;
   if (!known) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: y must be %s, got %s", kOp,
-                args.div_mode ? "int8, uint8 or int32 with div_mode" : "int8, int4 or int32 (eight int4) without div_mode",
-                dtype_name(y.dtype));
+    return fail(
+        ANYNPU_BAD_DTYPE, "%s: y must be %s, got %s", kOp,
+        args.div_mode ? "int8, uint8 or int32 with div_mode" : "int8, int4 or int32 (eight int4) without div_mode",
+        dtype_name(y.dtype));
   }
   anynpu_tensor expected = x;
   if (!args.div_mode && y.dtype != ANYNPU_INT8) {
@@ -101,7 +103,8 @@ int32_t check_y(const anynpu_quantize_args& args) {
     }
     if (y.dtype == ANYNPU_INT32) last /= 8;
   }
-  if (y.format != ANYNPU_ND || y.ndim != x.ndim || std::memcmp(y.shape, expected.shape, sizeof(int64_t) * x.ndim) != 0) {
+  if (y.format != ANYNPU_ND || y.ndim != x.ndim ||
+      std::memcmp(y.shape, expected.shape, sizeof(int64_t) * x.ndim) != 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND of shape %s, got %s", kOp, shape_text(expected), shape_text(y));
   }
   if (y.dtype == ANYNPU_INT4 && !is_contiguous(y)) {

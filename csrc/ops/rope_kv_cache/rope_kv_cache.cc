@@ -241,14 +241,22 @@ int32_t check_all_data(const Args& args) {
     const anynpu_tensor* tensor;
     bool used;
   } tensors[] = {
-      {"x", &args.x, true},         {"cos", &args.cos, true},
-      {"sin", &args.sin, true},     {"k_cache", &args.k_cache, true},
-      {"v_cache", &args.v_cache, true}, {"indices", &args.indices, true},
-      {"scale_k", &args.scale_k, true}, {"scale_v", &args.scale_v, true},
-      {"offset_k", &args.offset_k, true}, {"offset_v", &args.offset_v, true},
-      {"weight_scale", &args.weight_scale, integers}, {"activation_scale", &args.activation_scale, integers},
-      {"bias", &args.bias, integers}, {"q", &args.q, true},
-      {"k", &args.k, true},         {"v", &args.v, true},
+      {"x", &args.x, true},
+      {"cos", &args.cos, true},
+      {"sin", &args.sin, true},
+      {"k_cache", &args.k_cache, true},
+      {"v_cache", &args.v_cache, true},
+      {"indices", &args.indices, true},
+      {"scale_k", &args.scale_k, true},
+      {"scale_v", &args.scale_v, true},
+      {"offset_k", &args.offset_k, true},
+      {"offset_v", &args.offset_v, true},
+      {"weight_scale", &args.weight_scale, integers},
+      {"activation_scale", &args.activation_scale, integers},
+      {"bias", &args.bias, integers},
+      {"q", &args.q, true},
+      {"k", &args.k, true},
+      {"v", &args.v, true},
   };
   for (const auto& entry : tensors) {
     if (entry.used) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));
@@ -281,8 +289,9 @@ int32_t check_index_values(const Args& args, bool* increasing) {
       return is_paged(args)
                  ? fail(ANYNPU_BAD_VALUE, "%s: indices must be below C1 * C2 = %lld * %lld = %lld, got %lld at [%lld]",
                         kOp, wide(args.k_cache.shape[0]), wide(rows), wide(last + 1), wide(index), wide(i))
-                 : fail(ANYNPU_BAD_VALUE, "%s: indices must be in [0, C2 - S] = [0, %lld - %lld] = [0, %lld], got %lld at [%lld]",
-                        kOp, wide(rows), wide(sequence_length(args)), wide(last), wide(index), wide(i));
+                 : fail(ANYNPU_BAD_VALUE,
+                        "%s: indices must be in [0, C2 - S] = [0, %lld - %lld] = [0, %lld], got %lld at [%lld]", kOp,
+                        wide(rows), wide(sequence_length(args)), wide(last), wide(index), wide(i));
     }
     if (index < 0) continue;
     *increasing &= index > highest;
@@ -354,17 +363,26 @@ class Run {
   explicit Run(const Args& args)
       : args_(args),
         length_(sequence_length(args)),
-        layer_{args.size_splits[0] / head_size(args), kv_heads(args), head_size(args),
-               args.x.strides[args.x.ndim - 1], args.cos.strides[args.cos.ndim - 1],
-               args.sin.strides[args.sin.ndim - 1], {nullptr, 0, 1}, {nullptr, 0, 1},
-               parameter(args.scale_k), parameter(args.scale_v), parameter(args.offset_k), parameter(args.offset_v)} {
+        layer_{args.size_splits[0] / head_size(args),
+               kv_heads(args),
+               head_size(args),
+               args.x.strides[args.x.ndim - 1],
+               args.cos.strides[args.cos.ndim - 1],
+               args.sin.strides[args.sin.ndim - 1],
+               {nullptr, 0, 1},
+               {nullptr, 0, 1},
+               parameter(args.scale_k),
+               parameter(args.scale_v),
+               parameter(args.offset_k),
+               parameter(args.offset_v)} {
     if (args.x.dtype == ANYNPU_INT32) {
       layer_.weight_scale = parameter(args.weight_scale);
       layer_.bias = parameter(args.bias);
     }
-    const int64_t strides[] = {layer_.x_stride,      layer_.cos_stride,     layer_.sin_stride,
-                               layer_.weight_scale.stride, layer_.bias.stride, layer_.scale_k.stride,
-                               layer_.scale_v.stride, layer_.offset_k.stride, layer_.offset_v.stride};
+    const int64_t strides[] = {
+        layer_.x_stride,       layer_.cos_stride,     layer_.sin_stride,     layer_.weight_scale.stride,
+        layer_.bias.stride,    layer_.scale_k.stride, layer_.scale_v.stride, layer_.offset_k.stride,
+        layer_.offset_v.stride};
     const bool unit = std::all_of(std::begin(strides), std::end(strides), [](int64_t stride) { return stride == 1; });
     const RopeKernel& kernel = pick(kKernels);
     const bool dense = unit && layer_.head_size / 2 >= kernel.lanes;

@@ -38,7 +38,15 @@ using RopeFunction = void (*)(const RopeLayer& layer, const RopeToken& token);
 
 enum RopeFloat { kRopeFloat32, kRopeFloat16, kRopeBFloat16, kRopeFloats };  // dtypes of cos, sin and the outputs
 // For x: the dtype of cos, or int32 with the bias that comes with it.
-enum RopeInput { kRopeSame, kRopeNoBias, kRopeBiasInt32, kRopeBiasFloat32, kRopeBiasFloat16, kRopeBiasBFloat16, kRopeInputs };
+enum RopeInput {
+  kRopeSame,
+  kRopeNoBias,
+  kRopeBiasInt32,
+  kRopeBiasFloat32,
+  kRopeBiasFloat16,
+  kRopeBiasBFloat16,
+  kRopeInputs
+};
 
 struct RopeKernel {
   Isa isa;

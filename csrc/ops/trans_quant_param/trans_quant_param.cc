@@ -35,11 +35,13 @@ int32_t check(const anynpu_trans_quant_param_args& args) {
   const int last = scale.ndim - 1;
   if (present(offset)) {
     ANYNPU_TRY(check_input("offset", offset));
-    const bool fits = offset.ndim == scale.ndim && (offset.shape[last] == 1 || scale.shape[last] == 1 ||
-                                                    offset.shape[last] == scale.shape[last]);
+    const bool fits = offset.ndim == scale.ndim &&
+                      (offset.shape[last] == 1 || scale.shape[last] == 1 || offset.shape[last] == scale.shape[last]);
     if (!fits) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: offset must have the axes of scale and its size or 1, or scale's size is 1; "
-                  "scale is %s, got %s", kOp, shape_text(scale), shape_text(offset));
+      return fail(ANYNPU_BAD_SHAPE,
+                  "%s: offset must have the axes of scale and its size or 1, or scale's size is 1; "
+                  "scale is %s, got %s",
+                  kOp, shape_text(scale), shape_text(offset));
     }
     expected.shape[last] = std::max(scale.shape[last], offset.shape[last]);
   }

@@ -21,7 +21,8 @@ using codec::kEntryBytes;
 
 int32_t check_weight(const char* op, const anynpu_tensor& weight) {
   ANYNPU_TRY(check_required(op, "weight", weight));
-  if (weight.dtype != ANYNPU_INT8) return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int8, got %s", op, dtype_name(weight.dtype));
+  if (weight.dtype != ANYNPU_INT8)
+    return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int8, got %s", op, dtype_name(weight.dtype));
   if (weight.ndim != 2 || weight.format != ANYNPU_ND || element_count(weight) == 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight must be ND of shape (N, K), not empty, got %s", op, shape_text(weight));
   }
@@ -115,7 +116,8 @@ void untile(const uint8_t* values, const codec::BlockShape& shape, int64_t k, in
   const int64_t steps = shape.k_count / 4 / codec::kTile * codec::kTile;
   for (int64_t n = 0; n < shape.n_count; n += codec::kPanelColumns, values += shape.panel_values()) {
     int8_t* rows = weight + (shape.n + n) * k + shape.k;
-    const int64_t columns = std::min(codec::kPanelColumns, shape.n_count - n), whole = columns / codec::kTile * codec::kTile;
+    const int64_t columns = std::min(codec::kPanelColumns, shape.n_count - n),
+                  whole = columns / codec::kTile * codec::kTile;
     codec::kernel().untile(values, whole, steps, rows, k);
     for (int64_t column = 0; column < columns; ++column) {
       untile_column(values, column, column < whole ? 4 * steps : 0, shape.k_count, rows + column * k);
@@ -135,7 +137,8 @@ int32_t decompress(const anynpu_weight_decompress_args& args) {
     alignas(64) uint8_t values[codec::kMaxBlockValues];
     for (int64_t block = begin; block < end; ++block) {
       if (codec::decode_block(stream, block, values) == nullptr) {
-        untile(values, codec::block_shape(stream.geometry, block), stream.geometry.k, static_cast<int8_t*>(args.weight.data));
+        untile(values, codec::block_shape(stream.geometry, block), stream.geometry.k,
+               static_cast<int8_t*>(args.weight.data));
         continue;
       }
       int64_t first = bad.load();

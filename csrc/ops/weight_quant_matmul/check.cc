@@ -103,7 +103,7 @@ int32_t check_packed(const anynpu_weight_quant_matmul_args& args) {
   const bool fits = scale.ndim == 1 || (scale.ndim == 2 && scale.shape[0] == groups);
   if (weight.dtype != ANYNPU_INT32 || !fits) return ANYNPU_OK;
   const int64_t n = scale.shape[scale.ndim - 1];
-  const int64_t *last = weight.shape + weight.ndim - 2;
+  const int64_t* last = weight.shape + weight.ndim - 2;
   if (k < 1 || n < 2 || last[0] != k || last[1] != n) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE,
               "%s: an int32 weight must hold eight int4 in each element, as int4_pack makes it: shape (K, N / 8), or "

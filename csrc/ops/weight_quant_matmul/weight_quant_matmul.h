@@ -19,10 +19,10 @@ struct Channels {
 struct WeightQuantProblem {
   const anynpu_weight_quant_matmul_args* args;
   int64_t m, k, n;
-  int64_t rows;          // M times the batches that share one weight
-  int64_t weight_count;  // batches with a weight of their own
-  int64_t group;         // k of one group, at least 1
-  WeightView weight;     // of a prepacked weight only bits is known before the run
+  int64_t rows;                                             // M times the batches that share one weight
+  int64_t weight_count;                                     // batches with a weight of their own
+  int64_t group;                                            // k of one group, at least 1
+  WeightView weight;                                        // of a prepacked weight only bits is known before the run
   Channels scale, offset, bias, quant_scale, quant_offset;  // data may be null
   bool has_offset, has_bias, has_quant;
 
