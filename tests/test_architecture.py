@@ -17,8 +17,9 @@ PYTHON = ROOT / "src" / "anynpu"
 # What a part of the package must never import.
 FORBIDDEN = {
     "ops": ("anynpu.compat", "anynpu.cli", "anynpu.nn", "anynpu.formats", "anynpu.quantization"),
-    "formats": ("anynpu.compat", "anynpu.cli"),
-    "nn": ("anynpu.compat", "anynpu.cli"),
+    "formats": ("anynpu.compat", "anynpu.cli", "anynpu.nn", "anynpu.quantization"),
+    "nn": ("anynpu.compat", "anynpu.cli", "anynpu.quantization"),
+    "quantization": ("anynpu.compat", "anynpu.cli"),
     "compat": ("anynpu.cli",),
 }
 NATIVE_LAYERS = {

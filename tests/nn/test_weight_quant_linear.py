@@ -43,7 +43,7 @@ def dequantised(layer):
 @pytest.mark.parametrize(("k", "n"), SHAPES)
 def test_rounds_every_weight_to_its_nearest_code(config, k, n):
     """Half a step at most (the offset's own float32 rounding aside), and no weight is cut off."""
-    layer = WeightQuantLinear.from_linear(linear(k, n), config)
+    layer = config.layer(linear(k, n), "layer")
     weight = linear(k, n).weight.double()
     step = layer.scale.reshape(-1, n).repeat_interleave(layer.group_size or k, 0)[:k].T.double()
     rounding = 2.0**-22 * (step * 2**config.bits + weight.abs())
@@ -54,7 +54,7 @@ def test_rounds_every_weight_to_its_nearest_code(config, k, n):
 @pytest.mark.parametrize(("k", "n"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_forward_is_the_product_with_the_dequantised_weight(config, k, n, dtype):
-    layer = WeightQuantLinear.from_linear(linear(k, n), config)
+    layer = config.layer(linear(k, n), "layer")
     x = torch.randn(2, 3, k).to(dtype)
     y = layer(x)
     assert (y.shape, y.dtype) == ((2, 3, n), dtype)
@@ -75,7 +75,7 @@ def test_asymmetric_codes_of_a_four_bit_grid_are_found_again():
     weight = codes * scale - torch.rand(24, 4, 1, generator=g) - 0.2
     model = torch.nn.Linear(128, 24, bias=False)
     model.weight.data = weight.flatten(1)
-    layer = WeightQuantLinear.from_linear(model, anynpu.W4A16(group_size=32, symmetric=False))
+    layer = anynpu.W4A16(group_size=32, symmetric=False).layer(model, "layer")
     torch.testing.assert_close(dequantised(layer).float(), weight.flatten(1), rtol=2**-20, atol=2**-20)
 
 
@@ -83,7 +83,7 @@ def test_equal_weights_and_zero_weights():
     model = torch.nn.Linear(64, 3, bias=False)
     model.weight.data = torch.tensor([[0.0], [0.7], [-1e-40]]).expand(3, 64).clone()
     for config in CONFIGS:
-        real = dequantised(WeightQuantLinear.from_linear(model, config))
+        real = dequantised(config.layer(model, "layer"))
         assert real[0].eq(0).all() and (real[1] - 0.7).abs().max() < 1e-7 and real[2].abs().max() <= 1e-40
 
 
@@ -92,12 +92,12 @@ def test_weights_must_be_finite(value):
     model = linear()
     model.weight.data[1, 2] = value
     with pytest.raises(ValueError, match="weight must be finite"):
-        WeightQuantLinear.from_linear(model, anynpu.W4A16())
+        anynpu.W4A16().layer(model, "layer")
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
 def test_casting_the_module_keeps_its_scales(cast):
-    layer = WeightQuantLinear.from_linear(linear(), anynpu.W4A16(group_size=32, symmetric=False))
+    layer = anynpu.W4A16(group_size=32, symmetric=False).layer(linear(), "layer")
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     x = torch.randn(2, 128).bfloat16()
     y = layer(x)
@@ -108,7 +108,7 @@ def test_casting_the_module_keeps_its_scales(cast):
 
 
 def test_moves_to_other_devices_and_copies():
-    layer = WeightQuantLinear.from_linear(linear(), anynpu.W4A16(group_size=32))
+    layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")
     x = torch.randn(2, 128)
     y = layer(x)
     twin = copy.deepcopy(layer)
@@ -125,8 +125,8 @@ def test_moves_to_other_devices_and_copies():
 
 def test_a_changed_weight_is_never_answered_from_the_old_copy():
     """In place, replaced, and loaded: the rearranged copy follows."""
-    layer = WeightQuantLinear.from_linear(linear(), anynpu.W4A16(group_size=32))
-    other = WeightQuantLinear.from_linear(linear(seed=1), anynpu.W4A16(group_size=32))
+    layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")
+    other = anynpu.W4A16(group_size=32).layer(linear(seed=1), "layer")
     x = torch.randn(2, 128)
     y, expected = layer(x), other(x)
     original = copy.deepcopy(layer.state_dict())
@@ -144,7 +144,7 @@ def test_a_changed_weight_is_never_answered_from_the_old_copy():
 
 
 def test_state_dict_holds_the_plain_layouts_only():
-    layer = WeightQuantLinear.from_linear(linear(), anynpu.W4A16(group_size=32, symmetric=False))
+    layer = anynpu.W4A16(group_size=32, symmetric=False).layer(linear(), "layer")
     layer.prepack()
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in layer.state_dict().items()}
     assert shapes == {
@@ -158,7 +158,7 @@ def test_state_dict_holds_the_plain_layouts_only():
 @pytest.mark.parametrize("prepacked", [True, False])
 @pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[3]], ids=str)
 def test_compiles_without_graph_breaks(config, prepacked):
-    layer = WeightQuantLinear.from_linear(linear(), config)
+    layer = config.layer(linear(), "layer")
     if prepacked:
         layer.prepack()
     torch._dynamo.reset()  # every instance counts towards the recompilation limit of the one forward
@@ -170,7 +170,7 @@ def test_compiles_without_graph_breaks(config, prepacked):
 
 def test_runs_in_inference_mode():
     with torch.inference_mode():
-        layer = WeightQuantLinear.from_linear(linear(), anynpu.W4A16(group_size=32))
+        layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")
         y = layer(torch.ones(2, 128))
     assert torch.equal(y, layer(torch.ones(2, 128)))
 

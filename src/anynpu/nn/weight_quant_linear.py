@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -14,9 +14,6 @@ from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
-
-if TYPE_CHECKING:
-    from anynpu.quantization import WeightQuantConfig
 
 
 class WeightQuantLinear(QuantizedLinear):
@@ -38,7 +35,8 @@ class WeightQuantLinear(QuantizedLinear):
 
     >>> import torch, anynpu
     >>> linear = torch.nn.Linear(64, 8)
-    >>> layer = anynpu.nn.WeightQuantLinear.from_linear(linear, anynpu.W4A16(group_size=32))
+    >>> quantized = anynpu.W4A16(group_size=32).quantize(linear.weight)
+    >>> layer = anynpu.nn.WeightQuantLinear.from_quantized(quantized, linear.bias)
     >>> layer
     WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True, reordered=False)
     >>> layer(torch.randn(3, 64)).shape
@@ -118,11 +116,6 @@ class WeightQuantLinear(QuantizedLinear):
         if quantized.input_order is not None:
             layer._set("input_order", quantized.input_order)
         return layer
-
-    @classmethod
-    def from_linear(cls, linear: torch.nn.Linear, config: WeightQuantConfig) -> WeightQuantLinear:
-        """Quantises the weight of ``linear``, which is left as it is."""
-        return cls.from_quantized(config.quantize(linear.weight), linear.bias).train(linear.training)
 
     def fields(self) -> dict[str, int | bool]:
         return {
