@@ -33,7 +33,8 @@ class MissingNameError(AttributeError, NotImplementedError):
 
 def vendor_error(error: Exception, name: str, aclnn: str, code: int) -> Exception:
     """``error`` with operator, aclnn function and status code added, in a class that users of torch_npu catch."""
-    message = f"{name}: {error}\n[ERROR] {name}: call {aclnn} failed, error code is {code} ({_CODE_NAMES[code]})."
+    sentence = str(error).removeprefix(f"{name}: ")  # the operators of anynpu that it calls have names of their own
+    message = f"{name}: {sentence}\n[ERROR] {name}: call {aclnn} failed, error code is {code} ({_CODE_NAMES[code]})."
     if isinstance(error, TypeError):
         return NpuTypeError(message)
     if isinstance(error, ValueError):

@@ -7,6 +7,16 @@ import torch
 
 import anynpu
 from anynpu.compat.errors import module_getattr
+from anynpu.compat.float_operators import (
+    fast_gelu,
+    npu_add_rms_norm,
+    npu_fast_gelu,
+    npu_gelu,
+    npu_rms_norm,
+    npu_rotary_mul,
+    npu_scatter_nd_update,
+    npu_scatter_nd_update_,
+)
 from anynpu.compat.formats import Format
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
@@ -47,6 +57,7 @@ __all__ = [
     "Format",
     "contrib",
     "dynamo",
+    "fast_gelu",
     "get_npu_format",
     "int4",
     "npu",
@@ -76,6 +87,13 @@ __all__ = [
     "npu_moe_token_permute",
     "npu_moe_token_unpermute",
     "npu_swiglu",
+    "npu_add_rms_norm",
+    "npu_fast_gelu",
+    "npu_gelu",
+    "npu_rms_norm",
+    "npu_rotary_mul",
+    "npu_scatter_nd_update",
+    "npu_scatter_nd_update_",
     "testing",
 ]
 __version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The float functions of torch_npu against their formulas in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch_npu
+import torchair
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+UNIT = 2.0**-24  # of float32 roundings
+
+
+def reals(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
+
+
+def assert_near(result, expected, error, dtype):
+    """``error`` of the float32 arithmetic and one rounding to ``dtype``."""
+    assert result.dtype == dtype and result.shape == expected.shape
+    finfo = torch.finfo(dtype)
+    rounding = finfo.eps / 2 * (expected.abs() + error) + finfo.smallest_normal * finfo.eps
+    assert ((result.double() - expected).abs() <= error + rounding).all()
+
+
+def assert_rms_norm(y, rstd, x, gamma, epsilon):
+    """Squares, their sum and the rest have at most n + 6 roundings, which the root halves; y has two more."""
+    axes = list(range(-gamma.dim(), 0))
+    expected = (x.double().square().mean(axes, keepdim=True) + epsilon).rsqrt()
+    error = (gamma.numel() / 2 + 5) * UNIT
+    assert_near(rstd, expected, error * expected, torch.float32)
+    expected = x.double() * expected * gamma.double()
+    assert_near(y, expected, (error + 2 * UNIT) * expected.abs(), x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, axes", [((3, 5, 64), 1), ((3, 5, 8), 2), ((17,), 1), ((0, 8), 1)])
+def test_rms_norm(dtype, shape, axes):
+    x, gamma = reals(*shape, dtype=dtype), reals(*shape[-axes:], seed=1)
+    for weight in (gamma, gamma.to(dtype)):
+        y, rstd = torch_npu.npu_rms_norm(x, weight, epsilon=1e-3)
+        assert rstd.shape == (*shape[:-axes], *[1] * axes)
+        assert_rms_norm(y, rstd, x, weight, 1e-3)
+    assert torch.equal(torch_npu.npu_rms_norm(x, gamma)[0], torch.ops.npu.npu_rms_norm(x, gamma, 1e-6)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_rms_norm(dtype):
+    x1, x2, gamma = (reals(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(4, 6, 96), (4, 6, 96), (96,)]))
+    y, rstd, x = torch_npu.npu_add_rms_norm(x1, x2, gamma)
+    assert torch.equal(x, (x1.double() + x2.double()).to(dtype))
+    assert_rms_norm(y, rstd, x, gamma, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape, factors", [((2, 7, 3, 16), (1, 7, 1, 16)), ((2, 3, 7, 16), (2, 1, 7, 16)), ((7, 3, 16), (7, 1, 16))]
+)
+@pytest.mark.parametrize("mode", ["half", "interleave"])
+def test_rotary_mul(dtype, shape, factors, mode):
+    x, r1, r2 = reals(*shape, dtype=dtype), reals(*factors, seed=1), reals(*factors, seed=2)
+    rotated = torch.empty(shape, dtype=torch.float64)
+    for i in range(8):
+        first, second = (i, i + 8) if mode == "half" else (2 * i, 2 * i + 1)
+        rotated[..., first], rotated[..., second] = -x[..., second].double(), x[..., first].double()
+    terms = x.double() * r1.to(dtype).double(), rotated * r2.to(dtype).double()
+    error = 3 * UNIT * (terms[0].abs() + terms[1].abs())
+    assert_near(torch_npu.npu_rotary_mul(x, r1, r2, rotary_mode=mode), terms[0] + terms[1], error, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(dtype):
+    """Errors are absolute where 1 + erf and 1 + tanh cancel; the sigmoid's grows with its argument."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, 300.0, -300.0])]).to(dtype).npu()
+    wide = x.double()
+    normal = torch.distributions.Normal(0.0, 1.0).cdf(wide)
+    assert_near(torch_npu.npu_gelu(x), wide * normal, 8 * UNIT * wide.abs(), dtype)
+    tanh = 0.5 * wide * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
+    assert_near(torch_npu.npu_gelu(x, approximate="tanh"), tanh, 8 * UNIT * wide.abs(), dtype)
+    documented = wide / (1 + torch.exp(-1.702 * wide.abs())) * torch.exp(0.851 * (wide - wide.abs()))
+    for function in (torch_npu.npu_fast_gelu, torch_npu.fast_gelu):
+        assert_near(function(x), documented, (4 + 4 * wide.abs()) * UNIT * documented.abs(), dtype)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("leading, axes", [((5,), 1), ((2, 2), 2), ((3,), 3), ((0,), 1)])
+def test_scatter_nd_update(dtype, index_dtype, leading, axes):
+    x = reals(6, 4, 3).mul(10).to(dtype)
+    places = list(itertools.product(*map(range, x.shape[:axes])))
+    chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[: torch.Size(leading).numel()]
+    indices = torch.tensor(places, dtype=index_dtype)[chosen].view(*leading, axes)
+    updates = reals(*leading, *x.shape[axes:], seed=1).mul(10).to(dtype)
+    expected = x.clone()
+    for index in itertools.product(*map(range, leading)):
+        expected[tuple(indices[index].tolist())] = updates[index]
+    before = x.clone()
+    assert torch.equal(torch_npu.npu_scatter_nd_update(x, indices, updates), expected) and torch.equal(x, before)
+    assert torch_npu.npu_scatter_nd_update_(x, indices, updates) is x and torch.equal(x, expected)
+
+
+X, GAMMA = torch.zeros(2, 3, 8).half(), torch.ones(8).half()
+PLACES = torch.tensor([[0], [1]])
+
+
+@pytest.mark.parametrize(
+    "name, arguments, kind, text",
+    [
+        ("npu_rms_norm", (X, GAMMA[:4]), ValueError, r"last axes of self, \(2, 3, 8\), got \(4,\)"),
+        ("npu_rms_norm", (X, GAMMA[0]), ValueError, r"gamma must have the shape of the last axes"),
+        ("npu_rms_norm", (X, GAMMA.bfloat16()), TypeError, "gamma must be float16 or float32, got bfloat16"),
+        ("npu_rms_norm", (X.float(), GAMMA), TypeError, "gamma must be float32, got float16"),
+        ("npu_rms_norm", (X.double(), GAMMA.double()), TypeError, "self must be float32 or float16 or bfloat16"),
+        ("npu_rms_norm", (X, GAMMA, "1"), TypeError, "epsilon must be a float, got str"),
+        ("npu_add_rms_norm", (X, X.float(), GAMMA), TypeError, "x2 must be float16, got float32"),
+        ("npu_add_rms_norm", (X, X, GAMMA.float()), TypeError, "gamma must be float16, got float32"),
+        ("npu_add_rms_norm", (X, X[:1], GAMMA), ValueError, r"x2 must have the shape of x1, .*, got \(1, 3, 8\)"),
+        ("npu_rotary_mul", (X, X, X, "quarter"), ValueError, "should be half or interleave, but got quarter"),
+        ("npu_rotary_mul", (X, X[0], X), ValueError, r"r1 must have the last axis of input, .*, got \(3, 8\)"),
+        ("npu_rotary_mul", (X, X, X[..., :1]), ValueError, r"r2 must have the last axis of input"),
+        ("npu_rotary_mul", (X[..., :7], X, X), ValueError, r"must be even, got shape \(2, 3, 7\)"),
+        ("npu_rotary_mul", (X, X, X, "half", X), NotImplementedError, "rotate is for modes"),
+        ("npu_gelu", (X, "fast"), ValueError, "approximate must be 'none' or 'tanh', got 'fast'"),
+        ("npu_fast_gelu", (X.int(),), TypeError, "self must be float32 or float16 or bfloat16, got int32"),
+        ("fast_gelu", (X.int(),), TypeError, "self must be float32"),
+        ("npu_scatter_nd_update_", (X, PLACES.float(), X), TypeError, "indices must be int32 or int64, got float32"),
+        ("npu_scatter_nd_update_", (X, PLACES, X.float()), TypeError, "updates must be float16, got float32"),
+        ("npu_scatter_nd_update_", (X, PLACES, X[0]), ValueError, r"updates must have shape \(2, 3, 8\), got \(3, 8\)"),
+        ("npu_scatter_nd_update_", (X, PLACES.expand(2, 4), X), ValueError, "last axis of indices must be 1 to 3"),
+    ],
+)
+def test_what_is_refused(name, arguments, kind, text):
+    with pytest.raises(kind, match=f"^{name}: (?!{name})(.*){text}") as caught:
+        getattr(torch_npu, name)(*arguments)
+    assert isinstance(caught.value, RuntimeError | NotImplementedError) and "error code is 16100" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [-1, 2])
+def test_scatter_nd_update_outside_writes_nothing(place):
+    x = X.clone()
+    for function in (torch_npu.npu_scatter_nd_update, torch_npu.npu_scatter_nd_update_):
+        with pytest.raises(RuntimeError, match=r"indices must be in \[0, size of the axis\), of the axes \(2,\)"):
+            function(x, torch.tensor([[0], [place]]), X + 1)
+    assert torch.equal(x, X)
+
+
+def test_rms_norm_has_gradients():
+    x, gamma = reals(4, 8).requires_grad_(), reals(8, seed=1).requires_grad_()
+    torch_npu.npu_rms_norm(x, gamma)[0].square().sum().backward()
+    grads = x.grad, gamma.grad
+    x.grad = gamma.grad = None
+    torch.nn.functional.rms_norm(x, (8,), gamma, 1e-6).square().sum().backward()
+    torch.testing.assert_close(grads, (x.grad, gamma.grad))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", torchair.get_npu_backend()], ids=["aot_eager", "torchair"])
+def test_functions_are_captured_in_graphs(backend):
+    def layer(x, residual, gamma, cos, cache, places):
+        y, rstd, x = torch_npu.npu_add_rms_norm(x, residual, gamma)
+        z = torch_npu.npu_rms_norm(x, gamma)[0]
+        turned = torch_npu.npu_rotary_mul(input=y, r1=cos, r2=cos, rotary_mode="interleave")
+        active = torch_npu.npu_gelu(turned, approximate="tanh") + torch_npu.npu_fast_gelu(turned)
+        other = torch_npu.npu_scatter_nd_update(cache, places, turned[0])
+        torch_npu.npu_scatter_nd_update_(cache, places, y[0])
+        return rstd, z, turned, active, other
+
+    torch.compiler.reset()
+    arguments = reals(2, 3, 8), reals(2, 3, 8, seed=1), reals(8, seed=2), reals(2, 1, 8, seed=3)
+    ours, theirs = torch.zeros(5, 8), torch.zeros(5, 8)
+    places = torch.tensor([[4], [0], [2]])
+    results = torch.compile(layer, fullgraph=True, backend=backend)(*arguments, theirs, places)
+    # torch and Inductor may sum, and round products, in another order.
+    torch.testing.assert_close(results, layer(*arguments, ours, places), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(theirs, ours, rtol=2e-6, atol=2e-6)
