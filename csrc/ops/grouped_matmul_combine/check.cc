@@ -5,7 +5,7 @@
 
 #include "core/strided.h"
 #include "ops/grouped_matmul_combine/grouped_matmul_combine.h"
-#include "ops/quant_matmul/int8_gemm.h"
+#include "ops/quant_matmul/int8_problem.h"
 
 namespace anynpu {
 namespace {

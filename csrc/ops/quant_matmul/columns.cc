@@ -6,6 +6,7 @@
 #include <new>
 
 #include "core/quant_param.h"
+#include "gemm/gemm.h"
 
 namespace anynpu {
 namespace {

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "core/tensor.h"
-#include "ops/quant_matmul/int8_gemm.h"
+#include "ops/quant_matmul/int8_problem.h"
 
 namespace anynpu {
 

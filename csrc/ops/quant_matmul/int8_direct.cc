@@ -122,11 +122,6 @@ int64_t most_direct_rows(const WeightSource& weight) {
   return weight.chunk_bytes == 0 ? kDirectRows : 0;
 }
 
-bool prefers_direct(const Int8Problem& problem, const PanelSource& weight) {
-  const WeightSource* source = weight.plain();
-  return source != nullptr && problem.rows <= most_direct_rows(*source);
-}
-
 int32_t run_int8_direct(const char* op, const Int8Problem& problem, const WeightSource& weight) {
   Direct direct(problem, weight);
   if (!direct.allocate()) return fail(ANYNPU_NO_MEMORY, "%s: no memory for x and the sums", op);

@@ -12,18 +12,7 @@
 #include "ops/quant_matmul/int8_kernel.h"
 
 namespace anynpu {
-
-#define ANYNPU_KERNEL(tier) extern const Int8Kernel int8_##tier;
-#include "ops/quant_matmul/kernels.def"
-#undef ANYNPU_KERNEL
-
 namespace {
-
-constexpr const Int8Kernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &int8_##tier,
-#include "ops/quant_matmul/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr int64_t kRowsAtOnce = 528;    // rows of x packed at once: whole tiles of every tier, and more than 512
 constexpr int64_t kColumns = 128;       // of a task
@@ -185,22 +174,9 @@ class Gemm {
 
 }  // namespace
 
-const Int8Kernel& int8_kernel() { return pick(kKernels); }
-
-void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensation, const int32_t* sums, int64_t column,
-                    int64_t columns) {
-  const auto at = [&](auto* of_columns) { return of_columns == nullptr ? nullptr : of_columns + column; };
-  const int64_t bytes = dtype_bits(problem.y_dtype) / 8;
-  const float* row_scale = problem.row_scale == nullptr
-                               ? nullptr
-                               : problem.row_scale + row % problem.row_scale_count * problem.row_scale_stride;
-  int8_kernel().store({sums, compensation, columns, problem.y_dtype,
-                       static_cast<uint8_t*>(problem.y) + (row * problem.n + column) * bytes, at(problem.scale),
-                       at(problem.bias), at(problem.float_bias), at(problem.offset), row_scale});
-}
-
 int32_t run_int8_gemm(const char* op, const Int8Problem& problem, const PanelSource& weight) {
-  if (prefers_direct(problem, weight)) return run_int8_direct(op, problem, *weight.plain());
+  const WeightSource* plain = weight.plain();
+  if (plain != nullptr && problem.rows <= most_direct_rows(*plain)) return run_int8_direct(op, problem, *plain);
   Gemm gemm(problem, weight);
   if (!gemm.allocate()) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the packed x", op);
   return gemm.run() ? ANYNPU_OK : ANYNPU_BAD_VALUE;
