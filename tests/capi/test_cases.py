@@ -235,3 +235,19 @@ def test_null_in_every_required_position(function, arguments, required):
                 for at, value in enumerate(arguments)
             ]
             assert c_front_end.call(function, *handles).status == 161001, (function, position)
+
+
+@pytest.mark.parametrize("words", [torch.int64, torch.uint64])
+def test_weight_quant_matmul_takes_the_words_of_trans_quant_param(words):
+    """The first stages of aclnnTransQuantParamV2 and V3 write either type."""
+    x, weight = torch.ones(2, 64).half(), torch.ones(64, 8, dtype=torch.int8)
+    scale, quant_scale = (anynpu.trans_quant_param(torch.tensor([value])).view(words) for value in (0.25, 0.5))
+    make = Session()
+    try:
+        y = make.output([2, 8], torch.int8)
+        tensors = [make.tensor(each) for each in (x, weight, scale, None, quant_scale, None, None)]
+        outcome = c_front_end.call("aclnnWeightQuantBatchMatmulV2", *tensors, ctypes.c_int(0), y.handle)
+        assert outcome.status == 0, outcome.message
+        assert y.tensor([2, 8], torch.int8).eq(64 * 0.25 * 0.5).all()
+    finally:
+        make.close()

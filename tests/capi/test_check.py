@@ -140,6 +140,25 @@ def test_check_command_names_lines(program, command):
     assert re.search(rf"created at new_stream .*/defects\.cc:{line}, called from leaked_stream ", outcome.stderr)
 
 
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        ("main", "main"),
+        ("unsigned long grow<unsigned long>(unsigned long)", "grow<unsigned long>"),
+        ("(anonymous namespace)::Model::operator()() const", "Model::operator()"),
+        ("main::{lambda()#1}::operator()() const", "a lambda in main"),
+        ("(anonymous namespace)::Model::load()::{lambda(int)#1}::operator()(int) const", "a lambda in Model::load"),
+        ("void std::__invoke_impl<void, main::{lambda()#1}>(std::__invoke_other)", None),
+    ],
+)
+def test_places_are_named_for_people(function, name):
+    place = commands._place(function, "/sources/x.cpp:7 (discriminator 5)")
+    finding = {"kind": "k", "call": "", "message": "m", "count": 1, "at": [], "destroyed": []}
+    text = commands.report_text({"count": 1, "findings": [finding | {"created": [{"place": place}]}]})
+    assert ("created at" in text) == (name is not None)
+    assert name is None or text.endswith(f"created at {name} /sources/x.cpp:7")
+
+
 def test_check_command_says_when_it_saw_nothing_of_ours(command):
     outcome = command("true")
     assert outcome.exit_code == 1

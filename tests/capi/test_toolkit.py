@@ -12,6 +12,7 @@ import typer
 from c_programs import ROOT, run_program
 from typer.testing import CliRunner
 
+from anynpu.cli import app
 from anynpu.cli import toolkit as commands
 
 EXAMPLES = ROOT / "examples" / "c"
@@ -88,6 +89,13 @@ def test_cc_returns_the_compilers_status(command, tmp_path):
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
     assert command("cc", str(tmp_path / "broken.cpp"), "-o", str(tmp_path / "broken")).exit_code == 1
+
+
+def test_a_missing_compiler_or_program_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for arguments, name in ((("cc", "x.cpp"), "no-such-compiler"), (("check", "no-such-program"), "no-such-program")):
+        outcome = CliRunner().invoke(app, list(arguments))
+        assert (outcome.exit_code, outcome.stderr) == (1, f"error: {name}: No such file or directory\n")
 
 
 def test_cmake_package(toolkit, tmp_path):

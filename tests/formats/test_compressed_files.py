@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,6 +202,9 @@ def test_commands_refuse_what_they_cannot_do(source, tmp_path):
         (("inspect", source), "holds no weights compressed by anynpu"),
         (("decompress", source, tmp_path / "x"), "holds no weights compressed by anynpu"),
         (("compress", source, source), "must be another file"),
+        (("compress", source, tmp_path), "OUT must be a file when IN is one, got"),
+        (("decompress", source, Path("/dev/full")), "OUT must be a file when IN is one, got /dev/full"),
+        (("compress", source, source / "x"), f"{source}: File exists"),
         (("compress", tmp_path / "missing", tmp_path / "x"), "does not exist"),
     ):
         result = run(*arguments)

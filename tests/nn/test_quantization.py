@@ -103,6 +103,11 @@ def test_an_error_leaves_the_model_as_it_was():
     assert type(model.up) is torch.nn.Linear
 
 
+def test_a_model_without_values_is_refused():
+    with pytest.raises(ValueError, match="layer 'up': its parameters are on the device meta"):
+        anynpu.quantize_(tiny().to("meta"), anynpu.W4A16())
+
+
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="'head' in skip fits no"):
         anynpu.quantize_(tiny(), CONFIGS[0], skip=("head",))

@@ -42,11 +42,16 @@ void limit(Stage& stage) {
   const int64_t k = args.x.shape[args.x.ndim - 1], n = args.y.shape[args.y.ndim - 1];
   stage.limit(args.x.ndim == 2, "wants a 2-D x, got %d axes", args.x.ndim);
   stage.limit(args.x.dtype != ANYNPU_FLOAT32, "wants x in float16 or bfloat16, got float32");
-  stage.limit(args.scale.dtype == ANYNPU_INT64 || args.scale.dtype == ANYNPU_UINT64 || args.scale.dtype == args.x.dtype,
+  stage.limit(args.scale.dtype == ANYNPU_INT64 || args.scale.dtype == args.x.dtype,
               "wants antiquantScale in the dtype of x, %d, got %d", args.x.dtype, args.scale.dtype);
   stage.limit(k <= 65535, "wants K <= 65535, got %lld", static_cast<long long>(k));
   stage.limit(n <= 65535, "wants N <= 65535, got %lld", static_cast<long long>(n));
   if (args.weight.format == ANYNPU_FRACTAL_NZ) limit_nz(stage, k, n);
+}
+
+// aclnnTransQuantParamV2 and V3 write their words as UINT64 or INT64.
+void read_words(anynpu_tensor& tensor) {
+  if (tensor.dtype == ANYNPU_UINT64) tensor.dtype = ANYNPU_INT64;
 }
 
 aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors, int group_size, int inner_precise,
@@ -59,6 +64,8 @@ aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors,
     stage.optional("quantScale", tensors.quant_scale, &Args::quant_scale);
     stage.optional("quantOffset", tensors.quant_offset, &Args::quant_offset);
     stage.optional("bias", tensors.bias, &Args::bias);
+    read_words(stage.args.scale);
+    read_words(stage.args.quant_scale);
     stage.output("y", tensors.y, &Args::y);
     stage.args.group_size = group_size;
     stage.args.inner_precise = inner_precise;

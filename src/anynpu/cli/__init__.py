@@ -15,11 +15,11 @@ from anynpu.cli.errors import fail
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
-        """A file that is missing is the user's to fix, whichever command wanted it."""
+        """A file that is missing or cannot be executed is the user's to fix, whichever command wanted it."""
         try:
             return super().invoke(ctx)
-        except FileNotFoundError as error:
-            fail(str(error))
+        except (FileNotFoundError, PermissionError) as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 app = typer.Typer(

@@ -37,6 +37,8 @@ class Granularity(str, Enum):
 
 def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_file():
+        if target.exists() and not target.is_file():
+            fail(f"OUT must be a file when IN is one, got {target}")
         return [(source, target)]
     if target.is_file():
         fail(f"OUT must be a folder when IN is one, got the file {target}")
@@ -52,6 +54,8 @@ def _tensor_count(file: Path) -> int:
 
 
 def _fail(file: Path, error: Exception) -> NoReturn:
+    if isinstance(error, OSError) and error.filename is not None:
+        fail(f"{error.filename}: {error.strerror}")
     text = str(error)
     fail(text if str(file) in text else f"{file}: {text}")
 
@@ -108,7 +112,7 @@ def compress(
             prefix = "" if source.is_file() else f"{file.relative_to(source)}: "
             summaries += [dataclasses.replace(row, name=prefix + row.name) for row in made]
             written += 1
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             _fail(file, error)
     if written:
         console.print(_table(summaries, timed=True))
@@ -122,7 +126,7 @@ def decompress(source: Source, target: Target) -> None:
             with consoles.progress() as bar:
                 task = bar.add_task(file.name, total=None)
                 count = decompress_file(file, output, lambda name, bar=bar, task=task: bar.advance(task))
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             _fail(file, error)
         print(f"{output}: {_count(count)}")
 
@@ -137,7 +141,7 @@ def inspect(
         for name, granularity, weight in compressed_weights(source):
             bound = entropy_bits(decompress_weight(weight))
             rows.append(Summary(name, (weight.n, weight.k), granularity, weight.bits_per_weight, bound, 0.0))
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         _fail(source, error)
     if as_json:
         fields = ("name", "shape", "granularity", "bits", "entropy")

@@ -109,13 +109,19 @@ def _places(module: str, offsets: list[int]) -> list[str]:
 
 def _place(function: str, line: str) -> str:
     """ "name<arguments> file:line" of what addr2line says, without return type and parameters."""
-    function = function.replace("(anonymous namespace)::", "").split("(")[0]
-    function = re.sub(r"^(?:[\w:]+[ *&]+)+(?=[\w:~]+)", "", function)
+    function = _short_name(function.replace("(anonymous namespace)::", ""))
     line = line.split(" (discriminator")[0]
     path, _, number = line.rpartition(":")
     if path and not path.startswith("??"):
         line = f"{os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path}:{number}"
     return " ".join(part for part in (function, line) if not part.startswith("??"))
+
+
+def _short_name(function: str) -> str:
+    if inner := re.match(r"(.*)::\{lambda\([^{}]*\)#\d+\}::operator\(\)", function):
+        return f"a lambda in {_short_name(inner[1])}"
+    function = re.split(r"(?<!operator)\(", function)[0]
+    return re.sub(r"^(?:[\w:]+[ *&]+)+(?=[\w:~]+)", "", function)
 
 
 def report_text(report: dict) -> str:
@@ -127,8 +133,8 @@ def report_text(report: dict) -> str:
         times = f" ({finding['count']} times)" if finding["count"] > 1 else ""
         lines.append(f"  {finding['kind']}: {call}{finding['message']}{times}")
         for title, key in (("found at", "at"), ("created at", "created"), ("destroyed at", "destroyed")):
-            if finding[key]:
-                lines.append(f"      {title} " + ", called from ".join(map(_frame_text, finding[key])))
+            if places := [place for place in map(_frame_text, finding[key]) if not place.startswith("std::")]:
+                lines.append(f"      {title} " + ", called from ".join(places))
     return "\n".join(lines)
 
 

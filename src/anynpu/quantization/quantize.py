@@ -42,8 +42,8 @@ def quantize_(
 
     Raises:
         TypeError: config is no configuration, or a layer is not float.
-        ValueError: the weight of a layer is empty or not finite (the error names the layer), or a name in ``skip``
-            fits none.
+        ValueError: the weight of a layer is empty, not finite or on the device meta (the error names the layer), or a
+            name in ``skip`` fits none.
 
     >>> import torch, anynpu
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -98,6 +98,8 @@ def _fits(name: str, pattern: str) -> bool:
 
 def _quantized(name: str, module: torch.nn.Module, config: QuantConfig) -> QuantizedLinear | QuantMoE:
     try:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError("its parameters are on the device meta, without values; load the model first")
         layer = config.layer(module, name).train(module.training)
     except (TypeError, ValueError) as error:
         raise type(error)(f"quantize_: layer {name!r}: {error}") from error

@@ -365,6 +365,7 @@ void workspaces() {
 
 void element_types() {
   EXPECT(aclDataTypeSize(ACL_FLOAT) == 4 && aclDataTypeSize(ACL_BF16) == 2 && aclDataTypeSize(ACL_COMPLEX128) == 16);
+  EXPECT(aclDataTypeSize(ACL_FLOAT8_E4M3FN) == 1 && aclDataTypeSize(ACL_FLOAT4_E2M1) == 0);
   EXPECT(aclDataTypeSize(ACL_INT4) == 0 && aclDataTypeSize(static_cast<aclDataType>(1000)) == 0);
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const auto half = static_cast<aclFloat16>(bits);

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.distributed on npu: each program runs as two processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+import torch, torch_npu
+import torch.distributed as dist
+
+backend = sys.argv[1]
+if "nccl" in backend:
+    from torch_npu.contrib import transfer_to_npu
+dist.init_process_group(*[] if backend == "none" else [backend])
+assert dist.is_hccl_available()
+rank = dist.get_rank()
+x = torch.full((2,), 1.0 + rank, device="npu")
+dist.all_reduce(x)
+assert x.tolist() == [3, 3]
+rows = torch.zeros(4).npu()
+dist.all_gather_into_tensor(rows, torch.full((2,), float(rank)).npu())
+assert rows.tolist() == [0, 0, 1, 1]
+part = torch.zeros(1, dtype=torch.bfloat16).npu()
+dist.reduce_scatter_tensor(part, torch.tensor([1.0, 2.0], dtype=torch.bfloat16).npu())
+assert part.tolist() == [2 + 2 * rank]
+sent = torch.zeros(2).npu()
+dist.all_to_all_single(sent, torch.arange(2.0).npu() + 10 * rank)
+assert sent.tolist() == [rank, 10 + rank]
+objects = [None, None]
+dist.all_gather_object(objects, {"rank": rank})
+assert objects == [{"rank": 0}, {"rank": 1}]
+group = dist.new_group([0, 1], backend="nccl" if "nccl" in backend else "hccl")
+dist.broadcast(x, 0, group=group)
+dist.barrier(device_ids=[0])
+layer = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1, bias=False).npu(), device_ids=[0])
+layer(torch.full((1, 2), float(rank)).npu()).sum().backward()
+assert layer.module.weight.grad.tolist() == [[0.5, 0.5]]
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("backend", ["hccl", "none", "cpu:gloo,npu:hccl", "nccl"])
+def test_two_processes(tmp_path, backend):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), backend)
+    outcome = subprocess.run(
+        [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
+    )
+    assert outcome.returncode == 0, outcome.stderr
