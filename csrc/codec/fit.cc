@@ -19,9 +19,9 @@ constexpr int64_t kSecondLevelSaves = 48;
 constexpr int64_t kFurtherLevelSaves = 128;
 constexpr uint32_t kCommon = 32;     // a code between two that occur so often may hardly be missing by chance
 constexpr int kMany = 4 * kClasses;  // codes
-// What 16 classes of 16 codes may lose of the whole: their extra bits are nibbles, which take a fifth as long to
-// decode.
-constexpr int64_t kNibblesLose = 64;
+// What 16 classes of 16 codes may lose to an ideal code of the values: their extra bits are nibbles, which take a fifth as
+// long to decode.
+constexpr int64_t kNibblesLose = 36;
 
 // log2(count) * 2^16.
 int64_t log2_fixed(uint32_t count) {
@@ -41,8 +41,8 @@ int64_t log2_fixed(uint32_t count) {
 
 constexpr int kTermScale = 10;
 
-// n log2 n * 2^10 of a count up to kMaxBlockValues.
-int32_t n_log_n(uint32_t n) {
+// n log2 n * 2^10 of counts up to kMaxBlockValues.
+const int32_t* n_log_n() {
   static const auto table = [] {
     struct {
       int32_t of[kMaxBlockValues + 1];
@@ -52,18 +52,19 @@ int32_t n_log_n(uint32_t n) {
       terms.of[i] = static_cast<int32_t>(i * log2_fixed(i) >> (16 - kTermScale));
     return terms;
   }();
-  return table.of[n];
+  return table.of;
 }
 
 // Bits of an ideal order-0 code; `size` counts that sum to at most kMaxBlockValues.
 int64_t entropy_bits(const uint32_t* histogram, int size) {
+  const int32_t* const terms = n_log_n();
   uint32_t total = 0;
   int64_t weighted = 0;
   for (int i = 0; i < size; ++i) {
     total += histogram[i];
-    weighted += n_log_n(histogram[i]);
+    weighted += terms[histogram[i]];
   }
-  return (n_log_n(total) - weighted) >> kTermScale;
+  return (terms[total] - weighted) >> kTermScale;
 }
 
 // Finds the ranges that cover all codes at the least cost.
@@ -126,7 +127,7 @@ class RangeFitter {
   // Of a range, without what all the ways have in common.
   int32_t cost_of(int start, int end, int bits) const {
     const int32_t codes = before_[end] - before_[start];
-    const int32_t coded = coded_ ? n_log_n(static_cast<uint32_t>(codes)) >> (kTermScale - kUnitLog2 + 1) : 0;
+    const int32_t coded = coded_ ? terms_[codes] >> (kTermScale - kUnitLog2 + 1) : 0;
     return (bits * codes << kUnitLog2) - coded;
   }
 
@@ -163,6 +164,7 @@ class RangeFitter {
 
   const Histogram& histogram_;
   const Kernel& kernel_ = kernel();
+  const int32_t* const terms_ = n_log_n();
   const bool gaps_;
   const bool coded_;
   const bool consecutive_;
@@ -318,32 +320,58 @@ int64_t fit_values(const Counts& values, bool folded, bool coded, Ranges* ranges
   return extra_bits(ranges->table, own) + 4 * std::accumulate(own, own + kClasses, int64_t{0});
 }
 
+// Of each value in two levels: four extra bits, and half a class nibble of the second.
+constexpr int64_t kLeastNibblesBits = 6;
+
 // Bits of two levels: nibbles in each of these classes, and boxes of two of them.
 int64_t nibbles_bits(const ClassCounts& classes) {
   const int64_t total = std::accumulate(classes, classes + kClasses, int64_t{0});
   Histogram pairs;  // 2 * total times as many as there are
   for (int pair = 0; pair < 256; ++pair) pairs[pair] = classes[pair & 15] * classes[pair >> 4];
   const Boxes boxes = cut_boxes(pairs);
-  return 6 * total + 8 * kBoxesBytes + extra_bits(boxes.table, boxes.counts) / (2 * total);
+  return kLeastNibblesBits * total + 8 * kBoxesBytes + extra_bits(boxes.table, boxes.counts) / (2 * total);
 }
 
-// Takes 16 classes of 16 codes instead, unless they lose too much of `bits`.
-void prefer_nibbles(const Counts& total, int64_t bits, Coding* coding, ClassCounts& counts) {
-  const Counts codes = coding->folded ? fold(total) : total;
+// 16 classes of 16 codes.
+Ranges nibble_ranges(const Histogram& codes) {
   Ranges ranges = {};
   ranges.count = kClasses;
   for (int i = 0; i < kClasses; ++i) {
     ranges.first[i] = ranges.table.base[i] = static_cast<uint8_t>(kClasses * i);
     ranges.table.mask[i] = mask_of_bits(4);
   }
-  std::iota(ranges.class_of, ranges.class_of + kClasses, uint8_t{0});
-  number_classes(codes.of, &ranges);
+  number_classes(codes, &ranges);
+  return ranges;
+}
+
+// What ideal codes of these classes would save, one for each group instead of one for all of them.
+int64_t saved_by_groups(const Counts (&groups)[kColumnGroups], bool folded, const Ranges& ranges,
+                        const ClassCounts& counts) {
+  int64_t saved = entropy_bits(counts, kClasses);
+  for (const Counts& group : groups) {
+    ClassCounts own = {};
+    count_classes((folded ? fold(group) : group).of, ranges, own);
+    saved -= entropy_bits(own, kClasses);
+  }
+  return saved;
+}
+
+// Takes 16 classes of 16 codes, if they lose little and groups differ little.
+bool take_nibbles(const Counts (&groups)[kColumnGroups], const Counts& total, Coding* coding, ClassCounts& counts) {
+  const int64_t values = std::accumulate(total.of, total.of + 256, int64_t{0}), ideal = entropy_bits(total.of, 256);
+  const auto lose_much = [&](int64_t bits) { return bits * kNibblesLose > ideal * (kNibblesLose + 1); };
+  if (!levels_fit(values, 2) || lose_much(kLeastNibblesBits * values)) return false;
+  const Counts codes = coding->folded ? fold(total) : total;
+  const Ranges ranges = nibble_ranges(codes.of);
   ClassCounts classes = {};
   count_classes(codes.of, ranges, classes);
-  const int64_t values = std::accumulate(classes, classes + kClasses, int64_t{0});
-  if (!levels_fit(values, 2) || nibbles_bits(classes) * kNibblesLose > bits * (kNibblesLose + 1)) return;
+  if (lose_much(nibbles_bits(classes)) ||
+      saved_by_groups(groups, coding->folded, ranges, classes) * kTablesSave >= ideal) {
+    return false;
+  }
   coding->tables[0] = ranges;
   std::copy_n(classes, kClasses, counts);
+  return true;
 }
 
 }  // namespace
@@ -368,6 +396,7 @@ bool has_gaps(const Counts& sample) {
 
 Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total, ClassCounts& counts) {
   Coding coding = {wants_fold(total.of), 0, {}};
+  if (take_nibbles(groups, total, &coding, counts)) return coding;
   std::fill_n(counts, kClasses, 0u);
   int64_t together = fit_values(total, coding.folded, false, &coding.tables[0], counts);
   const bool coded = worth_coding(2, counts, together);
@@ -375,17 +404,7 @@ Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total,
     std::fill_n(counts, kClasses, 0u);
     together = fit_values(total, coding.folded, true, &coding.tables[0], counts);
   }
-  int64_t saved = entropy_bits(counts, kClasses);  // by a code of the classes for each group
-  for (const Counts& group : groups) {
-    ClassCounts own = {};
-    const Counts codes = coding.folded ? fold(group) : group;
-    count_classes(codes.of, coding.tables[0], own);
-    saved -= entropy_bits(own, kClasses);
-  }
-  if (saved * kTablesSave < together) {
-    if (!coded) prefer_nibbles(total, together, &coding, counts);
-    return coding;
-  }
+  if (saved_by_groups(groups, coding.folded, coding.tables[0], counts) * kTablesSave < together) return coding;
   Coding apart = {coding.folded, kGroupsLog2, {}};
   ClassCounts counts_apart = {};
   int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
