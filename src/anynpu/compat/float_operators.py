@@ -147,7 +147,8 @@ def _places(op: str, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tens
     require(op, fits, f"the last axis of indices must be 1 to {len(shape)}, got shape {tuple(indices.shape)}")
     expected, got = (*indices.shape[:-1], *shape[axes:]), tuple(updates.shape)
     require(op, expected == got, f"updates must have shape {expected}, got {got}")
-    sizes = torch.tensor(shape[:axes], device=indices.device)
-    inside = ((indices >= 0) & (indices < sizes)).all()
-    torch._assert_async(inside, f"{op}: indices must be in [0, size of the axis), of the axes {shape[:axes]}")
-    return indices.long().unbind(-1)
+    places = indices.long().unbind(-1)
+    inside = [(place >= 0) & (place < size) for place, size in zip(places, shape, strict=False)]
+    known = torch.stack(inside).all()
+    torch._assert_async(known, f"{op}: indices must be at least 0 and less than the sizes of the first {axes} axes")
+    return places

@@ -257,7 +257,7 @@ def npu_trans_quant_param(
 
 
 @published(
-    "npu_quantize(Tensor self, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) "
+    "npu_quantize(Tensor input, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) "
     "-> Tensor",
     "aclnnAscendQuantV3",
 )

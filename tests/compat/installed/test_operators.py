@@ -452,6 +452,16 @@ def test_quantize_takes_published_dtype_numbers():
         torch_npu.npu_quantize(x, scale, None, 290)
 
 
+def test_quantize_is_captured_with_its_arguments_by_name():
+    x, scale = reals(4, 16, dtype=torch.float32), torch.full((16,), 0.1)
+
+    def quantize(x, scale):
+        return torch_npu.npu_quantize(input=x, scales=scale, zero_points=None, dtype=torch.qint8)
+
+    compiled = torch.compile(quantize, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, scale), quantize(x, scale))
+
+
 def test_anti_quant_checks_the_source_dtype():
     packed, codes, scale = anynpu.int4_pack(random_int4(4, 16)), torch.ones(4, 16, dtype=torch.int8), torch.ones(16)
     for x, dtypes in ((packed, (torch_npu.int4, torch.quint4x2, 16)), (codes, (torch.int8, 1))):
@@ -513,7 +523,7 @@ def test_a_name_that_is_missing_says_what_is_there():
     ):
         with pytest.raises(ImportError, match=text):
             exec(statement, {})
-    assert not hasattr(torch_npu, "npu_fusion_attention") and not hasattr(torch.npu, "NPUGraph")
+    assert not hasattr(torch_npu, "npu_multi_head_attention") and not hasattr(torch.npu, "NPUGraph")
 
 
 def test_a_damaged_compressed_weight_is_an_error_at_run_time():

@@ -6,6 +6,12 @@ from __future__ import annotations
 import torch
 
 import anynpu
+from anynpu.compat.attention_operators import (
+    npu_fused_infer_attention_score,
+    npu_fusion_attention,
+    npu_incre_flash_attention,
+    npu_prompt_flash_attention,
+)
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.float_operators import (
     fast_gelu,
@@ -89,7 +95,11 @@ __all__ = [
     "npu_swiglu",
     "npu_add_rms_norm",
     "npu_fast_gelu",
+    "npu_fused_infer_attention_score",
+    "npu_fusion_attention",
     "npu_gelu",
+    "npu_incre_flash_attention",
+    "npu_prompt_flash_attention",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_scatter_nd_update",

@@ -1,0 +1,541 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published float attention operators, over torch's scaled_dot_product_attention with an explicit mask.
+
+Each sequence of a batch is attended to on its own, in float32, and its result rounded once: neither padding nor what a
+paged cache holds behind a sequence has a say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from anynpu._check import require, require_dtype
+from anynpu.compat.published import published
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_MASKS = (torch.bool, torch.int8, torch.uint8)
+_ALL = 2147483647  # tokens: no limit
+_COMPRESSED = 2048  # rows and columns of the mask that stands for a causal or banded one
+_CAUSAL_FROM_TOP_LEFT, _CAUSAL, _BAND = 2, 3, 4  # of sparse_mode
+
+Lengths = Sequence[int] | None
+
+
+def _refuse(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None and not (isinstance(value, int) and value == 0):
+            raise NotImplementedError(
+                f"{name} is not supported by anynpu, supported: float query, key and value of one dtype, atten_mask, "
+                "lengths of sequences, and paged caches"
+            )
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """Which keys each query sees: ``tensor`` hides some, ``sparse_mode`` with its tokens before and after others."""
+
+    tensor: torch.Tensor | None
+    sparse_mode: int = 0
+    before: int = _ALL
+    after: int = _ALL
+
+    def check(self, op: str) -> None:
+        mode, mask = self.sparse_mode, self.tensor
+        if mode not in range(5):
+            raise NotImplementedError(f"{op}: sparse_mode must be 0, 1, 2, 3 or 4, got {mode}")
+        require(op, mode == 0 or mask is not None, f"atten_mask must be given for sparse_mode {mode}")
+        if mask is None:
+            return
+        require_dtype(op, "atten_mask", mask, _MASKS)
+        if mode >= _CAUSAL_FROM_TOP_LEFT:
+            shape = tuple(mask.shape)
+            fits = 2 <= len(shape) <= 4 and shape == (*[1] * (len(shape) - 2), _COMPRESSED, _COMPRESSED)
+            sides = f"({_COMPRESSED}, {_COMPRESSED}), or with leading axes of 1,"
+            require(op, fits, f"atten_mask must have shape {sides} for sparse_mode {mode}, got {shape}")
+
+    def of_sequences(self, op: str, operands: _Operands, one_row: bool = False) -> list[torch.Tensor | None]:
+        """The hidden places of each sequence, broadcast over its heads; ``one_row``: queries have one token."""
+        self.check(op)
+        sizes = operands.sizes()
+        if self.tensor is None:
+            return [None] * len(sizes)
+        if self.sparse_mode >= _CAUSAL_FROM_TOP_LEFT:
+            return [self._outside(*size) for size in sizes]
+        if operands.padded is None:
+            raise NotImplementedError(
+                f"{op}: atten_mask with sparse_mode {self.sparse_mode} is not supported by anynpu in layout TND, "
+                "supported: sparse_mode 2, 3 and 4"
+            )
+        masks = _masks_of_sequences(op, self.tensor, operands.query[0].shape[0], sizes, one_row)
+        if self.sparse_mode == 0 and (self.before, self.after) != (_ALL, _ALL):
+            return [mask | self._outside(*size) for mask, size in zip(masks, sizes, strict=True)]
+        return masks
+
+    def _outside(self, rows: int, columns: int) -> torch.Tensor:
+        """The places outside the causal triangle or the band."""
+        device = self.tensor.device
+        row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)
+        if self.sparse_mode in (_CAUSAL, _BAND):  # the last query sees the last key
+            row = row + (columns - rows)
+        if self.sparse_mode in (_CAUSAL_FROM_TOP_LEFT, _CAUSAL):
+            return column > row
+        return (column < row - self.before) | (column > row + self.after)
+
+
+def _masks_of_sequences(
+    op: str, mask: torch.Tensor, heads: int, sizes: Sequence[tuple[int, int]], one_row: bool
+) -> list[torch.Tensor]:
+    """(S, Skv), (B or 1, S, Skv) or (B or 1, N or 1, S, Skv), at least as large as every sequence; bool.
+
+    ``one_row``: the queries have one token, and an axis S may be left out.
+    """
+    batch, shape = len(sizes), tuple(mask.shape)
+    rows, columns = (max(axis) for axis in zip(*sizes, strict=True))
+    require(op, 2 <= len(shape) <= 4, f"atten_mask must have 2 to 4 axes, got shape {shape}")
+    if len(shape) == 2:
+        mask = mask[:, None] if one_row else mask[None]
+    if mask.dim() == 3:
+        mask = mask[:, None]
+    fits = (
+        mask.shape[0] in (1, batch)
+        and mask.shape[1] in (1, heads)
+        and mask.shape[2] >= rows
+        and mask.shape[3] >= columns
+    )
+    expected = f"({batch}, {columns}) or ({batch}, 1, {columns})" if one_row else f"({rows}, {columns})"
+    require(op, fits, f"atten_mask must have shape {expected}, a leading axis of 1 or {batch}, or more, got {shape}")
+    hidden = mask.bool().expand(batch, -1, -1, -1)
+    return [one[:, :row, :column] for one, (row, column) in zip(hidden, sizes, strict=True)]
+
+
+def _by_head(op: str, name: str, x: torch.Tensor, layout: str, heads: int) -> torch.Tensor:
+    """(B, N, S, D), or (N, T, D), a view."""
+    shape = tuple(x.shape)
+    require(op, len(shape) == len(layout), f"Layout {layout}, {name} must have {len(layout)} axes, got shape {shape}")
+    if "H" in layout:
+        whole = shape[-1] % heads == 0
+        require(op, whole, f"the last axis of {name} must be a multiple of its {heads} heads, got shape {shape}")
+        x, layout = x.unflatten(-1, (heads, -1)), layout.replace("H", "ND")
+    axis = layout.index("N")
+    require(op, x.shape[axis] == heads, f"axis {axis} of {name} must be its {heads} heads, got shape {shape}")
+    return x.permute([layout.index(axis) for axis in ("NTD" if "T" in layout else "BNSD")])
+
+
+def _laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """(B, N, S, D), or (N, T, D), in ``layout``."""
+    names = "NTD" if "T" in layout else "BNSD"
+    x = x.permute([names.index(axis) for axis in layout.replace("H", "ND")]).contiguous()
+    return x.flatten(-2) if "H" in layout else x
+
+
+def _require_lengths(op: str, name: str, lengths: Lengths, batch: int, most: int) -> Sequence[int]:
+    """The length of each of ``batch`` sequences: a list of one serves all."""
+    if lengths is None:
+        return [most] * batch
+    if not isinstance(lengths, Sequence):
+        raise TypeError(f"{op}: {name} must be a list of ints, got {type(lengths).__name__}")
+    require(op, len(lengths) in (1, batch), f"{name} must have 1 or {batch} entries, got {len(lengths)}")
+    for length in lengths:
+        require(op, 0 <= length <= most, f"{name} must be in [0, {most}], got {length}")
+    return list(lengths) * batch if len(lengths) == 1 else lengths
+
+
+def _sequences(op: str, name: str, x: torch.Tensor, lengths: Lengths) -> list[torch.Tensor]:
+    """The sequences (N, S, D) in (B, N, S, D), or in (N, T, D) with cumulative ``lengths``."""
+    if x.dim() == 4:
+        lengths = _require_lengths(op, name, lengths, x.shape[0], x.shape[2])
+        return [row[:, :length] for row, length in zip(x, lengths, strict=True)]
+    total = x.shape[1]
+    if not isinstance(lengths, Sequence):
+        raise TypeError(f"{op}: {name} must be a list of ints in layout TND, got {type(lengths).__name__}")
+    ends = (0, *lengths)
+    ordered = all(start <= end for start, end in pairwise(ends)) and ends[-1] == total
+    require(op, ordered, f"{name} must be cumulative and end with T = {total} in layout TND, got {list(lengths)}")
+    return [x[:, start:end] for start, end in pairwise(ends)]
+
+
+def _paged_sequences(
+    op: str,
+    name: str,
+    cache: torch.Tensor,
+    heads: int,
+    table: torch.Tensor,
+    block_size: int,
+    lengths_name: str,
+    lengths: Lengths,
+) -> list[torch.Tensor]:
+    """The sequences (N, S, D) in blocks (blocks, block_size, N * D) or (blocks, N, block_size, D)."""
+    require_dtype(op, "block_table", table, (torch.int32,))
+    shape = tuple(table.shape)
+    require(op, len(shape) == 2, f"block_table must have 2 axes, got shape {shape}")
+    if cache.dim() == 5:
+        raise NotImplementedError(f"{op}: {name} of 5 axes is not supported by anynpu, supported: 3 and 4 axes")
+    shape = tuple(cache.shape)
+    require(op, len(shape) in (3, 4), f"when Page Attention enabled, {name}'s dim should be 3/4, but got {len(shape)}")
+    blocks = _by_head(op, name, cache, "BSH" if len(shape) == 3 else "BNSD", heads)
+    fits = block_size >= 1 and blocks.shape[2] == block_size
+    require(op, fits, f"block_size must be that of {name}, {blocks.shape[2]}, got {block_size}")
+    if lengths is None:
+        raise TypeError(f"{op}: {lengths_name} must be given for a block_table")
+    lengths = _require_lengths(op, lengths_name, lengths, table.shape[0], table.shape[1] * block_size)
+    sequences = []
+    for row, length in zip(table, lengths, strict=True):
+        used = row[: (length + block_size - 1) // block_size].long()
+        known = ((used >= 0) & (used < blocks.shape[0])).all()
+        torch._assert_async(known, f"{op}: the blocks of block_table that hold tokens must be blocks of {name}")
+        sequences.append(blocks[used].transpose(0, 1).flatten(1, 2)[:, :length])
+    return sequences
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """One sequence; 0 where everything is hidden."""
+    if key.shape[1] == 0:
+        return query.new_zeros(*query.shape[:2], value.shape[-1])
+    operands = [operand.float().unsqueeze(0) for operand in (query, key, value)]
+    visible = None if hidden is None else ~hidden
+    result = torch.nn.functional.scaled_dot_product_attention(
+        *operands, attn_mask=visible, scale=scale, enable_gqa=query.shape[0] != key.shape[0]
+    ).squeeze(0)
+    if hidden is not None:
+        result = result.masked_fill(hidden.all(-1, keepdim=True), 0)
+    return result.to(query.dtype)
+
+
+def _log_sum_exp(query: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Of the scores of one sequence, (N, S, 1); -inf where everything is hidden."""
+    grouped = query.float().unflatten(0, (key.shape[0], -1))
+    scores = (grouped @ key.float().mT.unsqueeze(1)).flatten(0, 1) * scale
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return scores.logsumexp(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """The sequences of query, key and value, and what puts results together again."""
+
+    query: list[torch.Tensor]
+    key: list[torch.Tensor]
+    value: list[torch.Tensor]
+    padded: int | None  # S of a batch; None: TND
+    layout: str  # of the result
+
+    def check(self, op: str) -> None:
+        require(op, len(self.query) > 0, "query must have at least one sequence")
+        require(op, len(self.query) == len(self.key), f"query has {len(self.query)} sequences, key {len(self.key)}")
+        for query, key, value in zip(self.query, self.key, self.value, strict=True):
+            sizes = query.shape[-1], key.shape[-1]
+            require(
+                op, sizes[0] == sizes[1], f"the heads of key must be as long as query's, {sizes[0]}, got {sizes[1]}"
+            )
+            sizes = key.shape[1], value.shape[1]
+            require(op, sizes[0] == sizes[1], f"value must have as many tokens as key, {sizes[0]}, got {sizes[1]}")
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(query.shape[1], key.shape[1]) for query, key in zip(self.query, self.key, strict=True)]
+
+    def attend(self, masks: list[torch.Tensor | None], scale: float) -> torch.Tensor:
+        operands = zip(self.query, self.key, self.value, masks, strict=True)
+        return _laid_out(self._joined([_attend(*one, scale) for one in operands]), self.layout)
+
+    def log_sum_exp(self, masks: list[torch.Tensor | None], scale: float) -> torch.Tensor:
+        """(B, N, S, 1), or (T, N, 1)."""
+        operands = zip(self.query, self.key, masks, strict=True)
+        joined = self._joined([_log_sum_exp(*one, scale) for one in operands])
+        return joined if self.padded is not None else joined.transpose(0, 1).contiguous()
+
+    def _joined(self, results: list[torch.Tensor]) -> torch.Tensor:
+        if self.padded is None:
+            return torch.cat(results, 1)
+        return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, self.padded - x.shape[1])) for x in results])
+
+
+def _operands(
+    op: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: str,
+    layouts: Sequence[str],
+    heads: int,
+    kv_heads: int,
+    lengths: dict[str, Lengths],
+    block_table: torch.Tensor | None = None,
+    block_size: int = 0,
+) -> _Operands:
+    """``lengths`` of the queries and of the keys, by the names of their arguments; ``kv_heads`` 0: ``heads``."""
+    require(op, layout in layouts, f"Layout {layout} is not supported! input_layout must be {' or '.join(layouts)}")
+    require(op, heads > 0, f"numHeads should be greater than 0, but got {heads}")
+    kv_heads = kv_heads or heads
+    whole = kv_heads > 0 and heads % kv_heads == 0
+    require(op, whole, f"num_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
+    require_dtype(op, "query", query, _FLOATS)
+    for name, tensor in (("key", key), ("value", value)):
+        require_dtype(op, name, tensor, (query.dtype,))
+    source, _, target = layout.partition("_")
+    (q_name, q_lengths), (kv_name, kv_lengths) = lengths.items()
+    queries = _sequences(op, q_name, _by_head(op, "query", query, source, heads), q_lengths)
+    if block_table is None:
+        keys, values = (
+            _sequences(op, kv_name, _by_head(op, name, tensor, source, kv_heads), kv_lengths)
+            for name, tensor in (("key", key), ("value", value))
+        )
+    else:
+        keys, values = (
+            _paged_sequences(op, name, cache, kv_heads, block_table, block_size, kv_name, kv_lengths)
+            for name, cache in (("key", key), ("value", value))
+        )
+    padded = None if source == "TND" else query.shape[source.index("S")]
+    operands = _Operands(queries, keys, values, padded, target or source)
+    operands.check(op)
+    return operands
+
+
+@published(
+    "npu_fused_infer_attention_score(Tensor query, Tensor key, Tensor value, *, Tensor? pse_shift=None, "
+    "Tensor? atten_mask=None, SymInt[]? actual_seq_lengths=None, SymInt[]? actual_seq_lengths_kv=None, "
+    "Tensor? dequant_scale1=None, Tensor? quant_scale1=None, Tensor? dequant_scale2=None, Tensor? quant_scale2=None, "
+    "Tensor? quant_offset2=None, Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, "
+    "Tensor? key_antiquant_scale=None, Tensor? key_antiquant_offset=None, Tensor? value_antiquant_scale=None, "
+    "Tensor? value_antiquant_offset=None, Tensor? block_table=None, Tensor? query_padding_size=None, "
+    "Tensor? kv_padding_size=None, Tensor? key_shared_prefix=None, Tensor? value_shared_prefix=None, "
+    "SymInt[]? actual_shared_prefix_len=None, Tensor? query_rope=None, Tensor? key_rope=None, "
+    "Tensor? key_rope_antiquant_scale=None, int num_heads=1, float scale=1.0, int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, str input_layout='BSH', int num_key_value_heads=0, int sparse_mode=0, "
+    "int inner_precise=0, int block_size=0, int antiquant_mode=0, int key_antiquant_mode=0, "
+    "int value_antiquant_mode=0, bool softmax_lse_flag=False) -> (Tensor, Tensor)",
+    "aclnnFusedInferAttentionScoreV3",
+)
+def npu_fused_infer_attention_score(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    pse_shift: torch.Tensor | None = None,
+    atten_mask: torch.Tensor | None = None,
+    actual_seq_lengths: Lengths = None,
+    actual_seq_lengths_kv: Lengths = None,
+    dequant_scale1: torch.Tensor | None = None,
+    quant_scale1: torch.Tensor | None = None,
+    dequant_scale2: torch.Tensor | None = None,
+    quant_scale2: torch.Tensor | None = None,
+    quant_offset2: torch.Tensor | None = None,
+    antiquant_scale: torch.Tensor | None = None,
+    antiquant_offset: torch.Tensor | None = None,
+    key_antiquant_scale: torch.Tensor | None = None,
+    key_antiquant_offset: torch.Tensor | None = None,
+    value_antiquant_scale: torch.Tensor | None = None,
+    value_antiquant_offset: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    query_padding_size: torch.Tensor | None = None,
+    kv_padding_size: torch.Tensor | None = None,
+    key_shared_prefix: torch.Tensor | None = None,
+    value_shared_prefix: torch.Tensor | None = None,
+    actual_shared_prefix_len: Lengths = None,
+    query_rope: torch.Tensor | None = None,
+    key_rope: torch.Tensor | None = None,
+    key_rope_antiquant_scale: torch.Tensor | None = None,
+    num_heads: int = 1,
+    scale: float = 1.0,
+    pre_tokens: int = _ALL,
+    next_tokens: int = _ALL,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    sparse_mode: int = 0,
+    inner_precise: int = 0,
+    block_size: int = 0,
+    antiquant_mode: int = 0,
+    key_antiquant_mode: int = 0,
+    value_antiquant_mode: int = 0,
+    softmax_lse_flag: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``softmax(scale * query @ key.T, masked) @ value``, and the log-sum-exp of its scores, a 0 unless asked for.
+
+    See docs/torch_npu.md for layouts, masks and lengths. Queries beyond their length, and those that see no key, give
+    0, their log-sum-exp is 0 and -inf.
+    """
+    op = "npu_fused_infer_attention_score"
+    _refuse(
+        pse_shift=pse_shift, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1, dequant_scale2=dequant_scale2,
+        quant_scale2=quant_scale2, quant_offset2=quant_offset2, antiquant_scale=antiquant_scale,
+        antiquant_offset=antiquant_offset, key_antiquant_scale=key_antiquant_scale,
+        key_antiquant_offset=key_antiquant_offset, value_antiquant_scale=value_antiquant_scale,
+        value_antiquant_offset=value_antiquant_offset, query_padding_size=query_padding_size,
+        kv_padding_size=kv_padding_size, key_shared_prefix=key_shared_prefix, value_shared_prefix=value_shared_prefix,
+        actual_shared_prefix_len=actual_shared_prefix_len, query_rope=query_rope, key_rope=key_rope,
+        key_rope_antiquant_scale=key_rope_antiquant_scale, antiquant_mode=antiquant_mode,
+        key_antiquant_mode=key_antiquant_mode, value_antiquant_mode=value_antiquant_mode,
+    )  # fmt: skip
+    operands = _operands(
+        op, query, key, value, input_layout, ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND"), num_heads,
+        num_key_value_heads, {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv},
+        block_table, block_size,
+    )  # fmt: skip
+    mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
+    one_row = operands.padded == 1
+    if one_row and (atten_mask is None or sparse_mode in (0, 1)):
+        mask = _Mask(atten_mask)  # sparse_mode and its tokens have no effect on queries of one token
+    elif one_row and sparse_mode != _CAUSAL:
+        raise NotImplementedError(f"{op}: sparse_mode must be 0, 1 or 3 for queries of one token, got {sparse_mode}")
+    masks = mask.of_sequences(op, operands, one_row)
+    lse = operands.log_sum_exp(masks, scale) if softmax_lse_flag else query.new_zeros(1, dtype=torch.float32)
+    return operands.attend(masks, scale), lse
+
+
+@published(
+    "npu_prompt_flash_attention(Tensor query, Tensor key, Tensor value, *, Tensor? pse_shift=None, "
+    "Tensor? padding_mask=None, Tensor? atten_mask=None, SymInt[]? actual_seq_lengths=None, Tensor? deq_scale1=None, "
+    "Tensor? quant_scale1=None, Tensor? deq_scale2=None, Tensor? quant_scale2=None, Tensor? quant_offset2=None, "
+    "int num_heads=1, float scale_value=1.0, int pre_tokens=2147473647, int next_tokens=0, str input_layout='BSH', "
+    "int num_key_value_heads=0, SymInt[]? actual_seq_lengths_kv=None, int sparse_mode=0) -> Tensor",
+    "aclnnPromptFlashAttentionV3",
+)
+def npu_prompt_flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    pse_shift: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    atten_mask: torch.Tensor | None = None,
+    actual_seq_lengths: Lengths = None,
+    deq_scale1: torch.Tensor | None = None,
+    quant_scale1: torch.Tensor | None = None,
+    deq_scale2: torch.Tensor | None = None,
+    quant_scale2: torch.Tensor | None = None,
+    quant_offset2: torch.Tensor | None = None,
+    num_heads: int = 1,
+    scale_value: float = 1.0,
+    pre_tokens: int = 2147473647,
+    next_tokens: int = 0,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    actual_seq_lengths_kv: Lengths = None,
+    sparse_mode: int = 0,
+) -> torch.Tensor:
+    """``softmax(scale_value * query @ key.T, masked) @ value``, of whole prompts."""
+    op = "npu_prompt_flash_attention"
+    _refuse(
+        pse_shift=pse_shift, padding_mask=padding_mask, deq_scale1=deq_scale1, quant_scale1=quant_scale1,
+        deq_scale2=deq_scale2, quant_scale2=quant_scale2, quant_offset2=quant_offset2,
+    )  # fmt: skip
+    operands = _operands(
+        op, query, key, value, input_layout, ("BSH", "BSND", "BNSD", "BNSD_BSND"), num_heads, num_key_value_heads,
+        {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv},
+    )  # fmt: skip
+    mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
+    return operands.attend(mask.of_sequences(op, operands), scale_value)
+
+
+@published(
+    "npu_incre_flash_attention(Tensor query, Tensor key, Tensor value, *, Tensor? padding_mask=None, "
+    "Tensor? atten_mask=None, Tensor? pse_shift=None, SymInt[]? actual_seq_lengths=None, "
+    "Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, Tensor? block_table=None, "
+    "Tensor? dequant_scale1=None, Tensor? quant_scale1=None, Tensor? dequant_scale2=None, Tensor? quant_scale2=None, "
+    "Tensor? quant_offset2=None, Tensor? kv_padding_size=None, int num_heads=1, float scale_value=1.0, "
+    "str input_layout='BSH', int num_key_value_heads=0, int block_size=0, int inner_precise=1) -> Tensor",
+    "aclnnIncreFlashAttentionV4",
+)
+def npu_incre_flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    padding_mask: torch.Tensor | None = None,
+    atten_mask: torch.Tensor | None = None,
+    pse_shift: torch.Tensor | None = None,
+    actual_seq_lengths: Lengths = None,
+    antiquant_scale: torch.Tensor | None = None,
+    antiquant_offset: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    dequant_scale1: torch.Tensor | None = None,
+    quant_scale1: torch.Tensor | None = None,
+    dequant_scale2: torch.Tensor | None = None,
+    quant_scale2: torch.Tensor | None = None,
+    quant_offset2: torch.Tensor | None = None,
+    kv_padding_size: torch.Tensor | None = None,
+    num_heads: int = 1,
+    scale_value: float = 1.0,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    block_size: int = 0,
+    inner_precise: int = 1,
+) -> torch.Tensor:
+    """The same for one new token of each sequence; ``actual_seq_lengths`` are those of the keys."""
+    op = "npu_incre_flash_attention"
+    _refuse(
+        padding_mask=padding_mask, pse_shift=pse_shift, antiquant_scale=antiquant_scale,
+        antiquant_offset=antiquant_offset, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1,
+        dequant_scale2=dequant_scale2, quant_scale2=quant_scale2, quant_offset2=quant_offset2,
+        kv_padding_size=kv_padding_size,
+    )  # fmt: skip
+    operands = _operands(
+        op, query, key, value, input_layout, ("BSH", "BSND", "BNSD"), num_heads, num_key_value_heads,
+        {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}, block_table, block_size,
+    )  # fmt: skip
+    require(op, operands.padded == 1, f"query must have one token for each sequence, got {operands.padded}")
+    return operands.attend(_Mask(atten_mask).of_sequences(op, operands, one_row=True), scale_value)
+
+
+@published(
+    "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, Tensor? pse=None, "
+    "Tensor? padding_mask=None, Tensor? atten_mask=None, float scale=1., float keep_prob=1., "
+    "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, SymInt[]? prefix=None, "
+    "SymInt[]? actual_seq_qlen=None, SymInt[]? actual_seq_kvlen=None, int sparse_mode=0, "
+    "bool gen_mask_parallel=True, bool sync=False) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)",
+    "aclnnFlashAttentionScore",
+)
+def npu_fusion_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    head_num: int,
+    input_layout: str,
+    pse: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    atten_mask: torch.Tensor | None = None,
+    scale: float = 1.0,
+    keep_prob: float = 1.0,
+    pre_tockens: int = _ALL,
+    next_tockens: int = _ALL,
+    inner_precise: int = 0,
+    prefix: Lengths = None,
+    actual_seq_qlen: Lengths = None,
+    actual_seq_kvlen: Lengths = None,
+    sparse_mode: int = 0,
+    gen_mask_parallel: bool = True,
+    sync: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]:
+    """``softmax(scale * query @ key.T, masked) @ value`` for inference.
+
+    The other results belong to the backward pass of a chip: three empty tensors, and 0 for seed, offset and numels.
+    """
+    op = "npu_fusion_attention"
+    _refuse(pse=pse, padding_mask=padding_mask, prefix=prefix)
+    if keep_prob != 1:
+        raise NotImplementedError(f"{op}: keep_prob must be 1.0, anynpu has no dropout here, got {keep_prob}")
+    if input_layout != "TND" and not (actual_seq_qlen is None and actual_seq_kvlen is None):
+        raise NotImplementedError(f"{op}: actual_seq_qlen and actual_seq_kvlen are for layout TND, got {input_layout}")
+    operands = _operands(
+        op, query, key, value, input_layout, ("BSH", "SBH", "BSND", "BNSD", "TND"), head_num,
+        _kv_heads(op, query, key, head_num, input_layout),
+        {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen},
+    )  # fmt: skip
+    mask = _Mask(atten_mask, sparse_mode, pre_tockens, next_tockens)
+    unused = (query.new_empty(0, dtype=torch.float32) for _ in range(3))
+    return operands.attend(mask.of_sequences(op, operands), scale), *unused, 0, 0, 0
+
+
+def _kv_heads(op: str, query: torch.Tensor, key: torch.Tensor, heads: int, layout: str) -> int:
+    """How many heads key has; 0, as many as query, where that cannot be told: then the shapes are refused."""
+    if key.dim() != len(layout) or heads <= 0:
+        return 0
+    if "H" not in layout:
+        return key.shape[layout.index("N")] if "N" in layout else 0
+    return key.shape[-1] // max(query.shape[-1] // heads, 1)

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention functions of torch_npu against softmax in float64, sequence by sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch_npu
+import torchair
+
+UNIT = 2.0**-24  # of float32 roundings
+CAUSAL = torch.ones(2048, 2048).triu(1).bool()
+HEADS, KV_HEADS, D = 6, 2, 16
+SCALE = D**-0.5
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def reals(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
+
+
+def one(query, key, value, hidden=None, scale=SCALE):
+    """One sequence (N, S, D) in float64: result, log-sum-exp, and the bounds of their errors before rounding.
+
+    A score has D + 2 roundings, each of at most the product of magnitudes, and an error of e in all scores of a row
+    changes its weights by a factor of at most exp(2 e); exponentials, their sum and the weighted sum add Skv + 8.
+    """
+    query, key, value = query.double(), key.double(), value.double()
+    key, value = (x.repeat_interleave(query.shape[0] // x.shape[0], 0) for x in (key, value))
+    scores = scale * query @ key.mT
+    magnitudes = torch.nn.functional.pad(query.abs() @ key.abs().mT, (0, 1))  # not empty without keys
+    wrong = (D + 2) * UNIT * scale * magnitudes.amax(-1, keepdim=True)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    weights = scores.softmax(-1).nan_to_num(0)
+    lse = scores.logsumexp(-1, keepdim=True)
+    roundings = (key.shape[1] + 8) * UNIT
+    return (
+        weights @ value,
+        lse,
+        (2.1 * wrong + roundings) * (weights @ value.abs()),
+        wrong + roundings * (1 + lse.abs()),
+    )
+
+
+def assert_near(result, expected, error, dtype):
+    assert result.dtype == dtype and result.shape == expected.shape
+    error = error + torch.finfo(dtype).eps / 2 * (expected.abs() + error) + torch.finfo(dtype).smallest_normal
+    same = (result == expected) | ((result.double() - expected).abs() <= error)
+    assert same.all()
+
+
+def padded(sequences, rows):
+    return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, rows - x.shape[1])) for x in sequences])
+
+
+def batched(query, key, value, hidden=lambda b: None, rows=None):
+    """Lists of sequences (N, S, D): result and error (B, N, S, D), log-sum-exp and error (B, N, S, 1)."""
+    results = [one(q, k, v, hidden(b)) for b, (q, k, v) in enumerate(zip(query, key, value, strict=True))]
+    return [padded(part, rows or query[0].shape[1]) for part in zip(*results, strict=True)]
+
+
+def laid_out(x, layout):
+    """(B, N, S, D) in a layout."""
+    axes = {"BSH": (0, 2, 1, 3), "BSND": (0, 2, 1, 3), "BNSD": (0, 1, 2, 3), "SBH": (2, 0, 1, 3)}[layout]
+    x = x.permute(axes)
+    return x.flatten(2) if "H" in layout else x
+
+
+def operands(batch, rows, columns, dtype=torch.float32, value_d=D):
+    return (
+        reals(batch, HEADS, rows, D, dtype=dtype),
+        reals(batch, KV_HEADS, columns, D, dtype=dtype, seed=1),
+        reals(batch, KV_HEADS, columns, value_d, dtype=dtype, seed=2),
+    )
+
+
+FUSED = {"num_heads": HEADS, "num_key_value_heads": KV_HEADS, "scale": SCALE}
+PROMPT = {"num_heads": HEADS, "num_key_value_heads": KV_HEADS, "scale_value": SCALE}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD", "BNSD_BSND"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_layouts_of_fused_and_prompt(dtype, layout, rows):
+    q, k, v = operands(3, rows, 9, dtype, value_d=8)
+    expected, lse, error, lse_error = batched(q, k, v)
+    source, _, target = layout.partition("_")
+    given = [laid_out(x, source) for x in (q, k, v)]
+    y, y_lse = torch_npu.npu_fused_infer_attention_score(*given, input_layout=layout, softmax_lse_flag=True, **FUSED)
+    assert_near(y, laid_out(expected, target or source), laid_out(error, target or source), dtype)
+    assert_near(y_lse, lse, lse_error, torch.float32)
+    without = torch_npu.npu_fused_infer_attention_score(*given, input_layout=layout, **FUSED)
+    assert torch.equal(without[0], y) and torch.equal(without[1], torch.zeros(1))
+    assert torch.equal(torch_npu.npu_prompt_flash_attention(*given, input_layout=layout, **PROMPT), y)
+    if rows == 1 and target == "":
+        assert torch.equal(torch_npu.npu_incre_flash_attention(*given, input_layout=layout, **PROMPT), y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["BSH", "SBH", "BSND", "BNSD"])
+def test_layouts_of_fusion(dtype, layout):
+    q, k, v = operands(2, 5, 9, dtype)
+    expected, _, error, _ = batched(q, k, v)
+    given = [laid_out(x, layout) for x in (q, k, v)]
+    y, *rest = torch_npu.npu_fusion_attention(*given, HEADS, layout, scale=SCALE)
+    assert_near(y, laid_out(expected, layout), laid_out(error, layout), dtype)
+    assert [x.numel() for x in rest[:3]] == [0, 0, 0] and rest[3:] == [0, 0, 0]
+
+
+def test_equal_heads_are_the_default():
+    q = reals(2, 4, 5, D)
+    expected, _, error, _ = batched(q, q, q)
+    y, _ = torch_npu.npu_fused_infer_attention_score(q, q, q, num_heads=4, scale=SCALE, input_layout="BNSD")
+    assert_near(y, expected, error, torch.float32)
+    unscaled = torch_npu.npu_prompt_flash_attention(q * SCALE, q, q, num_heads=4, input_layout="BNSD")
+    torch.testing.assert_close(unscaled, y)
+
+
+def visible(mode, rows, columns, before, after):
+    """The documented sentence of each mode, place by place."""
+    shift = columns - rows if mode in (3, 4) else 0
+    places = torch.zeros(rows, columns, dtype=torch.bool)
+    for i in range(rows):
+        for j in range(columns):
+            low, high = (i + shift - before, i + shift + after) if mode in (0, 4) else (-columns, i + shift)
+            places[i, j] = mode == 1 or low <= j <= high
+    return places
+
+
+@pytest.mark.parametrize("rows, columns", [(5, 5), (4, 9), (9, 4)])
+@pytest.mark.parametrize("mode", range(5))
+@pytest.mark.parametrize("before, after", [(2, 1), (2147483647, 2147483647), (0, -1), (3, 0)])
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int8, torch.uint8])
+def test_sparse_modes(rows, columns, mode, before, after, mask_dtype):
+    q, k, v = operands(2, rows, columns)
+    given = (reals(rows, columns, seed=3) > 0.5) if mode < 2 else CAUSAL
+    hidden = ~visible(mode, rows, columns, before, after) | (given if mode < 2 else False)
+    expected, lse, error, lse_error = batched(q, k, v, lambda b: hidden)
+    mask = {"atten_mask": given.to(mask_dtype), "sparse_mode": mode}
+    fused = {**mask, "pre_tokens": before, "next_tokens": after, "input_layout": "BNSD"}
+    y, y_lse = torch_npu.npu_fused_infer_attention_score(q, k, v, **fused, softmax_lse_flag=True, **FUSED)
+    assert_near(y, expected, error, torch.float32)
+    assert_near(y_lse, lse, lse_error, torch.float32)
+    assert torch.equal(torch_npu.npu_prompt_flash_attention(q, k, v, **fused, **PROMPT), y)
+    mask |= {"pre_tockens": before, "next_tockens": after, "scale": SCALE}
+    assert torch.equal(torch_npu.npu_fusion_attention(q, k, v, HEADS, "BNSD", **mask)[0], y)
+
+
+def test_tokens_before_and_after_need_a_mask_in_mode_0():
+    q, k, v = operands(1, 5, 5)
+    window = {"pre_tokens": 1, "next_tokens": 0, "input_layout": "BNSD"}
+    y = torch_npu.npu_prompt_flash_attention(q, k, v, **window, **PROMPT)
+    assert torch.equal(y, torch_npu.npu_prompt_flash_attention(q, k, v, input_layout="BNSD", **PROMPT))
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 9), (8, 32), (1, 5, 9), (2, 5, 9), (2, 1, 5, 9), (1, 1, 8, 9), (2, HEADS, 5, 9), (1, HEADS, 5, 9)]
+)
+def test_shapes_of_masks(shape):
+    q, k, v = operands(2, 5, 9)
+    mask = reals(*shape, seed=3) > 0.5
+    cut = mask[..., :5, :9]
+    per_batch = (cut if cut.dim() == 4 else cut[None] if cut.dim() == 2 else cut[:, None]).expand(2, -1, -1, -1)
+    if cut.dim() == 2:
+        per_batch = cut.expand(2, 1, 5, 9)
+    expected, _, error, _ = batched(q, k, v, lambda b: per_batch[b])
+    y, _ = torch_npu.npu_fused_infer_attention_score(q, k, v, atten_mask=mask, input_layout="BNSD", **FUSED)
+    assert_near(y, expected, error, torch.float32)
+    fusion = torch_npu.npu_fusion_attention(q, k, v, HEADS, "BNSD", atten_mask=mask, scale=SCALE)
+    assert torch.equal(fusion[0], y)
+
+
+@pytest.mark.parametrize("shape", [(3, 9), (1, 9), (3, 1, 9), (3, 1, 1, 9), (1, 1, 1, 12), (1, 1, 9)])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_masks_of_one_token(shape, mode):
+    q, k, v = operands(3, 1, 9)
+    mask = reals(*shape, seed=3) > 0.5
+    per_batch = mask[..., :9].reshape(-1, 1, 1, 9).expand(3, 1, 1, 9)
+    expected, _, error, _ = batched(q, k, v, lambda b: per_batch[b])
+    given = {"atten_mask": mask, "input_layout": "BNSD"}
+    y, _ = torch_npu.npu_fused_infer_attention_score(q, k, v, sparse_mode=mode, next_tokens=0, **given, **FUSED)
+    assert_near(y, expected, error, torch.float32)
+    assert torch.equal(torch_npu.npu_incre_flash_attention(q, k, v, **given, **PROMPT), y)
+
+
+def test_one_token_sees_all_in_the_causal_mode():
+    q, k, v = operands(2, 1, 9)
+    every, _ = torch_npu.npu_fused_infer_attention_score(q, k, v, input_layout="BNSD", **FUSED)
+    for mask in ({"atten_mask": CAUSAL}, {}):
+        y, _ = torch_npu.npu_fused_infer_attention_score(q, k, v, input_layout="BNSD", sparse_mode=3, **mask, **FUSED)
+        assert torch.equal(y, every)
+
+
+@pytest.mark.parametrize("mode", [0, 3])
+def test_lengths_leave_padding_out(mode):
+    q, k, v = operands(3, 5, 9)
+    lengths, kv_lengths = [5, 2, 0], [9, 3, 0]
+    for b in range(3):
+        q[b, :, lengths[b] :] = torch.nan
+        k[b, :, kv_lengths[b] :] = torch.nan
+        v[b, :, kv_lengths[b] :] = torch.inf
+    cut = [
+        [row[:, :n] for row, n in zip(x, ns, strict=True)] for x, ns in ((q, lengths), (k, kv_lengths), (v, kv_lengths))
+    ]
+
+    def hidden(b):
+        return ~visible(3, lengths[b], kv_lengths[b], 0, 0) if mode else None
+
+    expected, lse, error, lse_error = batched(*cut, hidden, rows=5)
+    given = {"actual_seq_lengths": lengths, "actual_seq_lengths_kv": kv_lengths, "input_layout": "BNSD"}
+    given |= {"sparse_mode": 3, "atten_mask": CAUSAL} if mode else {}
+    y, y_lse = torch_npu.npu_fused_infer_attention_score(q, k, v, **given, softmax_lse_flag=True, **FUSED)
+    assert_near(y, expected, error, torch.float32)
+    assert_near(y_lse, lse, lse_error, torch.float32)
+    assert torch.equal(torch_npu.npu_prompt_flash_attention(q, k, v, **given, **PROMPT), y)
+
+
+def test_one_length_serves_all_sequences():
+    q, k, v = operands(3, 1, 9)
+    y = torch_npu.npu_incre_flash_attention(q, k, v, actual_seq_lengths=[4], input_layout="BNSD", **PROMPT)
+    short = [x[:, :, :4] for x in (k, v)]
+    assert torch.equal(y, torch_npu.npu_incre_flash_attention(q, *short, input_layout="BNSD", **PROMPT))
+
+
+def test_queries_without_keys_give_zeros():
+    q, k, v = operands(2, 5, 9)
+    given = {"input_layout": "BNSD", "softmax_lse_flag": True}
+    for nothing in ({"atten_mask": torch.ones(5, 9, dtype=torch.bool)}, {"actual_seq_lengths_kv": [0]}):
+        y, lse = torch_npu.npu_fused_infer_attention_score(q, k, v, **nothing, **given, **FUSED)
+        assert y.eq(0).all() and y.shape == q.shape and lse.eq(-torch.inf).all() and lse.shape == (2, HEADS, 5, 1)
+
+
+def blocks(sequences, block, form):
+    """A paged cache (blocks, block, N * D) or (blocks, N, block, D) full of NaN but for the sequences; its table."""
+    counts = [-(-x.shape[1] // block) for x in sequences]
+    order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(4)).tolist()
+    cache = torch.full((len(order), block, *sequences[0].shape[::2]), torch.nan)
+    table = torch.full((len(sequences), max(counts) + 1), -1, dtype=torch.int32)
+    for b, x in enumerate(sequences):
+        for i, part in enumerate(x.split(block, 1)):
+            table[b, i] = order.pop()
+            cache[table[b, i], : part.shape[1]] = part.transpose(0, 1)
+    return (cache.flatten(2) if form == "BSH" else cache.transpose(1, 2).contiguous()).to(sequences[0].dtype), table
+
+
+@pytest.mark.parametrize("form", ["BSH", "BNSD"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_paged_caches(form, dtype):
+    q, k, v = operands(3, 1, 19, dtype)
+    lengths = [19, 8, 3]
+    keys, values = ([row[:, :n] for row, n in zip(x, lengths, strict=True)] for x in (k, v))
+    expected, _, error, _ = batched(q, keys, values)
+    (k_cache, table), (v_cache, _) = blocks(keys, 8, form), blocks(values, 8, form)
+    paged = {"block_table": table, "block_size": 8}
+    y, _ = torch_npu.npu_fused_infer_attention_score(
+        laid_out(q, "BSND"), k_cache, v_cache, input_layout="BSND", actual_seq_lengths_kv=lengths, **paged, **FUSED
+    )
+    assert_near(y, laid_out(expected, "BSND"), laid_out(error, "BSND"), dtype)
+    incre = torch_npu.npu_incre_flash_attention(
+        laid_out(q, "BSH"), k_cache, v_cache, input_layout="BSH", actual_seq_lengths=lengths, **paged, **PROMPT
+    )
+    assert torch.equal(incre, y.flatten(2))
+
+
+@pytest.mark.parametrize("mode", [0, 2, 3, 4])
+@pytest.mark.parametrize("paged", [False, True])
+def test_packed_sequences(mode, paged):
+    """TND: chunks of prompts and single tokens beside each other, as continuous batching makes them."""
+    lengths, kv_lengths = [4, 1, 6], [7, 12, 6]
+    q = [reals(HEADS, n, D, seed=i) for i, n in enumerate(lengths)]
+    k, v = ([reals(KV_HEADS, n, D, seed=10 * s + i) for i, n in enumerate(kv_lengths)] for s in (1, 2))
+    hidden = [~visible(mode, *size, 2, 0) if mode else None for size in zip(lengths, kv_lengths, strict=True)]
+    results = [one(*tensors) for tensors in zip(q, k, v, hidden, strict=True)]
+    expected, lse, error, lse_error = (torch.cat(part, 1).transpose(0, 1) for part in zip(*results, strict=True))
+    packed = [torch.cat(x, 1).transpose(0, 1) for x in (q, k, v)]
+    mask = {"atten_mask": CAUSAL.to(torch.int8), "sparse_mode": mode} if mode else {}
+    given = {"input_layout": "TND", "actual_seq_lengths": [4, 5, 11], "pre_tokens": 2, "next_tokens": 0, **mask}
+    if paged:
+        (k_cache, table), (v_cache, _) = blocks(k, 4, "BSH"), blocks(v, 4, "BSH")
+        given |= {"actual_seq_lengths_kv": kv_lengths, "block_table": table, "block_size": 4}
+        tensors = packed[0], k_cache, v_cache
+    else:
+        given["actual_seq_lengths_kv"] = [7, 19, 25]
+        tensors = packed
+    y, y_lse = torch_npu.npu_fused_infer_attention_score(*tensors, **given, softmax_lse_flag=True, **FUSED)
+    assert_near(y, expected, error, torch.float32)
+    assert_near(y_lse, lse, lse_error, torch.float32)
+    if not paged:
+        ends = {"actual_seq_qlen": [4, 5, 11], "actual_seq_kvlen": [7, 19, 25], "pre_tockens": 2, "next_tockens": 0}
+        fusion = torch_npu.npu_fusion_attention(*packed, HEADS, "TND", scale=SCALE, **ends, **mask)[0]
+        assert torch.equal(fusion, y)
+
+
+Q, K, V = operands(2, 5, 9)
+ROW = Q[:, :, :1]
+TND = [x.transpose(0, 1).flatten(1, 2).transpose(0, 1) for x in (Q, K, V)]
+TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4, 8, KV_HEADS * D)
+
+
+@pytest.mark.parametrize(
+    "tensors, options, kind, text",
+    [
+        ((Q.double(), K, V), {}, TypeError, "query must be float32 or float16 or bfloat16, got float64"),
+        ((Q.half(), K.half().to(torch.int8), V.half()), {}, TypeError, "key must be float16, got int8"),
+        ((Q, K, V.half()), {}, TypeError, "value must be float32, got float16"),
+        (
+            (Q, K, V),
+            {"input_layout": "BNSD_NBSD"},
+            ValueError,
+            "Layout BNSD_NBSD is not supported! input_layout must be",
+        ),
+        (
+            (Q, K, V),
+            {"input_layout": "BSH"},
+            ValueError,
+            r"Layout BSH, query must have 3 axes, got shape \(2, 6, 5, 16\)",
+        ),
+        ((Q, K, V), {"num_heads": 0}, ValueError, "numHeads should be greater than 0, but got 0"),
+        ((Q, K, V), {"num_heads": 3}, ValueError, "num_heads must be a multiple of num_key_value_heads, got 3 and 2"),
+        ((Q, K, V), {"num_heads": 4}, ValueError, "axis 1 of query must be its 4 heads, got shape"),
+        ((Q, K, V), {"num_key_value_heads": 3}, ValueError, "axis 1 of key must be its 3 heads, got shape"),
+        ((Q[0], K[0], V[0]), {"input_layout": "BSH", "num_heads": 7, "num_key_value_heads": 7}, ValueError, "7 heads"),
+        ((Q, K[:1], V[:1]), {}, ValueError, "query has 2 sequences, key 1"),
+        ((Q[:0], K[:0], V[:0]), {}, ValueError, "query must have at least one sequence"),
+        ((Q, K, V[:, :, 1:]), {}, ValueError, "value must have as many tokens as key, 9, got 8"),
+        ((Q, K[..., 1:], V), {}, ValueError, "the heads of key must be as long as query's, 16, got 15"),
+        ((Q, K, V), {"sparse_mode": 5}, NotImplementedError, "sparse_mode must be 0, 1, 2, 3 or 4, got 5"),
+        ((Q, K, V), {"sparse_mode": 3}, ValueError, "atten_mask must be given for sparse_mode 3"),
+        ((Q, K, V), {"sparse_mode": 3, "atten_mask": CAUSAL[:5, :9]}, ValueError, r"\(2048, 2048\).*got \(5, 9\)"),
+        ((Q, K, V), {"atten_mask": CAUSAL[:4, :9]}, ValueError, r"atten_mask must have shape \(5, 9\).*got \(4, 9\)"),
+        ((Q, K, V), {"atten_mask": CAUSAL[:5, :8]}, ValueError, r"atten_mask must have shape \(5, 9\).*got \(5, 8\)"),
+        ((Q, K, V), {"atten_mask": CAUSAL[:5, :9].expand(3, 5, 9)}, ValueError, r"atten_mask must have shape"),
+        ((Q, K, V), {"atten_mask": CAUSAL[0]}, ValueError, "atten_mask must have 2 to 4 axes"),
+        ((Q, K, V), {"atten_mask": CAUSAL[:5, :9].float()}, TypeError, "atten_mask must be bool or int8 or uint8"),
+        ((ROW, K, V), {"sparse_mode": 4, "atten_mask": CAUSAL}, NotImplementedError, "for queries of one token, got 4"),
+        ((Q, K, V), {"actual_seq_lengths": [5, 6]}, ValueError, r"actual_seq_lengths must be in \[0, 5\], got 6"),
+        ((Q, K, V), {"actual_seq_lengths_kv": [-1]}, ValueError, r"actual_seq_lengths_kv must be in \[0, 9\], got -1"),
+        ((Q, K, V), {"actual_seq_lengths": [1, 2, 3]}, ValueError, "must have 1 or 2 entries, got 3"),
+        ((Q, K, V), {"actual_seq_lengths": torch.ones(2)}, TypeError, "actual_seq_lengths must be a list of ints"),
+        (TND, {"input_layout": "TND"}, TypeError, "actual_seq_lengths must be a list of ints in layout TND, got None"),
+        (TND, {"input_layout": "TND", "actual_seq_lengths": [4, 9]}, ValueError, "end with T = 10 in layout TND, got"),
+        (TND, {"input_layout": "TND", "actual_seq_lengths": [11, 10]}, ValueError, "must be cumulative"),
+        (
+            TND,
+            {
+                "input_layout": "TND",
+                "actual_seq_lengths": [5, 10],
+                "actual_seq_lengths_kv": [9, 18],
+                "atten_mask": CAUSAL,
+            },
+            NotImplementedError,
+            "atten_mask with sparse_mode 0 is not supported by anynpu in layout TND, supported: sparse_mode 2, 3 and 4",
+        ),
+        (
+            (Q, K, V),
+            {"pse_shift": Q},
+            NotImplementedError,
+            "pse_shift is not supported by anynpu, supported: float query",
+        ),
+        ((Q, K, V), {"antiquant_scale": Q}, NotImplementedError, "antiquant_scale is not supported by anynpu"),
+        ((Q, K, V), {"query_rope": Q, "key_rope": Q}, NotImplementedError, "query_rope is not supported by anynpu"),
+        ((Q, K, V), {"key_antiquant_mode": 1}, NotImplementedError, "key_antiquant_mode is not supported by anynpu"),
+        ((Q, CACHE, CACHE), {"block_table": TABLE}, ValueError, "block_size must be that of key, 8, got 0"),
+        ((Q, CACHE, CACHE), {"block_table": TABLE, "block_size": 8}, TypeError, "actual_seq_lengths_kv must be given"),
+        ((Q, CACHE, CACHE), {"block_table": TABLE.long()}, TypeError, "block_table must be int32, got int64"),
+        ((Q, CACHE, CACHE), {"block_table": TABLE[0]}, ValueError, "block_table must have 2 axes"),
+        ((Q, CACHE[0], CACHE), {"block_table": TABLE}, ValueError, "key's dim should be 3/4, but got 2"),
+        ((Q, CACHE[None, None], CACHE), {"block_table": TABLE}, NotImplementedError, "key of 5 axes is not supported"),
+        (
+            (Q, CACHE, CACHE),
+            {"block_table": TABLE, "block_size": 8, "actual_seq_lengths_kv": [16, 17]},
+            ValueError,
+            r"actual_seq_lengths_kv must be in \[0, 16\], got 17",
+        ),
+        (
+            (Q, CACHE, CACHE),
+            {"block_table": TABLE + 1, "block_size": 8, "actual_seq_lengths_kv": [16, 16]},
+            RuntimeError,
+            "the blocks of block_table that hold tokens must be blocks of key",
+        ),
+    ],
+)
+def test_what_fused_refuses(tensors, options, kind, text):
+    with pytest.raises(kind, match=text):
+        torch_npu.npu_fused_infer_attention_score(*tensors, **{"input_layout": "BNSD", **FUSED, **options})
+
+
+@pytest.mark.parametrize(
+    "call, kind, text",
+    [
+        (lambda: torch_npu.npu_incre_flash_attention(Q, K, V, input_layout="BNSD", **PROMPT), ValueError, "one token"),
+        (
+            lambda: torch_npu.npu_incre_flash_attention(ROW, K, V, input_layout="BNSD_BSND", **PROMPT),
+            ValueError,
+            "input_layout must be BSH or BSND or BNSD",
+        ),
+        (
+            lambda: torch_npu.npu_incre_flash_attention(ROW, K, V, kv_padding_size=Q),
+            NotImplementedError,
+            "kv_padding_size is not supported by anynpu",
+        ),
+        (
+            lambda: torch_npu.npu_prompt_flash_attention(Q, K, V, deq_scale1=Q),
+            NotImplementedError,
+            "deq_scale1 is not supported by anynpu",
+        ),
+        (
+            lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", keep_prob=0.9),
+            NotImplementedError,
+            "keep_prob must be 1.0, anynpu has no dropout here, got 0.9",
+        ),
+        (
+            lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", actual_seq_qlen=[5, 5]),
+            NotImplementedError,
+            "actual_seq_qlen and actual_seq_kvlen are for layout TND, got BNSD",
+        ),
+        (lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", pse=Q), NotImplementedError, "pse is not"),
+        (lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BSH"), ValueError, "Layout BSH, query must have 3"),
+        (lambda: torch_npu.npu_fusion_attention(Q, K, V, 0, "BNSD"), ValueError, "numHeads should be greater than 0"),
+        (
+            lambda: torch_npu.npu_fusion_attention(Q, K[:, :0], V, HEADS, "BNSD"),
+            ValueError,
+            "axis 1 of key must be its",
+        ),
+    ],
+)
+def test_what_the_others_refuse(call, kind, text):
+    with pytest.raises(kind, match=text):
+        call()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", torchair.get_npu_backend()], ids=["aot_eager", "torchair"])
+def test_functions_are_captured_in_graphs(backend):
+    def step(q, k, v, row, table, cache, mask, lengths):
+        prompt = torch_npu.npu_prompt_flash_attention(
+            q, k, v, atten_mask=mask, sparse_mode=3, input_layout="BNSD", **PROMPT
+        )
+        new = torch_npu.npu_incre_flash_attention(row, k, v, actual_seq_lengths=lengths, input_layout="BNSD", **PROMPT)
+        paged, lse = torch_npu.npu_fused_infer_attention_score(
+            row, cache, cache, block_table=table, block_size=8, actual_seq_lengths_kv=lengths, input_layout="BNSD",
+            softmax_lse_flag=True, **FUSED,
+        )  # fmt: skip
+        return prompt, new, paged, lse, torch_npu.npu_fusion_attention(q, k, v, HEADS, "BNSD", scale=SCALE)[0]
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for lengths in ([9, 4], [9, 8]):
+        arguments = Q, K, V, ROW, TABLE, reals(*CACHE.shape, seed=5), CAUSAL, lengths
+        torch.testing.assert_close(compiled(*arguments), step(*arguments), rtol=2e-6, atol=2e-6)
+
+
+def test_decoding_compiles_once():
+    def step(row, k, v, lengths):
+        return torch_npu.npu_incre_flash_attention(row, k, v, actual_seq_lengths=lengths, input_layout="BNSD", **PROMPT)
+
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in range(3, 8):
+        arguments = ROW, K, V, [length, length + 1]
+        torch.testing.assert_close(compiled(*arguments), step(*arguments), rtol=2e-6, atol=2e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
