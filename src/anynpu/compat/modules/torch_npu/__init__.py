@@ -57,7 +57,7 @@ from anynpu.compat.token_operators import (
     npu_moe_token_permute,
 )
 from torch_npu import _install as _install  # before the others
-from torch_npu import contrib, dynamo, npu, testing
+from torch_npu import contrib, dynamo, npu, profiler, testing
 
 __all__ = [
     "Format",
@@ -104,6 +104,7 @@ __all__ = [
     "npu_rotary_mul",
     "npu_scatter_nd_update",
     "npu_scatter_nd_update_",
+    "profiler",
     "testing",
 ]
 __version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"
