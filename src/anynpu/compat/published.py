@@ -60,7 +60,8 @@ def require_absent(**arguments: object) -> None:
     """None of ``arguments`` is given: they belong to modes that are not implemented."""
     for name, value in arguments.items():
         if value is not None:
-            raise NotImplementedError(f"{name} is for modes that anynpu does not implement, got {value}")
+            got = value if isinstance(value, numbers.Number | str | torch.dtype) else f"a {type(value).__name__}"
+            raise NotImplementedError(f"{name} is for modes that anynpu does not implement, got {got}")
 
 
 def require_weight_dtype(weight: torch.Tensor, weight_dtype: Dtype | None) -> None:
