@@ -38,8 +38,14 @@ Plan = Callable[..., Any]
 
 
 def _guard(*tensors: torch.Tensor) -> Callable[..., bool]:
-    """Whether other tensors are like these, now."""
-    return _TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    """Whether other tensors are like these, now, and the same object where these are."""
+    first = {id(tensor): i for i, tensor in reversed(list(enumerate(tensors)))}
+    places = sorted(first.values())
+    alike = _TensorGuards(*[tensors[i] for i in places], dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    repeated = [(i, first[id(tensor)]) for i, tensor in enumerate(tensors) if first[id(tensor)] != i]
+    if not repeated:
+        return alike  # which refuses an object that comes twice
+    return lambda *others: all(others[i] is others[j] for i, j in repeated) and alike(*[others[i] for i in places])
 
 
 def _guards_work() -> bool:
@@ -170,7 +176,7 @@ class Repeats:
             return
         signature = self._signatures.get(types) or _Signature(types)
         tensors = signature.tensors(args)
-        if tensors and len(set(map(id, tensors))) == len(tensors):  # guards want different ones
+        if tensors:
             self._signatures[types] = signature
             signature.add(args, tensors, plan)
 

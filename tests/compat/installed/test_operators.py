@@ -141,7 +141,9 @@ def test_grouped_matmul_takes_a_list_of_numbers_and_bare_tensors():
     with pytest.raises(RuntimeError, match="Requires manual passing group_type, current is None."):
         torch_npu.npu_grouped_matmul([x], [weight], group_list=torch.tensor([2, 6]), split_item=2)
     for name in ("offset", "activation_input"):
-        with pytest.raises(NotImplementedError, match=f"{name} is for modes that anynpu does not implement, got a list"):
+        with pytest.raises(
+            NotImplementedError, match=f"{name} is for modes that anynpu does not implement, got a list"
+        ):
             torch_npu.npu_grouped_matmul(
                 x, weight, group_list=[2, 6], split_item=2, group_type=0, **{name: [torch.zeros(8)]}
             )
