@@ -9,7 +9,7 @@ import torch
 
 import anynpu
 from anynpu.formats import compress_weight
-from anynpu.ops.compressed_matmul.spec import error_bound
+from anynpu.ops.compressed_matmul.reference import error_bound
 
 CASES = gpu_cases.valid("compressed_matmul")
 

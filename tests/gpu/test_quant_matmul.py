@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import anynpu
-from anynpu.ops.quant_matmul.reference import round_once
-from anynpu.ops.quant_matmul.spec import error_bound
+from anynpu.ops.quant_matmul.reference import error_bound, round_once
 
 # The public function unpacks int4 for the operator.
 CASES = gpu_cases.valid("quant_matmul")

@@ -10,7 +10,7 @@ import torch
 
 import anynpu
 from anynpu.nn import CompressedLinear, QuantLinear
-from anynpu.ops.quant_matmul.spec import error_bound
+from anynpu.ops.quant_matmul.reference import error_bound
 from anynpu.quantization.checkpoint import DESCRIPTION
 
 SHAPES = [(128, 24), (300, 200), (67, 19), (1, 1)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import anynpu
 from anynpu.formats import compress_weight
-from anynpu.ops.compressed_matmul.spec import error_bound
+from anynpu.ops.compressed_matmul.reference import error_bound
 
 CASES = case_table.load("compressed_matmul")
 VALID = [case for case in CASES if case.error is None]

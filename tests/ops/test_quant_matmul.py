@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anynpu
-from anynpu.ops.quant_matmul.reference import round_once
-from anynpu.ops.quant_matmul.spec import error_bound
+from anynpu.ops.quant_matmul.reference import error_bound, round_once
 
 CASES = case_table.load("quant_matmul")
 VALID = [case for case in CASES if case.error is None]

@@ -16,7 +16,7 @@ _op = register(
         cpu.compressed_matmul,
         reference.compressed_matmul,
         spec.samples,
-        spec.error_bound,
+        reference.error_bound,
         cuda=f"{__name__}.triton",
     )
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from anynpu.ops.compressed_matmul.spec import output_shape
+from anynpu.ops.quant_matmul.reference import error_bound as quant_matmul_bound
 from anynpu.ops.quant_matmul.reference import round_once, scale_values, unrounded
 
 BLOCK_K, BLOCK_N, PANEL = 256, 128, 64
@@ -165,3 +166,19 @@ def compressed_matmul(
     row = None if bias is None else bias.reshape(-1)
     value, _ = unrounded(x, weight.t(), factors(scale, scale_19_bits), pertoken_scale=pertoken_scale, bias=row)
     return round_once(value, output_dtype)
+
+
+def error_bound(
+    x, stream, index, bias, scale, *, n=None, scale_19_bits=False, pertoken_scale=None, output_dtype=torch.float16
+) -> torch.Tensor:
+    """How far an element may be from the reference: as far as one of quant_matmul, by the same epilogue."""
+    columns = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)[1]
+    weight = decompress(stream, index, columns, x.shape[1])
+    return quant_matmul_bound(
+        x,
+        weight.t(),
+        factors(scale, scale_19_bits),
+        pertoken_scale=pertoken_scale,
+        bias=None if bias is None else bias.reshape(-1),
+        output_dtype=output_dtype,
+    )

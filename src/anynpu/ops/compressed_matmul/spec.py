@@ -100,25 +100,6 @@ def fake(
     return x.new_empty(shape, dtype=output_dtype)
 
 
-def error_bound(
-    x, stream, index, bias, scale, *, n=None, scale_19_bits=False, pertoken_scale=None, output_dtype=torch.float16
-) -> torch.Tensor:
-    """How far an element may be from the reference: as far as one of quant_matmul, by the same epilogue."""
-    from anynpu.ops.compressed_matmul.reference import decompress, factors
-    from anynpu.ops.quant_matmul import spec
-
-    columns = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)[1]
-    weight = decompress(stream, index, columns, x.shape[1])
-    return spec.error_bound(
-        x,
-        weight.t(),
-        factors(scale, scale_19_bits),
-        pertoken_scale=pertoken_scale,
-        bias=None if bias is None else bias.reshape(-1),
-        output_dtype=output_dtype,
-    )
-
-
 def _sample_weight(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     from anynpu import _native
 

@@ -16,7 +16,7 @@ _op = register(
         cpu.quant_matmul,
         reference.quant_matmul,
         spec.samples,
-        spec.error_bound,
+        reference.error_bound,
         cuda=f"{__name__}.triton",
     )
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Argument rules, output shape, sample calls and error bound of quant_matmul."""
+"""Argument rules, output shape and sample calls of quant_matmul."""
 
 from __future__ import annotations
 
@@ -125,32 +125,6 @@ def fake(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_d
     """Fake kernel."""
     shape = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
     return x1.new_empty(shape, dtype=output_dtype or torch.int8)
-
-
-def error_bound(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None) -> torch.Tensor:
-    """How far an element may be from the reference.
-
-    Float32 epilogue: the conversion of the sum, two products and two additions round by at most 2^-24 each, relative
-    to what they produce, so |error| <= 5 * 2^-24 * (|sum * scale * pts| + |bias| + |offset|) =: e before the last
-    rounding. That one adds at most a unit of the output, where e crosses a tie; for int8 a tie within e of the value
-    gives one code. With nothing but a scale the 16-bit floats are exact, int32 always is.
-    """
-    from anynpu.ops.quant_matmul.reference import unrounded
-
-    value, magnitude = unrounded(x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias)
-    dtype = output_dtype or torch.int8
-    if dtype == torch.int32:
-        return torch.zeros_like(value)
-    floating_bias = bias is not None and bias.dtype != torch.int32
-    if dtype in (torch.float16, torch.bfloat16) and pertoken_scale is None and not floating_bias:
-        return torch.zeros_like(value)
-    error = 5 * 2.0**-24 * magnitude
-    if dtype == torch.int8:
-        near_tie = ((value - value.floor()) - 0.5).abs() <= error
-        return near_tie.double()
-    limits = torch.finfo(dtype)
-    unit = torch.exp2(torch.floor(torch.log2((value.abs() + error).clamp(min=limits.tiny)))) * limits.eps
-    return error + unit
 
 
 def _int8(*shape: int, seed: int = 0) -> torch.Tensor:
