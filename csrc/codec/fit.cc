@@ -308,9 +308,8 @@ bool wants_fold(const Histogram& total) {
   return 8 * std::min(below, above) > std::max(below, above);
 }
 
-// Fits ranges to values and adds their classes to `counts`. Returns the bits of a first level.
-int64_t fit_values(const Counts& values, bool folded, bool coded, Ranges* ranges, ClassCounts& counts) {
-  const Counts codes = folded ? fold(values) : values;
+// Fits ranges to the codes of values and adds their classes to `counts`. Returns the bits of a first level.
+int64_t fit_values(const Counts& codes, bool folded, bool coded, Ranges* ranges, ClassCounts& counts) {
   const bool many = 256 - std::count(codes.of, codes.of + 256, 0u) > kMany;
   *ranges = RangeFitter(codes, coded, false, folded && many).best();
   number_classes(codes.of, ranges);
@@ -345,12 +344,11 @@ Ranges nibble_ranges(const Histogram& codes) {
 }
 
 // What ideal codes of these classes would save, one for each group instead of one for all of them.
-int64_t saved_by_groups(const Counts (&groups)[kColumnGroups], bool folded, const Ranges& ranges,
-                        const ClassCounts& counts) {
+int64_t saved_by_groups(const Counts (&groups)[kColumnGroups], const Ranges& ranges, const ClassCounts& counts) {
   int64_t saved = entropy_bits(counts, kClasses);
   for (const Counts& group : groups) {
     ClassCounts own = {};
-    count_classes((folded ? fold(group) : group).of, ranges, own);
+    count_classes(group.of, ranges, own);
     saved -= entropy_bits(own, kClasses);
   }
   return saved;
@@ -361,17 +359,34 @@ bool take_nibbles(const Counts (&groups)[kColumnGroups], const Counts& total, Co
   const int64_t values = std::accumulate(total.of, total.of + 256, int64_t{0}), ideal = entropy_bits(total.of, 256);
   const auto lose_much = [&](int64_t bits) { return bits * kNibblesLose > ideal * (kNibblesLose + 1); };
   if (!levels_fit(values, 2) || lose_much(kLeastNibblesBits * values)) return false;
-  const Counts codes = coding->folded ? fold(total) : total;
-  const Ranges ranges = nibble_ranges(codes.of);
+  const Ranges ranges = nibble_ranges(total.of);
   ClassCounts classes = {};
-  count_classes(codes.of, ranges, classes);
-  if (lose_much(nibbles_bits(classes)) ||
-      saved_by_groups(groups, coding->folded, ranges, classes) * kTablesSave >= ideal) {
-    return false;
-  }
+  count_classes(total.of, ranges, classes);
+  if (lose_much(nibbles_bits(classes)) || saved_by_groups(groups, ranges, classes) * kTablesSave >= ideal) return false;
   coding->tables[0] = ranges;
   std::copy_n(classes, kClasses, counts);
   return true;
+}
+
+// Of codes, which are values or folded ones.
+Coding choose_tables(const Counts (&groups)[kColumnGroups], const Counts& total, bool folded, ClassCounts& counts) {
+  Coding coding = {folded, 0, {}};
+  if (take_nibbles(groups, total, &coding, counts)) return coding;
+  std::fill_n(counts, kClasses, 0u);
+  int64_t together = fit_values(total, folded, false, &coding.tables[0], counts);
+  const bool coded = worth_coding(2, counts, together);
+  if (coded) {
+    std::fill_n(counts, kClasses, 0u);
+    together = fit_values(total, folded, true, &coding.tables[0], counts);
+  }
+  if (saved_by_groups(groups, coding.tables[0], counts) * kTablesSave < together) return coding;
+  Coding apart = {folded, kGroupsLog2, {}};
+  ClassCounts counts_apart = {};
+  int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
+  for (int i = 0; i < kColumnGroups; ++i) bits += fit_values(groups[i], folded, coded, &apart.tables[i], counts_apart);
+  if (bits >= together) return coding;
+  std::copy_n(counts_apart, kClasses, counts);
+  return apart;
 }
 
 }  // namespace
@@ -395,24 +410,10 @@ bool has_gaps(const Counts& sample) {
 }
 
 Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total, ClassCounts& counts) {
-  Coding coding = {wants_fold(total.of), 0, {}};
-  if (take_nibbles(groups, total, &coding, counts)) return coding;
-  std::fill_n(counts, kClasses, 0u);
-  int64_t together = fit_values(total, coding.folded, false, &coding.tables[0], counts);
-  const bool coded = worth_coding(2, counts, together);
-  if (coded) {
-    std::fill_n(counts, kClasses, 0u);
-    together = fit_values(total, coding.folded, true, &coding.tables[0], counts);
-  }
-  if (saved_by_groups(groups, coding.folded, coding.tables[0], counts) * kTablesSave < together) return coding;
-  Coding apart = {coding.folded, kGroupsLog2, {}};
-  ClassCounts counts_apart = {};
-  int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
-  for (int i = 0; i < kColumnGroups; ++i)
-    bits += fit_values(groups[i], apart.folded, coded, &apart.tables[i], counts_apart);
-  if (bits >= together) return coding;
-  std::copy_n(counts_apart, kClasses, counts);
-  return apart;
+  if (!wants_fold(total.of)) return choose_tables(groups, total, false, counts);
+  Counts folded[kColumnGroups];
+  for (int i = 0; i < kColumnGroups; ++i) folded[i] = fold(groups[i]);
+  return choose_tables(folded, fold(total), true, counts);
 }
 
 void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {

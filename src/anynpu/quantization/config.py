@@ -69,7 +69,7 @@ class WeightQuantConfig(QuantConfig):
         return QuantizedWeight.from_codes(codes, scale, offset, group_size, bits=self.bits)
 
     def layer(self, module: torch.nn.Module, name: str) -> WeightQuantLinear:
-        return WeightQuantLinear.from_quantized(self.quantize(module.weight), module.bias).train(module.training)
+        return WeightQuantLinear.from_quantized(self.quantize(module.weight), module.bias)
 
 
 @dataclass(frozen=True)
