@@ -124,6 +124,19 @@ def test_codes_and_dequantised_tensors_give_the_same(model, scales, chunk):
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_makes_no_tensor_on_another_device(model, scales):
+    """A model on a GPU, as far as a CPU can tell: what is made without a device would be on meta."""
+    ids, mask = tokens(40, seed=3).reshape(2, 20), torch.ones(2, 20, dtype=torch.int64)
+    ids[0, :5] = mask[0, :5] = 0
+    expected = logits(model, ids, Int8Cache(model, scales), attention_mask=mask)
+    cache = Int8Cache(model, scales)
+    with torch.device("meta"):
+        result = logits(model, ids, cache, attention_mask=mask)
+        cache.batch_repeat_interleave(2)
+    assert torch.equal(result, expected)
+    assert all(layer.keys.shape[0] == 4 and layer.keys.device.type == "cpu" for layer in cache.layers)
+
+
 def test_padding_on_the_left(model, scales):
     short, long = tokens(20, seed=4), tokens(33, seed=5)
     ids = torch.stack([torch.cat([torch.zeros(13, dtype=torch.long), short]), long])

@@ -99,7 +99,7 @@ def calibrate_kv(
     """
     largest: dict[tuple[str, int], torch.Tensor] = {}
     for tokens in _windows(texts, tokenizer, window):
-        model(tokens[None], past_key_values=_Recorder(largest), use_cache=True)
+        model(tokens[None].to(model.device), past_key_values=_Recorder(largest), use_cache=True)
     if not largest:
         raise ValueError("calibrate_kv: texts must hold at least one token, got none")
     layers = 1 + max(layer for _, layer in largest)
@@ -125,8 +125,9 @@ class Int8Layer(CacheLayerMixin):
         if (heads, size) != expected:
             raise ValueError(f"Int8Layer: key_states must have Nkv, D of the scales, {expected}, got {(heads, size)}")
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (torch.empty(batch, _FIRST_ROWS, heads, size, dtype=torch.int8) for _ in "kv")
-        self._identity = torch.ones(size, dtype=self.dtype), torch.zeros(size, dtype=self.dtype)
+        self.keys, self.values = (key_states.new_empty(batch, _FIRST_ROWS, heads, size, dtype=torch.int8) for _ in "kv")
+        self._identity = key_states.new_ones(size), key_states.new_zeros(size)
+        self._scales = {name: scale.to(self.device) for name, scale in self._scales.items()}
         self.is_initialized = True
 
     def _reserve(self, rows: int) -> None:
@@ -142,7 +143,7 @@ class Int8Layer(CacheLayerMixin):
             setattr(self, name, new)
 
     def _per_batch(self, value: int) -> torch.Tensor:
-        return torch.full((self.keys.shape[0],), value, dtype=torch.int32)
+        return self.keys.new_full((self.keys.shape[0],), value, dtype=torch.int32)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -205,7 +206,7 @@ class Int8Layer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.is_initialized:
-            self._select(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+            self._select(torch.arange(self.keys.shape[0], device=self.device).repeat_interleave(repeats))
 
 
 class Int8Cache(Cache):
@@ -266,8 +267,8 @@ def _starts(mask: torch.Tensor | None) -> torch.Tensor | None:
         return known
     queries, rows = mask.shape[-2:]
     starts = mask[:, 0, -1].int().argmax(-1)
-    row = torch.arange(rows)
-    position = torch.arange(rows - queries, rows)[:, None]
+    row = torch.arange(rows, device=mask.device)
+    position = row[rows - queries :, None]
     expected = (row >= starts[:, None, None]) & (row <= position)
     padding = position < starts[:, None, None]  # queries that are padding may see anything
     if not ((mask[:, 0] == expected) | padding).all():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import anynpu
-from anynpu.formats import compress_weight
+from anynpu.formats import compress_weight, decompress_weight
 from anynpu.ops.compressed_matmul.reference import error_bound
 
 CASES = gpu_cases.valid("compressed_matmul")
@@ -57,6 +57,14 @@ def test_decoder_is_lossless(name, device):
     decompress = importlib.import_module("anynpu.ops.compressed_matmul.triton").decompress
     decoded = decompress(packed.stream.to(device), packed.index.to(device), *weight.shape)
     gpu_cases.assert_within(decoded, weight, None)
+
+
+def test_weights_are_compressed_from_and_to_their_device(device):
+    weight = WEIGHTS["boxes"]
+    packed, expected = compress_weight(weight.to(device)), compress_weight(weight)
+    assert packed.stream.device.type == packed.index.device.type == device.type
+    assert torch.equal(packed.stream.cpu(), expected.stream) and torch.equal(packed.index.cpu(), expected.index)
+    gpu_cases.assert_within(decompress_weight(packed), weight, None)
 
 
 def test_weights_cover_the_format():

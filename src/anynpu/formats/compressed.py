@@ -93,8 +93,10 @@ _room = _Room()
 def compress_weight(weight: torch.Tensor) -> CompressedWeight:
     """Compresses an int8 weight without loss; the bytes do not depend on the number of threads.
 
+    The CPU does it; stream and index are on the device of ``weight``.
+
     Args:
-        weight: int8 ``(n, k)`` on the CPU, any strides, not empty.
+        weight: int8 ``(n, k)``, any strides, not empty.
 
     Raises:
         TypeError: ``weight`` is not int8.
@@ -116,12 +118,13 @@ def compress_weight(weight: torch.Tensor) -> CompressedWeight:
     stream = _room.get(most_bytes(n, k))
     index = torch.empty(index_bytes(n, k), dtype=torch.int8)
     used = torch.empty(1, dtype=torch.int64)
-    _compress(weight, stream, index, used)
-    return CompressedWeight(stream[: int(used)].clone(), index, torch.tensor([8, 8, k, n, 1]))
+    _compress(weight.cpu(), stream, index, used)
+    kept = stream[: int(used)].to(weight.device, copy=True)
+    return CompressedWeight(kept, index.to(weight.device), torch.tensor([8, 8, k, n, 1]))
 
 
 def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
-    """The int8 weight ``(n, k)`` that was compressed.
+    """The int8 weight ``(n, k)`` that was compressed, on the device of the stream; the CPU decodes.
 
     Raises:
         ValueError: stream, index or info are damaged, do not belong together, or come from another program.
@@ -137,8 +140,9 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
     most = compressed.index.numel() // ENTRY_BYTES * BLOCK_K * BLOCK_N
     require(op, n * k <= most, f"n * k of info must be at most the index's {most} values, got {n} * {k}")
     weight = torch.empty((compressed.n, compressed.k), dtype=torch.int8)
-    _decompress(compressed.stream, compressed.index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
-    return weight
+    stream, index = compressed.stream.cpu(), compressed.index.cpu()
+    _decompress(stream, index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
+    return weight.to(compressed.stream.device)
 
 
 def entropy_bits(weight: torch.Tensor) -> float:

@@ -130,7 +130,8 @@ class WeightQuantLinear(QuantizedLinear):
 
     def require_sound(self) -> None:
         if self.input_order is not None:
-            whole = torch.equal(self.input_order.sort().values, torch.arange(self.in_features))
+            every = torch.arange(self.in_features, device=self.input_order.device)
+            whole = torch.equal(self.input_order.sort().values, every)
             require("WeightQuantLinear", whole, f"input_order must be an order of {self.in_features} inputs")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
