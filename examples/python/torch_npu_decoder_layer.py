@@ -20,6 +20,7 @@ weights = {
     "gate_up": torch.randn(hidden, 2 * intermediate) / hidden**0.5,
     "down": torch.randn(intermediate, hidden) / intermediate**0.5,
 }
+weights = {name: weight.npu() for name, weight in weights.items()}
 gammas = [(1 + 0.1 * torch.randn(hidden)).bfloat16().npu() for _ in range(2)]
 sequences = [torch.randn(prompt + new_tokens, hidden, dtype=torch.bfloat16).npu() for prompt in prompts]
 angles = torch.outer(torch.arange(64), 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)).repeat(1, 2)
@@ -28,7 +29,7 @@ cos, sin = angles.cos().bfloat16()[:, None].npu(), angles.sin().bfloat16()[:, No
 
 def int8_weight(weight):
     scale = weight.abs().amax(0) / 127
-    return torch.round(weight / scale).to(torch.int8).npu(), scale.npu()
+    return torch.round(weight / scale).to(torch.int8), scale
 
 
 class DecoderLayer:

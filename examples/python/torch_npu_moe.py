@@ -78,7 +78,7 @@ def int4_weight(weight):
 def exact(x):
     """The layer in float32."""
     weights, ids, _ = torch_npu.npu_moe_gating_top_k_softmax(x.float() @ router, k=top_k)
-    y = torch.zeros(tokens, hidden)
+    y = torch.zeros(tokens, hidden).npu()
     for token in range(tokens):
         for weight, expert in zip(weights[token], ids[token].tolist(), strict=True):
             gate, up = (x[token].float() @ w13[expert]).chunk(2)
@@ -92,5 +92,5 @@ w13_int4, w13_words, w13_bias = int4_weight(w13)
 w2_int4, w2_words, w2_bias = int4_weight(w2)
 expected = exact(x)
 for layer in (w8a8, w4a8):
-    error = (layer(x).cpu() - expected).norm() / expected.norm()
+    error = (layer(x) - expected).norm() / expected.norm()
     print(f"{layer.__name__}: relative error {error:.3f}")

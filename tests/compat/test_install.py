@@ -209,6 +209,10 @@ def test_synchronize_tells_what_a_gpu_found_wrong(python):
                 torch.npu.synchronize(*arguments)
             torch.npu.synchronize(*arguments)
         assert waited[0] is None and torch.device("cuda", 0) in waited
+        assert torch.accelerator.current_device_index() == 1 and torch.accelerator.device_count() == 2
+        with pytest.raises(ValueError, match="must be small"):
+            _device_errors._words[torch.device("cuda", 1)] = torch.tensor([rule + 7])
+            torch.accelerator.synchronize()
         """
     )
 

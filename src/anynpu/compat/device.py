@@ -32,6 +32,13 @@ _PINNING = (
     (torch.Tensor, ("new_empty_strided", *(f"new_{fill}" for fill in _FILLS))),
 )
 
+# Functions of torch.accelerator by their names in torch.npu, where these are others.
+_OTHERWISE_CALLED = {
+    "current_device_index": "current_device",
+    "set_device_index": "set_device",
+    "get_memory_info": "mem_get_info",
+}
+
 _library: torch.library.Library | None = None  # owns the fallback, which lives as long as this object
 _guard_and_hooks: list[Any] = []  # torch keeps bare pointers to them
 _target = torch.device("cpu")
@@ -321,14 +328,18 @@ def adopt_cuda_names() -> None:
 
 
 def provide_accelerator(functions: Mapping[str, Any]) -> None:
-    """Gives ``torch.accelerator`` the functions of ``torch.npu`` that need an allocator in C++ otherwise."""
-    if _target.type != "cpu":
-        return
+    """Gives ``torch.accelerator`` the functions of ``torch.npu``.
+
+    C++ takes npu for the accelerator, and knows no streams and indices of it where npu stands for CUDA, and nowhere an
+    allocator.
+    """
     for name in dir(torch.accelerator):
-        if "memory" in name or name in ("synchronize", "empty_cache"):
-            if isinstance(function := functions.get(name), FunctionType):
+        if _target.type == "cuda" or "memory" in name or name in ("synchronize", "empty_cache"):
+            if isinstance(function := functions.get(_OTHERWISE_CALLED.get(name, name)), FunctionType):
                 # A new object: graph capture looks functions up by identity.
                 setattr(torch.accelerator, name, functools.wraps(function)(functools.partial(function)))
+    if _target.type == "cuda":
+        torch.accelerator.device_index = functions["device"]
 
 
 def provide(device: str) -> None:
@@ -341,7 +352,7 @@ def provide(device: str) -> None:
         )
     _target = torch.device(device)
     torch.utils.rename_privateuse1_backend(NAME)
-    if hasattr(torch._C, "_acc") and _target.type == "cpu":  # torch has one accelerator; with CUDA it stays CUDA
+    if hasattr(torch._C, "_acc") and _target.type == "cpu":
         _register_guard()
     else:
         _complete_index_in_python()

@@ -231,11 +231,13 @@ def _round_to_nearest(
     # The last group is filled up with its own last column, which changes neither its minimum nor its maximum.
     grouped = torch.cat([weight, weight[:, -1:].expand(n, -k % group_size)], dim=1).unflatten(1, (-1, group_size))
     low, high = grouped.aminmax(dim=-1)
+    # Tensors: GPUs multiply by the reciprocal of a number, which gives another last bit.
+    least, most = weight.new_tensor((lowest, highest)).unbind()
     if symmetric:
-        scale = _usable(torch.maximum(high / highest, low / lowest), torch.ones_like(low))
+        scale = _usable(torch.maximum(high / most, low / least), torch.ones_like(low))
         offset = torch.zeros_like(scale)
     else:
-        scale = _usable((high - low) / (highest - lowest), low.abs())
+        scale = _usable((high - low) / (most - least), low.abs())
         scale = _usable(scale, torch.ones_like(low))
         offset = low / scale - lowest
     codes = (grouped / scale.unsqueeze(-1) - offset.unsqueeze(-1)).round().clamp(lowest, highest).to(torch.int8)
