@@ -68,8 +68,34 @@ int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* t
   return position <= end;
 }
 
+// Where classes and extra bits are nibbles, what a code stands for is the exclusive or of what its class and its bits
+// stand for.
+template <bool kFolded>
+int32_t expand_nibbles(const uint8_t* nibbles, int64_t pieces, const LaneTable& table, BitSource* extras,
+                       uint8_t* out) {
+  const uint8_t* data = extras->data + extras->position / 8;
+  extras->position += 4 * pieces * kPiece;
+  if (extras->position > 8 * extras->bytes) return 0;
+  __m512i of_class = _mm512_load_si512(table.base);
+  __m512i of_bits = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  if (kFolded) {
+    of_class = unfold(of_class);
+    of_bits = _mm512_xor_si512(unfold(of_bits), unfold(_mm512_setzero_si512()));
+  }
+  for (int64_t piece = 0; piece < pieces; ++piece, nibbles += kPiece / 2, data += kPiece / 2, out += kPiece) {
+    __builtin_prefetch(extras->next + piece * kPiece);
+    _mm512_storeu_si512(out, _mm512_xor_si512(_mm512_shuffle_epi8(of_class, spread_nibbles(nibbles)),
+                                              _mm512_shuffle_epi8(of_bits, spread_nibbles(data))));
+  }
+  return 1;
+}
+
 int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                BitSource* extras, uint8_t* out) {
+  if (one_table && codes != Codes::nibbles && extras->position % 8 == 0 && only_nibbles(tables[0])) {
+    const auto nibbles_of = codes == Codes::folded ? expand_nibbles<true> : expand_nibbles<false>;
+    return nibbles_of(nibbles, count / kPiece, tables[0], extras, out);
+  }
   const auto pieces = codes == Codes::values   ? expand_pieces<Codes::values>
                       : codes == Codes::folded ? expand_pieces<Codes::folded>
                                                : expand_pieces<Codes::nibbles>;

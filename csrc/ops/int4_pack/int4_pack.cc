@@ -25,6 +25,8 @@ constexpr const Int4PackKernel* kKernels[] = {
 };
 
 constexpr int64_t kGrain = 1 << 15;  // values a thread; below it a second thread costs more than it gives
+constexpr int64_t kRun = 512;        // values packed before more are fetched
+constexpr int64_t kAhead = 2048;     // values
 
 // Values held by one element of the packed tensor.
 int values_per_element(int32_t dtype) { return dtype == ANYNPU_INT32 ? 8 : dtype == ANYNPU_UINT8 ? 2 : 1; }
@@ -115,7 +117,12 @@ bool pack_nd(const Int4PackKernel& kernel, const anynpu_int4_pack_args& args) {
   const auto* values = static_cast<const int32_t*>(args.weight.data);
   auto* packed = static_cast<uint8_t*>(args.packed.data);
   return any_bad(element_count(args.weight), [&](int64_t first, int64_t count) {
-    return kernel.pack(values + first, count, packed + first / 2) != 0;
+    int32_t bad = 0;
+    for (int64_t end = first + count; first < end; first += kRun) {
+      for (int64_t i = 0; i < kRun; i += 16) __builtin_prefetch(values + first + kAhead + i, 0, 2);
+      bad |= kernel.pack(values + first, std::min(kRun, end - first), packed + first / 2);
+    }
+    return bad != 0;
   });
 }
 

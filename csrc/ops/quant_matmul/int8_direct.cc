@@ -11,7 +11,6 @@
 namespace anynpu {
 namespace {
 
-constexpr int64_t kSideBySideRows = 4;   // of x: more are faster with panels where columns lie side by side
 constexpr int64_t kColumns = 128;        // of a task
 constexpr int64_t kWideColumns = 16384;  // at once where k are shared out, so that their sums stay in the nearer caches
 constexpr int64_t kParts = 4;            // of k a thread, so that a thread that is disturbed does less
@@ -117,9 +116,8 @@ class Direct {
 }  // namespace
 
 int64_t most_direct_rows(const WeightSource& weight) {
-  if (int8_kernel().direct == nullptr) return 0;
-  if (weight.order == WeightOrder::rows_of_k) return kSideBySideRows;
-  return weight.chunk_bytes == 0 ? kDirectRows : 0;
+  if (weight.order == WeightOrder::rows_of_k) return int8_kernel().direct_rows_of_k;
+  return weight.chunk_bytes == 0 ? int8_kernel().direct_rows_of_n : 0;
 }
 
 int32_t run_int8_direct(const char* op, const Int8Problem& problem, const WeightSource& weight) {

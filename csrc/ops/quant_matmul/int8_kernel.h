@@ -9,8 +9,7 @@
 
 namespace anynpu {
 
-constexpr int64_t kDirectRows = 8;  // so few rows of x leave a product to the memory
-constexpr int64_t kDirectK = 32;    // to a multiple of which they are padded
+constexpr int64_t kDirectK = 32;  // to a multiple of which few rows of x are padded
 
 // Runs of bytes, `apart` bytes from one to the next, that the next products will need: fetched while one goes on.
 struct Int8Ahead {
@@ -34,8 +33,8 @@ struct Int8Product {
   Int8Ahead ahead = {};
 };
 
-// Rows of x times a part of weights as they lie: int8, not packed32, and FRACTAL_NZ only as rows of k. Of x there are
-// at most kDirectRows rows; beyond its k they hold zeros up to a multiple of kDirectK.
+// Rows of x times a part of weights as they lie: int8, not packed32, and FRACTAL_NZ only as rows of k. Beyond their
+// k the rows of x hold zeros up to a multiple of kDirectK.
 struct Int8Direct {
   const WeightSource* weight;
   int64_t k;  // a multiple of kDirectK
@@ -67,7 +66,10 @@ struct Int8Kernel {
   Isa isa;
   int64_t tile_rows;
   void (*multiply)(const Int8Product& product);
-  void (*direct)(const Int8Direct& product);  // null where panels are as fast
+  void (*direct)(const Int8Direct& product);
+  // Of x at most in a direct product, of weights whose rows are k or columns: more are faster with panels.
+  int64_t direct_rows_of_k;
+  int64_t direct_rows_of_n;
   void (*store)(const Int8Output& output);
 };
 

@@ -2,6 +2,7 @@
 #include "simd/dot_avx512.h"
 #include "simd/vec_avx512vnni.h"
 
+#include "ops/quant_matmul/direct_avx512.inc"
 #include "ops/quant_matmul/store.inc"
 
 namespace anynpu {
@@ -75,6 +76,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, nullptr, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, direct, kRowsOfK, kRowsOfN, store};
 
 }  // namespace anynpu
