@@ -177,7 +177,7 @@ def _map_devices_in_graphs() -> None:
 
 
 def _register_guard() -> None:
-    """Lets torch complete ``npu`` to ``npu:0`` in C++."""
+    """Lets torch complete ``npu`` to ``npu:0`` in C++, and asks npu, the accelerator, for streams in ``backward``."""
 
     class Guard(torch._C._acc.DeviceGuard):
         def type_(self) -> Any:
@@ -199,7 +199,7 @@ def _register_guard() -> None:
 
 
 def _complete_index_in_python() -> None:
-    """What ``_register_guard`` does, for CUDA and for a torch without Python device guards."""
+    """Completes ``npu`` to the current device of CUDA, or to 0 with a torch without Python device guards."""
     for name in ("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_csr_tensor"):
         setattr(torch, name, _with_mapped_device(getattr(torch, name)))
     torch.Tensor.new_tensor = _with_mapped_device(torch.Tensor.new_tensor)
@@ -221,9 +221,9 @@ def _provide_tensor_methods() -> None:
     torch.Tensor.is_npu = property(lambda self: self.device.type == _target.type)
     torch.nn.Module.npu = _module_npu
     torch.nn.utils.rnn.PackedSequence.npu = _npu
+    _provide_pinned_memory()
     if _target.type == "cpu":
         torch.Tensor.cpu = functools.wraps(_tensor_cpu)(_cpu)
-        _provide_pinned_memory()
         torch.Tensor.record_stream = lambda self, stream: None
 
 
@@ -250,6 +250,8 @@ def _provide_storage() -> None:
 
 
 def _pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
+    if self.device.type != "cpu":
+        raise RuntimeError(f"pin_memory: the tensor must be on the host, got {self.device}")
     if _has(self, _PINNED):
         return self
     pinned = self.clone()
@@ -271,7 +273,7 @@ def _with_pinned_memory(function: Any) -> Any:
 
 
 def _provide_pinned_memory() -> None:
-    """Pinned memory of a host that is the device too: ordinary memory, marked on the storage."""
+    """Pinned memory is ordinary memory, marked on the storage: torch's allocator would be that of npu."""
     torch.Tensor.pin_memory = _pin_memory
     torch.Tensor.is_pinned = _is_pinned
     _device_constructors()  # keeps the functions as they are now, which ``with torch.device(...)`` sees called
@@ -352,9 +354,9 @@ def provide(device: str) -> None:
         )
     _target = torch.device(device)
     torch.utils.rename_privateuse1_backend(NAME)
-    if hasattr(torch._C, "_acc") and _target.type == "cpu":
+    if hasattr(torch._C, "_acc"):
         _register_guard()
-    else:
+    if not hasattr(torch._C, "_acc") or _target.type == "cuda":
         _complete_index_in_python()
     _library = torch.library.Library("_", "IMPL")
     _library.fallback(_factory, "PrivateUse1")
