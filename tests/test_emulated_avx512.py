@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AVX-512 tiers that the CPU lacks pass their tests in emulation (csrc/simd/emulated_avx512.h)."""
+"""The tiers above AVX2 that the CPU lacks pass their tests in emulation (csrc/simd/emulated_avx512.h, emulated_amx.h)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from anynpu import _native
 
 ROOT = Path(__file__).parents[1]
-CALLS = ROOT / "tests" / "native" / "avx512_calls.inc"
+NATIVE = ROOT / "tests" / "native"
 FLAGS = "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg"
 TESTS = (
     "tests/ops",
@@ -27,7 +27,7 @@ TESTS = (
     "tests/test_native_programs.py",
 )
 
-lacking = [tier for tier in _native.ISA_TIERS if tier.startswith("avx512") and _native.isa_refusal(tier)]
+lacking = [tier for tier in _native.ISA_TIERS if tier not in {"avx2", "portable"} and _native.isa_refusal(tier)]
 needs_gcc = pytest.mark.skipif(
     shutil.which("g++") is None or platform.machine() not in {"x86_64", "AMD64"}, reason="needs g++ on x86-64"
 )
@@ -58,12 +58,17 @@ def test_tiers_pass_their_tests_in_emulation():
 
 
 @needs_gcc
-@pytest.mark.skipif("avx512vbmi" in lacking, reason="the CPU lacks AVX-512")
-def test_emulation_equals_the_cpu(tmp_path):
-    program = tmp_path / "emulated_avx512"
-    source = ROOT / "tests" / "native" / "emulated_avx512.cc"
+@pytest.mark.parametrize(
+    ("name", "tier", "flags"),
+    [("emulated_avx512", "avx512vbmi", FLAGS), ("emulated_amx", "amx", "-mavx2 -mfma -mamx-tile -mamx-int8 -mamx-bf16")],
+)
+def test_emulation_equals_the_cpu(name, tier, flags, tmp_path):
+    if tier in lacking:
+        pytest.skip(f"{tier}: {_native.isa_refusal(tier)}")
+    program = tmp_path / name
+    source = NATIVE / f"{name}.cc"
     subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-w", *FLAGS.split(), f"-I{ROOT / 'csrc'}", source, "-o", program], check=True
+        ["g++", "-std=c++17", "-O1", "-w", *flags.split(), f"-I{ROOT / 'csrc'}", source, "-o", program], check=True
     )
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -72,7 +77,7 @@ def test_emulation_equals_the_cpu(tmp_path):
 def test_every_intrinsic_of_the_kernels_is_compared():
     kernels = [path for path in (ROOT / "csrc").rglob("*avx512*") if path.name != "emulated_avx512.h"]
     used = {name for path in kernels for name in re.findall(r"_mm512_\w+|_mm(?:256)?_maskz?_\w+", path.read_text())}
-    text = CALLS.read_text()
+    text = (NATIVE / "avx512_calls.inc").read_text()
     named = set(re.findall(r"_mm\w+", text))
     for macro, made in (
         ("BINARY", ("{}", "mask_{}", "maskz_{}")),
@@ -85,3 +90,10 @@ def test_every_intrinsic_of_the_kernels_is_compared():
     assert used, "no kernels"
     # vdpbf16ps takes subnormals as zero, the emulation does not: the kernel keeps away from them.
     assert used - named <= {"_mm512_dpbf16_ps"}
+
+
+def test_every_tile_intrinsic_of_the_kernels_is_compared():
+    kernels = [path for path in (ROOT / "csrc").rglob("*amx*") if path.name != "emulated_amx.h"]
+    used = {name for path in kernels for name in re.findall(r"_tile_\w+", path.read_text())}
+    assert used, "no kernels"
+    assert used <= set(re.findall(r"_tile_\w+", (NATIVE / "amx_calls.inc").read_text()))

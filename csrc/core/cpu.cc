@@ -8,6 +8,11 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <asm/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "core/status.h"
 
@@ -29,24 +34,50 @@ bool has_f16c() {
 }
 #endif
 
+#if defined(__x86_64__) && !defined(ANYNPU_EMULATE_AVX512)
+bool has_amx() {
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAmx) == kAmx;
+}
+
+// The tiles, 8 KiB a thread, are for processes that ask for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+#if !defined(ARCH_REQ_XCOMP_PERM)
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#endif
+  constexpr long kTileData = 18;
+  static const bool may = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, kTileData) == 0;
+  return may;
+#else
+  return false;
+#endif
+}
+#endif
+
 const char* cpu_refusal(Isa isa) {
 #if defined(__x86_64__)
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
 #if defined(ANYNPU_EMULATE_AVX512)
-  const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2;
+  const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2, amx = avx2, tiles = avx2;
 #else
   const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
   const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg");
   const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
+  const bool amx = avx512bf16 && has_amx(), tiles = amx && may_use_tiles();
 #endif
   switch (isa) {
     case Isa::portable: return nullptr;
     case Isa::avx2: return avx2 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
     case Isa::avx512vbmi: return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI or BITALG";
     case Isa::avx512vnni: return avx512vnni ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
+    case Isa::amx:
+      if (!amx) return "the CPU lacks AVX512-BF16, AMX-TILE, AMX-INT8 or AMX-BF16";
+      return tiles ? nullptr : "the operating system does not let the process use AMX";
     case Isa::avx512bf16: return avx512bf16 ? nullptr : "the CPU lacks AVX512-BF16";
   }
   return "unknown tier";

@@ -17,13 +17,19 @@ Isa current_isa();
 // Whether the CPU has a tier: better ones need not include it.
 bool cpu_runs(Isa isa);
 
-// The first entry of a kernel table (best first) that is no better than the tier in force and that the CPU has.
-template <typename Kernel, int N>
-const Kernel& pick(const Kernel* const (&table)[N]) {
+// The first entry of a kernel table (best first) that is no better than the tier in force, that the CPU has and that is
+// suitable(kernel).
+template <typename Kernel, int N, typename Suitable>
+const Kernel& pick(const Kernel* const (&table)[N], const Suitable& suitable) {
   for (const Kernel* kernel : table) {
-    if (kernel->isa >= current_isa() && cpu_runs(kernel->isa)) return *kernel;
+    if (kernel->isa >= current_isa() && cpu_runs(kernel->isa) && suitable(*kernel)) return *kernel;
   }
   return *table[N - 1];
+}
+
+template <typename Kernel, int N>
+const Kernel& pick(const Kernel* const (&table)[N]) {
+  return pick(table, [](const Kernel&) { return true; });
 }
 
 }  // namespace anynpu

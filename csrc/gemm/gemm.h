@@ -73,7 +73,9 @@ struct DigitBlock {
 };
 
 // Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two
-// bfloat16 or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step and then k 1 and 3. All tiles but the last have the same height.
+// bfloat16 or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step and then k 1 and 3. Those of
+// the AMX tier in bfloat16 are [k blocks][tiles of rows][groups of 16 steps][planes][rows of the tile][steps of the group].
+// All tiles but the last have the same height.
 struct PackedRow {
   int32_t* packed;
   DigitBlock* info;   // [k blocks][rows]
@@ -104,8 +106,9 @@ struct PanelProduct {
   int64_t rows;
   int64_t steps;
   int64_t c_stride;
-  int16_t bias;  // of the bytes of a panel
-  bool rests;    // x is two digits and rests
+  int16_t bias;    // of the bytes of a panel
+  bool rests;      // x is two digits and rests
+  int32_t planes;  // of bfloat16
   Ahead ahead;
 };
 
@@ -189,8 +192,10 @@ struct GemmKernel {
   int64_t word_tile_rows;
   void (*multiply_words)(const PanelProduct& product);
 
-  // Scheme bf16, null where the tier has none.
-  bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, const PackedRow& row);
+  // Scheme bf16, null where the tier has none: x as the sum of at most most_planes bfloat16.
+  int32_t most_planes;
+  int64_t bf16_tile_rows;
+  bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, int32_t planes, const PackedRow& row);
   void (*panel_bf16)(const uint8_t* panel, int64_t k_count, float bias, int32_t* out);
   void (*multiply_bf16)(const PanelProduct& product);
 };

@@ -39,6 +39,8 @@ const GemmKernel gemm_avx512bf16 = {
     49152,
     0,
     nullptr,
+    1,
+    kTileDigitRows,
     pack_bf16,
     panel_bf16,
     multiply_bf16,

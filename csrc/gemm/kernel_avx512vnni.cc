@@ -38,6 +38,8 @@ const GemmKernel gemm_avx512vnni = {
     49152,
     0,
     nullptr,
+    0,
+    0,
     nullptr,
     nullptr,
     nullptr,

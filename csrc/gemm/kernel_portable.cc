@@ -35,6 +35,8 @@ const GemmKernel gemm_portable = {
     0,
     0,
     nullptr,
+    0,
+    0,
     nullptr,
     nullptr,
     nullptr,

@@ -51,9 +51,10 @@ void DirectSums::multiply_part(const Piece& piece, int64_t part, const PackedRow
   const int64_t k = by_k_ ? part * part_k_ : 0, n = by_k_ ? 0 : part * kColumns;
   const int64_t columns = by_k_ ? problem_.n : std::min(kColumns, problem_.n - n);
   const WeightSource weight = problem_.expert_weight(piece.expert);
-  int8_kernel().direct({&weight, k, std::min(part_k_, problem_.k - k), n, columns,
-                        reinterpret_cast<const int8_t*>(packed.tiles(piece)), 4 * packed.row_steps(), piece.rows,
-                        sums_of(by_k_ ? part : 0, piece.direct) + n, stride_});
+  int8_kernel(piece.rows)
+      .direct({&weight, k, std::min(part_k_, problem_.k - k), n, columns,
+               reinterpret_cast<const int8_t*>(packed.tiles(piece)), 4 * packed.row_steps(), piece.rows,
+               sums_of(by_k_ ? part : 0, piece.direct) + n, stride_});
 }
 
 void DirectSums::add(const Piece& piece, int64_t row, int64_t column, int64_t columns, int32_t* sums) const {

@@ -62,11 +62,13 @@ class Combine {
         args_(*problem.args),
         group_ends_(group_ends),
         row_index_(row_index),
-        kernel_(pick(kKernels)),
-        own_product_(has_own_product(kernel_, problem)),
-        tile_rows_(own_product_ ? kernel_.tile_rows : int8_kernel().tile_rows),
-        packed_(problem, tile_rows_, own_product_ ? kernel_.block_steps : 0, problem.int4() && !own_product_),
         rows_(problem.experts == 0 ? 0 : group_ends[problem.experts - 1]),
+        kernel_(pick(kKernels)),
+        int8_(int8_kernel(rows_ / std::max<int64_t>(1, experts_with_rows()))),
+        own_product_(int8_.unit_steps == 1 && has_own_product(kernel_, problem)),
+        tiles_(own_product_ ? RowTiles{kernel_.tile_rows, 1, kernel_.block_steps}
+                            : RowTiles{int8_.tile_rows, int8_.unit_steps, 0}),
+        packed_(problem, tiles_, problem.int4() && !own_product_),
         direct_(problem, rows_, experts_with_rows()) {
     most_rows_ = std::min(rows_, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
@@ -76,7 +78,8 @@ class Combine {
                      rows_ * problem.n <= kSharedValues;
     columns_ = most_columns();
     task_columns_ = share_experts_ ? round_up(ceil_divide(problem.n, threads_), kColumns) : columns_;
-    span_ = std::max<int64_t>(32, kColumns * kSpan / columns_ / 32 * 32);
+    const int64_t span_unit = std::max<int64_t>(32, 4 * int8_.unit_steps);
+    span_ = std::max(span_unit, kColumns * kSpan / columns_ / span_unit * span_unit);
     tasks_ = ceil_divide(problem.n, task_columns_);
     threads_ = std::min(threads_, tasks_);
   }
@@ -211,7 +214,7 @@ class Combine {
         ++*expert;
         continue;
       }
-      const int64_t even = round_up(ceil_divide(left, ceil_divide(left, kPieceRows)), tile_rows_);
+      const int64_t even = round_up(ceil_divide(left, ceil_divide(left, kPieceRows)), tiles_.rows);
       const int64_t rows = std::min({left, even, end - *row});
       pieces_[piece_count_++] = {*expert, *row, rows, packed_rows_, direct_.take(rows)};
       packed_rows_ += rows + 1;
@@ -327,8 +330,8 @@ class Combine {
       gemm_kernel().unpack(weight, part, memory.panels);
       const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (k - group.first_k) / 4;
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        int8_kernel().multiply({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel,
-                                packed_.rows(piece), first_step, steps, packed_.row_steps(), columns_});
+        int8_.multiply({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel,
+                        packed_.rows(piece), first_step, steps, packed_.row_steps(), columns_});
       }
     }
   }
@@ -360,11 +363,12 @@ class Combine {
   const anynpu_grouped_matmul_combine_args& args_;
   const int64_t* group_ends_;
   const int64_t* row_index_;
-  const CombineKernel& kernel_;
-  const bool own_product_;
-  const int64_t tile_rows_;
-  PackedRows packed_;
   const int64_t rows_;
+  const CombineKernel& kernel_;
+  const Int8Kernel& int8_;
+  const bool own_product_;
+  const RowTiles tiles_;
+  PackedRows packed_;
   DirectSums direct_;
   int64_t most_rows_, most_pieces_, threads_, columns_, task_columns_, span_, tasks_;
   bool share_experts_;

@@ -12,19 +12,24 @@ namespace {
 
 constexpr int64_t kPartK = 32;  // parts of a weight begin at multiples of this
 
-// Where the words of a row go: `height` apart within a block of steps, of which `left` are left, and the blocks
-// block_words apart.
+// Where the words of a row go: those of a unit beside each other, the units of `height` rows one after the other within a
+// block of steps, of which `left` are left, and the blocks block_words apart.
 struct RowWords {
   int32_t* at;
   int64_t height;
+  int64_t unit;
   int64_t left;
   int64_t block_steps;
   int64_t block_words;
+  int64_t left_of_unit = unit;
 
   void put(const int8_t* values) {
-    std::memcpy(at, values, 4);
-    at += height;
-    if (--left > 0) return;
+    std::memcpy(at++, values, 4);
+    if (--left_of_unit > 0) return;
+    left_of_unit = unit;
+    at += (height - 1) * unit;
+    left -= unit;
+    if (left > 0) return;
     at += block_words - block_steps * height;
     left = block_steps;
   }
@@ -49,18 +54,18 @@ int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, 
 
 }  // namespace
 
-PackedRows::PackedRows(const CombineProblem& problem, int64_t tile_rows, int64_t block_steps, bool ones)
-    : problem_(problem), tile_rows_(tile_rows), ones_(ones) {
+PackedRows::PackedRows(const CombineProblem& problem, const RowTiles& tiles, bool ones)
+    : problem_(problem), tiles_(tiles), ones_(ones) {
   const ScaleGroup last = group(problem.scale_groups - 1);
-  row_steps_ = last.first_step + last.steps();
+  row_steps_ = round_up(last.first_step + last.steps(), tiles.unit_steps);
   if (!problem.int4()) row_steps_ = round_up(row_steps_, kDirectK / 4);
-  block_steps_ = block_steps == 0 ? row_steps_ : block_steps;
+  block_steps_ = tiles.block_steps == 0 ? row_steps_ : tiles.block_steps;
 }
 
 ScaleGroup PackedRows::group(int64_t index) const {
   const int64_t size = problem_.k / problem_.scale_groups, begin = index * size;
   const int64_t most_steps = size % kPartK == 0 ? size / 4 : (size + kPartK + 2) / 4;
-  return {begin, begin + size, begin / kPartK * kPartK, index * most_steps};
+  return {begin, begin + size, begin / kPartK * kPartK, index * round_up(most_steps, tiles_.unit_steps)};
 }
 
 int64_t PackedRows::bytes(int64_t rows) const { return rows * (row_steps_ + problem_.scale_groups + 1) * 4; }
@@ -82,15 +87,19 @@ void PackedRows::pack_row(const Piece& piece, int64_t row) {
   const anynpu_tensor& x = problem_.args->x;
   const bool ones = row == piece.rows, direct = piece.direct >= 0;
   const int8_t* from = ones ? &kOne : static_cast<const int8_t*>(x.data) + (piece.row + row) * x.strides[0];
-  const int64_t tile_rows = direct ? 1 : tile_rows_;
+  const int64_t tile_rows = direct ? 1 : tiles_.rows;
   const int64_t tile = row / tile_rows * tile_rows, height = std::min(tile_rows, rows(piece) - tile);
   const int64_t block_words = block_steps_ * rows(piece);
-  int32_t* first = packed_ + piece.packed * row_steps_ + tile * block_steps_ + (row - tile);
+  int32_t* first = packed_ + piece.packed * row_steps_ + tile * block_steps_ + (row - tile) * tiles_.unit_steps;
   int32_t total = 0;
   for (int64_t index = 0; index < problem_.scale_groups; ++index) {
     const ScaleGroup k = group(index);
     const int64_t block = k.first_step / block_steps_, step = k.first_step % block_steps_;
-    const RowWords to = {first + block * block_words + step * height, height, block_steps_ - step, block_steps_,
+    const RowWords to = {first + block * block_words + step * height,
+                         height,
+                         tiles_.unit_steps,
+                         block_steps_ - step,
+                         block_steps_,
                          block_words};
     const int32_t sum = pack_group(from, ones ? 0 : x.strides[1], k, to);
     const int32_t correction = problem_.int4() ? 8 * sum - 64 * static_cast<int32_t>(k.end - k.begin) : 128 * sum;

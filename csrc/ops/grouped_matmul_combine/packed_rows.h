@@ -27,10 +27,18 @@ struct ScaleGroup {
   int64_t steps() const { return (end - first_k + 3) / 4; }
 };
 
+// How the rows of a tile lie: [steps / unit_steps][rows of the tile][unit_steps] of four k, within blocks of block_steps
+// steps, or a single block where that is 0.
+struct RowTiles {
+  int64_t rows;
+  int64_t unit_steps;
+  int64_t block_steps;
+};
+
 class PackedRows {
  public:
   // With `ones`, a piece gets a last row of ones, whose products are the sums of the columns of the weight.
-  PackedRows(const CombineProblem& problem, int64_t tile_rows, int64_t block_steps, bool ones);
+  PackedRows(const CombineProblem& problem, const RowTiles& tiles, bool ones);
   // What `rows` packed rows take.
   int64_t bytes(int64_t rows) const;
   void use(void* memory, int64_t rows);
@@ -52,7 +60,7 @@ class PackedRows {
   void pack_row(const Piece& piece, int64_t row);
 
   const CombineProblem& problem_;
-  const int64_t tile_rows_;
+  const RowTiles tiles_;
   int64_t block_steps_;
   const bool ones_;
   int64_t row_steps_;

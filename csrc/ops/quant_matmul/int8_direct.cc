@@ -67,7 +67,7 @@ class Direct {
   int32_t* sums_of(int64_t part) const { return sums_ + part * problem_.rows * columns_; }
 
   void multiply(int64_t k, int64_t k_count, int64_t n, int64_t n_count, int32_t* sums) const {
-    int8_kernel().direct({&weight_, k, k_count, n, n_count, x_, padded_k_, problem_.rows, sums, columns_});
+    int8_kernel(problem_.rows).direct({&weight_, k, k_count, n, n_count, x_, padded_k_, problem_.rows, sums, columns_});
   }
 
   void run_by_columns() const {
@@ -116,8 +116,8 @@ class Direct {
 }  // namespace
 
 int64_t most_direct_rows(const WeightSource& weight) {
-  if (weight.order == WeightOrder::rows_of_k) return int8_kernel().direct_rows_of_k;
-  return weight.chunk_bytes == 0 ? int8_kernel().direct_rows_of_n : 0;
+  if (weight.order == WeightOrder::rows_of_k) return int8_kernel(1).direct_rows_of_k;
+  return weight.chunk_bytes == 0 ? int8_kernel(1).direct_rows_of_n : 0;
 }
 
 int32_t run_int8_direct(const char* op, const Int8Problem& problem, const WeightSource& weight) {

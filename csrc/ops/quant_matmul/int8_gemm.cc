@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 
 #include "core/integer.h"
 #include "core/parallel.h"
@@ -17,28 +18,31 @@ namespace {
 constexpr int64_t kRowsAtOnce = 528;    // rows of x packed at once: whole tiles of every tier, and more than 512
 constexpr int64_t kColumns = 128;       // of a task
 constexpr int64_t kSums = 1 << 16;      // of a task that may be wider
-constexpr int64_t kRowPart = 12;        // rows of a task are a multiple of this, whole tiles of every tier
 constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 
 class Gemm {
  public:
   Gemm(const Int8Problem& problem, const PanelSource& weight)
-      : problem_(problem), weight_(weight), kernel_(int8_kernel()), row_steps_(ceil_divide(problem.k, 4)) {
+      : problem_(problem),
+        weight_(weight),
+        kernel_(int8_kernel(problem.rows)),
+        row_steps_(round_up(ceil_divide(problem.k, 4), kernel_.unit_steps)) {
     // In even parts, because each of them unpacks or decodes the whole weight.
     const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
-    chunk_rows_ = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowPart));
+    chunk_rows_ = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kernel_.tile_rows));
     const double work =
         static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
     const int64_t cached = kSums / chunk_rows_ / kColumns * kColumns;
     columns_ =
         std::max(kColumns, std::min({weight_.wide(), cached, round_up(ceil_divide(problem.n, threads_), kColumns)}));
-    span_ = kColumns * kSpan / columns_ / 32 * 32;
+    const int64_t span_unit = std::max<int64_t>(32, 4 * kernel_.unit_steps);
+    span_ = kColumns * kSpan / columns_ / span_unit * span_unit;
     column_tasks_ = ceil_divide(problem.n, columns_);
     // With few columns the rows are split too: then every part decodes or unpacks the same weights once more.
     const int64_t parts = column_tasks_ >= threads_ ? 1 : ceil_divide(threads_, column_tasks_);
-    part_rows_ = round_up(ceil_divide(chunk_rows_, parts), kRowPart);
+    part_rows_ = round_up(ceil_divide(chunk_rows_, parts), kernel_.tile_rows);
     row_tasks_ = ceil_divide(chunk_rows_, part_rows_);
     threads_ = std::min(threads_, column_tasks_ * row_tasks_);
   }
@@ -66,37 +70,40 @@ class Gemm {
   }
 
  private:
-  // Row `row` of a chunk, four k to a word, beside the other rows of its tile; zeros beyond k.
+  // Row `row` of a chunk, a unit of kUnit steps after the other, beside the other rows of its tile; zeros beyond k.
+  template <int64_t kUnit>
   void pack_row(int64_t first, int64_t row, int64_t rows) {
     const int64_t tile = row / kernel_.tile_rows * kernel_.tile_rows;
     const int64_t height = std::min(kernel_.tile_rows, rows - tile);
-    int32_t* to = packed_ + tile * row_steps_ + (row - tile);
+    int32_t* to = packed_ + tile * row_steps_;
     const anynpu_tensor& view = *problem_.x_view;
     const int8_t* from = problem_.x + row_elements(view, first + row);
     const int64_t stride = view.strides[view.ndim - 1], k = problem_.k;
+    int64_t step = 0;
+    for (; stride == 1 && 4 * (step + kUnit) <= k; step += kUnit) {
+      std::memcpy(to + step * height + (row - tile) * kUnit, from + 4 * step, 4 * kUnit);
+    }
+    for (; step < row_steps_; step += kUnit) {
+      const int64_t end = std::min(k, 4 * (step + kUnit));
+      int8_t values[4 * kUnit] = {};
+      for (int64_t i = 4 * step; i < end; ++i) values[i - 4 * step] = from[i * stride];
+      std::memcpy(to + step * height + (row - tile) * kUnit, values, 4 * kUnit);
+    }
+    compensation_[row] = 128 * sum_of(from, stride, k);
+  }
+
+  static int32_t sum_of(const int8_t* from, int64_t stride, int64_t count) {
+    if (stride == 1) return std::accumulate(from, from + count, int32_t{0});
     int32_t sum = 0;
-    if (stride == 1 || k == 1) {
-      for (int64_t i = 0; i < k; ++i) sum += from[i];
-      for (int64_t step = 0; step < k / 4; ++step) std::memcpy(to + step * height, from + 4 * step, 4);
-    } else {
-      for (int64_t step = 0; step < k / 4; ++step) {
-        int8_t values[4];
-        for (int i = 0; i < 4; ++i) sum += values[i] = from[(4 * step + i) * stride];
-        std::memcpy(to + step * height, values, 4);
-      }
-      for (int64_t i = k / 4 * 4; i < k; ++i) sum += from[i * stride];
-    }
-    if (k % 4 != 0) {
-      int8_t values[4] = {};
-      for (int64_t i = k / 4 * 4; i < k; ++i) values[i % 4] = from[i * stride];
-      std::memcpy(to + k / 4 * height, values, 4);
-    }
-    compensation_[row] = 128 * sum;
+    for (int64_t i = 0; i < count; ++i) sum += from[i * stride];
+    return sum;
   }
 
   void pack(int64_t first, int64_t rows) {
     parallel_for(rows, std::max<int64_t>(1, kPackWork / problem_.k), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) pack_row(first, row, rows);
+      for (int64_t row = begin; row < end; ++row) {
+        kernel_.unit_steps == 1 ? pack_row<1>(first, row, rows) : pack_row<kUnitSteps>(first, row, rows);
+      }
     });
   }
 

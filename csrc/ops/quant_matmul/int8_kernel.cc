@@ -17,6 +17,8 @@ constexpr const Int8Kernel* kKernels[] = {
 
 }  // namespace
 
-const Int8Kernel& int8_kernel() { return pick(kKernels); }
+const Int8Kernel& int8_kernel(int64_t rows) {
+  return pick(kKernels, [=](const Int8Kernel& kernel) { return rows >= kernel.least_rows; });
+}
 
 }  // namespace anynpu

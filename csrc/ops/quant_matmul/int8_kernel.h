@@ -9,7 +9,8 @@
 
 namespace anynpu {
 
-constexpr int64_t kDirectK = 32;  // to a multiple of which few rows of x are padded
+constexpr int64_t kDirectK = 32;    // to a multiple of which few rows of x are padded
+constexpr int64_t kUnitSteps = 16;  // of tiers whose products take more than one step
 
 // Runs of bytes, `apart` bytes from one to the next, that the next products will need: fetched while one goes on.
 struct Int8Ahead {
@@ -20,15 +21,15 @@ struct Int8Ahead {
 };
 
 // One panel of the canonical form of gemm/gemm.h, bytes w + 128, times the packed rows [0, rows) of x. Rows come in tiles of
-// `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps][r rows] of four int8.
+// `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps / unit_steps][r rows][unit_steps] of four int8.
 struct Int8Product {
   const uint8_t* panel;  // [steps][64 columns][4 k]
   const int32_t* x;      // the first tile
   int32_t* c;            // [rows][c_stride], added to, modulo 2^32
   int64_t rows;
-  int64_t first_step;  // of the panel in the rows of x
+  int64_t first_step;  // of the panel in the rows of x, a multiple of unit_steps
   int64_t steps;
-  int64_t row_steps;
+  int64_t row_steps;  // a multiple of unit_steps
   int64_t c_stride;
   Int8Ahead ahead = {};
 };
@@ -64,7 +65,9 @@ struct Int8Output {
 
 struct Int8Kernel {
   Isa isa;
+  int64_t least_rows;  // of x: fewer are left to the tiers below
   int64_t tile_rows;
+  int64_t unit_steps;  // 1 or kUnitSteps
   void (*multiply)(const Int8Product& product);
   void (*direct)(const Int8Direct& product);
   // Of x at most in a direct product, of weights whose rows are k or columns: more are faster with panels.
@@ -73,7 +76,7 @@ struct Int8Kernel {
   void (*store)(const Int8Output& output);
 };
 
-// The kernel of the tier in force.
-const Int8Kernel& int8_kernel();
+// The kernel of the tier in force, or below, for so many rows of x.
+const Int8Kernel& int8_kernel(int64_t rows);
 
 }  // namespace anynpu

@@ -12,9 +12,10 @@ void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensatio
   const float* row_scale = problem.row_scale == nullptr
                                ? nullptr
                                : problem.row_scale + row % problem.row_scale_count * problem.row_scale_stride;
-  int8_kernel().store({sums, compensation, columns, problem.y_dtype,
-                       static_cast<uint8_t*>(problem.y) + (row * problem.n + column) * bytes, at(problem.scale),
-                       at(problem.bias), at(problem.float_bias), at(problem.offset), row_scale});
+  int8_kernel(problem.rows)
+      .store({sums, compensation, columns, problem.y_dtype,
+              static_cast<uint8_t*>(problem.y) + (row * problem.n + column) * bytes, at(problem.scale),
+              at(problem.bias), at(problem.float_bias), at(problem.offset), row_scale});
 }
 
 }  // namespace anynpu

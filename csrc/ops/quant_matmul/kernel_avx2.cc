@@ -110,6 +110,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2, kWordRows, multiply, direct, kRowsOfK, kRowsOfN, store};
+const Int8Kernel int8_avx2 = {Isa::avx2, 0, kWordRows, 1, multiply, direct, kRowsOfK, kRowsOfN, store};
 
 }  // namespace anynpu

@@ -3,32 +3,12 @@
 #include "simd/vec_avx512vnni.h"
 
 #include "ops/quant_matmul/direct_avx512.inc"
-#include "ops/quant_matmul/store.inc"
+#include "ops/quant_matmul/store_avx512.inc"
 
 namespace anynpu {
 namespace {
 
 constexpr int kTileRows = 6;  // six rows of 64 columns fill the registers
-
-// Sums of 24 bits are floats, and the product's remainder says whether the product is exact.
-void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float* values) {
-  constexpr int kTowardZero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const __m512i sum = _mm512_loadu_si512(sums + i);
-    if (_mm512_cmpgt_epu32_mask(_mm512_abs_epi32(sum), _mm512_set1_epi32(1 << 24)) != 0) {
-      scale_exactly_one_by_one(sums + i, scale + i, 16, values + i);
-      continue;
-    }
-    const __m512 value = _mm512_cvtepi32_ps(sum), factor = _mm512_loadu_ps(scale + i);
-    const __m512 product = _mm512_mul_round_ps(value, factor, kTowardZero);
-    const __m512 rest = _mm512_fmsub_ps(value, factor, product);
-    const __mmask16 inexact = _mm512_cmp_ps_mask(rest, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-    const __m512i bits = _mm512_castps_si512(product);
-    _mm512_storeu_si512(values + i, _mm512_mask_or_epi32(bits, inexact, bits, _mm512_set1_epi32(1)));
-  }
-  scale_exactly_one_by_one(sums + i, scale + i, count - i, values + i);
-}
 
 template <int kRows>
 void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c) {
@@ -76,6 +56,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, kTileRows, multiply, direct, kRowsOfK, kRowsOfN, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0, kTileRows, 1, multiply, direct, kRowsOfK, kRowsOfN, store};
 
 }  // namespace anynpu

@@ -2,6 +2,7 @@
 #include "ops/weight_quant_matmul/plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/integer.h"
 #include "core/parallel.h"
@@ -11,10 +12,17 @@ namespace anynpu {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 512;       // rows of x packed at once
+constexpr int64_t kRowMultiple = 12;       // rows in whole tiles of all schemes but bf16
 constexpr int64_t kTaskWork = 1 << 20;     // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
 int32_t digits_of(const WeightQuantProblem& problem) { return problem.args->inner_precise == 1 ? 2 : 3; }
+
+// The bfloat16 that add up to a value of x.
+int32_t planes_of(const WeightQuantProblem& problem) {
+  if (problem.args->x.dtype != ANYNPU_FLOAT32) return problem.args->x.dtype == ANYNPU_BFLOAT16 ? 1 : 2;
+  return digits_of(problem);
+}
 
 // So few rows of x that they are one tile of digits.
 bool is_one_tile(const WeightQuantProblem& problem) { return problem.rows <= kStreamDigitRows / digits_of(problem); }
@@ -40,10 +48,10 @@ bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel
 }
 
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
-  constexpr int64_t kFewRows = 4;  // that many are bound by memory, where digits unpack with less work
-  if (kernel.multiply_bf16 != nullptr && problem.args->x.dtype == ANYNPU_BFLOAT16 && problem.rows > kFewRows) {
-    return Scheme::bf16;
-  }
+  constexpr int64_t kFewRows = 4;     // that many are bound by memory, where digits unpack with less work
+  constexpr int64_t kPlaneRows = 32;  // for which a further plane takes as long as digits
+  const int32_t planes = planes_of(problem);
+  if (planes <= kernel.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) return Scheme::bf16;
   if (kernel.multiply_digits[digits_of(problem)] != nullptr) return Scheme::digits;
   const bool few = can_stream(problem, kernel) || can_go_direct(problem, kernel);
   if (few && problem.weight.source.bits == 4) return Scheme::digits;
@@ -76,7 +84,11 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
   WeightQuantPlan plan = {};
   plan.scheme = choose_scheme(problem, kernel);
   const bool words = plan.scheme == Scheme::words;
-  plan.digits = words ? 2 : plan.scheme == Scheme::digits ? digits_of(problem) : 1;
+  plan.digits = words                           ? 2
+                : plan.scheme == Scheme::digits ? digits_of(problem)
+                : plan.scheme == Scheme::bf16   ? planes_of(problem)
+                                                : 1;
+  plan.row_multiple = plan.scheme == Scheme::bf16 ? std::lcm(kRowMultiple, kernel.bf16_tile_rows) : kRowMultiple;
   plan.step_k = words || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
   plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
   plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
@@ -87,12 +99,12 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
   plan.most_rests = most_rests(problem, kernel, plan);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
-  plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), kRowMultiple));
+  plan.chunk_rows = std::min(problem.rows, round_up(ceil_divide(problem.rows, chunks), plan.row_multiple));
   plan.block_count = count_blocks(problem.k, problem.group);
 
   const double work =
       static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(plan.chunk_rows);
-  const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, kRowMultiple);
+  const int64_t parts = ceil_divide(problem.n, kPanelColumns) * ceil_divide(plan.chunk_rows, plan.row_multiple);
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
   const int64_t widest = widest_block(problem, kernel, plan);
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
@@ -102,7 +114,7 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
   plan.row_parts = column_tasks >= plan.threads
                        ? 1
                        : std::min(ceil_divide(plan.threads, std::max<int64_t>(1, column_tasks)),
-                                  ceil_divide(plan.chunk_rows, kRowMultiple));
+                                  ceil_divide(plan.chunk_rows, plan.row_multiple));
   return plan;
 }
 

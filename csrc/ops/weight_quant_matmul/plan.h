@@ -6,13 +6,11 @@
 
 namespace anynpu {
 
-constexpr int64_t kRowMultiple = 12;  // rows in whole tiles of every scheme
-
 enum class Scheme { f32, digits, words, bf16 };
 
 struct WeightQuantPlan {
   Scheme scheme;
-  int32_t digits;      // of the digits and words schemes
+  int32_t digits;      // of the digits and words schemes, planes of bf16
   int64_t step_k;      // k per step
   int64_t row_dwords;  // packed size of one row
   int64_t most_rests;  // of a row in two digits, for which others are taken if it has more; 0: rests are not kept
@@ -22,6 +20,7 @@ struct WeightQuantPlan {
   int64_t block_count;
   int64_t column_block;
   int64_t row_parts;
+  int64_t row_multiple;  // of the rows of a part: whole tiles of this scheme and of f32
   int64_t threads;
 };
 

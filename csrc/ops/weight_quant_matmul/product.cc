@@ -30,7 +30,7 @@ void WeightQuantProduct::run(int64_t first, int64_t count, int32_t* fallback) co
 
 void WeightQuantProduct::multiply(const PackedX& x) const {
   const int64_t column_tasks = ceil_divide(problem_.n, plan_.column_block);
-  const int64_t part = round_up(ceil_divide(x.rows, plan_.row_parts), kRowMultiple);
+  const int64_t part = round_up(ceil_divide(x.rows, plan_.row_parts), plan_.row_multiple);
   const int64_t tasks = column_tasks * ceil_divide(x.rows, part);
   parallel_slices(storage_, plan_.threads, tasks, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
     for (int64_t task = begin; task < end; ++task) {
@@ -186,6 +186,7 @@ void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t r
   product.rows = rows;
   product.bias = static_cast<int16_t>(problem_.panel_bias());
   product.rests = x.digits < plan_.digits;
+  product.planes = x.digits;
   product.ahead = ahead;
   product.steps = ceil_divide(k.count, plan_.step_k);
   product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * x.digits;

@@ -46,7 +46,7 @@ WeightQuantStorage lay_out(const WeightQuantProblem& problem, const WeightQuantP
   const int64_t span = std::min(kSpan, round_up(problem.k, 4));
   const int64_t scale_blocks =
       std::max(plan.stream ? plan.block_count : 0, kSpan / 32);  // only the last block is under 32
-  const int64_t part_rows = round_up(ceil_divide(plan.chunk_rows, plan.row_parts), kRowMultiple);
+  const int64_t part_rows = round_up(ceil_divide(plan.chunk_rows, plan.row_parts), plan.row_multiple);
   for (int64_t thread = 0; thread < plan.threads; ++thread) {
     ThreadScratch scratch = {};
     scratch.row = carver.take<float>(round_up(problem.k, 64) + 64);
