@@ -49,7 +49,7 @@ bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel
 
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   constexpr int64_t kFewRows = 4;     // that many are bound by memory, where digits unpack with less work
-  constexpr int64_t kPlaneRows = 32;  // for which a further plane takes as long as digits
+  constexpr int64_t kPlaneRows = 32;  // more for each further plane, with fewer of which digits are faster
   const int32_t planes = planes_of(problem);
   if (planes <= kernel.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) return Scheme::bf16;
   if (kernel.multiply_digits[digits_of(problem)] != nullptr) return Scheme::digits;
