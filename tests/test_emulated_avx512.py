@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiers above AVX2 that the CPU lacks pass their tests in emulation (csrc/simd/emulated_avx512.h, emulated_amx.h)."""
+"""The tiers above AVX2 that the CPU lacks pass their tests in emulation (csrc/simd/emulated_*.h)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from anynpu import _native
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "tests" / "native"
 FLAGS = "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg"
+AMX_FLAGS = "-mavx2 -mfma -mamx-tile -mamx-int8 -mamx-bf16"
 TESTS = (
     "tests/ops",
     "tests/nn",
@@ -60,7 +61,7 @@ def test_tiers_pass_their_tests_in_emulation():
 @needs_gcc
 @pytest.mark.parametrize(
     ("name", "tier", "flags"),
-    [("emulated_avx512", "avx512vbmi", FLAGS), ("emulated_amx", "amx", "-mavx2 -mfma -mamx-tile -mamx-int8 -mamx-bf16")],
+    [("emulated_avx512", "avx512vbmi", FLAGS), ("emulated_amx", "amx", AMX_FLAGS)],
 )
 def test_emulation_equals_the_cpu(name, tier, flags, tmp_path):
     if tier in lacking:
@@ -75,7 +76,7 @@ def test_emulation_equals_the_cpu(name, tier, flags, tmp_path):
 
 
 def test_every_intrinsic_of_the_kernels_is_compared():
-    kernels = [path for path in (ROOT / "csrc").rglob("*avx512*") if path.name != "emulated_avx512.h"]
+    kernels = [path for path in (ROOT / "csrc").rglob("*a[mv]x*") if not path.name.startswith("emulated_")]
     used = {name for path in kernels for name in re.findall(r"_mm512_\w+|_mm(?:256)?_maskz?_\w+", path.read_text())}
     text = (NATIVE / "avx512_calls.inc").read_text()
     named = set(re.findall(r"_mm\w+", text))
