@@ -21,6 +21,7 @@ void multiply(const Int8Product& product) {
     add_panel_products(tiles, product.panel, reinterpret_cast<const uint8_t*>(x), rows, product.steps, 1, kAmxRowBytes,
                        {c, product.c_stride * 4, false});
   });
+  tiles.release();
 }
 
 }  // namespace
