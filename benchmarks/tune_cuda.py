@@ -67,11 +67,12 @@ class _tile:
         self._tile = tile
 
     def __enter__(self) -> None:
-        self._before = kernels._configuration
+        self._before = kernels._configuration, kernels.hopper.takes
         kernels._configuration = lambda *call: self._tile
+        kernels.hopper.takes = lambda *call: False  # that kernel has its own tiles
 
     def __exit__(self, *error: object) -> None:
-        kernels._configuration = self._before
+        kernels._configuration, kernels.hopper.takes = self._before
 
 
 def calls_of(problem: MatmulProblem, along_k: bool, device: torch.device) -> list[Any]:

@@ -15,6 +15,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import mangle_type
 
 from anynpu import _device_errors
@@ -65,7 +66,7 @@ def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict)
             signature[parameter.name] = mangle_type(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, signature, constants, attributes)
     binary = triton.compile(source, target=HOPPER, options=options)
     ptx, cubin = binary.asm["ptx"], binary.asm["cubin"]
     return Compiled(kernel.__name__, programs, ptx, cubin, binary.metadata.shared, *_resources(cubin))

@@ -11,6 +11,7 @@ import anynpu
 from anynpu.ops.weight_quant_matmul import reference, spec
 
 CASES = gpu_cases.valid("weight_quant_matmul")
+ENDING = ("bias", "quant_scale", "quant_offset")
 PREPACKABLE = [case for case in CASES if case.args["weight"].dim() == 2 and case.args["x"].shape[0] > 0]
 
 
@@ -72,6 +73,40 @@ def test_every_configuration(m, bits, along_k, group_size, kernel, device):
     """Few rows with a K that is cut into parts, and many; the last group is short."""
     args = matmul_args(m, 1000 if m < 70 else 200, 72, torch.float16, group_size, bits, along_k)
     assert_within_bound(kernel("weight_quant_matmul")(**gpu_cases.on(device, args)), args)
+
+
+@pytest.mark.parametrize("along_k", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("m", "k", "dtype", "group_size", "options"), [
+    (130, 384, torch.bfloat16, 128, ()),
+    (70, 256, torch.float16, 64, ("offset", "bias")),
+    (70, 1920, torch.bfloat16, 256, ("offset",)),
+    (70, 2048, torch.float16, 0, ("offset", "bias")),
+    (129, 384, torch.float16, 0, ("bias", "quant_scale", "quant_offset")),
+    (1025, 256, torch.bfloat16, 0, ("offset", "quant_scale")),
+])  # fmt: skip
+def test_many_rows(m, k, dtype, group_size, options, bits, along_k, kernel, device):
+    """What the kernel of Hopper GPUs takes: K and the groups are multiples of its steps; N leaves a part of a tile."""
+    if gpu_cases.INTERPRETED and m > 130:
+        pytest.skip("the interpreter would take minutes")
+    args = matmul_args(m, k, 160, dtype, group_size, bits, along_k)
+    generator = torch.Generator().manual_seed(5)
+    args |= {
+        "offset": args["offset"] if "offset" in options else None,
+        "bias": torch.randn(160, generator=generator).to(dtype if dtype == torch.float16 else torch.float32),
+        "quant_scale": torch.rand(160, generator=generator) / 8,
+        "quant_offset": torch.randn(160, generator=generator) * 9,
+    }
+    args = {name: value for name, value in args.items() if name not in ENDING or name in options}
+    assert_within_bound(kernel("weight_quant_matmul")(**gpu_cases.on(device, args)), args)
+
+
+@pytest.mark.parametrize(("m", "k", "group_size"), [(33, 1920, 256), (70, 256, 64), (20, 1152, 1152)])
+def test_sums_of_x_for_offsets(m, k, group_size, device):
+    hopper = importlib.import_module("anynpu.ops.weight_quant_matmul.hopper")
+    x = torch.randint(-9, 9, (m, k), generator=torch.Generator().manual_seed(k)).half()
+    expected = torch.stack([part.float().sum(1) for part in x.split(group_size, 1)])
+    assert torch.equal(hopper._x_sums(x.to(device), group_size).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -20,18 +20,16 @@ from anynpu._triton import (
     INTERPRETED,
     ceil_divide,
     dot,
-    encoded_offset,
-    encoded_scale,
-    half_to_even,
     int4_to,
     launch,
     nibbles,
     report,
-    rounded,
     tile,
     tile_of,
 )
-from anynpu.ops.weight_quant_matmul import spec
+from anynpu.ops.weight_quant_matmul import hopper, spec
+from anynpu.ops.weight_quant_matmul.ending import ended
+from anynpu.ops.weight_quant_matmul.ending import factors_of as _factors
 
 _HEADER = _device_errors.new_rule(
     spec.MATMUL, "the header of a prepacked weight", "must be what weight_quant_prepack writes for this K and N"
@@ -83,28 +81,12 @@ def _weight_tile(weight, first_k, first_column, K, N, k_stride, column_stride, S
 
 
 @triton.jit
-def _factors(ptr, group, column, N, group_stride, column_stride):
-    """A row of scales or offsets in float32; an int64 scale holds one in its low half."""
-    values = tl.load(ptr + group * group_stride + column.to(tl.int64) * column_stride, mask=column < N, other=0)
-    return encoded_scale(values) if values.dtype == tl.int64 else values.to(tl.float32)
-
-
-@triton.jit
 def _finish(y, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride, quant_scale_stride,
             quant_offset_stride, BIAS: tl.constexpr, QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr):  # fmt: skip
     """Adds the bias, quantises and stores; ``column`` has the shape of ``value`` or broadcasts to it."""
-    if BIAS:
-        value += tl.load(bias_ptr + column * bias_stride, mask=inside, other=0.0).to(tl.float32)
-    if QUANT:
-        stored = tl.load(quant_scale_ptr + column * quant_scale_stride, mask=inside, other=0)
-        if stored.dtype == tl.int64:
-            value = value * encoded_scale(stored) + encoded_offset(stored)
-        else:
-            value *= (stored.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)  # its upper 19 bits
-        if QUANT_OFFSET:
-            offset = tl.load(quant_offset_ptr + column * quant_offset_stride, mask=inside, other=0.0)
-            value += half_to_even(tl.minimum(tl.maximum(offset, -256.0), 255.0))
-    tl.store(y, rounded(value, y.dtype.scalar.element_ty), mask=inside)
+    value = ended(value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride, quant_scale_stride,
+                  quant_offset_stride, BIAS, QUANT, QUANT_OFFSET, y.dtype.scalar.element_ty)  # fmt: skip
+    tl.store(y, value, mask=inside)
 
 
 @triton.jit
@@ -480,8 +462,13 @@ def weight_quant_matmul(
         weight = weight.reshape(-1, *weight.shape[-2:])
         weight_strides = weight.stride()
     words = _words_along_n(weight, stored) if m == 1 else None
-    block = dict(_configuration(m, x.dtype, stored, words is not None))
-    if words is None:
+    many_rows = weight.dim() == 3 and batch == 1 and hopper.takes(rows[0], weight[0], group_size)
+    block = (
+        hopper.tile_for(m, n, group_size) if many_rows else dict(_configuration(m, x.dtype, stored, words is not None))
+    )
+    if many_rows:
+        step, tiles = hopper.STEP, ceil_divide(m, block["BM"]) * ceil_divide(n, 2 * block["BN"])
+    elif words is None:
         step = block["BK"] = min(block["BK"], group_size & -group_size) if group_size else block["BK"]
         tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
     else:
@@ -494,7 +481,11 @@ def weight_quant_matmul(
     ending_strides = [_strides(value)[1] for value in (bias, quant_scale, quant_offset)]
     factors = (scale, scale if offset is None else offset, *ending_tensors)
     strides = (*_strides(scale), *_strides(offset), *ending_strides)
-    meta = {"OFFSET": offset is not None, "PARTED": parts > 1, **ending, **block}
+    meta = {"OFFSET": offset is not None, **ending, **block}
+    if many_rows:
+        hopper.multiply(tiles, rows[0], weight[0], *factors[:2], ending_tensors, y, n, group_size, strides, meta)
+        return y
+    meta["PARTED"] = parts > 1
     if words is None and stored in (WORDS_N.value, WORDS_K.value) and x.dtype != torch.float32:
         launch(
             _words_kernel, tiles * parts, rows, weight, *factors, y, sums, m, n, weight.shape[-1], k, y.numel(),
