@@ -213,6 +213,12 @@ def test_synchronize_tells_what_a_gpu_found_wrong(python):
         with pytest.raises(ValueError, match="must be small"):
             _device_errors._words[torch.device("cuda", 1)] = torch.tensor([rule + 7])
             torch.accelerator.synchronize()
+        x = torch.ones(2, requires_grad=True)
+        x.sum().backward()
+        assert torch.equal(x.grad, torch.ones(2))
+        torch.Tensor.is_cuda = True
+        with pytest.raises(NotImplementedError, match="backward: gradients need npu to stand for the CPU"):
+            x.sum().backward()
         """
     )
 

@@ -177,7 +177,7 @@ def _map_devices_in_graphs() -> None:
 
 
 def _register_guard() -> None:
-    """Lets torch complete ``npu`` to ``npu:0`` in C++, and asks npu, the accelerator, for streams in ``backward``."""
+    """Lets torch complete ``npu`` to ``npu:0`` in C++."""
 
     class Guard(torch._C._acc.DeviceGuard):
         def type_(self) -> Any:
@@ -196,6 +196,19 @@ def _register_guard() -> None:
     _guard_and_hooks.extend((Hooks(), Guard()))
     torch._C._acc.register_python_privateuseone_hook(_guard_and_hooks[0])
     torch._C._acc.register_python_privateuseone_device_guard(_guard_and_hooks[1])
+
+
+def _refuse_backward_on_cuda() -> None:
+    """torch's engine wants the streams of the accelerator, which is npu once it has a name, and finds those of CUDA."""
+    run = torch.autograd._engine_run_backward
+
+    @functools.wraps(run)
+    def refusing(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(getattr(tensor, "is_cuda", False) for tensor in tensors):
+            raise NotImplementedError("backward: gradients need npu to stand for the CPU (`--device cpu`), got CUDA")
+        return run(tensors, *args, **kwargs)
+
+    torch.autograd._engine_run_backward = refusing
 
 
 def _complete_index_in_python() -> None:
@@ -358,6 +371,8 @@ def provide(device: str) -> None:
         _register_guard()
     if not hasattr(torch._C, "_acc") or _target.type == "cuda":
         _complete_index_in_python()
+    if _target.type == "cuda":
+        _refuse_backward_on_cuda()
     _library = torch.library.Library("_", "IMPL")
     _library.fallback(_factory, "PrivateUse1")
     _map_devices_in_graphs()
