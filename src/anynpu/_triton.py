@@ -140,7 +140,7 @@ def int4_to(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def _upper_half(value):
+def upper_half(value):
     """A float32 cut to the bits that bfloat16 has too; NaN stays NaN."""
     cut = (value.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return tl.where(value == value, cut, float("nan"))
@@ -155,10 +155,18 @@ def _as_bfloat16(value):
 @triton.jit
 def dot_float32(a, b, acc):
     """``acc + a @ b`` for float32 a and bfloat16 b, as exact as float32 products: a is the sum of three bfloat16."""
-    first = _upper_half(a)
+    first = upper_half(a)
     rest = tl.where(first == a, 0.0, a - first)  # also for infinities
-    second = _upper_half(rest)
+    second = upper_half(rest)
     third = rest - second
     acc = dot(_as_bfloat16(third), b, acc)
     acc = dot(_as_bfloat16(second), b, acc)
+    return dot(_as_bfloat16(first), b, acc)
+
+
+@triton.jit
+def dot_halves(a, b, acc):
+    """``acc + a @ b`` for float32 a and bfloat16 b: a is the sum of two bfloat16, less than 2**-16 of it away."""
+    first = upper_half(a)
+    acc = dot(rounded(a - first, tl.bfloat16), b, acc)
     return dot(_as_bfloat16(first), b, acc)
