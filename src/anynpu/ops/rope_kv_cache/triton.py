@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA kernels of rope_kv_cache: where each token goes in the cache, then everything else in one pass over x."""
+"""CUDA kernel of rope_kv_cache: one pass over x, in which programs with keys or values find their rows of the cache."""
 
 from __future__ import annotations
 
@@ -15,36 +15,30 @@ from anynpu.ops.rope_kv_cache.spec import OP, check
 
 _IN_PLANE = _device_errors.new_rule(OP, "indices", "must be in [0, C2 - S]")
 _IN_CACHE = _device_errors.new_rule(OP, "indices", "must be below C1 * C2")
-_TOKENS, _OTHERS = 16, 256  # whose places a program finds, and that it compares them with at once
+_OTHERS = 1024  # tokens that a program compares its own with at once
 _ELEMENTS = 2048  # of a token that a program rotates
 
 
 @triton.jit
-def _places_kernel(indices_ptr, place_ptr, error_ptr, tokens, length, rows, all_rows,
-                   IN_PLANE: tl.constexpr, IN_CACHE: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
-                   OTHERS: tl.constexpr):  # fmt: skip
-    """For each token its row of the cache seen as [C1 * C2, Nkv, D], or -1 where it is not to be written."""
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    real = token < tokens
+def _place(token, indices_ptr, error_ptr, tokens, length, rows, all_rows, IN_PLANE: tl.constexpr,
+           IN_CACHE: tl.constexpr, PAGE: tl.constexpr, OTHERS: tl.constexpr):  # fmt: skip
+    """A token's row of the cache seen as [C1 * C2, Nkv, D], or -1 where it is not to be written."""
+    one = tl.arange(0, 1)
     if PAGE:
-        place = tl.load(indices_ptr + token, mask=real, other=-1).to(tl.int64)
-        wrong = place >= all_rows
-        report(error_ptr, IN_CACHE, wrong, token)
-        place = tl.where(wrong, -1, place)
+        place = tl.load(indices_ptr + token)
+        report(error_ptr, IN_CACHE, one + place >= all_rows, one + token)
         # Of the tokens with one index the last is written: the others step back.
-        follows = tl.zeros((BLOCK, OTHERS), tl.int32)
-        for first in range(tl.program_id(0) * BLOCK, tokens, OTHERS):
+        follows = tl.zeros((OTHERS,), tl.int32)
+        for first in range((token // OTHERS * OTHERS).to(tl.int32), tokens, OTHERS):
             other = first + tl.arange(0, OTHERS)
-            index = tl.load(indices_ptr + other, mask=other < tokens, other=-1).to(tl.int64)
-            follows |= ((index[None, :] == place[:, None]) & (other[None, :] > token[:, None])).to(tl.int32)
-        place = tl.where(tl.max(follows, axis=1) > 0, -1, place)
+            index = tl.load(indices_ptr + other, mask=other < tokens, other=-1)
+            follows |= ((index == place) & (other > token)).to(tl.int32)
+        return tl.where((place >= all_rows) | (tl.max(follows, axis=0) > 0), -1, place).to(tl.int64)
     else:
         batch = token // length
-        index = tl.load(indices_ptr + batch, mask=real, other=0)
-        wrong = (index < 0) | (index > rows - length)
-        report(error_ptr, IN_PLANE, wrong & real, batch)
-        place = tl.where(wrong, -1, batch.to(tl.int64) * rows + index + token % length)
-    tl.store(place_ptr + token, place, mask=real)
+        index = tl.load(indices_ptr + batch)
+        report(error_ptr, IN_PLANE, (one + index < 0) | (one + index > rows - length), one + batch)
+        return tl.where((index < 0) | (index > rows - length), -1, batch * rows + index + token % length)
 
 
 @triton.jit
@@ -81,12 +75,13 @@ def _write(k_cache_ptr, v_cache_ptr, place, value, scale_k_ptr, scale_v_ptr, off
 
 
 @triton.jit
-def _rotate_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, place_ptr, scale_k_ptr, scale_v_ptr, offset_k_ptr,
-                   offset_v_ptr, weight_scale_ptr, activation_scale_ptr, bias_ptr, q_ptr, k_ptr, v_ptr, length, q_heads,
-                   kv_heads, x_batch, x_row, x_column, cos_batch, cos_row, cos_column, sin_batch, sin_row, sin_column,
-                   OFFSET_K: tl.constexpr, OFFSET_V: tl.constexpr, DEQUANT: tl.constexpr,
-                   ACTIVATION: tl.constexpr, BIAS: tl.constexpr, KV_OUTPUT: tl.constexpr, D: tl.constexpr,
-                   HALF: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
+def _rope_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, indices_ptr, scale_k_ptr, scale_v_ptr, offset_k_ptr,
+                 offset_v_ptr, weight_scale_ptr, activation_scale_ptr, bias_ptr, q_ptr, k_ptr, v_ptr, error_ptr, tokens,
+                 length, rows, all_rows, q_heads, kv_heads, x_batch, x_row, x_column, cos_batch, cos_row, cos_column,
+                 sin_batch, sin_row, sin_column, IN_PLANE: tl.constexpr, IN_CACHE: tl.constexpr, PAGE: tl.constexpr,
+                 OFFSET_K: tl.constexpr, OFFSET_V: tl.constexpr, DEQUANT: tl.constexpr, ACTIVATION: tl.constexpr,
+                 BIAS: tl.constexpr, KV_OUTPUT: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
+                 OTHERS: tl.constexpr):  # fmt: skip
     """Some HEADS of one token, the two halves of each beside each other."""
     heads = q_heads + 2 * kv_heads
     token = (tl.program_id(0) // tl.cdiv(heads, HEADS)).to(tl.int64)
@@ -123,12 +118,13 @@ def _rotate_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, place_ptr,
         tl.store(k + high, rounded(y_high, dtype), mask=is_k)
         tl.store(v + low, rounded(y_low, dtype), mask=is_v)
         tl.store(v + high, rounded(y_high, dtype), mask=is_v)
-    place = tl.load(place_ptr + token)
-    if (place >= 0) & (first_head + HEADS > q_heads):
-        _write(k_cache_ptr, v_cache_ptr, place, y_low, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
-               low - q_width, low - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
-        _write(k_cache_ptr, v_cache_ptr, place, y_high, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
-               high - q_width, high - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
+    if first_head + HEADS > q_heads:
+        place = _place(token, indices_ptr, error_ptr, tokens, length, rows, all_rows, IN_PLANE, IN_CACHE, PAGE, OTHERS)
+        if place >= 0:
+            _write(k_cache_ptr, v_cache_ptr, place, y_low, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
+                   low - q_width, low - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
+            _write(k_cache_ptr, v_cache_ptr, place, y_high, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
+                   high - q_width, high - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
 
 
 def rope_kv_cache(
@@ -157,11 +153,7 @@ def rope_kv_cache(
     q = cos.new_empty(sizes.q_shape)
     k, v = (cos.new_empty(sizes.kv_shape if kv_output else (0,)) for _ in "kv")
     tokens, size = sizes.batch * sizes.length, sizes.head_size
-    place = torch.empty(tokens, dtype=torch.int64, device=x.device)
     planes, rows = k_cache.shape[:2]
-    launch(_places_kernel, ceil_divide(tokens, _TOKENS), indices.reshape(-1).contiguous(), place,
-           _device_errors.word(x.device), tokens, sizes.length, rows, planes * rows, IN_PLANE=_IN_PLANE,
-           IN_CACHE=_IN_CACHE, PAGE=cache_mode == "page", BLOCK=_TOKENS, OTHERS=_OTHERS)  # fmt: skip
     angles = [angle.unsqueeze(1) if angle.dim() == 2 else angle.squeeze(2) for angle in (cos, sin)]  # [B, S, D]
     x_tokens = x.unsqueeze(1) if x.dim() == 2 else x
     if x.dtype != torch.int32:
@@ -174,10 +166,12 @@ def rope_kv_cache(
     heads = power_of_two(max(1, _ELEMENTS // 2 // half), 1, 64)
     all_heads = sizes.q_heads + 2 * sizes.kv_heads
     launch(
-        _rotate_kernel, tokens * ceil_divide(all_heads, heads), x_tokens, *angles, k_cache, v_cache, place, *scales,
-        *present, q, k, v, sizes.length, sizes.q_heads, sizes.kv_heads, *x_tokens.stride(), *angles[0].stride(),
-        *angles[1].stride(), OFFSET_K=offset_k is not None, OFFSET_V=offset_v is not None,
-        DEQUANT=weight_scale is not None, ACTIVATION=activation_scale is not None, BIAS=bias is not None,
-        KV_OUTPUT=kv_output, D=size, HALF=half, HEADS=heads,
+        _rope_kernel, tokens * ceil_divide(all_heads, heads), x_tokens, *angles, k_cache, v_cache,
+        indices.reshape(-1).contiguous(), *scales, *present, q, k, v, _device_errors.word(x.device), tokens,
+        sizes.length, rows, planes * rows, sizes.q_heads, sizes.kv_heads, *x_tokens.stride(), *angles[0].stride(),
+        *angles[1].stride(), IN_PLANE=_IN_PLANE, IN_CACHE=_IN_CACHE, PAGE=cache_mode == "page",
+        OFFSET_K=offset_k is not None, OFFSET_V=offset_v is not None, DEQUANT=weight_scale is not None,
+        ACTIVATION=activation_scale is not None, BIAS=bias is not None, KV_OUTPUT=kv_output, D=size, HALF=half,
+        HEADS=heads, OTHERS=_OTHERS,
     )  # fmt: skip
     return q, k, v
