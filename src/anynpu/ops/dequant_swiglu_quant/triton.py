@@ -89,8 +89,9 @@ def _row_kernel(x_ptr, weight_scale_ptr, row_scale_ptr, bias_ptr, quant_scale_pt
     if GROUPED:
         _, end = rows_of_groups(bounds_ptr, G, GROUPS)
         group += tl.sum(((end <= row) & (tl.arange(0, GROUPS) < G)).to(tl.int32), axis=0)
-    if group < G:  # else y and scale stay zero
-        x_row, y_row = x_ptr + row * row_stride, y_ptr + row * H
+    y_row, scale = y_ptr + row * H, 0.0
+    if group < G:
+        x_row = x_ptr + row * row_stride
         weight_scale_row = weight_scale_ptr + group * weight_scale_group
         quant_scale_row = quant_scale_ptr + group * quant_scale_group
         row_scale = tl.load(row_scale_ptr + row) if ROW_SCALE else 1.0
@@ -105,7 +106,6 @@ def _row_kernel(x_ptr, weight_scale_ptr, row_scale_ptr, bias_ptr, quant_scale_pt
                     value *= _parameter(quant_scale_row, place, place < H, QUANT)
                 largest = tl.maximum(largest, magnitude(value))
             scale = tl.div_rn(tl.max(largest, axis=0), 127.0)
-            tl.store(scale_ptr + row, scale)
             divisor = tl.where(scale == 0.0, 1.0, scale)  # of values that are 0 or NaN
         for first in range(0, H, BLOCK):
             place = first + tl.arange(0, BLOCK)
@@ -122,6 +122,11 @@ def _row_kernel(x_ptr, weight_scale_ptr, row_scale_ptr, bias_ptr, quant_scale_pt
             if OFFSET > 0:
                 code += _parameter(quant_offset_ptr, place, place < H, OFFSET)
             tl.store(y_row + place, rounded(code, tl.int8), mask=place < H)
+    else:
+        for first in range(0, H, BLOCK):
+            place = first + tl.arange(0, BLOCK)
+            tl.store(y_row + place, tl.zeros((BLOCK,), tl.int8), mask=place < H)
+    tl.store(scale_ptr + row, scale)
 
 
 def dequant_swiglu_quant(
@@ -144,9 +149,9 @@ def dequant_swiglu_quant(
         x, weight_scale, activation_scale, bias, quant_scale, quant_offset, group_index, activate_left, quant_mode,
         swiglu_mode, clamp_limit, glu_alpha, glu_bias,
     )  # fmt: skip
-    y, scale = x.new_zeros(shape, dtype=torch.int8), x.new_zeros(scale_shape, dtype=torch.float32)
+    y, scale = x.new_empty(shape, dtype=torch.int8), x.new_empty(scale_shape, dtype=torch.float32)
     if y.numel() == 0:
-        return y, scale
+        return y, scale.zero_()
     rows, results = scale.numel(), shape[-1]
     groups = 1 if group_index is None else group_index.shape[0]
     bounds = scale if group_index is None else bounds_of(group_index, rows, _GROUPS, counts=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA kernels of moe_init_routing: torch sorts the slots, a program for each row of the result makes it."""
+"""CUDA kernels of moe_init_routing: torch sorts the slots, a program for each token makes the rows that hold it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from anynpu._triton import ceil_divide, launch, power_of_two, rounded
 from anynpu.ops.dynamic_quant.triton import codes_of, largest_of_row, part_of_row
 from anynpu.ops.moe_init_routing.spec import COUNTS, DYNAMIC, PAIRS, RUNNING_SUMS, STATIC, Plan, plan
 
-_LAST = 2**31 - 1
 _BLOCK = 1024
+
+
+@triton.jit
+def _key_kernel(expert_ptr, key_ptr, slots, first_expert, last_key, BLOCK: tl.constexpr):
+    """What slots are sorted by: the expert, or ``last_key`` for those before the first or beyond all."""
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    expert = tl.load(expert_ptr + slot, mask=slot < slots, other=0)
+    key = tl.where(expert < first_expert, last_key, tl.minimum(expert, last_key))
+    tl.store(key_ptr + slot, key.to(key_ptr.dtype.element_ty), mask=slot < slots)
 
 
 @triton.jit
@@ -24,7 +32,7 @@ def _index_kernel(sorted_ptr, order_ptr, bounds_ptr, row_idx_ptr, slots, first_e
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     routed, row = place < tl.load(bounds_ptr + experts), place
     if PADDED:
-        expert = tl.load(sorted_ptr + place, mask=routed, other=0) - first_expert
+        expert = tl.load(sorted_ptr + place, mask=routed, other=0).to(tl.int32) - first_expert
         within = place - tl.load(bounds_ptr + expert, mask=routed, other=0)
         row = expert * capacity + within
         routed &= within < capacity
@@ -33,42 +41,53 @@ def _index_kernel(sorted_ptr, order_ptr, bounds_ptr, row_idx_ptr, slots, first_e
 
 
 @triton.jit
-def _row_kernel(x_ptr, sorted_ptr, order_ptr, bounds_ptr, scale_ptr, offset_ptr, y_ptr, row_scale_ptr, choices, width,
-                first_expert, experts, capacity, x_row, x_column, smooth_row, PADDED: tl.constexpr, SCALE: tl.constexpr,
-                MODE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One row of expanded_x and its scale: of a token, or zeros."""
-    row = tl.program_id(0)
-    if PADDED:
-        place = tl.load(bounds_ptr + row // capacity) + row % capacity
-        filled = place < tl.load(bounds_ptr + row // capacity + 1)
-    else:
-        place, filled = row, row < tl.load(bounds_ptr + experts)
-    end = tl.where(filled, width, 0)
-    token = tl.load(order_ptr + place, mask=filled, other=0) // choices
+def _token_kernel(x_ptr, expert_ptr, row_idx_ptr, bounds_ptr, scale_ptr, offset_ptr, y_ptr, row_scale_ptr, rows,
+                  choices, together, width, first_expert, experts, capacity, x_row, x_column, smooth_row,
+                  PADDED: tl.constexpr, SCALE: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The rows of expanded_x that hold one token, and their scales; ``together`` of its choices have the same row.
+
+    Programs share out the rows that hold none, which are zero.
+    """
+    token = tl.program_id(0).to(tl.int64)
     x = x_ptr + token * x_row
-    y = y_ptr + row.to(tl.int64) * width
-    scale = 0.0
-    if MODE == "dynamic":
-        expert = tl.load(sorted_ptr + place, mask=filled, other=first_expert) - first_expert
-        smooth = scale_ptr + expert.to(tl.int64) * smooth_row
-        largest = largest_of_row(x, smooth, end, x_column, SCALE, BLOCK)
-        scale = tl.div_rn(largest, 127.0)
-    elif MODE == "none" and SCALE:
-        scale = tl.load(scale_ptr + token, mask=filled, other=0.0)
-    tl.store(row_scale_ptr + row, scale)
-    for first in range(0, width, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        inside = column < end
-        if MODE == "none":
-            value = tl.load(x + column.to(tl.int64) * x_column, mask=inside, other=0)
-        elif MODE == "static":
-            # The product is exact in float64: rounding it keeps the compiler from joining it with the sum.
-            product = tl.load(x + column.to(tl.int64) * x_column, mask=inside, other=0.0).to(tl.float64)
-            product *= tl.load(scale_ptr).to(tl.float64)
-            value = rounded(product.to(tl.float32) + tl.load(offset_ptr), tl.int8)
+    for choice in range(0, choices, together):
+        slot = token * choices + choice
+        scale, smooth = 0.0, scale_ptr
+        if MODE == "dynamic":
+            expert = tl.minimum(tl.maximum(tl.load(expert_ptr + slot) - first_expert, 0), experts - 1)
+            smooth = scale_ptr + expert.to(tl.int64) * smooth_row
+            scale = tl.div_rn(largest_of_row(x, smooth, width, x_column, SCALE, BLOCK), 127.0)
+        elif MODE == "none" and SCALE:
+            scale = tl.load(scale_ptr + token)
+        for first in range(0, width, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            inside = column < width
+            if MODE == "none":
+                value = tl.load(x + column.to(tl.int64) * x_column, mask=inside, other=0)
+            elif MODE == "static":
+                # The product is exact in float64: rounding it keeps the compiler from joining it with the sum.
+                product = tl.load(x + column.to(tl.int64) * x_column, mask=inside, other=0.0).to(tl.float64)
+                product *= tl.load(scale_ptr).to(tl.float64)
+                value = rounded(product.to(tl.float32) + tl.load(offset_ptr), tl.int8)
+            else:
+                value = codes_of(part_of_row(x, smooth, column, width, x_column, SCALE), scale).to(tl.int8)
+            for its_slot in range(slot, slot + together):
+                row = tl.load(row_idx_ptr + its_slot)
+                if row >= 0 and row < rows:
+                    tl.store(y_ptr + row.to(tl.int64) * width + column, value, mask=inside)
+                    tl.store(row_scale_ptr + row, scale)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        if PADDED:
+            place = tl.load(bounds_ptr + row // capacity) + row % capacity
+            filled = place < tl.load(bounds_ptr + row // capacity + 1)
         else:
-            value = codes_of(part_of_row(x, smooth, column, end, x_column, SCALE), scale)
-        tl.store(y + column, tl.where(inside, value, 0).to(y_ptr.dtype.element_ty), mask=column < width)
+            filled = row < tl.load(bounds_ptr + experts)
+        if not filled:
+            tl.store(row_scale_ptr + row, 0.0)
+            for first in range(0, width, BLOCK):
+                column = first + tl.arange(0, BLOCK)
+                zero = tl.zeros((BLOCK,), y_ptr.dtype.element_ty)
+                tl.store(y_ptr + (tl.zeros((), tl.int64) + row) * width + column, zero, mask=column < width)
 
 
 def moe_init_routing(
@@ -90,30 +109,34 @@ def moe_init_routing(
         x, expert_idx, scale, offset, active_num, expert_capacity, expert_num, drop_pad_mode,
         expert_tokens_num_type, quant_mode, active_expert_range, row_idx_type,
     )  # fmt: skip
-    ids = expert_idx.reshape(-1)
-    by_expert = torch.sort(torch.where(ids < made.first, _LAST, ids), stable=True)
-    range_ = torch.arange(made.first, made.last + 1, dtype=torch.int32, device=x.device)
+    ids = expert_idx.reshape(-1).contiguous()
+    # The fewer bits keys have, the less there is to sort.
+    dtype = next(each for each in (torch.uint8, torch.int16, torch.int32) if expert_num <= torch.iinfo(each).max)
+    keys = torch.empty(ids.shape, dtype=dtype, device=x.device)
+    launch(_key_kernel, ceil_divide(made.row_idx, _BLOCK), ids, keys, made.row_idx, made.first, torch.iinfo(dtype).max,
+           BLOCK=_BLOCK)  # fmt: skip
+    by_expert = torch.sort(keys, stable=True)
+    range_ = torch.arange(made.first, made.last + 1, dtype=dtype, device=x.device)
     bounds = torch.searchsorted(by_expert.values, range_, out_int32=True)
     expanded_x = x.new_empty(made.expanded_x, dtype=made.dtype)
     expanded_scale = x.new_empty(made.rows, dtype=torch.float32)
     sorted_slots = (by_expert.values, by_expert.indices, bounds)
     places = (made.first, made.last - made.first, expert_capacity)
     parameters = [expanded_scale if value is None else value.contiguous() for value in (scale, offset)]
-    smooth_row = x.shape[1] if quant_mode == DYNAMIC and scale is not None and scale.shape[0] > 1 else 0
-    launch(
-        _row_kernel, made.rows, x, *sorted_slots, *parameters, expanded_x, expanded_scale, expert_idx.shape[1],
-        x.shape[1], *places, *x.stride(), smooth_row, PADDED=drop_pad_mode == 1, SCALE=scale is not None,
-        MODE={STATIC: "static", DYNAMIC: "dynamic"}.get(quant_mode, "none"),
-        BLOCK=power_of_two(x.shape[1], 16, 4096),
-    )  # fmt: skip
-    kind = COUNTS if drop_pad_mode == 1 else expert_tokens_num_type
-    tokens = _expert_tokens(bounds.long(), made, kind)
-    if row_idx_type == 1:
-        return expanded_x, by_expert.indices.int(), tokens, expanded_scale
     row_idx = torch.empty(made.row_idx, dtype=torch.int32, device=x.device)
     launch(_index_kernel, ceil_divide(made.row_idx, _BLOCK), *sorted_slots, row_idx, made.row_idx, *places,
            PADDED=drop_pad_mode == 1, BLOCK=_BLOCK)  # fmt: skip
-    return expanded_x, row_idx, tokens, expanded_scale
+    smooth_row = x.shape[1] if quant_mode == DYNAMIC and scale is not None and scale.shape[0] > 1 else 0
+    choices, block = expert_idx.shape[1], power_of_two(x.shape[1], 16, 4096)
+    launch(
+        _token_kernel, x.shape[0], x, ids, row_idx, bounds, *parameters, expanded_x, expanded_scale, made.rows, choices,
+        1 if smooth_row else max(1, choices), x.shape[1], *places, *x.stride(), smooth_row, PADDED=drop_pad_mode == 1,
+        SCALE=scale is not None, MODE={STATIC: "static", DYNAMIC: "dynamic"}.get(quant_mode, "none"), BLOCK=block,
+        num_warps=max(1, min(block // 512, 8)),
+    )  # fmt: skip
+    kind = COUNTS if drop_pad_mode == 1 else expert_tokens_num_type
+    tokens = _expert_tokens(bounds.long(), made, kind)
+    return expanded_x, by_expert.indices.int() if row_idx_type == 1 else row_idx, tokens, expanded_scale
 
 
 def _expert_tokens(bounds: torch.Tensor, made: Plan, kind: int) -> torch.Tensor:
