@@ -105,14 +105,21 @@ def combine_call(m, weight, scale, **options):
 
 
 EXPERTS8, EXPERTS4 = meta(64, 2048, 7168, dtype=INT8), meta(64, 2048, 896, dtype=INT32)
+EXPERTS4_K = meta(64, 7168, 256, dtype=INT32).transpose(1, 2)
+EXPERTS8_K = meta(64, 7168, 2048, dtype=INT8).transpose(1, 2)
 SCALE8, SCALE4 = meta(64, 7168, dtype=FP32), meta(64, 16, 7168, dtype=torch.int64)
 CALLS |= {
     "grouped_matmul_combine, few rows": (*combine_call(512, EXPERTS8, SCALE8), "mma.sync"),
+    "grouped_matmul_combine, few rows along K": (*combine_call(512, EXPERTS8_K, SCALE8), "wgmma"),
     "grouped_matmul_combine, few rows of int4": (
         *combine_call(512, EXPERTS4, SCALE4, bias=meta(64, 7168, dtype=FP32)), "mma.sync"),
     "grouped_matmul_combine, many rows": (*combine_call(8192, EXPERTS8, SCALE8), "wgmma"),
+    "grouped_matmul_combine, many rows along K": (*combine_call(8192, EXPERTS8_K, SCALE8), "wgmma"),
     "grouped_matmul_combine, many rows of int4": (
         *combine_call(8192, EXPERTS4, SCALE4, offset=meta(64, 1, 7168, dtype=FP32)), "wgmma"),
+    "grouped_matmul_combine, few rows of int4 along K": (*combine_call(512, EXPERTS4_K, SCALE4), "wgmma"),
+    "grouped_matmul_combine, many rows of int4 along K": (
+        *combine_call(8192, EXPERTS4_K, SCALE4[:, :1].contiguous(), bias=meta(64, 7168, dtype=FP32)), "wgmma"),
     "grouped_matmul_combine, groups that cut words": (
         *combine_call(64, meta(64, 7168, 256, dtype=INT32).transpose(1, 2), meta(64, 512, 7168, dtype=torch.int64)),
         "mma.sync"),

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import ceil_divide, launch, power_of_two, report
+from anynpu._triton import ceil_divide, dot, launch, power_of_two, report, tile
 
-_PROGRAMS = 264  # two for each processor of an H100 or H200
+_PROCESSORS = 132  # of an H100 or H200
 
 
 def groups_of(count: int) -> dict[str, int]:
@@ -22,9 +22,29 @@ def groups_of(count: int) -> dict[str, int]:
     return {"G": count, "GROUPS": power_of_two(count, 1, 1 << 20)}
 
 
-def programs_for(rows: int, columns: int, groups: int, block: dict[str, int]) -> int:
-    """How many programs share out the tiles: no more than there can be."""
-    return min(_PROGRAMS, (ceil_divide(rows, block["BM"]) + groups) * ceil_divide(columns, block["BN"]))
+def programs_for(rows: int, columns: int, groups: int, block: dict[str, int], each: int = 2) -> int:
+    """How many programs share out the tiles: ``each`` for a processor, no more than there can be tiles."""
+    most = (ceil_divide(rows, block["BM"]) + groups) * ceil_divide(columns, block["BN"])
+    return min(each * _PROCESSORS, most)
+
+
+def int8_launch(m: int, n: int, groups: int, weight: torch.Tensor) -> tuple[int, dict[str, int]]:
+    """The programs for m int8 rows of groups, and their tiles and how they multiply: as was best on an H200.
+
+    Weights along K are the left operand, of which there are 64 for each instruction however few the rows are. Groups
+    of many rows have some more or fewer than the average, for which tiles have rows behind.
+    """
+    height = power_of_two(ceil_divide(m, groups), 16, 128)
+    if weight.stride(1) != 1:
+        block = {"BM": height, "BEHIND": 0, "BN": 128, "num_warps": 8 if height == 128 else 4, "num_stages": 3}
+        each = 2
+    elif height == 128:
+        block, each = {"BM": 128, "BEHIND": 32, "BN": 128, "num_warps": 8, "num_stages": 5}, 1
+    else:
+        block = {"BM": height, "BEHIND": 0, "BN": 64 if height == 16 else 128, "num_warps": 4, "num_stages": 4}
+        each = 4
+    block |= {"BK": 128, "WHOLE": weight.shape[1] % 128 == 0, "ALONG_K": weight.stride(1) == 1, **groups_of(groups)}
+    return programs_for(m, n, groups, block, each), block
 
 
 def bounds_of(group_list: torch.Tensor, rows: int, rule: int, counts: bool) -> torch.Tensor:
@@ -85,3 +105,56 @@ def place_of(row_tile, first, end, GROUPS: tl.constexpr, BM: tl.constexpr):
     this = tl.arange(0, GROUPS) == group
     within = row_tile - tl.sum(tl.where(this, tiles_so_far - tiles, 0), axis=0)
     return group, tl.sum(tl.where(this, first, 0), axis=0) + within * BM, tl.sum(tl.where(this, end, 0), axis=0)
+
+
+@triton.jit
+def int8_sums(x_ptr, weight_ptr, first_row, end_row, first_column, N, K, x_row, x_k, weight_k, weight_column,
+              ALONG_K: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BEHIND: tl.constexpr, BN: tl.constexpr,
+              BK: tl.constexpr):  # fmt: skip
+    """int32 [BN, BM], transposed: the products of a tile of int8 rows. And [BN, BEHIND], of the rows behind it: weights
+    are read once for both. WHOLE: K is a multiple of BK. Only for weights ALONG_K can rows be behind."""
+    sums, other_sums = tl.zeros((BN, BM), tl.int32), tl.zeros((BN, BEHIND if BEHIND > 0 else BM), tl.int32)
+    if ALONG_K:
+        k, column, row = tl.arange(0, BK), tl.arange(0, BN), tl.arange(0, BM)
+        other = BM + tl.arange(0, other_sums.shape[1])
+        wide = tl.zeros((), tl.int64)
+        rows = x_ptr + (wide + first_row) * x_row
+        x, behind = rows + (k[:, None] * x_k + row[None, :] * x_row), rows + (k[:, None] * x_k + other[None, :] * x_row)
+        weight = weight_ptr + (wide + first_column) * weight_column
+        weight += column[:, None] * weight_column + k[None, :] * weight_k
+        in_x, in_behind = (row < end_row - first_row)[None, :], (other < end_row - first_row)[None, :]
+        in_weight = (column < N - first_column)[:, None]
+        for step in range(0, tl.cdiv(K, BK)):
+            in_k = k < K - step * BK
+            a = tl.load(weight, mask=in_weight if WHOLE else in_weight & in_k[None, :], other=0)
+            sums = dot(a, tl.load(x, mask=in_x if WHOLE else in_x & in_k[:, None], other=0), sums)
+            if BEHIND > 0:
+                b = tl.load(behind, mask=in_behind if WHOLE else in_behind & in_k[:, None], other=0)
+                other_sums = dot(a, b, other_sums)
+            weight += BK * weight_k
+            x += BK * x_k
+            behind += BK * x_k
+    else:
+        straight = tl.zeros((BM, BN), tl.int32)
+        for first_k in range(0, K, BK):
+            a = tile(x_ptr, first_row, first_k, end_row, K, x_row, x_k, False, WHOLE, BM, BK)
+            b = tile(weight_ptr, first_k, first_column, K, N, weight_k, weight_column, WHOLE, False, BK, BN)
+            straight = dot(a, b, straight)
+        sums = tl.trans(straight)
+    return sums, other_sums
+
+
+@triton.jit
+def store_zeros(y_ptr, first_row, end_row, N, BLOCK: tl.constexpr):
+    """The rows [first_row, end_row) of y, shared out among the programs."""
+    for row in range(first_row + tl.program_id(0), end_row, tl.num_programs(0)):
+        for first in range(0, N, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            place = (tl.zeros((), tl.int64) + row) * N + column
+            tl.store(y_ptr + place, tl.zeros((BLOCK,), y_ptr.dtype.element_ty), mask=column < N)
+
+
+@triton.jit
+def halves(sums):
+    """The left and the right half of the columns."""
+    return tl.split(tl.permute(tl.reshape(sums, (sums.shape[0], 2, sums.shape[1] // 2)), (0, 2, 1)))

@@ -15,8 +15,17 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import ceil_divide, dot, launch, power_of_two, rounded, tile
-from anynpu._triton_groups import bounds_of, groups_of, place_of, programs_for, rows_of_groups
+from anynpu._triton import ceil_divide, launch, power_of_two, rounded
+from anynpu._triton_groups import (
+    bounds_of,
+    groups_of,
+    int8_launch,
+    int8_sums,
+    place_of,
+    programs_for,
+    rows_of_groups,
+    store_zeros,
+)
 from anynpu.ops.grouped_matmul.spec import COUNTS, CUMULATIVE, OP, PAIRS, Mode, group_count, results
 from anynpu.ops.grouped_matmul_combine.triton import multiply as multiply_int4
 from anynpu.ops.quant_matmul.triton import store_scaled
@@ -43,28 +52,47 @@ class _Product:
 
 
 @triton.jit
+def _store(sums, y_ptr, first_row, end_row, first_column, N, K, scale_ptr, row_scale_ptr, bias_ptr, first_bias,
+           error_ptr, RULE: tl.constexpr, SCALES: tl.constexpr, ROW_SCALE: tl.constexpr,
+           BIAS: tl.constexpr):  # fmt: skip
+    """The epilogue of transposed sums."""
+    own_row, own_column = tl.arange(0, sums.shape[1]), tl.arange(0, sums.shape[0])
+    row, column = first_row + own_row, first_column + own_column
+    y = y_ptr + (first_row.to(tl.int64) * N + first_column) + (own_row[:, None] * N + own_column[None, :])
+    inside = (row < end_row)[:, None] & (column < N)[None, :]
+    store_scaled(y, inside, tl.trans(sums), row, column, end_row, N, K, scale_ptr, scale_ptr, row_scale_ptr, bias_ptr,
+                 first_bias, error_ptr, RULE, SCALES, 0, ROW_SCALE, BIAS)  # fmt: skip
+
+
+@triton.jit
+def _zero_kernel(y_ptr, bounds_ptr, M, N, G: tl.constexpr, BLOCK: tl.constexpr):
+    """The rows that belong to no group."""
+    store_zeros(y_ptr, tl.load(bounds_ptr + G), M, N, BLOCK)
+
+
+@triton.jit
 def _int8_kernel(x_ptr, weight_ptr, y_ptr, bounds_ptr, scale_ptr, row_scale_ptr, bias_ptr, error_ptr, N, K, x_row, x_k,
                  weight_group, weight_k, weight_column, scale_group, RULE: tl.constexpr, SCALES: tl.constexpr,
-                 ROW_SCALE: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, G: tl.constexpr,
-                 GROUPS: tl.constexpr, PROGRAMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                 ROW_SCALE: tl.constexpr, BIAS: tl.constexpr, ALONG_K: tl.constexpr, WHOLE: tl.constexpr,
+                 G: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BEHIND: tl.constexpr, BN: tl.constexpr,
                  BK: tl.constexpr):  # fmt: skip
     """int8 x and weights: exact sums, then the epilogue of quant_matmul. WHOLE: K is a multiple of BK."""
     first, end = rows_of_groups(bounds_ptr, G, GROUPS)
-    row_tiles, column_tiles = tl.sum(tl.cdiv(end - first, BM), axis=0), tl.cdiv(N, BN)
-    for number in range(tl.program_id(0), row_tiles * column_tiles, PROGRAMS):
-        its_group, first_row, end_row = place_of(number // column_tiles, first, end, GROUPS, BM)
+    row_tiles, column_tiles = tl.sum(tl.cdiv(end - first, BM + BEHIND), axis=0), tl.cdiv(N, BN)
+    for number in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+        its_group, first_row, end_row = place_of(number // column_tiles, first, end, GROUPS, BM + BEHIND)
         first_column, group = number % column_tiles * BN, its_group.to(tl.int64)
-        row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
-        weight = weight_ptr + group * weight_group
-        sums = tl.zeros((BM, BN), tl.int32)
-        for first_k in range(0, K, BK):
-            a = tile(x_ptr, first_row, first_k, end_row, K, x_row, x_k, False, WHOLE, BM, BK)
-            b = tile(weight, first_k, first_column, K, N, weight_k, weight_column, WHOLE, False, BK, BN)
-            sums = dot(a, b, sums)
-        y = y_ptr + row.to(tl.int64)[:, None] * N + column[None, :]
-        inside = (row < end_row)[:, None] & (column < N)[None, :]
-        store_scaled(y, inside, sums, row, column, end_row, N, K, scale_ptr + group * scale_group, scale_ptr,
-                     row_scale_ptr, bias_ptr, group * N, error_ptr, RULE, SCALES, 0, ROW_SCALE, BIAS)  # fmt: skip
+        weight, scale = weight_ptr + group * weight_group, scale_ptr + group * scale_group
+        if BEHIND > 0 and first_row + BM < end_row:
+            sums, behind = int8_sums(x_ptr, weight, first_row, end_row, first_column, N, K, x_row, x_k, weight_k,
+                                     weight_column, ALONG_K, WHOLE, BM, BEHIND, BN, BK)  # fmt: skip
+            _store(behind, y_ptr, first_row + BM, end_row, first_column, N, K, scale, row_scale_ptr, bias_ptr,
+                   group * N, error_ptr, RULE, SCALES, ROW_SCALE, BIAS)  # fmt: skip
+        else:
+            sums = int8_sums(x_ptr, weight, first_row, end_row, first_column, N, K, x_row, x_k, weight_k,
+                             weight_column, ALONG_K, WHOLE, BM, 0, BN, BK)[0]  # fmt: skip
+        _store(sums, y_ptr, first_row, end_row, first_column, N, K, scale, row_scale_ptr, bias_ptr, group * N,
+               error_ptr, RULE, SCALES, ROW_SCALE, BIAS)  # fmt: skip
 
 
 @triton.jit
@@ -108,10 +136,10 @@ def grouped_matmul(
     lists = (bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
     shapes, mode = results(x, weight, group_list, *lists, split_item, group_type, group_list_type, output_dtype)
     together = split_item in (2, 3) and len(x) == 1
-    new = x[0].new_zeros if together else x[0].new_empty  # rows behind the groups are zero
-    ys = [new(shape, dtype=mode.dtype) for shape in shapes]
+    ys = [x[0].new_empty(shape, dtype=mode.dtype) for shape in shapes]
     bounds = None if group_list is None else _bounds(group_list, group_list_type, shapes[0][0], group_count(weight))
     if together:
+        launch(_zero_kernel, min(len(ys[0]), 264), ys[0], bounds, *ys[0].shape, G=len(bounds) - 1, BLOCK=1024)
         products = _products_of_one(x[0], ys[0], weight, bounds, lists)
     else:
         if bounds is not None:
@@ -184,15 +212,14 @@ def _multiply_int8(product: _Product, mode: Mode) -> None:
         None if value is None else value.contiguous()
         for value in (product.scale, product.bias, product.per_token_scale)
     )
-    block = _tile(ceil_divide(m, groups), torch.int8)
-    programs = programs_for(m, n, groups, block)
+    programs, block = int8_launch(m, n, groups, weight)
     present = [y if value is None else value for value in (scale, rows, bias)]  # what is absent is not read
     scales = 0 if scale is None else min(scale.shape[-1], 2)
     scale_group = scale.shape[-1] if scale is not None and scale.dim() == 2 else 0
     launch(
         _int8_kernel, programs, x, weight, y, product.bounds, *present, _device_errors.word(x.device), n, k,
         *x.stride(), *weight.stride(), scale_group, RULE=_BIAS, SCALES=scales, ROW_SCALE=rows is not None,
-        BIAS=bias is not None, WHOLE=k % block["BK"] == 0, PROGRAMS=programs, **groups_of(groups), **block,
+        BIAS=bias is not None, **block,
     )  # fmt: skip
 
 
@@ -248,5 +275,5 @@ def _tile(rows: int, dtype: torch.dtype) -> dict[str, int]:
     """The tile of a program for so many rows of a group on average; chosen by reasoning, not yet measured."""
     if dtype == torch.float32:
         return {"BM": power_of_two(rows, 16, 64), "BN": 64, "BK": 32, "num_warps": 8, "num_stages": 3}
-    block = {"BM": power_of_two(rows, 16, 128), "BN": 128, "BK": 128 if dtype == torch.int8 else 64}
+    block = {"BM": power_of_two(rows, 16, 128), "BN": 128, "BK": 64}
     return {**block, "num_warps": 8 if block["BM"] == 128 else 4, "num_stages": 3}
