@@ -9,7 +9,7 @@ import torch
 
 import anynpu
 from anynpu.formats import compress_weight, decompress_weight
-from anynpu.ops.compressed_matmul.reference import error_bound
+from anynpu.ops.compressed_matmul.reference import block_seed, checksum, error_bound
 
 CASES = gpu_cases.valid("compressed_matmul")
 
@@ -38,6 +38,7 @@ def weights():
     yield "edges", torch.randint(-9, 9, (130, 260), dtype=torch.int8, generator=generator)
     yield "narrow", (normal * 1.5).round().to(torch.int8)
     yield "boxes", (normal * 3).round().to(torch.int8)
+    yield "nibbles", (normal * 33).round().clamp(-128, 127).to(torch.int8)
     yield "wide", (normal * 25).round().clamp(-128, 127).to(torch.int8)
     yield "sparse", torch.where(torch.rand(64, 256, generator=generator) < 0.02, 50, 0).to(torch.int8)
     yield (
@@ -50,13 +51,43 @@ def weights():
 WEIGHTS = dict(weights())
 
 
+def decoded_by_kernel(packed, device):
+    decompress = importlib.import_module("anynpu.ops.compressed_matmul.triton").decompress
+    return decompress(packed.stream.to(device), packed.index.to(device), packed.n, packed.k)
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_decoder_is_lossless(name, device):
     weight = WEIGHTS[name]
-    packed = compress_weight(weight)
-    decompress = importlib.import_module("anynpu.ops.compressed_matmul.triton").decompress
-    decoded = decompress(packed.stream.to(device), packed.index.to(device), *weight.shape)
-    gpu_cases.assert_within(decoded, weight, None)
+    gpu_cases.assert_within(decoded_by_kernel(compress_weight(weight), device), weight, None)
+    anynpu.check_device_errors()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("nibbles", 0, 1), ("nibbles", 0, 3), ("nibbles", 1, 0), ("nibbles", 2, 5), ("nibbles", 3, 0),
+        ("nibbles", 3, 255), ("nibbles", 4, 8), ("nibbles", 5, 255), ("nibbles", 6, 9), ("nibbles", 17, 31),
+        ("nibbles", 32, 0x48), ("nibbles", 40, 200), ("nibbles", 56, 0xFF), ("nibbles", 56, 0x0F),
+        ("nibbles", 200, 1), ("nibbles", -1, 1), ("wide", 0, 2), ("wide", 4, 1), ("wide", 33, 0x99),
+        ("wide", 20, 255),
+    ],
+)  # fmt: skip
+def test_resealed_damage_is_decoded_alike_or_told(name, place, value, device):
+    packed = compress_weight(WEIGHTS[name])
+    payload, entry = packed.stream.view(torch.uint8), packed.index.view(torch.uint8)
+    payload[place] = value
+    seal = checksum(payload, block_seed(packed.k, packed.n, 0, int(entry[6])))
+    entry[:4] = torch.tensor([seal >> shift & 255 for shift in (0, 8, 16, 24)])
+    decoded = decoded_by_kernel(packed, device)
+    try:
+        expected = decompress_weight(packed)
+    except ValueError:
+        with pytest.raises(ValueError, match="compressed_matmul: .* sound block of this matrix"):
+            anynpu.check_device_errors()
+        return
+    anynpu.check_device_errors()
+    gpu_cases.assert_within(decoded, expected, None)
 
 
 def test_weights_are_compressed_from_and_to_their_device(device):
