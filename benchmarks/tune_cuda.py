@@ -25,26 +25,32 @@ from anynpu.ops.weight_quant_matmul import triton as kernels
 ROUNDS = 5
 SHAPES = [(4096, 4096), (4096, 14336), (14336, 4096)]
 KINDS = {"int4 along N": (4, False), "int4 along K": (4, True), "int8": (8, False)}
-ROWS = {16: 16, 64: 64, None: 1024}  # most_m of an entry -> the rows that stand for it
+ROWS = {64: 64, None: 1024}  # most_m of an entry -> the rows that stand for it
+FEW_ROWS = {8: 1, 16: 16}
+KINDS_OF_FEW_ROWS = {
+    f"int{bits} along {'K' if along_k else 'N'}": (bits, along_k) for bits in (4, 8) for along_k in (False, True)
+}
 
 
 def candidates(kind: str, most_m: int | None) -> Iterator[dict[str, int]]:
     """Tiles worth a try: few enough that compiling them takes minutes."""
     along_n = kind == "int4 along N"
-    heights = {16: (16,), 64: (32, 64), None: (128,) if along_n else (64, 128)}[most_m]
-    widths = ((256, 512) if most_m == 16 else (128, 256)) if along_n else (64, 128)
-    splits = (132, 264, 396, 528) if most_m == 16 else (132, 264)
-    for height, width, depth, warps, stages in itertools.product(heights, widths, (64, 128), (4, 8), (3, 4)):
-        if height * width <= 128 * 256 and (most_m == 16 or stages == 3):
-            tile = {"BM": height, "BN": width, "BK": depth, "num_warps": warps, "num_stages": stages}
-            yield from ({**tile, "programs": programs} for programs in splits)
+    heights = {64: (32, 64), None: (128,) if along_n else (64, 128)}[most_m]
+    widths = (128, 256) if along_n else (64, 128)
+    for height, width, depth, warps in itertools.product(heights, widths, (64, 128), (4, 8)):
+        if height * width <= 128 * 256:
+            tile = {"BM": height, "BN": width, "BK": depth, "num_warps": warps, "num_stages": 3}
+            yield from ({**tile, "programs": programs} for programs in (132, 264))
 
 
-def candidates_of_one_row() -> Iterator[dict[str, int]]:
-    """Tiles of the kernel for one row of x: a thread has two or four words side by side."""
-    for width, warps, words in itertools.product((32, 64, 128), (4, 8), (2, 4)):
-        tile = {"BW": width, "KW": 32 * warps * words // width, "num_warps": warps}
-        yield from ({**tile, "programs": programs} for programs in (132, 264, 396, 528))
+def candidates_of_few_rows(kind: str, most_m: int) -> Iterator[dict[str, int]]:
+    """Tiles of the kernel for few rows of x."""
+    bits, along_k = KINDS_OF_FEW_ROWS[kind]
+    widths = (16, 32, 64) if along_k else (256 // bits, 512 // bits)
+    pieces = (512 // bits,) if along_k else (32, 64, 128)
+    for width, piece, warps in itertools.product(widths, pieces, (2, 4, 8)):
+        tile = {"BM": most_m, "BN": width, "PIECE": piece, "PIECES": warps, "num_warps": warps}
+        yield from ({**tile, "programs": programs} for programs in (132, 264, 528))
 
 
 def seconds_of(tile: dict[str, int], problems: list[Any]) -> float:
@@ -96,20 +102,18 @@ def fastest(tiles: Iterator[dict[str, int]], problems: list[Any]) -> dict[str, i
 
 def tuned(device: torch.device) -> dict[str, dict[str, Any]]:
     """The entries of the file for the kinds that are tuned."""
-    tiles, of_one_row = {}, {}
-    for kind, (bits, along_k) in KINDS.items():
-
-        def problems(m: int, bits: int = bits, along_k: bool = along_k) -> list[Any]:
-            return [calls_of(MatmulProblem(m, k, n, 128, bits), along_k, device) for k, n in SHAPES]
-
-        if not along_k:
-            of_one_row[kind] = fastest(candidates_of_one_row(), problems(1))
-            print(f"{kind}, one row: {of_one_row[kind]}", flush=True)
-        tiles[kind] = []
-        for most_m, m in ROWS.items():
-            tiles[kind].append({"most_m": most_m, "tile": fastest(candidates(kind, most_m), problems(m))})
-            print(f"{kind}: {tiles[kind][-1]}", flush=True)
-    return {"weight_quant_matmul": tiles, "weight_quant_matmul of one row": of_one_row}
+    tiles: dict[str, dict[str, Any]] = {"weight_quant_matmul": {}, "weight_quant_matmul of few rows": {}}
+    for name, kinds, rows, choice in (
+        ("weight_quant_matmul", KINDS, ROWS, candidates),
+        ("weight_quant_matmul of few rows", KINDS_OF_FEW_ROWS, FEW_ROWS, candidates_of_few_rows),
+    ):
+        for kind, (bits, along_k) in kinds.items():
+            entries = tiles[name][kind] = []
+            for most_m, m in rows.items():
+                problems = [calls_of(MatmulProblem(m, k, n, 128, bits), along_k, device) for k, n in SHAPES]
+                entries.append({"most_m": most_m, "tile": fastest(choice(kind, most_m), problems)})
+                print(f"{name}, {kind}: {entries[-1]}", flush=True)
+    return tiles
 
 
 def main() -> None:

@@ -60,16 +60,26 @@ def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict)
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):  # as Triton does when it launches
+        if parameter.is_constexpr or _is_one(parameter, value):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         else:
             signature[parameter.name] = mangle_type(value)
-            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            if isinstance(value, torch.Tensor) or _is_multiple_of_16(parameter, value):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, signature, constants, attributes)
     binary = triton.compile(source, target=HOPPER, options=options)
     ptx, cubin = binary.asm["ptx"], binary.asm["cubin"]
     return Compiled(kernel.__name__, programs, ptx, cubin, binary.metadata.shared, *_resources(cubin))
+
+
+def _is_one(parameter: triton.runtime.jit.KernelParam, value: object) -> bool:
+    """Whether Triton makes a constant of an argument when it launches."""
+    return not parameter.do_not_specialize and isinstance(value, int) and value == 1
+
+
+def _is_multiple_of_16(parameter: triton.runtime.jit.KernelParam, value: object) -> bool:
+    """Whether Triton uses that an argument is one."""
+    return not parameter.do_not_specialize and isinstance(value, int) and value % 16 == 0
 
 
 def _tool(name: str, option: str, cubin: bytes) -> str:

@@ -206,10 +206,11 @@ def test_the_tuner_takes_the_fastest_tile(pretended_gpu, monkeypatch):
     tuner = importlib.import_module("tune_cuda")
     for kind, most_m in itertools.product(tuner.KINDS, tuner.ROWS):
         assert 8 <= len(list(tuner.candidates(kind, most_m))) <= 100
-    assert len(list(tuner.candidates_of_one_row())) == 48
+    for kind, most_m in itertools.product(tuner.KINDS_OF_FEW_ROWS, tuner.FEW_ROWS):
+        assert 8 <= len(list(tuner.candidates_of_few_rows(kind, most_m))) <= 100
     tiles = [{"BM": 16, "BN": width} for width in (32, 64, 128)]
     monkeypatch.setattr(tuner, "candidates", lambda kind, most_m: tiles)
-    monkeypatch.setattr(tuner, "candidates_of_one_row", lambda: tiles)
+    monkeypatch.setattr(tuner, "candidates_of_few_rows", lambda kind, most_m: tiles)
     monkeypatch.setattr(tuner, "SHAPES", [(128, 64)])
     used = []
 
@@ -227,8 +228,9 @@ def test_the_tuner_takes_the_fastest_tile(pretended_gpu, monkeypatch):
 
     monkeypatch.setattr(tuner.cuda_measure, "captured", captured)
     found = tuner.tuned(torch.device("cpu"))
-    assert found["weight_quant_matmul of one row"] == dict.fromkeys(("int4 along N", "int8"), tiles[-1])
     assert set(found["weight_quant_matmul"]) == {"int4 along N", "int4 along K", "int8"}
-    for entries in found["weight_quant_matmul"].values():
-        assert [entry["most_m"] for entry in entries] == [16, 64, None]
-        assert all(entry["tile"]["BN"] == 128 for entry in entries)
+    assert set(found["weight_quant_matmul of few rows"]) == set(tuner.KINDS_OF_FEW_ROWS)
+    for name, rows in (("weight_quant_matmul", [64, None]), ("weight_quant_matmul of few rows", [8, 16])):
+        for entries in found[name].values():
+            assert [entry["most_m"] for entry in entries] == rows
+            assert all(entry["tile"]["BN"] == 128 for entry in entries)

@@ -51,8 +51,8 @@ def weight_quant_call(m, weight, dtype=BF16, group_size=128, **options):
 ALONG_N, ALONG_K = meta(4096, 1792, dtype=INT32), meta(14336, 512, dtype=INT32).t()
 BYTES, CELLS = meta(4096, 14336, dtype=INT8), meta(64 + 448 * 1024 * 64, dtype=torch.uint8)
 for m, int4, int8, along_k in (
-    (1, "ld.global.v4.b32", "ld.global.v4.b32", "wgmma"),
-    (16, "wgmma", "mma.sync", "wgmma"),
+    (1, "mma.sync", "mma.sync", "mma.sync"),
+    (16, "mma.sync", "mma.sync", "mma.sync"),
     (512, "wgmma", "wgmma", "wgmma"),
 ):
     CALLS |= {

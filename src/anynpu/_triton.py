@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Triton's interpreter takes bfloat16 for its bits in a dot, and cuts instead of rounding when it converts to it.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -26,6 +28,14 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
         kernel[(programs,)](*args, enable_fp_fusion=True, **meta)
 
 
+@functools.cache
+def overlapping(device: torch.device) -> dict[str, bool]:
+    """Options of a kernel with wait_for_previous and start_next, whose start overlaps the end of the one before."""
+    # meta: the tests compile for a GPU that can do it
+    able = device.type == "meta" or (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9)
+    return {"OVERLAP": True, "launch_pdl": True} if able else {"OVERLAP": False}
+
+
 def ceil_divide(value: int, by: int) -> int:
     """``value / by``, rounded up."""
     return -(-value // by)
@@ -34,6 +44,20 @@ def ceil_divide(value: int, by: int) -> int:
 def power_of_two(value: int, least: int, most: int) -> int:
     """The least power of two that is not below ``value``, within bounds: the size of a block."""
     return max(least, min(most, triton.next_power_of_2(value)))
+
+
+@triton.jit
+def wait_for_previous(OVERLAP: tl.constexpr):
+    """Comes before anything is read or written in a kernel that may come onto the GPU before the previous has ended."""
+    if OVERLAP:
+        gdc_wait()
+
+
+@triton.jit
+def start_next(OVERLAP: tl.constexpr):
+    """Lets the next kernel come onto the GPU, where it waits for the end of this one; after what takes long."""
+    if OVERLAP:
+        gdc_launch_dependents()
 
 
 @triton.jit

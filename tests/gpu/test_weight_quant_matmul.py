@@ -121,9 +121,9 @@ def test_every_integer_is_exact(dtype, bits, kernel, device):
 
 def test_parts_of_k_are_used_and_cover_it():
     parts = importlib.import_module("anynpu.ops.weight_quant_matmul.triton")._parts
-    assert parts(4096, 64, 16, 528) == (16, 256)
+    assert parts(4096, 64, 16, 528, 4) == (16, 256)
     for k, step, tiles, programs in ((1, 64, 1, 500), (72, 32, 1, 500), (4096, 128, 200, 528), (1000, 32, 3, 100)):
-        count, length = parts(k, step, tiles, programs)
+        count, length = parts(k, step, tiles, programs, 2)
         assert length % step == 0
         assert (count - 1) * length < k <= count * length
 

@@ -20,12 +20,16 @@ from anynpu._triton import (
     INTERPRETED,
     ceil_divide,
     dot,
+    encoded_scale,
     int4_to,
     launch,
     nibbles,
+    overlapping,
     report,
+    start_next,
     tile,
     tile_of,
+    wait_for_previous,
 )
 from anynpu.ops.weight_quant_matmul import hopper, spec
 from anynpu.ops.weight_quant_matmul.ending import ended
@@ -36,11 +40,12 @@ _HEADER = _device_errors.new_rule(
 )
 _CONFIGURATIONS = Path(__file__).with_name("triton_configurations.json")
 _LEAST_STEPS = 4  # of a part of K: shorter ones cost more than they save
-_SUM_BLOCK = 4096  # numbers that a program adds up
+_LEAST_STEPS_OF_FEW_ROWS = 2  # the second is loaded while the first is multiplied
+_SUM_BLOCK = 1024  # numbers that a program adds up
 _PACK_BLOCK = 1024  # bytes that a program packs
-_DEPTH = tl.constexpr(4)  # k of a thread that _row_kernel has under way
-_EXPONENT_OF_ONES = 150  # of a float32 whose last place is 1
+_FEW_ROWS = 16  # that _few_rows_kernel is faster with than others
 _MAGIC = {torch.float16: 0x64086408, torch.bfloat16: 0x43084308}  # two powers of two whose last place is 1, plus 8
+_MAGIC_OF_BYTES = {torch.float16: 0x64806480, torch.bfloat16: 0x43004300}  # plus 128, where there is room for it
 
 # How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32; as x is.
 INT8, WORDS_N, WORDS_K, CELLS4, CELLS8, FLOATS = (tl.constexpr(number) for number in range(6))
@@ -308,91 +313,277 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
 
 
 @triton.jit
-def _field(word, exponent, BITS: tl.constexpr, AT: tl.constexpr):
-    """The signed integers at bit AT of the words, as float32: set behind a power of two and that subtracted again.
+def _pairs(bits, magic, BITS: tl.constexpr, dtype: tl.constexpr):
+    """The signed integers in the low BITS of both halves of int32, as floats [..., 2]. ``magic`` is _MAGIC of both.
 
-    ``exponent`` is _EXPONENT_OF_ONES, in a variable: constants that the compiler knows it writes into registers anew
-    for each word, ten more instructions a word.
+    Each is set behind a power of two whose last place is 1, and that subtracted again. bfloat16 has no room for eight
+    bits: there the sign is a bit of the exponent of what is subtracted.
     """
-    half: tl.constexpr = 1 << (BITS - 1)
-    power = (half << AT) | ((exponent - AT) << 23)
-    return ((word & (((1 << BITS) - 1) << AT)) ^ power).to(tl.float32, bitcast=True) - (2.0 ** (23 - AT) + half)
+    if dtype == tl.float16:
+        if BITS == 4:
+            return _halves((bits & 0x000F000F) ^ magic, dtype) - 1032.0
+        return _halves((bits & 0x00FF00FF) ^ magic, dtype) - 1152.0
+    elif BITS == 4:
+        value = _halves((bits & 0x000F000F) ^ magic, dtype)
+        return (value.to(tl.float32) - 136.0).to(dtype) if INTERPRETED else value - 136.0
+    else:
+        value, power = _halves((bits & 0x007F007F) | magic, dtype), _halves((bits & 0x00800080) | magic, dtype)
+        return (value.to(tl.float32) - power.to(tl.float32)).to(dtype) if INTERPRETED else value - power
 
 
-@triton.jit(do_not_specialize=["count", "parts"])
-def _row_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr, parts_ptr,
-                N, row_words, K, count, group_size, part_k, parts, exponent, x_batch, x_k, words_batch, words_k,
-                words_column, scale_group, scale_column, offset_group, offset_column, bias_stride, quant_scale_stride,
-                quant_offset_stride, BITS: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
-                QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, BW: tl.constexpr,
-                KW: tl.constexpr):  # fmt: skip
-    """A piece of one row of y, or PARTED its sums over a part of K, without tensor cores.
+@triton.jit
+def _halves(bits, dtype: tl.constexpr):
+    """The lower and upper 16 bits of int32 as floats [..., 2]."""
+    low, high = bits.to(tl.int16), (bits >> 16).to(tl.int16)
+    return tl.join(low.to(dtype, bitcast=True), high.to(dtype, bitcast=True))
 
-    Words of 32 / BITS columns stay in the registers that they were loaded into. BW of them lie side by side; KW rows of
-    threads have _DEPTH k each under way. WHOLE: all their steps end where groups and parts do.
+
+# The tensor cores want the weights of lane 4 g + t of a warp: those of every eighth column from g on, and of the k that
+# begin at 4 t in each 16. Columns and k are put in an order in which a lane's weights are words side by side, and all
+# tensors below are loaded with the axes [t, g, pieces, ...], which Triton gives to lanes and warps in this order: what
+# is loaded stays in its thread. The last axis is what a thread loads at once.
+
+
+@triton.jit
+def _words_along_k(words, first_k, first_column, K, N, words_k, words_column, WHOLE: tl.constexpr, FULL: tl.constexpr,
+                   VALUES: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Words [g, PIECES, BN / 8, PIECE / VALUES], the last axis for all four t."""
+    WORDS: tl.constexpr = PIECE // VALUES
+    column = BN // 8 * tl.arange(0, 8)[:, None, None, None] + tl.arange(0, BN // 8)[None, None, :, None]
+    word = WORDS * tl.arange(0, PIECES)[None, :, None, None] + tl.arange(0, WORDS)[None, None, None, :]
+    # Beyond the edges the last words stand in: x is 0 there, or the column is not stored.
+    if not FULL:
+        column = tl.minimum(column, N - 1 - first_column)
+    if not WHOLE:
+        word = tl.minimum(word, (K - first_k) // VALUES - 1)
+    wide = tl.zeros((), tl.int64)
+    here = words + (wide + first_k // VALUES) * words_k + (wide + first_column) * words_column
+    return tl.load(here + (word * words_k + column * words_column))
+
+
+@triton.jit
+def _integers_along_k(word, magic, BITS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, BN: tl.constexpr,
+                      dtype: tl.constexpr):  # fmt: skip
+    """Integers [PIECES, BN, PIECE] of _words_along_k; the order of k is that of _x_along_k."""
+    VALUES: tl.constexpr = 32 // BITS
+    WORDS: tl.constexpr = PIECE // VALUES // 4
+    word = tl.reshape(word, (8, PIECES, BN // 8, 4, WORDS))[:, :, :, :, :, None]
+    shifts = BITS * tl.arange(0, VALUES // 2)[None, None, None, None, None, :]
+    pairs = tl.reshape(_pairs(word >> shifts, magic, BITS, dtype), (8, PIECES, BN // 8, 4, WORDS, VALUES // 4, 2, 2))
+    return tl.reshape(tl.permute(pairs, (1, 2, 0, 4, 5, 3, 6, 7)), (PIECES, BN, PIECE))
+
+
+@triton.jit
+def _x_along_k(x, first_row, first_k, M, K, x_row, x_k, WHOLE: tl.constexpr, VALUES: tl.constexpr, BM: tl.constexpr,
+               PIECE: tl.constexpr, PIECES: tl.constexpr):  # fmt: skip
+    """x [t, g, PIECES, words, BM / 8, VALUES]; rows beyond M are the last."""
+    WORDS: tl.constexpr = PIECE // VALUES // 4
+    row = tl.arange(0, 8)[None, :, None, None, None, None] + 8 * tl.arange(0, BM // 8)[None, None, None, None, :, None]
+    k = (WORDS * VALUES * tl.arange(0, 4)[:, None, None, None, None, None]
+         + PIECE * tl.arange(0, PIECES)[None, None, :, None, None, None]
+         + VALUES * tl.arange(0, WORDS)[None, None, None, :, None, None]
+         + tl.arange(0, VALUES)[None, None, None, None, None, :])  # fmt: skip
+    return _rows_of_x(x, first_row, row, first_k, k, M, K, x_row, x_k, WHOLE)
+
+
+@triton.jit
+def _rows_of_x(x, first_row, row, first_k, k, M, K, x_row, x_k, WHOLE: tl.constexpr):
+    wide = tl.zeros((), tl.int64)
+    here = x + (wide + first_row) * x_row + (wide + first_k) * x_k
+    here += tl.minimum(row, M - 1 - first_row) * x_row + k * x_k
+    return tl.load(here) if WHOLE else tl.load(here, mask=first_k + k < K, other=0.0)
+
+
+@triton.jit
+def _words_along_n(words, one, first_k, first_word, K, row_words, words_k, words_column, WHOLE: tl.constexpr,
+                   FULL: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+    """Words [t, g, PIECES, PIECE / 16, 2, BW / 8], those of even k and those of odd k."""
+    k = (4 * tl.arange(0, 4)[:, None, None, None, None, None]
+         + PIECE * tl.arange(0, PIECES)[None, None, :, None, None, None]
+         + 16 * tl.arange(0, PIECE // 16)[None, None, None, :, None, None]
+         + 2 * tl.arange(0, 2)[None, None, None, None, :, None])  # fmt: skip
+    # ``one`` hides that the words of neighbouring lanes may be neighbours: Triton would give them to one lane.
+    word = (BW // 8 * one * tl.arange(0, 8)[None, :, None, None, None, None]
+            + tl.arange(0, BW // 8)[None, None, None, None, None, :])  # fmt: skip
+    wide = tl.zeros((), tl.int64)
+    here = words + (wide + first_k) * words_k + (wide + first_word) * words_column
+    # Beyond the edges the last words stand in: x is 0 there, or the column is not stored.
+    if not FULL:
+        word = tl.minimum(word, row_words - 1 - first_word)
+    if WHOLE:
+        here += k * words_k + word * words_column
+        return tl.load(here), tl.load(here + words_k)
+    last = K - 1 - first_k
+    here += word * words_column
+    return tl.load(here + tl.minimum(k, last) * words_k), tl.load(here + tl.minimum(k + 1, last) * words_k)
+
+
+@triton.jit
+def _integers_along_n(even, odd, magic, BITS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+                      BW: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
+    """Integers [PIECES, columns, PIECE] of _words_along_n.
+
+    Two k of a column share a register of the tensor cores: their words are mixed before they are taken apart.
+    """
+    mixed = tl.join((even & 0xFFFF) | (odd << 16), ((even >> 16) & 0xFFFF) | (odd & -65536))
+    shifts = BITS * tl.arange(0, 16 // BITS)[None, None, None, None, None, None, None, :]
+    pairs = _pairs(mixed[:, :, :, :, :, :, :, None] >> shifts, magic, BITS, dtype)
+    return tl.reshape(tl.permute(pairs, (2, 7, 5, 6, 1, 3, 0, 4, 8)), (PIECES, 32 // BITS * BW, PIECE))
+
+
+@triton.jit
+def _x_along_n(x, first_row, first_k, M, K, x_row, x_k, WHOLE: tl.constexpr, BM: tl.constexpr, PIECE: tl.constexpr,
+               PIECES: tl.constexpr):  # fmt: skip
+    """x [t, g, PIECES, PIECE / 16, BM / 8, 4]; rows beyond M are the last."""
+    row = tl.arange(0, 8)[None, :, None, None, None, None] + 8 * tl.arange(0, BM // 8)[None, None, None, None, :, None]
+    k = (4 * tl.arange(0, 4)[:, None, None, None, None, None]
+         + PIECE * tl.arange(0, PIECES)[None, None, :, None, None, None]
+         + 16 * tl.arange(0, PIECE // 16)[None, None, None, :, None, None]
+         + tl.arange(0, 4)[None, None, None, None, None, :])  # fmt: skip
+    return _rows_of_x(x, first_row, row, first_k, k, M, K, x_row, x_k, WHOLE)
+
+
+@triton.jit
+def _column_order(VALUES: tl.constexpr, ALONG_K: tl.constexpr, BN: tl.constexpr):
+    """Which column each row of the integers [PIECES, BN, PIECE] is: a lane has BN / 8 columns side by side."""
+    order = tl.arange(0, BN)
+    within = order // 8
+    if not ALONG_K:  # (value of a half, word, half)
+        words: tl.constexpr = BN // (8 * VALUES)
+        within = within // 2 % words * VALUES + within % 2 * (VALUES // 2) + within // (2 * words)
+    return order % 8 * (BN // 8) + within
+
+
+@triton.jit
+def _factors_of_pieces(ptr, first_k, first_column, N, K, group_size, group_stride, column_stride, FULL: tl.constexpr,
+                       PIECE: tl.constexpr, PIECES: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Scales or offsets [t, g, PIECES, lines, columns of a line]; all t have the same."""
+    LINE: tl.constexpr = min(BN // 8, 8)
+    column = (0 * tl.arange(0, 4)[:, None, None, None, None] + BN // 8 * tl.arange(0, 8)[None, :, None, None, None]
+              + LINE * tl.arange(0, BN // 8 // LINE)[None, None, None, :, None]
+              + tl.arange(0, LINE)[None, None, None, None, :])  # fmt: skip
+    if not FULL:
+        column = tl.minimum(column, N - 1 - first_column)
+    # Beyond K any group will do.
+    group = tl.minimum(first_k + PIECE * tl.arange(0, PIECES), K - 1) // group_size
+    here = ptr + group[None, None, :, None, None].to(tl.int64) * group_stride
+    return tl.load(here + (first_column + column) * column_stride)
+
+
+@triton.jit
+def _for_all_rows(values, VALUES: tl.constexpr, ALONG_K: tl.constexpr, BM: tl.constexpr, PIECES: tl.constexpr,
+                  BN: tl.constexpr):  # fmt: skip
+    """_factors_of_pieces as float32 [PIECES, BN, BM]; an int64 scale holds one in its low half."""
+    values = encoded_scale(values) if values.dtype == tl.int64 else values.to(tl.float32)
+    if ALONG_K:
+        values = tl.permute(tl.reshape(values, (4, 8, PIECES, BN // 8)), (2, 3, 1, 0))
+    else:
+        values = tl.reshape(values, (4, 8, PIECES, BN // (8 * VALUES), 2, VALUES // 2))
+        values = tl.permute(values, (2, 5, 3, 4, 1, 0))
+    values = tl.reshape(values, (PIECES, BN, 1, 4, 1))
+    return tl.reshape(tl.broadcast_to(values, (PIECES, BN, BM // 8, 4, 2)), (PIECES, BN, BM))
+
+
+@triton.jit
+def _load_step(step, one, x, words, scale_ptr, offset_ptr, first_row, first_column, M, N, row_words, K, group_size,
+               x_row, x_k, words_k, words_column, scale_group, scale_column, offset_group, offset_column,
+               VALUES: tl.constexpr, ALONG_K: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+               OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr,
+               PIECE: tl.constexpr):  # fmt: skip
+    """(words, words of odd k, x, scales, offsets) of a step."""
+    first_k = step * (PIECES * PIECE)
+    if ALONG_K:
+        word = _words_along_k(words, first_k, first_column, K, N, words_k, words_column, WHOLE, FULL, VALUES, PIECE,
+                              PIECES, BN)  # fmt: skip
+        odd = word
+        rows = _x_along_k(x, first_row, first_k, M, K, x_row, x_k, WHOLE, VALUES, BM, PIECE, PIECES)
+    else:
+        word, odd = _words_along_n(words, one, first_k, first_column // VALUES, K, row_words, words_k, words_column,
+                                    WHOLE, FULL, PIECE, PIECES, BN // VALUES)  # fmt: skip
+        rows = _x_along_n(x, first_row, first_k, M, K, x_row, x_k, WHOLE, BM, PIECE, PIECES)
+    scales = _factors_of_pieces(scale_ptr, first_k, first_column, N, K, group_size, scale_group, scale_column, FULL,
+                                PIECE, PIECES, BN)  # fmt: skip
+    offsets = scales
+    if OFFSET:
+        offsets = _factors_of_pieces(offset_ptr, first_k, first_column, N, K, group_size, offset_group, offset_column,
+                                     FULL, PIECE, PIECES, BN)  # fmt: skip
+    return word, odd, rows, scales, offsets
+
+
+@triton.jit
+def _products_of_step(words, odd, rows, scales, offsets, magic, BITS: tl.constexpr, ALONG_K: tl.constexpr,
+                      OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr,
+                      PIECE: tl.constexpr):  # fmt: skip
+    """What _load_step has loaded, multiplied: float32 [PIECES, BN, BM]."""
+    VALUES: tl.constexpr = 32 // BITS
+    if ALONG_K:
+        a = _integers_along_k(words, magic, BITS, PIECE, PIECES, BN, rows.dtype)
+        b = tl.reshape(rows, (4, 8, PIECES, PIECE // VALUES // 4, BM // 8, 2, VALUES // 4, 2))
+        b = tl.reshape(tl.permute(b, (2, 3, 6, 0, 7, 5, 4, 1)), (PIECES, PIECE, BM))
+    else:
+        a = _integers_along_n(words, odd, magic, BITS, PIECE, PIECES, BN // VALUES, rows.dtype)
+        b = tl.reshape(tl.permute(rows, (2, 3, 0, 5, 4, 1)), (PIECES, PIECE, BM))
+    products = dot(a, b, tl.zeros((PIECES, BN, BM), tl.float32))
+    if OFFSET:
+        row_sums = tl.sum(b.to(tl.float32), axis=1)[:, None, :]
+        products += _for_all_rows(offsets, VALUES, ALONG_K, BM, PIECES, BN) * row_sums
+    return products * _for_all_rows(scales, VALUES, ALONG_K, BM, PIECES, BN)
+
+
+@triton.jit(do_not_specialize=["M", "count", "steps", "parts", "one"])
+def _few_rows_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr,
+                     parts_ptr, M, N, row_words, K, count, group_size, steps, parts, magic, one, x_batch, x_row,
+                     x_k, words_batch, words_k, words_column, scale_group, scale_column, offset_group, offset_column,
+                     bias_stride, quant_scale_stride, quant_offset_stride, BITS: tl.constexpr, ALONG_K: tl.constexpr,
+                     WHOLE: tl.constexpr, FULL: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
+                     QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, OVERLAP: tl.constexpr,
+                     BM: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):  # fmt: skip
+    """A tile of y out of words, or PARTED its sums over a part of K; tiles are computed transposed.
+
+    A part has ``steps`` steps of PIECES pieces of K, which the warps share out: each streams words for itself, a step
+    ahead, and no warp waits for another before the end. No piece is in two groups. WHOLE: no step goes beyond K, FULL:
+    no tile beyond N.
     """
     VALUES: tl.constexpr = 32 // BITS
-    tiles = tl.cdiv(row_words, BW)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    line, first_word = (number // tiles).to(tl.int64), number % tiles * BW
-    word, thread_k = first_word + tl.arange(0, BW), tl.arange(0, KW) * _DEPTH
-    column = first_word * VALUES + tl.arange(0, VALUES * BW)
-    x = x_ptr + line * x_batch
-    words = words_ptr + line * words_batch + thread_k[:, None] * words_k + word[None, :] * words_column
-    begin = part * part_k
-    end = tl.minimum(K, begin + part_k)
-    sums, wide = tl.zeros((KW, VALUES * BW), tl.float32), tl.zeros((), tl.int64)
-    for group in range(begin // group_size, tl.cdiv(end, group_size)):
-        stop = tl.minimum(end, (group + 1) * group_size)
-        a0, x_sums = tl.zeros((KW, BW), tl.float32), tl.zeros((KW,), tl.float32)
-        a1, a2, a3, a4, a5, a6, a7 = a0, a0, a0, a0, a0, a0, a0
-        for first in range(tl.maximum(begin, group * group_size), stop, _DEPTH * KW):
-            here = words + (wide + first) * words_k
-            for depth in tl.static_range(_DEPTH):
-                k = first + thread_k + depth
-                inside = (k < stop) | WHOLE
-                each = tl.load(x + k.to(tl.int64) * x_k, mask=inside, other=0).to(tl.float32)
-                low = tl.load(here + depth * words_k, mask=inside[:, None] & (word < row_words)[None, :], other=0)
-                high = (low.to(tl.uint32, bitcast=True) >> (16 if BITS == 8 else 12)).to(tl.int32, bitcast=True)
-                if OFFSET:
-                    x_sums += each
-                each = each[:, None]
-                if BITS == 8:
-                    a0 += each * _field(low, exponent, 8, 0)
-                    a1 += each * _field(low, exponent, 8, 8)
-                    a2 += each * _field(high, exponent, 8, 0)
-                    a3 += each * _field(high, exponent, 8, 8)
-                else:
-                    a0 += each * _field(low, exponent, 4, 0)
-                    a1 += each * _field(low, exponent, 4, 4)
-                    a2 += each * _field(low, exponent, 4, 8)
-                    a3 += each * _field(low, exponent, 4, 12)
-                    a4 += each * _field(high, exponent, 4, 4)
-                    a5 += each * _field(high, exponent, 4, 8)
-                    a6 += each * _field(high, exponent, 4, 12)
-                    a7 += each * _field(high, exponent, 4, 16)
-        if BITS == 8:
-            products = tl.join(tl.join(a0, a2), tl.join(a1, a3))
-        else:
-            even = tl.join(tl.join(a0, a4), tl.join(a2, a6))
-            products = tl.join(even, tl.join(tl.join(a1, a5), tl.join(a3, a7)))
-        scales = _factors(scale_ptr, group, column, N, scale_group, scale_column)
-        sums += tl.reshape(products, (KW, VALUES * BW)) * scales[None, :]
-        if OFFSET:
-            offsets = _factors(offset_ptr, group, column, N, offset_group, offset_column)
-            sums += x_sums[:, None] * (offsets * scales)[None, :]
-    value, inside = tl.sum(sums, axis=0), column < N
-    place = line * N + column
-    _finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column, inside, bias_ptr, quant_scale_ptr,
-                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
-                    PARTED)  # fmt: skip
+    batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
+    wait_for_previous(OVERLAP)
+    x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
+    sums = tl.zeros((PIECES, BN, BM), tl.float32)
+    begin = part * steps
+    end = tl.minimum(begin + steps, tl.cdiv(K, PIECES * PIECE))
+    word, odd, rows, scales, offsets = _load_step(
+        begin, one, x, words, scale_ptr, offset_ptr, first_row, first_column, M, N, row_words, K, group_size,
+        x_row, x_k, words_k, words_column, scale_group, scale_column, offset_group, offset_column, VALUES,
+        ALONG_K, WHOLE, FULL, OFFSET, BM, BN, PIECES, PIECE,
+    )  # fmt: skip
+    for step in range(begin + 1, end):
+        next_word, next_odd, next_rows, next_scales, next_offsets = _load_step(
+            step, one, x, words, scale_ptr, offset_ptr, first_row, first_column, M, N, row_words, K, group_size,
+            x_row, x_k, words_k, words_column, scale_group, scale_column, offset_group, offset_column, VALUES,
+            ALONG_K, WHOLE, FULL, OFFSET, BM, BN, PIECES, PIECE,
+        )  # fmt: skip
+        sums += _products_of_step(word, odd, rows, scales, offsets, magic, BITS, ALONG_K, OFFSET, BM, BN, PIECES,
+                                  PIECE)  # fmt: skip
+        word, odd, rows, scales, offsets = next_word, next_odd, next_rows, next_scales, next_offsets
+    sums += _products_of_step(word, odd, rows, scales, offsets, magic, BITS, ALONG_K, OFFSET, BM, BN, PIECES,
+                              PIECE)  # fmt: skip
+    start_next(OVERLAP)
+    row, column = first_row + tl.arange(0, BM), first_column + _column_order(VALUES, ALONG_K, BN)
+    row, column = row[None, :], column[:, None]
+    place = (batch * M + row) * N + column
+    _finish_or_keep(y_ptr, parts_ptr, place, part, count, tl.sum(sums, axis=0), column, (row < M) & (column < N),
+                    bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride,
+                    BIAS, QUANT, QUANT_OFFSET, PARTED)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count", "parts"])
 def _add_parts_kernel(parts_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr, parts, count, N, bias_stride,
                       quant_scale_stride, quant_offset_stride, BIAS: tl.constexpr, QUANT: tl.constexpr,
-                      QUANT_OFFSET: tl.constexpr, MOST_PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                      QUANT_OFFSET: tl.constexpr, OVERLAP: tl.constexpr, MOST_PARTS: tl.constexpr,
+                      BLOCK: tl.constexpr):  # fmt: skip
     """Adds the parts, always in the same order, so that the result is the same bits in every run, and finishes."""
+    start_next(OVERLAP)
+    wait_for_previous(OVERLAP)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     part, inside = tl.arange(0, MOST_PARTS).to(tl.int64)[:, None], place < count
     values = tl.load(parts_ptr + part * count + place[None, :], mask=(part < parts) & inside[None, :], other=0.0)
@@ -461,19 +652,21 @@ def weight_quant_matmul(
     if not spec.is_prepacked(weight):
         weight = weight.reshape(-1, *weight.shape[-2:])
         weight_strides = weight.stride()
-    words = _words_along_n(weight, stored) if m == 1 else None
+    words, along_k = _words(weight, stored) if m <= _FEW_ROWS and x.dtype != torch.float32 else (None, False)
     many_rows = weight.dim() == 3 and batch == 1 and hopper.takes(rows[0], weight[0], group_size)
-    block = (
-        hopper.tile_for(m, n, group_size) if many_rows else dict(_configuration(m, x.dtype, stored, words is not None))
-    )
     if many_rows:
+        block = hopper.tile_for(m, n, group_size)
         step, tiles = hopper.STEP, ceil_divide(m, block["BM"]) * ceil_divide(n, 2 * block["BN"])
-    elif words is None:
-        step = block["BK"] = min(block["BK"], group_size & -group_size) if group_size else block["BK"]
-        tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
     else:
-        step, tiles = _DEPTH.value * block["KW"], batch * ceil_divide(words.shape[-1], block["BW"])
-    parts, part_k = _parts(k, step, tiles, block.pop("programs"))
+        block = dict(_configuration(m, x.dtype, stored, along_k if words is not None else None))
+        tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
+    if words is not None:
+        block["PIECE"] = min(block["PIECE"], group_size & -group_size) if group_size else block["PIECE"]
+        step = block["PIECES"] * block["PIECE"]
+    elif not many_rows:
+        step = block["BK"] = min(block["BK"], group_size & -group_size) if group_size else block["BK"]
+    least = _LEAST_STEPS if words is None else _LEAST_STEPS_OF_FEW_ROWS
+    parts, part_k = _parts(k, step, tiles, block.pop("programs"), least)
     sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
     ending = {"BIAS": bias is not None, "QUANT": quant_scale is not None, "QUANT_OFFSET": quant_offset is not None}
     # What is absent is not read.
@@ -486,41 +679,45 @@ def weight_quant_matmul(
         hopper.multiply(tiles, rows[0], weight[0], *factors[:2], ending_tensors, y, n, group_size, strides, meta)
         return y
     meta["PARTED"] = parts > 1
-    if words is None and stored in (WORDS_N.value, WORDS_K.value) and x.dtype != torch.float32:
+    if words is not None:
+        bits, magic = (8, _MAGIC_OF_BYTES) if stored == INT8.value else (4, _MAGIC)
+        launch(
+            _few_rows_kernel, tiles * parts, rows, words, *factors, y, sums, m, n, words.shape[-1], k, y.numel(),
+            group_size or k, part_k // step, parts, magic[x.dtype], 1, *rows.stride(), *words.stride(), *strides,
+            BITS=bits, ALONG_K=along_k, WHOLE=k % step == 0, FULL=n % block["BN"] == 0, **overlapping(x.device), **meta,
+        )  # fmt: skip
+    elif stored in (WORDS_N.value, WORDS_K.value) and x.dtype != torch.float32:
         launch(
             _words_kernel, tiles * parts, rows, weight, *factors, y, sums, m, n, weight.shape[-1], k, y.numel(),
             group_size, part_k, parts, _MAGIC[x.dtype], *rows.stride(), *weight.stride(), *strides, WHOLE=k % step == 0,
             GROUPS=group_size > 0, ALONG_K=stored == WORDS_K.value, **meta,
         )  # fmt: skip
-    elif words is None:
+    else:
         error = _device_errors.word(x.device) if spec.is_prepacked(weight) else y
         launch(
             _matmul_kernel, tiles * parts, rows, weight, *factors, y, sums, error, m, n, k, y.numel(), group_size,
             part_k, parts, *rows.stride(), *weight_strides, *strides, RULE=_HEADER, STORED=stored, WHOLE=k % step == 0,
             GROUPS=group_size > 0, **meta,
         )  # fmt: skip
-    else:
-        launch(
-            _row_kernel, tiles * parts, rows, words, *factors, y, sums, n, words.shape[-1], k, y.numel(),
-            group_size or part_k, part_k, parts, _EXPONENT_OF_ONES, *rows.stride()[::2], *words.stride(), *strides,
-            BITS=32 * words.shape[-1] // n, WHOLE=k % step == 0 and group_size % step == 0, **meta,
-        )  # fmt: skip
     if parts > 1:
         most = triton.next_power_of_2(parts)
         together = max(64, _SUM_BLOCK // most)
         launch(_add_parts_kernel, ceil_divide(y.numel(), together), sums, *ending_tensors, y, parts, y.numel(), n,
-               *ending_strides, MOST_PARTS=most, BLOCK=together, **ending)  # fmt: skip
+               *ending_strides, MOST_PARTS=most, BLOCK=together, **overlapping(x.device), **ending)  # fmt: skip
     return y
 
 
-def _words_along_n(weight: torch.Tensor, stored: int) -> torch.Tensor | None:
-    """The weight as int32 words of several columns, where it has that form."""
-    if stored == WORDS_N.value:
-        return weight
-    sizes = (weight.shape[-1], *weight.stride()[:-1], weight.storage_offset(), weight.data_ptr())
-    if stored == INT8.value and weight.stride(-1) == 1 and all(size % 4 == 0 for size in sizes):
-        return weight.view(torch.int32)
-    return None
+def _words(weight: torch.Tensor, stored: int) -> tuple[torch.Tensor | None, bool]:
+    """The weight as int32 words of several columns or, True, of several k; None where it has no such form."""
+    if stored != INT8.value:
+        return (weight, stored == WORDS_K.value) if stored in (WORDS_N.value, WORDS_K.value) else (None, False)
+    along_k = weight.stride(-1) != 1
+    lines = weight.transpose(-1, -2) if along_k else weight
+    sizes = (lines.shape[-1], *lines.stride()[:-1], lines.storage_offset(), lines.data_ptr())
+    if lines.stride(-1) != 1 or any(size % 4 for size in sizes):
+        return None, False
+    words = lines.view(torch.int32)
+    return words.transpose(-1, -2) if along_k else words, along_k
 
 
 def _stored(weight: torch.Tensor, k: int, n: int) -> int:
@@ -539,15 +736,21 @@ def _strides(parameter: torch.Tensor | None) -> tuple[int, int]:
     return tuple(0 if size == 1 else stride for size, stride in zip(rows.shape, rows.stride(), strict=True))
 
 
-def _configuration(m: int, dtype: torch.dtype, stored: int, one_row: bool) -> dict[str, int]:
-    """The tile of a program, and how many programs should at least run, from the file of tuning results."""
+def _configuration(m: int, dtype: torch.dtype, stored: int, along_k: bool | None) -> dict[str, int]:
+    """The tile of a program, and how many programs should at least run, from the file of tuning results.
+
+    ``along_k`` is given for _few_rows_kernel: whether words hold neighbours along K.
+    """
     kinds = {INT8.value: "int8", WORDS_N.value: "int4 along N", WORDS_K.value: "int4 along K"}
-    kind = kinds.get(stored, "prepacked")
-    if one_row:
-        return _configurations()["weight_quant_matmul of one row"][kind]
-    if dtype == torch.float32:
+    kind, table = kinds.get(stored, "prepacked"), "weight_quant_matmul"
+    if along_k is not None:
+        kind, table = (
+            f"{'int8' if stored == INT8.value else 'int4'} along {'K' if along_k else 'N'}",
+            f"{table} of few rows",
+        )
+    elif dtype == torch.float32:
         kind = "float32 x"
-    for entry in _configurations()["weight_quant_matmul"][kind]:
+    for entry in _configurations()[table][kind]:
         if entry["most_m"] is None or m <= entry["most_m"]:
             return entry["tile"]
     raise AssertionError(f"{_CONFIGURATIONS}: the last entry of {kind} must be for any m")
@@ -558,10 +761,10 @@ def _configurations() -> dict:
     return json.loads(_CONFIGURATIONS.read_text())
 
 
-def _parts(k: int, step: int, tiles: int, programs: int) -> tuple[int, int]:
+def _parts(k: int, step: int, tiles: int, programs: int, least_steps: int) -> tuple[int, int]:
     """Into how many parts K is cut so that enough programs run, and their length."""
     steps = ceil_divide(k, step)
-    wanted = max(1, min(programs // tiles, steps // _LEAST_STEPS))
+    wanted = max(1, min(programs // tiles, steps // least_steps))
     length = max(1, ceil_divide(steps, wanted)) * step
     return max(1, ceil_divide(k, length)), length
 
