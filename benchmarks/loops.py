@@ -4,7 +4,7 @@
 A kernel unit is compiled as the build does it, the loops that contain no other loop are cut from GCC's assembly, and
 llvm-mca says how many cycles one pass takes when all data is in the nearest cache.
 
-    python benchmarks/loops.py csrc/gemm/kernel_avx512bf16.cc --function 'tile_digits<3, 2, true>'
+    python benchmarks/loops.py csrc/gemm/kernel_avx512vnni.cc --function 'tile_digits<3, 2, true>'
 """
 
 from __future__ import annotations
