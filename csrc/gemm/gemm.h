@@ -185,7 +185,6 @@ struct GemmKernel {
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);
-  int64_t direct_rows;  // of x times raw int4 rows of k at most: more are faster with panels
   int64_t direct_sums;  // of a direct product of raw rows of k at most: longer runs against nearer caches
 
   // Scheme words, null where the tier has none: many rows of x in two digits and rests.

@@ -36,7 +36,6 @@ const GemmKernel gemm_avx2 = {
     {},
     {nullptr, nullptr, stream_digits<2>, stream_digits<3>},
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
-    kStreamDigitRows,
     24576,
     kWordRows,
     multiply_words,

@@ -34,7 +34,6 @@ const GemmKernel gemm_avx512vnni = {
     {nullptr, multiply_digits<1>, multiply_digits<2>, multiply_digits<3>},
     {nullptr, stream_digits<1>, stream_digits<2>, stream_digits<3>},
     {nullptr, direct_digits<1>, direct_digits<2>, direct_digits<3>},
-    2,
     49152,
     0,
     nullptr,
