@@ -205,7 +205,10 @@ def _refuse_backward_on_cuda() -> None:
     @functools.wraps(run)
     def refusing(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if any(getattr(tensor, "is_cuda", False) for tensor in tensors):
-            raise NotImplementedError("backward: gradients need npu to stand for the CPU (`--device cpu`), got CUDA")
+            raise NotImplementedError(
+                "backward: gradients need npu to stand for the CPU (`--device cpu`), got CUDA; for inference compile "
+                "under torch.no_grad()"
+            )
         return run(tensors, *args, **kwargs)
 
     torch.autograd._engine_run_backward = refusing
