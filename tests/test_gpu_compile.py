@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -191,3 +194,9 @@ def test_compiles(call, monkeypatch):
         assert kernel.cubin
         assert kernel.shared_bytes <= gpu_compile.MOST_SHARED_BYTES
         assert kernel.stack_bytes == 0, f"{kernel.name} keeps {kernel.stack_bytes} bytes outside registers"
+
+
+def test_old_triton_is_refused_by_name():
+    command = "import triton; triton.__version__ = '3.5.1'; import anynpu._triton"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and "kernels for CUDA need Triton 3.6 or newer, got 3.5.1" in done.stderr

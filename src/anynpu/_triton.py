@@ -10,6 +10,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):  # before other imports, which older ones lack
+    raise ImportError(f"anynpu: the kernels for CUDA need Triton 3.6 or newer, got {triton.__version__}")
+
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Triton's interpreter takes bfloat16 for its bits in a dot, and cuts instead of rounding when it converts to it.
