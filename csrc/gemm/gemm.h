@@ -155,6 +155,15 @@ struct DirectProduct {
   int64_t c_stride;
 };
 
+// Scheme bf16, null where the tier has none: x as the sum of at most most_planes bfloat16.
+struct Bf16Scheme {
+  int32_t most_planes;
+  int64_t tile_rows;
+  bool (*pack)(const float* x, const KBlock* blocks, int64_t block_count, int32_t planes, const PackedRow& row);
+  void (*panel)(const uint8_t* panel, int64_t k_count, float bias, int32_t* out);
+  void (*multiply)(const PanelProduct& product);
+};
+
 struct GemmKernel {
   Isa isa;
   // Reads `count` values (float32, float16 or bfloat16) that lie `stride` elements apart.
@@ -191,12 +200,7 @@ struct GemmKernel {
   int64_t word_tile_rows;
   void (*multiply_words)(const PanelProduct& product);
 
-  // Scheme bf16, null where the tier has none: x as the sum of at most most_planes bfloat16.
-  int32_t most_planes;
-  int64_t bf16_tile_rows;
-  bool (*pack_bf16)(const float* x, const KBlock* blocks, int64_t block_count, int32_t planes, const PackedRow& row);
-  void (*panel_bf16)(const uint8_t* panel, int64_t k_count, float bias, int32_t* out);
-  void (*multiply_bf16)(const PanelProduct& product);
+  Bf16Scheme bf16;
 };
 
 // Accumulator rows of one tile that fill the registers: of 64 columns with panels, of 32 when streaming.

@@ -39,11 +39,7 @@ const GemmKernel gemm_avx2 = {
     24576,
     kWordRows,
     multiply_words,
-    0,
-    0,
-    nullptr,
-    nullptr,
-    nullptr,
+    {},
 };
 
 }  // namespace anynpu

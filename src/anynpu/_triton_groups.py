@@ -12,9 +12,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import ceil_divide, dot, launch, power_of_two, report, tile
-
-_PROCESSORS = 132  # of an H100 or H200
+from anynpu._triton import PROCESSORS, ceil_divide, dot, launch, power_of_two, report, tile
 
 
 def groups_of(count: int) -> dict[str, int]:
@@ -25,7 +23,7 @@ def groups_of(count: int) -> dict[str, int]:
 def programs_for(rows: int, columns: int, groups: int, block: dict[str, int], each: int = 2) -> int:
     """How many programs share out the tiles: ``each`` for a processor, no more than there can be tiles."""
     most = (ceil_divide(rows, block["BM"]) + groups) * ceil_divide(columns, block["BN"])
-    return min(each * _PROCESSORS, most)
+    return min(each * PROCESSORS, most)
 
 
 def int8_launch(m: int, n: int, groups: int, weight: torch.Tensor) -> tuple[int, dict[str, int]]:

@@ -50,7 +50,9 @@ Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel
   constexpr int64_t kFewRows = 4;     // that many are bound by memory, where digits unpack with less work
   constexpr int64_t kPlaneRows = 32;  // more for each further plane, with fewer of which digits are faster
   const int32_t planes = planes_of(problem);
-  if (planes <= kernel.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) return Scheme::bf16;
+  if (planes <= kernel.bf16.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) {
+    return Scheme::bf16;
+  }
   if (kernel.multiply_digits[digits_of(problem)] != nullptr) return Scheme::digits;
   const bool few = can_stream(problem, kernel) || can_go_direct(problem, kernel);
   if (few && problem.weight.source.bits == 4) return Scheme::digits;
@@ -87,7 +89,7 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
                 : plan.scheme == Scheme::digits ? digits_of(problem)
                 : plan.scheme == Scheme::bf16   ? planes_of(problem)
                                                 : 1;
-  plan.row_multiple = plan.scheme == Scheme::bf16 ? std::lcm(kRowMultiple, kernel.bf16_tile_rows) : kRowMultiple;
+  plan.row_multiple = plan.scheme == Scheme::bf16 ? std::lcm(kRowMultiple, kernel.bf16.tile_rows) : kRowMultiple;
   plan.step_k = words || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
   plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
   plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);

@@ -192,9 +192,9 @@ void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t r
   product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * x.digits;
   product.blocks = storage_.digit_blocks + block * x.rows + row;
   if (x.scheme == Scheme::bf16) {
-    kernel_.panel_bf16(bytes, k.count, static_cast<float>(problem_.panel_bias()), scratch.operand);
+    kernel_.bf16.panel(bytes, k.count, static_cast<float>(problem_.panel_bias()), scratch.operand);
     product.panel = scratch.operand;
-    return kernel_.multiply_bf16(product);
+    return kernel_.bf16.multiply(product);
   }
   product.panel = bytes;
   x.scheme == Scheme::words ? kernel_.multiply_words(product) : kernel_.multiply_digits[x.digits](product);

@@ -47,7 +47,7 @@ void RowPacker::forget_rests(int64_t row, int64_t rows) const {
 
 int64_t RowPacker::tile_rows(int32_t digits) const {
   if (plan_.scheme == Scheme::words) return kernel_.word_tile_rows;
-  if (plan_.scheme == Scheme::bf16) return kernel_.bf16_tile_rows;
+  if (plan_.scheme == Scheme::bf16) return kernel_.bf16.tile_rows;
   return (plan_.stream || plan_.direct ? kStreamDigitRows : kTileDigitRows) / digits;
 }
 
@@ -62,7 +62,7 @@ void RowPacker::pack_rows(int64_t first, int64_t count, int32_t digits, bool wit
       const PackedRow packed = {
           storage_.packed, storage_.digit_blocks, count, tile, std::min(tile_rows, count - tile), row - tile, rests};
       const bool fits = plan_.scheme == Scheme::bf16
-                            ? kernel_.pack_bf16(scratch.row, storage_.blocks, plan_.block_count, digits, packed)
+                            ? kernel_.bf16.pack(scratch.row, storage_.blocks, plan_.block_count, digits, packed)
                             : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, digits,
                                                   problem_.panel_bias(), packed);
       storage_.wants_f32[row] = !fits || (with_rests && !fits_its_rests(*rests));

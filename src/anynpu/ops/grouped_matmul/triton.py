@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import ceil_divide, launch, power_of_two, rounded
+from anynpu._triton import PROCESSORS, ceil_divide, launch, power_of_two, rounded
 from anynpu._triton_groups import (
     bounds_of,
     groups_of,
@@ -139,7 +139,9 @@ def grouped_matmul(
     ys = [x[0].new_empty(shape, dtype=mode.dtype) for shape in shapes]
     bounds = None if group_list is None else _bounds(group_list, group_list_type, shapes[0][0], group_count(weight))
     if together:
-        launch(_zero_kernel, min(len(ys[0]), 264), ys[0], bounds, *ys[0].shape, G=len(bounds) - 1, BLOCK=1024)
+        launch(
+            _zero_kernel, min(len(ys[0]), 2 * PROCESSORS), ys[0], bounds, *ys[0].shape, G=len(bounds) - 1, BLOCK=1024
+        )
         products = _products_of_one(x[0], ys[0], weight, bounds, lists)
     else:
         if bounds is not None:

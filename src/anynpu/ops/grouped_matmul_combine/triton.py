@@ -79,10 +79,10 @@ def _weight_tile(weight, first_k, end, first_column, N, k_stride, column_stride,
 
 @triton.jit
 def _int4_kernel(x_ptr, weight_ptr, scale_ptr, bounds_ptr, bias_ptr, offset_ptr, token_ptr, logit_ptr, value_ptr, N,
-                   scale_groups, size, x_row, x_k, weight_expert, weight_k, weight_column, STORED: tl.constexpr,
-                   WHOLE: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, TOKEN: tl.constexpr,
-                   LOGIT: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, PROGRAMS: tl.constexpr,
-                   BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+                 scale_groups, size, x_row, x_k, weight_expert, weight_k, weight_column, STORED: tl.constexpr,
+                 WHOLE: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, TOKEN: tl.constexpr,
+                 LOGIT: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, PROGRAMS: tl.constexpr,
+                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """Tiles of all experts' rows, shared out among PROGRAMS. A scale group of ``size`` k has a row of scales."""
     first, end = rows_of_groups(bounds_ptr, G, GROUPS)
     row_tiles, column_tiles = tl.sum(tl.cdiv(end - first, BM), axis=0), tl.cdiv(N, BN)

@@ -15,6 +15,7 @@ import triton.language as tl
 from anynpu import _device_errors
 from anynpu._triton import (
     INTERPRETED,
+    PROCESSORS,
     ceil_divide,
     dot,
     dot_float32,
@@ -30,7 +31,6 @@ from anynpu.ops.kv_cache_attention.spec import OP, check
 _LENGTHS = _device_errors.new_rule(OP, "lengths", "must be from S (1 if not causal) to the rows of the cache")
 _STARTS = _device_errors.new_rule(OP, "starts", "must be in [0, lengths]")
 _BLOCKS = _device_errors.new_rule(OP, "block_table", "must be in [0, C1) where rows are used")
-_PROGRAMS = 264  # two for each processor of an H100 or H200
 _ROWS = 64  # of the cache at once
 _LEAST_ROWS = 256  # of a part
 _STACKED = 8  # queries of a kv head that are so few that all their digits fit into one matrix product
@@ -305,7 +305,7 @@ def kv_cache_attention(
     stacked = all_queries <= _STACKED and q.dtype != torch.float32 and in_pairs
     queries = power_of_two(all_queries, 4, _STACKED) if stacked else power_of_two(all_queries, 16, 64)
     programs = batch * kv_heads * ceil_divide(all_queries, queries)
-    parts = max(1, min(_PROGRAMS // programs, capacity // _LEAST_ROWS))
+    parts = max(1, min(2 * PROCESSORS // programs, capacity // _LEAST_ROWS))
     parts = 1 << parts.bit_length() - 1  # few different ones, as each is compiled anew
     width = power_of_two(size, 32, 1 << 20)
     lines = batch * kv_heads * all_queries

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from anynpu._triton import encoded_offset, encoded_scale, half_to_even, rounded
+
+# Two powers of two whose last place is 1, plus 8: four bits put into that place are int4.
+MAGIC = {torch.float16: 0x64086408, torch.bfloat16: 0x43084308}
 
 
 @triton.jit

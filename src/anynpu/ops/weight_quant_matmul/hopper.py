@@ -21,17 +21,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from anynpu._triton import INTERPRETED, ceil_divide, launch, power_of_two, tile, tile_of
-from anynpu.ops.weight_quant_matmul.ending import ended, factors_of
+from anynpu._triton import HOPPER, INTERPRETED, PROCESSORS, capability, ceil_divide, launch, power_of_two, tile, tile_of
+from anynpu.ops.weight_quant_matmul.ending import MAGIC, ended, factors_of
 
 _copy_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # Triton renamed it
-_HOPPER = 9  # the major compute capability
 _BK = gl.constexpr(64)  # of a step: 128 bytes of x
-STEP = 2 * _BK.value  # what divides K: two steps share the code of a loop
+_STEP = 2 * _BK.value  # what divides K: two steps share the code of a loop
 _LEAST_ROWS = 65  # below, cutting K into parts for more programs is faster
-_PROCESSORS = 132
 _SUM_BLOCK = 4096  # elements of x that a program has under way when it adds them up
-_MAGIC = {torch.float16: 0x64086408, torch.bfloat16: 0x43084308}  # two powers of two whose last place is 1, plus 8
 
 
 @gluon.jit
@@ -300,7 +297,7 @@ def _x_sums(x: torch.Tensor, group_size: int) -> torch.Tensor:
 
 def takes(x: torch.Tensor, weight: torch.Tensor, group_size: int) -> bool:
     """Whether the kernel computes x [M, K] times int8 or words of int4 [K, N]."""
-    if INTERPRETED or not _is_hopper(x.device) or x.dtype == torch.float32 or x.shape[0] < _LEAST_ROWS:
+    if INTERPRETED or capability(x.device) != HOPPER or x.dtype == torch.float32 or x.shape[0] < _LEAST_ROWS:
         return False
     k = x.shape[1]
     if weight.dtype == torch.int32 and (weight.shape[0] != k) != _is_along_k(weight):
@@ -310,49 +307,44 @@ def takes(x: torch.Tensor, weight: torch.Tensor, group_size: int) -> bool:
         matrix.stride(1) == 1 and (matrix.stride(0) * matrix.element_size()) % 16 == 0 and matrix.data_ptr() % 16 == 0
         for matrix in (x, lines)
     )
-    return aligned and k % STEP == 0 and (group_size == _BK.value or group_size % STEP == 0)
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "meta" or torch.cuda.get_device_capability(device)[0] == _HOPPER
+    return aligned and k % _STEP == 0 and (group_size == _BK.value or group_size % _STEP == 0)
 
 
 def _is_along_k(weight: torch.Tensor) -> bool:
     return weight.stride(0) == 1 and weight.stride(1) != 1
 
 
-def tile_for(m: int, n: int, group_size: int) -> dict[str, int]:
-    """The tile of a program; K is not cut.
+def _tile_for(m: int, n: int, group_size: int) -> dict[str, int]:
+    """The tile of a program.
 
     The more rows, the less often is a weight unpacked, and the longer do the tensor cores work between two waits; but
     there shall be a program for most processors. 256 need the registers that the sums of groups would take.
     """
-    tile = {"BM": 64, "BN": 64, "STAGES": 8, "programs": 1}
-    columns = ceil_divide(n, 2 * tile["BN"])
-    if not group_size and ceil_divide(m, 256) * columns >= _PROCESSORS:
-        tile |= {"BM": 256, "STAGES": 5}
-    elif 3 * ceil_divide(m, 128) * columns >= 2 * _PROCESSORS:
-        tile["BM"] = 128
-    return tile
+    block = {"BM": 64, "BN": 64, "STAGES": 8}
+    columns = ceil_divide(n, 2 * block["BN"])
+    if not group_size and ceil_divide(m, 256) * columns >= PROCESSORS:
+        block |= {"BM": 256, "STAGES": 5}
+    elif 3 * ceil_divide(m, 128) * columns >= 2 * PROCESSORS:
+        block["BM"] = 128
+    return block
 
 
-def multiply(tiles: int, x, weight, scale, offset, ending, y, n, group_size, strides, meta) -> None:
+def multiply(x, weight, scale, offset, ending, y, n, group_size, strides, meta) -> None:
     """Launches the kernel; the arguments are those of the others in triton.py."""
+    (m, k), block = x.shape, _tile_for(x.shape[0], n, group_size)
     bits, along_k = 8 if weight.dtype == torch.int8 else 4, _is_along_k(weight)
-    bm, bn = meta["BM"], meta["BN"]
+    bm, bn = block["BM"], block["BN"]
     stored = weight.t().view(torch.int32) if along_k else weight.view(torch.int16)
-    block = [bn, _BK.value * bits // 32] if along_k else [_BK.value, bn * bits // 16]
-    layout = gl.NVMMASharedLayout(block[1] * stored.element_size(), 8 * stored.element_size(), 2)
+    shape = [bn, _BK.value * bits // 32] if along_k else [_BK.value, bn * bits // 16]
+    layout = gl.NVMMASharedLayout(shape[1] * stored.element_size(), 8 * stored.element_size(), 2)
     loaded, held = _layouts(bn, bits, along_k)
-    m, k = x.shape
     x_sums = _x_sums(x, group_size or k) if meta["OFFSET"] else scale
     launch(
-        _many_rows_kernel, tiles, scale,
+        _many_rows_kernel, ceil_divide(m, bm) * ceil_divide(n, 2 * bn), scale,
         TensorDescriptor.from_tensor(x, [bm, _BK.value], gl.NVMMASharedLayout(128, 16, 2)),
-        TensorDescriptor.from_tensor(stored, block, layout), offset, x_sums, *ending,
-        y, m, n, k, _MAGIC[x.dtype], *strides, SCALED=group_size // _BK.value, BITS=bits, ALONG_K=along_k,
-        LOADED=loaded, HELD=held, **meta,
+        TensorDescriptor.from_tensor(stored, shape, layout), offset, x_sums, *ending,
+        y, m, n, k, MAGIC[x.dtype], *strides, SCALED=group_size // _BK.value, BITS=bits, ALONG_K=along_k,
+        LOADED=loaded, HELD=held, **block, **meta,
     )  # fmt: skip
 
 

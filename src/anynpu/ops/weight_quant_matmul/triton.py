@@ -32,7 +32,7 @@ from anynpu._triton import (
     wait_for_previous,
 )
 from anynpu.ops.weight_quant_matmul import hopper, spec
-from anynpu.ops.weight_quant_matmul.ending import ended
+from anynpu.ops.weight_quant_matmul.ending import MAGIC, ended
 from anynpu.ops.weight_quant_matmul.ending import factors_of as _factors
 
 _HEADER = _device_errors.new_rule(
@@ -44,8 +44,7 @@ _LEAST_STEPS_OF_FEW_ROWS = 2  # the second is loaded while the first is multipli
 _SUM_BLOCK = 1024  # numbers that a program adds up
 _PACK_BLOCK = 1024  # bytes that a program packs
 _FEW_ROWS = 16  # that _few_rows_kernel is faster with than others
-_MAGIC = {torch.float16: 0x64086408, torch.bfloat16: 0x43084308}  # two powers of two whose last place is 1, plus 8
-_MAGIC_OF_BYTES = {torch.float16: 0x64806480, torch.bfloat16: 0x43004300}  # plus 128, where there is room for it
+_MAGIC_OF_BYTES = {torch.float16: 0x64806480, torch.bfloat16: 0x43004300}  # as MAGIC, plus 128 where there is room
 
 # How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32; as x is.
 INT8, WORDS_N, WORDS_K, CELLS4, CELLS8, FLOATS = (tl.constexpr(number) for number in range(6))
@@ -193,7 +192,7 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
 
 @triton.jit
 def _int4_of_halves(bits, dtype: tl.constexpr):
-    """The signed int4 that sit behind the power of two of _MAGIC in the low 16 bits, as floats."""
+    """The signed int4 that sit behind the power of two of MAGIC in the low 16 bits, as floats."""
     value = bits.to(tl.int16).to(dtype, bitcast=True)
     if dtype == tl.float16:
         return value - 1032.0
@@ -269,7 +268,7 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
                   BK: tl.constexpr):  # fmt: skip
     """As _matmul_kernel for int4 words and 16-bit x; computes tiles of y transposed.
 
-    ``magic`` is _MAGIC of x, an argument for the reason told at _field.
+    ``magic`` is MAGIC of x, an argument for the reason told at _field.
     """
     BW: tl.constexpr = BN // 8
     batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
@@ -314,7 +313,7 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
 
 @triton.jit
 def _pairs(bits, magic, BITS: tl.constexpr, dtype: tl.constexpr):
-    """The signed integers in the low BITS of both halves of int32, as floats [..., 2]. ``magic`` is _MAGIC of both.
+    """The signed integers in the low BITS of both halves of int32, as floats [..., 2]. ``magic`` is MAGIC of both.
 
     Each is set behind a power of two whose last place is 1, and that subtracted again. bfloat16 has no room for eight
     bits: there the sign is a bit of the exponent of what is subtracted.
@@ -652,35 +651,31 @@ def weight_quant_matmul(
     if not spec.is_prepacked(weight):
         weight = weight.reshape(-1, *weight.shape[-2:])
         weight_strides = weight.stride()
-    words, along_k = _words(weight, stored) if m <= _FEW_ROWS and x.dtype != torch.float32 else (None, False)
-    many_rows = weight.dim() == 3 and batch == 1 and hopper.takes(rows[0], weight[0], group_size)
-    if many_rows:
-        block = hopper.tile_for(m, n, group_size)
-        step, tiles = hopper.STEP, ceil_divide(m, block["BM"]) * ceil_divide(n, 2 * block["BN"])
-    else:
-        block = dict(_configuration(m, x.dtype, stored, along_k if words is not None else None))
-        tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
-    if words is not None:
-        block["PIECE"] = min(block["PIECE"], group_size & -group_size) if group_size else block["PIECE"]
-        step = block["PIECES"] * block["PIECE"]
-    elif not many_rows:
-        step = block["BK"] = min(block["BK"], group_size & -group_size) if group_size else block["BK"]
-    least = _LEAST_STEPS if words is None else _LEAST_STEPS_OF_FEW_ROWS
-    parts, part_k = _parts(k, step, tiles, block.pop("programs"), least)
-    sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
     ending = {"BIAS": bias is not None, "QUANT": quant_scale is not None, "QUANT_OFFSET": quant_offset is not None}
     # What is absent is not read.
     ending_tensors = [scale if value is None else value for value in (bias, quant_scale, quant_offset)]
     ending_strides = [_strides(value)[1] for value in (bias, quant_scale, quant_offset)]
     factors = (scale, scale if offset is None else offset, *ending_tensors)
     strides = (*_strides(scale), *_strides(offset), *ending_strides)
-    meta = {"OFFSET": offset is not None, **ending, **block}
-    if many_rows:
-        hopper.multiply(tiles, rows[0], weight[0], *factors[:2], ending_tensors, y, n, group_size, strides, meta)
+    meta = {"OFFSET": offset is not None, **ending}
+    if weight.dim() == 3 and batch == 1 and hopper.takes(rows[0], weight[0], group_size):
+        hopper.multiply(rows[0], weight[0], *factors[:2], ending_tensors, y, n, group_size, strides, meta)
         return y
-    meta["PARTED"] = parts > 1
+    words, along_k = _words(weight, stored) if m <= _FEW_ROWS and x.dtype != torch.float32 else (None, False)
+    block = dict(_configuration(m, x.dtype, stored, along_k if words is not None else None))
+    tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
+    most_k = group_size & -group_size  # of a step, 0 without groups
     if words is not None:
-        bits, magic = (8, _MAGIC_OF_BYTES) if stored == INT8.value else (4, _MAGIC)
+        block["PIECE"] = min(block["PIECE"], most_k or block["PIECE"])
+        step, least = block["PIECES"] * block["PIECE"], _LEAST_STEPS_OF_FEW_ROWS
+    else:
+        step, least = min(block["BK"], most_k or block["BK"]), _LEAST_STEPS
+        block["BK"] = step
+    parts, part_k = _parts(k, step, tiles, block.pop("programs"), least)
+    sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
+    meta |= {"PARTED": parts > 1, **block}
+    if words is not None:
+        bits, magic = (8, _MAGIC_OF_BYTES) if stored == INT8.value else (4, MAGIC)
         launch(
             _few_rows_kernel, tiles * parts, rows, words, *factors, y, sums, m, n, words.shape[-1], k, y.numel(),
             group_size or k, part_k // step, parts, magic[x.dtype], 1, *rows.stride(), *words.stride(), *strides,
@@ -689,7 +684,7 @@ def weight_quant_matmul(
     elif stored in (WORDS_N.value, WORDS_K.value) and x.dtype != torch.float32:
         launch(
             _words_kernel, tiles * parts, rows, weight, *factors, y, sums, m, n, weight.shape[-1], k, y.numel(),
-            group_size, part_k, parts, _MAGIC[x.dtype], *rows.stride(), *weight.stride(), *strides, WHOLE=k % step == 0,
+            group_size, part_k, parts, MAGIC[x.dtype], *rows.stride(), *weight.stride(), *strides, WHOLE=k % step == 0,
             GROUPS=group_size > 0, ALONG_K=stored == WORDS_K.value, **meta,
         )  # fmt: skip
     else:
