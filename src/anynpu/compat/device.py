@@ -262,7 +262,16 @@ def _provide_storage() -> None:
     def mapped(cls: type, *args: Any, device: Any = None, **kwargs: Any) -> Any:
         return make(cls, *args, **kwargs) if device is None else make(cls, *args, device=_map(device), **kwargs)
 
+    def npu(self: torch.UntypedStorage, device: Any = None, non_blocking: bool = False) -> torch.UntypedStorage:
+        real = real_device(NAME if device is None else device)
+        if real.type == "cuda":
+            return self.cuda(real.index, non_blocking)
+        moved = self.clone()
+        setattr(moved, _ON_DEVICE, True)
+        return moved
+
     torch.UntypedStorage.__new__ = mapped
+    torch.UntypedStorage.npu = npu
 
 
 def _pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:

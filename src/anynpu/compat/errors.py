@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
@@ -49,6 +50,12 @@ def public_names(module: str, names: Mapping[str, Any]) -> list[str]:
     return sorted(name for name, value in names.items() if not name.startswith("_") and _is_own(module, value))
 
 
+def available_names(module: str, names: Mapping[str, Any]) -> list[str]:
+    """``public_names`` and the submodules that can be imported."""
+    submodules = [info.name for info in pkgutil.iter_modules(names.get("__path__", ()))]
+    return sorted({*public_names(module, names), *(name for name in submodules if not name.startswith("_"))})
+
+
 def _is_own(module: str, value: Any) -> bool:
     if isinstance(value, ModuleType):
         return value.__name__.startswith(f"{module}.")
@@ -70,7 +77,7 @@ def module_getattr(module: str, names: Mapping[str, Any]) -> Callable[[str], Any
     def __getattr__(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        raise MissingNameError(missing_text(module, name, public_names(module, names)))
+        raise MissingNameError(missing_text(module, name, available_names(module, names)))
 
     return __getattr__
 

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds ``torch_npu`` and ``torchair`` in this package, and says so when a submodule of theirs is not implemented."""
+"""Finds ``torch_npu`` and ``torchair`` in this package, and says so when a submodule of theirs is not implemented.
+
+Programs that ask for the installed distribution find torch_npu too, and torch the backend "npu" that it brings.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import pkgutil
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from collections.abc import Iterator, Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
+from os import PathLike
 from pathlib import Path
 from types import ModuleType
 
-from anynpu.compat.errors import missing_text, public_names
+from anynpu.compat.errors import available_names, missing_text
 
 FOLDER = str(Path(__file__).parent / "modules")
 PACKAGES = ("torch_npu", "torchair")
@@ -31,8 +34,27 @@ class _AliasLoader(Loader):
         module.__spec__ = self._own_spec
 
 
-class Finder(MetaPathFinder):
+class _Distribution(importlib.metadata.Distribution):
+    """What ``importlib.metadata`` says of torch_npu."""
+
+    def read_text(self, filename: str) -> str | None:
+        if filename == "METADATA":
+            version = importlib.import_module("torch_npu").__version__
+            return f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n"
+        return {"entry_points.txt": "[torch_dynamo_backends]\nnpu = torchair._backend:npu\n"}.get(filename)
+
+    def locate_file(self, path: str | PathLike[str]) -> Path:
+        return Path(FOLDER, path)
+
+
+class Finder(importlib.metadata.DistributionFinder):
     """Serves the shim's packages from the folder ``modules``."""
+
+    def find_distributions(
+        self, context: importlib.metadata.DistributionFinder.Context | None = None
+    ) -> Iterator[importlib.metadata.Distribution]:
+        name = context and context.name
+        return iter([_Distribution()] if name in (None, *DISTRIBUTIONS[:2]) else [])
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -53,8 +75,7 @@ class Finder(MetaPathFinder):
     def _raise_missing(name: str) -> None:
         parent, _, leaf = name.rpartition(".")
         module = sys.modules[parent]
-        submodules = [info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_")]
-        available = sorted({*public_names(parent, vars(module)), *submodules})
+        available = available_names(parent, vars(module))
         # A name of its own: the import system drops a ModuleNotFoundError that carries the name it asked for.
         raise ImportError(missing_text(parent, leaf, available), name=parent)
 

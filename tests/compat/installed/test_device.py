@@ -140,6 +140,15 @@ def test_save_and_load(tmp_path):
     assert loaded.npu() is loaded
 
 
+def test_load_with_a_function_that_moves_storages(tmp_path):
+    kept = torch.arange(3.0)
+    torch.save(kept, tmp_path / "kept.pt")
+    loaded = torch.load(tmp_path / "kept.pt", map_location=lambda storage, location: storage.npu(0))
+    assert torch.equal(loaded, kept) and loaded.npu() is loaded
+    with pytest.raises(RuntimeError, match="device index must be below the device count, 1, got 1"):
+        kept.untyped_storage().npu(1)
+
+
 def test_data_loader_with_pinned_memory():
     (batch,) = torch.utils.data.DataLoader(torch.ones(4, 2), batch_size=4, pin_memory=True)
     assert batch.tolist() == torch.ones(4, 2).tolist()
@@ -212,6 +221,42 @@ def test_runtime():
     torch.accelerator.synchronize()
     assert torch.accelerator.memory_allocated() > 0
     assert torch.get_device_module("npu") is torch.npu
+
+
+def test_memory_as_a_table_and_limits():
+    assert "allocated_bytes.all.peak" in torch.npu.memory_summary(device="npu:0", abbreviated=True)
+    torch.npu.set_per_process_memory_fraction(0.5)
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 1.5"):
+        torch.npu.set_per_process_memory_fraction(1.5)
+    with pytest.raises(TypeError, match="fraction must be a float, got int"):
+        torch.npu.set_per_process_memory_fraction(1)
+    assert 0 <= torch.npu.utilization(0) <= 100
+    assert torch.npu.ipc_collect() is None
+
+
+def test_legacy_tensor_types():
+    assert torch.equal(torch.npu.FloatTensor([1, 2]), torch.tensor([1.0, 2.0], device="npu"))
+    assert torch.npu.HalfTensor(2, 3).shape == (2, 3)
+    assert isinstance(torch.zeros(2, dtype=torch.int64, device="npu"), torch.npu.LongTensor)
+
+
+def test_marks_of_the_profiling_tools():
+    first, second = torch.npu.mstx.range_start("step"), torch.npu.mstx.range_start("step")
+    assert first != second and torch.npu.mstx.range_end(first) is None
+    assert torch.npu.mstx.mark("here", torch.npu.current_stream()) is None
+    assert torch.npu.mstx.mstx_range("double")(lambda x: 2 * x)(3) == 6
+
+
+def test_autocast_switches():
+    assert not torch.npu.is_autocast_enabled()
+    with torch.npu.amp.autocast(dtype=torch.bfloat16):
+        assert torch.npu.is_autocast_enabled() and torch.npu.get_autocast_dtype() == torch.bfloat16
+    before = torch.npu.get_autocast_dtype()
+    torch.npu.set_autocast_dtype(torch.float16)
+    torch.npu.set_autocast_enabled(True)
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float16
+    torch.npu.set_autocast_enabled(False)
+    torch.npu.set_autocast_dtype(before)
 
 
 def test_streams_and_events():

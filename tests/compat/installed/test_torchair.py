@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 
 import pytest
@@ -102,11 +103,70 @@ def test_what_is_not_implemented_says_so():
         torchair.get_npu_backend(compiler_config=config)
     with pytest.raises(TypeError, match="compiler_config must be a CompilerConfig, got dict"):
         torchair.get_npu_backend(compiler_config={})
-    for function in (torchair.scope.npu_stream_switch, torchair.inference.cache_compile, torchair.dynamo_export):
+    for function in (torchair.inference.readable_cache, torchair.dynamo_export):
         with pytest.raises(NotImplementedError, match=rf"torchair.*{function.__name__} is not implemented by anynpu"):
             function("x")
     with pytest.raises(ImportError, match="torchair.ge_concrete_graph is not implemented by anynpu.*CompilerConfig"):
         exec("import torchair.ge_concrete_graph", {})
+
+
+def test_npu_is_a_backend_of_torch():
+    torch.compiler.reset()
+    assert "npu" in torch._dynamo.list_backends()
+    assert torch.compile(Model(), backend="npu", fullgraph=True)(*arguments(4)).shape == (4, 72)
+
+
+def test_the_distribution_is_found():
+    assert importlib.metadata.version("torch_npu") == importlib.metadata.version("torch-npu") == torch_npu.__version__
+    assert torch_npu.version.__version__ == torch_npu.__version__
+    assert "torch_npu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("torch_npu_tools")
+
+
+class Cached(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.decode = torchair.inference.cache_compile(self._decode, config=CompilerConfig(), cache_dir="nowhere")
+
+    def _decode(self, x):
+        with torchair.scope.npu_stream_switch("1", 3), torchair.scope.limit_core_num(4, 8):
+            y = self.linear(x)
+        with torchair.scope.super_kernel("layer", "options"), torchair.scope.op_never_timeout(True):
+            return torchair.scope.npu_wait_tensor(y, x) + 1
+
+
+def test_cached_compilation_and_scopes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.compiler.reset()
+    model = Cached().npu()
+    torchair.patch_for_hcom()
+    torchair.use_internal_format_weight(model)
+    assert torch_npu.get_npu_format(model.linear.weight) == torch_npu.Format.FRACTAL_NZ
+    for rows in (2, 3):
+        x = torch.randn(rows, 4, device="npu")
+        torchair.inference.set_dim_gears(x, {0: [2, 3]})
+        with torch.inference_mode():
+            torch.testing.assert_close(model.decode(x), model.linear(x) + 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_arguments_of_inference():
+    with pytest.raises(ValueError, match="func must be a function or a method of a module, got Linear"):
+        torchair.inference.cache_compile(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="dim_gears must name axes of t, which has 2, got 2"):
+        torchair.inference.set_dim_gears(torch.ones(2, 2), {2: [1]})
+    with pytest.raises(TypeError, match=r"the gears of axis 1 must be a list of ints, got \[2.5\]"):
+        torchair.inference.set_dim_gears(torch.ones(2, 2), {1: [2.5]})
+    with pytest.raises(TypeError, match="t must be a tensor and dim_gears a dict, got Tensor and list"):
+        torchair.inference.set_dim_gears(torch.ones(2), [2])
+
+
+def test_the_logger_of_the_samples():
+    from torchair.core.utils import logger
+
+    assert logger is torchair.logger
 
 
 def test_the_second_name_is_the_same_module():

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import torch
-
-import anynpu
 from anynpu.compat.attention_operators import (
     npu_fused_infer_attention_score,
     npu_fusion_attention,
@@ -57,7 +54,8 @@ from anynpu.compat.token_operators import (
     npu_moe_token_permute,
 )
 from torch_npu import _install as _install  # before the others
-from torch_npu import contrib, dynamo, npu, profiler, testing
+from torch_npu import contrib, dynamo, npu, profiler, testing, version
+from torch_npu.version import __version__ as __version__
 
 __all__ = [
     "Format",
@@ -106,7 +104,7 @@ __all__ = [
     "npu_scatter_nd_update_",
     "profiler",
     "testing",
+    "version",
 ]
-__version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"
 
 __getattr__ = module_getattr(__name__, globals())

@@ -3,26 +3,39 @@
 
 from __future__ import annotations
 
-import logging
+import torch
 
+from anynpu.compat import formats
 from anynpu.compat.errors import module_getattr, not_implemented
-from torchair import configs, inference, scope
+from torchair import configs, core, inference, scope
 from torchair._backend import get_npu_backend
 from torchair.configs.compiler_config import CompilerConfig
-
-logger = logging.getLogger("torchair")
+from torchair.core.utils import logger
 
 dynamo_export = not_implemented("torchair.dynamo_export")
 register_fx_node_ge_converter = not_implemented("torchair.register_fx_node_ge_converter")
-use_internal_format_weight = not_implemented("torchair.use_internal_format_weight")
+
+
+def patch_for_hcom() -> None:
+    """Nothing to patch: torch captures collectives itself."""
+
+
+def use_internal_format_weight(model: torch.nn.Module) -> None:
+    """Notes FRACTAL_NZ for the weights of the linear layers in ``model``; results stay what they are."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            formats.set_format(module.weight, formats.Format.FRACTAL_NZ)
+
 
 __all__ = [
     "CompilerConfig",
     "configs",
+    "core",
     "dynamo_export",
     "get_npu_backend",
     "inference",
     "logger",
+    "patch_for_hcom",
     "register_fx_node_ge_converter",
     "scope",
     "use_internal_format_weight",

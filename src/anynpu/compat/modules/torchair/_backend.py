@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 
 from anynpu.compat.device import target
 from torchair.configs.compiler_config import CompilerConfig
-
-_logger = logging.getLogger("torchair")
+from torchair.core.utils import logger
 
 
 def _why_not_inductor() -> str | None:
@@ -41,7 +39,7 @@ class NpuBackend:
         self.description = "compiles with Inductor" if reason is None else f"runs the captured graph, because {reason}"
 
     def __call__(self, graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        _logger.info("get_npu_backend: %s", self.description)
+        logger.info("get_npu_backend: %s", self.description)
         if not self._inductor:
             return graph.forward
         from torch._inductor.compile_fx import compile_fx
@@ -72,3 +70,8 @@ def get_npu_backend(
     if config.export.export_mode:
         raise NotImplementedError("get_npu_backend: export.export_mode is not implemented by anynpu")
     return NpuBackend(config, custom_decompositions or {})
+
+
+def npu(graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """The backend of ``torch.compile(model, backend="npu")``: that of ``get_npu_backend()``."""
+    return get_npu_backend()(graph, example_inputs)

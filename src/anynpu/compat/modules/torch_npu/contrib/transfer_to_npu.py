@@ -38,7 +38,9 @@ def _adopt_functions() -> None:
         if isinstance(function, FunctionType) and isinstance(original, FunctionType):
             setattr(torch.cuda, name, _except_for_the_compiler(original, function))
     torch.cuda.is_available = torch.compiler.assume_constant_result(torch.cuda.is_available)
-    torch.cuda.Stream, torch.cuda.Event, torch.cuda.device = torch.npu.Stream, torch.npu.Event, torch.npu.device
+    for name in ("Stream", "StreamContext", "Event", "device", "graph", *map("{}Tensor".format, torch.npu._TYPES)):
+        setattr(torch.cuda, name, getattr(torch.npu, name))
+    torch.cuda.CUDAGraph = torch.npu.NPUGraph
 
 
 if target().type == "cpu":

@@ -7,16 +7,21 @@ import os
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
+
 from anynpu.compat import soc
 from anynpu.compat.device import device_count as device_count
 from anynpu.compat.device import target as _target
 from anynpu.compat.errors import module_getattr
 from torch_npu.npu import amp as amp
 from torch_npu.npu.amp import get_amp_supported_dtype as get_amp_supported_dtype
+from torch_npu.npu.mstx import mstx as mstx
 
 if _target().type == "cpu":
+    from torch_npu.npu import _graphs
     from torch_npu.npu import _host as _runtime
 else:
+    from torch_npu.npu import _cuda as _graphs
     from torch_npu.npu import _cuda as _runtime
 
 is_available = _runtime.is_available
@@ -41,13 +46,25 @@ max_memory_cached = _runtime.max_memory_reserved
 memory_stats = _runtime.memory_stats
 reset_peak_memory_stats = _runtime.reset_peak_memory_stats
 reset_max_memory_allocated = _runtime.reset_peak_memory_stats
+reset_max_memory_cached = _runtime.reset_peak_memory_stats
+reset_accumulated_memory_stats = _runtime.reset_accumulated_memory_stats
+memory_summary = _runtime.memory_summary
+set_per_process_memory_fraction = _runtime.set_per_process_memory_fraction
+ipc_collect = _runtime.ipc_collect
+utilization = _runtime.utilization
 
 Stream = _runtime.Stream
+StreamContext = _runtime.StreamContext
 Event = _runtime.Event
 default_stream = _runtime.default_stream
 current_stream = _runtime.current_stream
 set_stream = _runtime.set_stream
 stream = _runtime.stream
+
+NPUGraph = _graphs.NPUGraph
+graph = _graphs.graph
+graph_pool_handle = _graphs.graph_pool_handle
+is_current_stream_capturing = _graphs.is_current_stream_capturing
 
 default_generators = _runtime.default_generators
 manual_seed = _runtime.manual_seed
@@ -59,6 +76,11 @@ get_rng_state = _runtime.get_rng_state
 set_rng_state = _runtime.set_rng_state
 get_rng_state_all = _runtime.get_rng_state_all
 set_rng_state_all = _runtime.set_rng_state_all
+
+# The legacy tensor types, such as torch.npu.FloatTensor.
+_types = torch if _target().type == "cpu" else torch.cuda
+_TYPES = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
+globals().update({f"{name}Tensor": getattr(_types, f"{name}Tensor") for name in _TYPES})
 
 # Switches of the vendor's compiler and arithmetic. They change how a chip computes: kept, not used.
 config = SimpleNamespace(allow_internal_format=True)
@@ -77,6 +99,22 @@ def set_compile_mode(jit_compile: bool = False) -> None:
 def is_jit_compile_false() -> bool:
     """The opposite of the last ``set_compile_mode``."""
     return not _jit_compile
+
+
+def set_autocast_enabled(enable: bool) -> None:
+    torch.set_autocast_enabled("npu", enable)
+
+
+def is_autocast_enabled() -> bool:
+    return torch.is_autocast_enabled("npu")
+
+
+def set_autocast_dtype(dtype: torch.dtype) -> None:
+    torch.set_autocast_dtype("npu", dtype)
+
+
+def get_autocast_dtype() -> torch.dtype:
+    return torch.get_autocast_dtype("npu")
 
 
 def set_option(option: dict[str, Any]) -> None:

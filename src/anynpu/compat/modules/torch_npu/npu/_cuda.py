@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.cuda import Event, Stream
+from torch.cuda import CUDAGraph as NPUGraph
+from torch.cuda import Event, Stream, StreamContext, graph
 
 from anynpu import check_device_errors
 from anynpu.compat.device import names_npu, real_device
@@ -45,7 +46,17 @@ def synchronize(device: Any = None) -> None:
 torch.cuda.init()
 default_generators = torch.cuda.default_generators
 
-__all__ = ["Event", "Stream", "default_generators", "device", "device_of", "synchronize"]
+__all__ = [
+    "Event",
+    "NPUGraph",
+    "Stream",
+    "StreamContext",
+    "default_generators",
+    "device",
+    "device_of",
+    "graph",
+    "synchronize",
+]
 
 
 def __getattr__(name: str) -> Any:

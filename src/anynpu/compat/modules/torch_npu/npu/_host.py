@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -93,7 +91,30 @@ def reset_peak_memory_stats(device: Any = None) -> None:
     """Accepted; the peak is the process's and stays."""
 
 
-reset_max_memory_allocated = reset_max_memory_cached = reset_peak_memory_stats
+reset_max_memory_allocated = reset_max_memory_cached = reset_accumulated_memory_stats = reset_peak_memory_stats
+
+
+def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
+    """The figures above in a table."""
+    mebibytes = {name: f"{number / 2**20:>12,.0f} MiB" for name, number in memory_stats(device).items()}
+    return "\n".join(("memory of this process", *(f"{name:<30}{size}" for name, size in mebibytes.items())))
+
+
+def set_per_process_memory_fraction(fraction: float, device: Any = None) -> None:
+    """Checks the fraction; the host sets no limit."""
+    if not isinstance(fraction, float):
+        raise TypeError(f"set_per_process_memory_fraction: fraction must be a float, got {type(fraction).__name__}")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"set_per_process_memory_fraction: fraction must be in [0, 1], got {fraction}")
+
+
+def ipc_collect() -> None:
+    """Nothing to collect."""
+
+
+def utilization(device: Any = None) -> int:
+    """The load of the machine's cores over the last minute, in percent."""
+    return min(100, round(100 * os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def manual_seed(seed: int) -> None:
@@ -219,15 +240,23 @@ def set_stream(stream: Stream) -> None:
         _current.stream = stream
 
 
-@contextlib.contextmanager
-def stream(stream: Stream | None) -> Iterator[None]:
+class StreamContext:
     """Makes ``stream`` the current one within the block."""
-    outer = current_stream()
-    set_stream(stream)
-    try:
-        yield
-    finally:
-        set_stream(outer)
+
+    def __init__(self, stream: Stream | None) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        self._outer = current_stream()
+        set_stream(self.stream)
+
+    def __exit__(self, *error: Any) -> None:
+        set_stream(self._outer)
+
+
+def stream(stream: Stream | None) -> StreamContext:
+    """Makes ``stream`` the current one within the block."""
+    return StreamContext(stream)
 
 
 class device:
