@@ -520,12 +520,16 @@ def test_a_name_that_is_missing_says_what_is_there():
     for statement, text in (
         ("from torch_npu import npu_bert_apply_adam", "torch_npu.npu_bert_apply_adam is not implemented by anynpu"),
         ("import torch_npu.optim", "torch_npu.optim is not implemented by anynpu.*contrib, .*testing"),
-        ("from torch_npu.npu import NPUGraph", "torch_npu.npu.NPUGraph is not implemented by anynpu"),
+        ("from torch_npu.npu import MemPool", "torch_npu.npu.MemPool is not implemented by anynpu"),
         ("from torch_npu.testing.testcase import X", "torch_npu.testing.testcase.X is not implemented .*TestCase"),
     ):
         with pytest.raises(ImportError, match=text):
             exec(statement, {})
-    assert not hasattr(torch_npu, "npu_multi_head_attention") and not hasattr(torch.npu, "NPUGraph")
+    assert not hasattr(torch_npu, "npu_multi_head_attention") and not hasattr(torch.npu, "MemPool")
+    with pytest.raises(
+        AttributeError, match="torch_npu.contrib.function is not .* in torch_npu.contrib: .*transfer_to_npu"
+    ):
+        torch_npu.contrib.function  # noqa: B018
 
 
 def test_a_damaged_compressed_weight_is_an_error_at_run_time():
