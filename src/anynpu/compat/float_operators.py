@@ -13,6 +13,7 @@ from anynpu.compat.published import published, require_absent
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
+_HEAD_AXES = {"BSND": 2, "SBND": 2, "BNSD": 1, "TND": 1}
 
 
 @published("npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)", "aclnnRmsNorm")
@@ -23,7 +24,8 @@ def npu_rms_norm(self: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6)
     that of ``self``, or float32.
     """
     require_dtype("npu_rms_norm", "gamma", gamma, tuple(dict.fromkeys((self.dtype, torch.float32))))
-    return _rms_norm("npu_rms_norm", "self", self, gamma, epsilon)
+    y, rstd = rms_norm("npu_rms_norm", "self", self, gamma, epsilon)
+    return y.to(self.dtype), rstd
 
 
 @published(
@@ -34,18 +36,26 @@ def npu_add_rms_norm(
     x1: torch.Tensor, x2: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``npu_rms_norm`` of ``x = x1 + x2``, rounded to their dtype, and ``x``."""
-    op = "npu_add_rms_norm"
+    y, rstd, x = add_rms_norm("npu_add_rms_norm", x1, x2, gamma, epsilon)
+    return y.to(x.dtype), rstd, x
+
+
+def add_rms_norm(
+    op: str, x1: torch.Tensor, x2: torch.Tensor, gamma: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``rms_norm`` of ``x = x1 + x2``, rounded to their dtype, and ``x``."""
     for name, tensor in (("x2", x2), ("gamma", gamma)):
         require_dtype(op, name, tensor, (x1.dtype,))
     shapes = tuple(x1.shape), tuple(x2.shape)
     require(op, shapes[0] == shapes[1], f"x2 must have the shape of x1, {shapes[0]}, got {shapes[1]}")
     x = x1 + x2
-    return *_rms_norm(op, "x1", x, gamma, epsilon), x
+    return *rms_norm(op, "x1", x, gamma, epsilon), x
 
 
-def _rms_norm(
+def rms_norm(
     op: str, name: str, x: torch.Tensor, gamma: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x * rstd * gamma`` and ``rstd``, both in float32."""
     require_dtype(op, name, x, _FLOATS)
     axes = gamma.dim()
     fits = 1 <= axes <= x.dim() and x.shape[-axes:] == gamma.shape
@@ -53,7 +63,7 @@ def _rms_norm(
     require(op, fits, f"gamma must have the shape of the last axes of {name}, {shapes[0]}, got {shapes[1]}")
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(list(range(-axes, 0)), keepdim=True) + epsilon)
-    return (wide * rstd * gamma.float()).to(x.dtype), rstd
+    return wide * rstd * gamma.float(), rstd
 
 
 @published(
@@ -71,27 +81,87 @@ def npu_rotary_mul(
 
     ``rotated`` is ``(-second, first)`` of the halves of the last axis ("half") or of each pair in it ("interleave").
     """
-    op = "npu_rotary_mul"
     require_absent(rotate=rotate)
-    require_dtype(op, "input", input, _FLOATS)
+    return _rotary_mul("npu_rotary_mul", "input", input, {"r1": r1, "r2": r2}, rotary_mode)
+
+
+def _rotary_mul(
+    op: str, name: str, x: torch.Tensor, factors: dict[str, torch.Tensor], rotary_mode: str
+) -> torch.Tensor:
+    require_dtype(op, name, x, _FLOATS)
     known = rotary_mode in ("half", "interleave")
-    require(op, known, f"The rotary_mode of npu_rotary_mul should be half or interleave, but got {rotary_mode}")
-    shape = tuple(input.shape)
-    require(op, input.dim() > 0 and shape[-1] % 2 == 0, f"the last axis of input must be even, got shape {shape}")
-    for name, factor in (("r1", r1), ("r2", r2)):
-        require_dtype(op, name, factor, _FLOATS)
+    require(op, known, f"The rotary_mode of {op} should be half or interleave, but got {rotary_mode}")
+    shape = tuple(x.shape)
+    require(op, x.dim() > 0 and shape[-1] % 2 == 0, f"the last axis of {name} must be even, got shape {shape}")
+    for factor_name, factor in factors.items():
+        require_dtype(op, factor_name, factor, _FLOATS)
         got = tuple(factor.shape)
         fits = len(got) == len(shape) and got[-1] == shape[-1]
         fits = fits and all(size in (1, axis) for size, axis in zip(got, shape, strict=True))
-        require(op, fits, f"{name} must have the last axis of input, {shape}, and its others or 1, got {got}")
-    x, r1, r2 = input.float(), r1.to(input.dtype).float(), r2.to(input.dtype).float()
+        require(op, fits, f"{factor_name} must have the last axis of {name}, {shape}, and its others or 1, got {got}")
+    cos, sin = (factor.to(x.dtype).float() for factor in factors.values())
+    wide = x.float()
     if rotary_mode == "half":
-        first, second = x.chunk(2, -1)
-        rotated = torch.cat((-second, first), -1)
+        rotated = _rotated_halves(wide)
     else:
-        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)
         rotated = torch.stack((-second, first), -1).flatten(-2)
-    return (x * r1 + rotated * r2).to(input.dtype)
+    return (wide * cos + rotated * sin).to(x.dtype)
+
+
+def _rotated_halves(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+@published(
+    "npu_apply_rotary_pos_emb(Tensor(a!) query, Tensor(b!) key, Tensor cos, Tensor sin, str layout='BSND', "
+    "str rotary_mode='half') -> (Tensor(a!), Tensor(b!))",
+    "aclnnApplyRotaryPosEmbV2",
+)
+def npu_apply_rotary_pos_emb(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    layout: str = "BSND",
+    rotary_mode: str = "half",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``npu_rotary_mul`` of query and key, in place; returns them. The axis N of cos and sin is 1."""
+    op = "npu_apply_rotary_pos_emb"
+    require(op, layout in _HEAD_AXES, f"layout must be one of {', '.join(_HEAD_AXES)}, got {layout!r}")
+    if rotary_mode == "quarter":
+        raise NotImplementedError("rotary_mode must be half or interleave, quarter is not implemented")
+    for name, tensor in (("query", query), ("key", key), ("cos", cos), ("sin", sin)):
+        axes, got = len(layout), tensor.dim()
+        require(op, got == axes, f"{name} must have {axes} axes in layout {layout}, got {got}")
+    for name, factor in (("cos", cos), ("sin", sin)):
+        heads = factor.shape[_HEAD_AXES[layout]]
+        require(op, heads == 1, f"the axis N of {name} must be 1, got {heads}")
+    factors = {"cos": cos, "sin": sin}
+    turned = [_rotary_mul(op, n, x, factors, rotary_mode) for n, x in (("query", query), ("key", key))]
+    return query.copy_(turned[0]), key.copy_(turned[1])
+
+
+@published("npu_interleave_rope(Tensor x, Tensor cos, Tensor sin) -> Tensor", "aclnnInterleaveRope")
+def npu_interleave_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The even values of the last axis, then the odd ones, rotated as by ``npu_rotary_mul`` with mode half."""
+    return interleaved_rope("npu_interleave_rope", "x", x, cos, sin).to(x.dtype)
+
+
+def interleaved_rope(op: str, name: str, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """``npu_interleave_rope`` in float32."""
+    require_dtype(op, name, x, _FLOATS)
+    shape = tuple(x.shape)
+    require(op, len(shape) == 4 and shape[-1] % 2 == 0, f"{name} must have 4 axes, the last of them even, got {shape}")
+    for factor_name, factor in (("cos", cos), ("sin", sin)):
+        require_dtype(op, factor_name, factor, (x.dtype,))
+        got = tuple(factor.shape)
+        fits = len(got) == 4 and all(size in (1, axis) for size, axis in zip(got[:3], shape[:3], strict=True))
+        fits = fits and got[3] == shape[3]
+        require(op, fits, f"{factor_name} must have the last axis of {name}, {shape}, and its others or 1, got {got}")
+    sorted_pairs = x.float().unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return sorted_pairs * cos.float() + _rotated_halves(sorted_pairs) * sin.float()
 
 
 @published("npu_gelu(Tensor self, str approximate='none') -> Tensor", "aclnnGeluV2")
@@ -101,6 +171,13 @@ def npu_gelu(self: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     known = approximate in ("none", "tanh")
     require("npu_gelu", known, f"approximate must be 'none' or 'tanh', got {approximate!r}")
     return torch.nn.functional.gelu(self.float(), approximate=approximate).to(self.dtype)
+
+
+@published("npu_silu(Tensor self) -> Tensor", "aclnnSilu")
+def npu_silu(self: torch.Tensor) -> torch.Tensor:
+    """``self * sigmoid(self)``."""
+    require_dtype("npu_silu", "self", self, _FLOATS)
+    return torch.nn.functional.silu(self.float()).to(self.dtype)
 
 
 @published("npu_fast_gelu(Tensor self) -> Tensor", "aclnnFastGelu")

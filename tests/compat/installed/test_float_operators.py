@@ -181,3 +181,54 @@ def test_functions_are_captured_in_graphs(backend):
         torch.testing.assert_close(results, layer(*arguments, ours, places), rtol=2e-6, atol=2e-6)
         torch.testing.assert_close(theirs, ours, rtol=2e-6, atol=2e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def rotated_pairs(x, cos, sin, first, second):
+    """Of each pair of values its two results in float64, and a bound of their float32 errors."""
+    a, b = x.double()[..., first], x.double()[..., second]
+    half = len(first)
+    c, s = cos.double(), sin.double()
+    results = a * c[..., :half] - b * s[..., :half], b * c[..., half:] + a * s[..., half:]
+    return torch.cat(results, -1), 3 * UNIT * (a.abs() + b.abs()).repeat(*[1] * (x.dim() - 1), 2) * (c.abs() + s.abs())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_interleave_rope(dtype):
+    x, cos, sin = (
+        reals(2, 3, 5, 64, dtype=dtype),
+        reals(2, 1, 5, 64, dtype=dtype, seed=1),
+        reals(2, 1, 5, 64, dtype=dtype, seed=2),
+    )
+    exact, error = rotated_pairs(x, cos, sin, range(0, 64, 2), range(1, 64, 2))
+    assert_near(torch_npu.npu_interleave_rope(x, cos, sin), exact, error, dtype)
+    with pytest.raises(ValueError, match=r"cos must have the last axis of x, \(2, 3, 5, 64\), and its others or 1"):
+        torch_npu.npu_interleave_rope(x, cos[..., :32], sin)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout, heads", [("BSND", 2), ("SBND", 2), ("BNSD", 1), ("TND", 1)])
+def test_apply_rotary_pos_emb_writes_in_place(dtype, layout, heads):
+    shape = [2, 3, 4, 16] if len(layout) == 4 else [5, 4, 16]
+    few, one = list(shape), list(shape)
+    few[heads], one[heads] = 2, 1
+    query, key = reals(*shape, dtype=dtype), reals(*few, dtype=dtype, seed=1)
+    cos, sin = reals(*one, dtype=dtype, seed=2), reals(*one, dtype=dtype, seed=3)
+    before = query.clone(), key.clone()
+    results = torch_npu.npu_apply_rotary_pos_emb(query, key, cos, sin, layout=layout, rotary_mode="half")
+    assert results[0] is query and results[1] is key
+    for result, x in zip(results, before, strict=True):
+        assert_near(result, *rotated_pairs(x, cos, sin, range(8), range(8, 16)), dtype)
+
+
+def test_refusals_of_apply_rotary_pos_emb():
+    query, cos = reals(2, 3, 4, 16), reals(2, 3, 1, 16)
+    before = query.clone()
+    for options, text in (
+        ({"layout": "BSH"}, "layout must be one of BSND, SBND, BNSD, TND, got 'BSH'"),
+        ({"layout": "TND"}, "query must have 3 axes in layout TND, got 4"),
+        ({"layout": "BNSD"}, "the axis N of cos must be 1, got 3"),
+        ({"rotary_mode": "quarter"}, "quarter is not implemented"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            torch_npu.npu_apply_rotary_pos_emb(query, query, cos, cos, **options)
+    assert torch.equal(query, before)

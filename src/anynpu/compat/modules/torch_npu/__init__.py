@@ -9,18 +9,37 @@ from anynpu.compat.attention_operators import (
     npu_incre_flash_attention,
     npu_prompt_flash_attention,
 )
+from anynpu.compat.cache_operators import (
+    _npu_reshape_and_cache as _npu_reshape_and_cache,
+)
+from anynpu.compat.cache_operators import (
+    npu_kv_rmsnorm_rope_cache,
+    npu_scatter_pa_kv_cache,
+    scatter_update,
+    scatter_update_,
+)
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.float_operators import (
     fast_gelu,
     npu_add_rms_norm,
+    npu_apply_rotary_pos_emb,
     npu_fast_gelu,
     npu_gelu,
+    npu_interleave_rope,
     npu_rms_norm,
     npu_rotary_mul,
     npu_scatter_nd_update,
     npu_scatter_nd_update_,
+    npu_silu,
 )
 from anynpu.compat.formats import Format
+from anynpu.compat.fused_operators import (
+    npu_add_rms_norm_quant,
+    npu_dequant_bias,
+    npu_dynamic_quant_asymmetric,
+    npu_grouped_matmul_swiglu_quant,
+    npu_grouped_matmul_swiglu_quant_v2,
+)
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
 from anynpu.compat.operators import (
@@ -46,6 +65,17 @@ from anynpu.compat.routing_operators import (
     npu_moe_init_routing_v2,
     npu_moe_token_unpermute,
     npu_swiglu,
+)
+from anynpu.compat.tensor_operators import (
+    _npu_dtype_cast as _npu_dtype_cast,
+)
+from anynpu.compat.tensor_operators import (
+    npu_confusion_transpose,
+    npu_dtype_cast,
+    npu_linear,
+    npu_prefetch,
+    npu_transpose,
+    npu_transpose_batchmatmul,
 )
 from anynpu.compat.token_operators import (
     npu_moe_compute_expert_tokens,
@@ -92,17 +122,35 @@ __all__ = [
     "npu_moe_token_unpermute",
     "npu_swiglu",
     "npu_add_rms_norm",
+    "npu_add_rms_norm_quant",
+    "npu_apply_rotary_pos_emb",
+    "npu_confusion_transpose",
+    "npu_dequant_bias",
+    "npu_dtype_cast",
+    "npu_dynamic_quant_asymmetric",
     "npu_fast_gelu",
     "npu_fused_infer_attention_score",
     "npu_fusion_attention",
     "npu_gelu",
+    "npu_grouped_matmul_swiglu_quant",
+    "npu_grouped_matmul_swiglu_quant_v2",
     "npu_incre_flash_attention",
+    "npu_interleave_rope",
+    "npu_kv_rmsnorm_rope_cache",
+    "npu_linear",
+    "npu_prefetch",
     "npu_prompt_flash_attention",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_scatter_nd_update",
     "npu_scatter_nd_update_",
+    "npu_scatter_pa_kv_cache",
+    "npu_silu",
+    "npu_transpose",
+    "npu_transpose_batchmatmul",
     "profiler",
+    "scatter_update",
+    "scatter_update_",
     "testing",
     "version",
 ]

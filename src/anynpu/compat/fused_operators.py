@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published operators that fuse a quantiser with what stands before it: the same operators one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+import anynpu
+from anynpu._check import require, require_dtype
+from anynpu.compat.float_operators import add_rms_norm
+from anynpu.compat.published import Dtype, published, require_absent, torch_dtype
+
+Tensors = Sequence[torch.Tensor]
+
+
+@published(
+    "npu_grouped_matmul_swiglu_quant(Tensor x, Tensor weight, Tensor group_list, Tensor weight_scale, Tensor x_scale, "
+    "*, Tensor? bias=None, Tensor? offset=None) -> (Tensor, Tensor, Tensor)",
+    "aclnnGroupedMatmulSwigluQuant",
+)
+def npu_grouped_matmul_swiglu_quant(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    group_list: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``grouped_matmul`` and ``dequant_swiglu_quant`` of int8; the left half is activated, ``group_list`` cumulative.
+
+    Rows behind the last group are 0, and so is the third result.
+    """
+    require_absent(bias=bias, offset=offset)
+    y, scale = _grouped_swiglu_quant(x, weight, group_list, weight_scale, x_scale, 0)
+    return y, scale, scale.new_zeros(())
+
+
+@published(
+    "npu_grouped_matmul_swiglu_quant_v2(Tensor x, Tensor[] weight, Tensor[] weight_scale, Tensor x_scale, "
+    "Tensor group_list, *, Tensor? smooth_scale=None, Tensor[]? weight_assist_matrix=None, Tensor? bias=None, "
+    "int? dequant_mode=0, int? dequant_dtype=0, int? quant_mode=0, int? quant_dtype=1, int? group_list_type=0, "
+    "int[]? tuning_config=None, int? x_dtype=None, int? weight_dtype=None, int? weight_scale_dtype=None, "
+    "int? x_scale_dtype=None) -> (Tensor, Tensor)",
+    "aclnnGroupedMatmulSwigluQuantV2",
+)
+def _grouped_matmul_swiglu_quant_v2(
+    x: torch.Tensor,
+    weight: Tensors,
+    weight_scale: Tensors,
+    x_scale: torch.Tensor,
+    group_list: torch.Tensor,
+    *,
+    smooth_scale: torch.Tensor | None = None,
+    weight_assist_matrix: Tensors | None = None,
+    bias: torch.Tensor | None = None,
+    dequant_mode: int | None = 0,
+    dequant_dtype: Dtype | None = 0,
+    quant_mode: int | None = 0,
+    quant_dtype: Dtype | None = 1,
+    group_list_type: int | None = 0,
+    tuning_config: Sequence[int] | None = None,
+    x_dtype: Dtype | None = None,
+    weight_dtype: Dtype | None = None,
+    weight_scale_dtype: Dtype | None = None,
+    x_scale_dtype: Dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    require_absent(
+        smooth_scale=smooth_scale, weight_assist_matrix=weight_assist_matrix, bias=bias,
+        dequant_mode=dequant_mode or None, dequant_dtype=dequant_dtype or None, quant_mode=quant_mode or None,
+        quant_dtype=None if quant_dtype in (None, 0, 1, torch.int8) else quant_dtype,
+        x_dtype=x_dtype, weight_dtype=weight_dtype, weight_scale_dtype=weight_scale_dtype, x_scale_dtype=x_scale_dtype,
+    )  # fmt: skip
+    if len(weight) != 1 or len(weight_scale) != 1:
+        raise ValueError(f"weight and weight_scale must be lists of one tensor, got {len(weight)}, {len(weight_scale)}")
+    return _grouped_swiglu_quant(x, weight[0], group_list, weight_scale[0], x_scale, group_list_type or 0)
+
+
+def npu_grouped_matmul_swiglu_quant_v2(
+    x: torch.Tensor,
+    weight: Tensors | torch.Tensor,
+    weight_scale: Tensors | torch.Tensor,
+    x_scale: torch.Tensor,
+    group_list: torch.Tensor,
+    **options: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``npu_grouped_matmul_swiglu_quant`` with counts on request (``group_list_type`` 1).
+
+    ``weight`` and ``weight_scale`` are lists of one tensor, or that tensor.
+    """
+    listed = ([value] if isinstance(value, torch.Tensor) else value for value in (weight, weight_scale))
+    return _grouped_matmul_swiglu_quant_v2(x, *listed, x_scale, group_list, **options)
+
+
+def _grouped_swiglu_quant(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    group_list: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor,
+    group_list_type: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if weight.dtype == torch.int32:
+        raise NotImplementedError("weight must be int8, int4 (A8W4) is not implemented, got int32")
+    if group_list_type not in (0, 1):
+        raise ValueError(f"group_list_type must be 0 or 1, got {group_list_type}")
+    if weight.dim() == 5:  # FRACTAL_NZ spelled out: (E, N / 32, K / 16, 16, 32)
+        weight = weight.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
+    (product,) = anynpu.grouped_matmul(
+        [x], [weight], group_list=group_list, split_item=3, group_type=0, group_list_type=group_list_type,
+        output_dtype=torch.int32,
+    )  # fmt: skip
+    counts = group_list if group_list_type else group_list.diff(prepend=group_list.new_zeros(1))
+    return anynpu.dequant_swiglu_quant(
+        product, weight_scale=weight_scale.float(), activation_scale=x_scale, group_index=counts, activate_left=True,
+        quant_mode=1,
+    )  # fmt: skip
+
+
+@published(
+    "npu_dequant_bias(Tensor x, Tensor weight_scale, Tensor? activation_scale, Tensor? bias, *, "
+    "ScalarType? output_dtype=None) -> Tensor",
+    "aclnnDequantBias",
+)
+def npu_dequant_bias(
+    x: torch.Tensor,
+    weight_scale: torch.Tensor,
+    activation_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    output_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """``(x + bias) * weight_scale * activation_scale`` of int32 products x; a float bias is added last."""
+    op = "npu_dequant_bias"
+    dtype = torch.float16 if output_dtype is None else torch_dtype("output_dtype", output_dtype)
+    known = dtype in (torch.float16, torch.bfloat16)
+    require(op, known, f"Only supported output_dtype is float16 and bfloat16, got {dtype}")
+    require_dtype(op, "x", x, (torch.int32,))
+    require_dtype(op, "weight_scale", weight_scale, (torch.float32, torch.bfloat16))
+    require(op, x.dim() == 2, f"x must have 2 axes, got {x.dim()}")
+    for name, vector, size in (
+        ("weight_scale", weight_scale, 1),
+        ("activation_scale", activation_scale, 0),
+        ("bias", bias, 1),
+    ):
+        if vector is not None:
+            expected, got = (x.shape[size],), tuple(vector.shape)
+            require(op, expected == got, f"{name} must have shape {expected}, got {got}")
+    if activation_scale is not None:
+        require_dtype(op, "activation_scale", activation_scale, (torch.float32,))
+    if bias is not None:
+        require_dtype(op, "bias", bias, (torch.int32, torch.float32, torch.float16, torch.bfloat16))
+    integer = bias is not None and bias.dtype == torch.int32
+    y = (x + bias if integer else x).float() * weight_scale.float()
+    if activation_scale is not None:
+        y = y * activation_scale[:, None]
+    return (y if bias is None or integer else y + bias.float()).to(dtype)
+
+
+@published(
+    "npu_add_rms_norm_quant(Tensor x1, Tensor x2, Tensor gamma, Tensor scales1, Tensor? zero_points1=None, "
+    "Tensor? beta=None, Tensor? scales2=None, Tensor? zero_points2=None, *, int axis=-1, float epsilon=1e-06, "
+    "bool div_mode=True, int? dst_type=None) -> (Tensor, Tensor, Tensor)",
+    "aclnnAddRmsNormQuant",
+)
+def npu_add_rms_norm_quant(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    gamma: torch.Tensor,
+    scales1: torch.Tensor,
+    zero_points1: torch.Tensor | None = None,
+    beta: torch.Tensor | None = None,
+    scales2: torch.Tensor | None = None,
+    zero_points2: torch.Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-6,
+    div_mode: bool = True,
+    dst_type: Dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int8 codes of ``x * rstd * gamma + beta`` for ``x = x1 + x2``, with one or two sets of scales, and x.
+
+    The codes are ``round(y / scales + zero_points)``, or the product without ``div_mode``; the second are 0 without
+    ``scales2``.
+    """
+    op = "npu_add_rms_norm_quant"
+    require(op, axis == -1, f"axis should be -1, but got {axis}")
+    if dst_type is not None and torch_dtype("dst_type", dst_type) not in (torch.int8, torch.qint8):
+        raise NotImplementedError(f"dst_type must be int8, got {dst_type}")
+    for name, vector in (
+        ("beta", beta),
+        ("scales1", scales1),
+        ("zero_points1", zero_points1),
+        ("scales2", scales2),
+        ("zero_points2", zero_points2),
+    ):
+        if vector is not None:
+            expected, got = tuple(gamma.shape), tuple(vector.shape)
+            require(op, expected == got, f"{name} must have the shape of gamma, {expected}, got {got}")
+    y, _, x = add_rms_norm(op, x1, x2, gamma, epsilon)
+    if beta is not None:
+        y = y + beta.float()
+
+    def codes(scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+        require_dtype(op, "scales", scales, (torch.float32, torch.bfloat16, torch.float16))
+        scaled = y / scales.float() if div_mode else y * scales.float()
+        shifted = scaled if zero_points is None else scaled + zero_points.float()
+        return shifted.round().clamp(-128, 127).to(torch.int8)
+
+    first = codes(scales1, zero_points1)
+    return first, torch.zeros_like(first) if scales2 is None else codes(scales2, zero_points2), x
+
+
+@published(
+    "npu_dynamic_quant_asymmetric(Tensor x, *, Tensor? smooth_scales=None, Tensor? group_index=None, "
+    'int? dst_type=None, str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor, Tensor)',
+    "aclnnDynamicQuantV3",
+)
+def npu_dynamic_quant_asymmetric(
+    x: torch.Tensor,
+    *,
+    smooth_scales: torch.Tensor | None = None,
+    group_index: torch.Tensor | None = None,
+    dst_type: Dtype | None = None,
+    quant_mode: str = "pertoken",
+    dst_type_max: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes ``round(x / scale + offset)`` with ``scale = (max - min) / (high - low)``, ``offset = high - max / scale``.
+
+    One scale and offset for each row of the last axis, in float32; all are 0 for a row of one value.
+    """
+    op = "npu_dynamic_quant_asymmetric"
+    require_absent(dst_type_max=dst_type_max or None, quant_mode=None if quant_mode == "pertoken" else quant_mode)
+    dtype = torch.int8 if dst_type is None else torch_dtype("dst_type", dst_type)
+    require(op, dtype in (torch.int8, torch.qint8, torch.quint4x2), f"dst_type must be int8 or quint4x2, got {dtype}")
+    require_dtype(op, "x", x, (torch.float16, torch.bfloat16, torch.float32))
+    require(op, x.dim() > 1, f"Input shape dim should be greater than 1, got {x.dim()}")
+    low, high = (-8, 7) if dtype == torch.quint4x2 else (-128, 127)
+    values = _smoothed(op, x, smooth_scales, group_index)
+    greatest = values.amax(-1, keepdim=True)
+    scale = (greatest - values.amin(-1, keepdim=True)) / (high - low)
+    flat = scale == 0
+    divisor = scale.masked_fill(flat, 1)
+    offset = (high - greatest / divisor).masked_fill(flat, 0)
+    codes = (values / divisor + offset).round().clamp(low, high).masked_fill(flat, 0)
+    if dtype != torch.quint4x2:
+        return codes.to(torch.int8), scale.squeeze(-1), offset.squeeze(-1)
+    fits = x.shape[-1] % 8 == 0
+    require(op, fits, f"Input shape last dim must be divded by 8 when int4 quantization, got {x.shape[-1]}")
+    packed = anynpu.int4_pack(codes.int().flatten(0, -2)).unflatten(0, x.shape[:-1])
+    return packed, scale.squeeze(-1), offset.squeeze(-1)
+
+
+def _smoothed(
+    op: str, x: torch.Tensor, smooth_scales: torch.Tensor | None, group_index: torch.Tensor | None
+) -> torch.Tensor:
+    """x in float32, times the smoothing scales of its rows; ``group_index`` are the ends of the groups of rows."""
+    if smooth_scales is None:
+        require(op, group_index is None, "group_index needs smooth_scales")
+        return x.float()
+    require_dtype(op, "smooth_scales", smooth_scales, (x.dtype,))
+    leading = () if group_index is None else tuple(group_index.shape)
+    expected, got = (*leading, x.shape[-1]), tuple(smooth_scales.shape)
+    require(op, len(leading) < 2 and expected == got, f"smooth_scales must have shape {expected}, got {got}")
+    if group_index is None:
+        return x.float() * smooth_scales.float()
+    rows = x.shape[:-1].numel()
+    ascending = (group_index.diff() >= 0).all() & (group_index[0] >= 0) & (group_index[-1] == rows)
+    torch._assert_async(ascending, f"{op}: group_index must be ends of groups in ascending order, the last {rows}")
+    group = torch.searchsorted(group_index, torch.arange(rows, dtype=group_index.dtype, device=x.device), right=True)
+    return x.float() * smooth_scales.float()[group].view(x.shape)
