@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import math
 import os
@@ -66,7 +65,7 @@ class _Tensor(ctypes.Structure):
 _TENSOR = struct.Struct("@P4i8q8q")
 _ABSENT = bytes(_TENSOR.size)
 _PADDING = (0,) * MAX_DIMS
-_TENSOR_WORDS = _TENSOR.size // 8
+_ADDRESS = struct.calcsize("@P")  # bytes, at the beginning of a tensor
 
 
 def allocate_publicly(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -197,19 +196,20 @@ class Call:
         made = [None if output is None else torch.empty(output[0], dtype=output[1]) for output in outputs]
         layouts = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in made if tensor is not None]
         members = (*inputs, *made)
-        template = array.array("Q", self._arguments(members, scalars))
-        absent = [i for i, tensor in enumerate(members) if tensor is None]
-        addressed = slice(0, len(members) * _TENSOR_WORDS, _TENSOR_WORDS)  # the first word of each tensor
+        template = self._arguments(members, scalars)
+        places = [i * _TENSOR.size for i, tensor in enumerate(members) if tensor is not None]
+        ends = [*places[1:], len(template)]
+        pieces = [template[: places[0]]]  # of the struct, with the addresses between them
+        for place, end in zip(places, ends, strict=True):
+            pieces += (0, template[place + _ADDRESS : end])
+        pack = struct.Struct("@" + "P".join(f"{len(piece)}s" for piece in pieces[::2])).pack
         function, single, address = self._function, len(layouts) == 1, torch.Tensor.data_ptr
 
         def run(*present: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
             results = [*starmap(allocate, layouts)]
-            words = template[:]  # a copy: other threads may be here too
-            addresses = array.array("Q", map(address, (*present, *results)))
-            for place in absent:
-                addresses.insert(place, 0)
-            words[addressed] = addresses
-            status = function(words.buffer_info()[0], None, 0)
+            members = pieces[:]  # a copy: other threads may be here too
+            members[1::2] = map(address, (*present, *results))
+            status = function(pack(*members), None, 0)
             if status:
                 raise_for_status(status)
             return results[0] if single else tuple(results)
