@@ -48,12 +48,12 @@ int64_t capacity(const Args& args) {
 
 int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes) {
   ANYNPU_TRY(check_required(kOp, name, tensor));
-  char expected[96] = "";
-  for (const int32_t dtype : dtypes) {
-    if (expected[0] != '\0') std::strcat(expected, " or ");
-    std::strcat(expected, dtype_name(dtype));
-  }
   if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
+    char expected[96] = "";
+    for (const int32_t dtype : dtypes) {
+      if (expected[0] != '\0') std::strcat(expected, " or ");
+      std::strcat(expected, dtype_name(dtype));
+    }
     return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
   }
   if (tensor.format != ANYNPU_ND) {
