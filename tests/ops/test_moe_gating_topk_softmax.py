@@ -47,3 +47,23 @@ def test_float16_ties_go_to_the_lower_index():
     x = torch.tensor([[-20.5, 0.0, -20.0]], dtype=torch.float16)
     assert anynpu.moe_gating_topk_softmax(x, k=3)[1].tolist() == [[1, 0, 2]]
     assert anynpu.moe_gating_topk_softmax(x.float(), k=3)[1].tolist() == [[1, 2, 0]]
+
+
+@pytest.mark.parametrize("renorm", [0, 1])
+@pytest.mark.parametrize(
+    "row, experts",
+    [
+        ([0.0, -torch.inf, 1.0, -torch.inf], [2, 0, 1, 3]),
+        ([-torch.inf, 3.0, -torch.inf, -torch.inf], [1, 0, 2, 3]),
+    ],
+)
+def test_names_each_expert_once_when_logits_are_infinite(row, experts, renorm):
+    x = torch.tensor([row])
+    for function in (anynpu.moe_gating_topk_softmax, anynpu.reference.moe_gating_topk_softmax):
+        assert function(x, k=4, renorm=renorm)[1].tolist() == [experts]
+
+
+def test_puts_logits_that_are_no_numbers_first():
+    x = torch.tensor([[1.0, torch.nan, 2.0, torch.nan]])
+    for function in (anynpu.moe_gating_topk_softmax, anynpu.reference.moe_gating_topk_softmax):
+        assert function(x, k=4, renorm=1)[1].tolist() == [[1, 3, 2, 0]]

@@ -289,6 +289,7 @@ size_t memory_for(const Args& args, const Plan& plan, int threads) {
 }
 
 size_t workspace_size(const Args& args) {
+  if (element_count(args.q) == 0) return 0;
   const int64_t longest = capacity(args);  // lengths are not known yet
   const int threads = threads_for(args, longest);
   return memory_for(args, Plan(args, longest, threads), threads);

@@ -119,7 +119,7 @@ def _weight_rounding(weights: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor
     them change the denominator by less than 1 %.
     """
     mean = weights @ sizes.unsqueeze(1)
-    if not sizes.shape[1]:
+    if not weights.numel():
         return mean
     near = F.max_pool1d(weights.flatten(0, 1), 2 * _NEIGHBOURS + 1, stride=1, padding=_NEIGHBOURS)
     near = near.unflatten(0, weights.shape[:2])

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oracle of moe_gating_topk_softmax: float64, one rounding, and a choice made one expert after the other."""
+"""Oracle of moe_gating_topk_softmax: float64, one rounding, and a choice by sorting the experts of each row."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -11,15 +13,14 @@ _U = 2.0**-24  # half a unit in the last place of float32
 
 
 def chosen(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each row, the largest first, among equals the one with the lower index."""
-    left = scores.clone()
-    picks = []
-    for _ in range(k):
-        largest = left.max(-1, keepdim=True).values
-        first = (left == largest).int().argmax(-1, keepdim=True)
-        picks.append(first)
-        left.scatter_(-1, first, -torch.inf)
-    return torch.cat(picks, dim=-1) if picks else scores[..., :0].long()
+    """The k largest of each row, NaN before all others, then the largest; among equals the one with the lower index."""
+
+    def place(score: float) -> tuple[bool, float]:
+        return (not math.isnan(score), 0.0 if math.isnan(score) else -score)
+
+    rows = scores.flatten(0, -2).tolist()
+    picks = [sorted(range(len(row)), key=lambda expert: place(row[expert]))[:k] for row in rows]
+    return torch.tensor(picks, dtype=torch.int64).reshape(*scores.shape[:-1], k)
 
 
 def moe_gating_topk_softmax(
