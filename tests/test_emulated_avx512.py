@@ -26,6 +26,7 @@ TESTS = (
     "tests/test_flat_abi.py",
     "tests/test_kv_cache.py",
     "tests/test_native_programs.py",
+    "tests/test_random_calls.py",
 )
 
 lacking = [tier for tier in _native.ISA_TIERS if tier not in {"avx2", "portable"} and _native.isa_refusal(tier)]

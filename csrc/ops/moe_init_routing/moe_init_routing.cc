@@ -80,7 +80,11 @@ int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape)
     return fail(ANYNPU_UNSUPPORTED, "%s: quant_mode must be -1, 0 or 1 here, got %d", kOp, args.quant_mode);
   }
   const int64_t first = args.first_expert, last = args.last_expert;
-  if (first < 0 || first >= last || last > args.expert_num || args.expert_num > INT32_MAX) {
+  if (args.expert_num < 1 || args.expert_num > INT32_MAX) {
+    return fail(ANYNPU_BAD_VALUE, "%s: expert_num must be at least 1 and less than 2^31, got %lld", kOp,
+                text(args.expert_num));
+  }
+  if (first < 0 || first >= last || last > args.expert_num) {
     return fail(ANYNPU_BAD_SHAPE,
                 "%s: active_expert_range must increase within [0, expert_num] = [0, %lld], got [%lld, %lld]", kOp,
                 text(args.expert_num), text(first), text(last));

@@ -47,4 +47,4 @@ def dynamic_quant(
     codes = torch.where(divisor == 0, 0.0, value / divisor).nan_to_num(nan=0.0).round()
     if dtype == torch.int8:
         return codes.to(torch.int8), scale
-    return int4_pack(codes.int().reshape(-1, codes.shape[-1])).reshape(shape), scale
+    return int4_pack(codes.int().reshape(-1, codes.shape[-1]).contiguous()).reshape(shape), scale

@@ -33,7 +33,8 @@ def moe_gating_topk_softmax(
     """The k most probable experts of each row and their probabilities."""
     shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)
     softmax = x.double().softmax(-1)
-    scores = x.double() if renorm else softmax.to(torch.float16) if x.dtype == torch.float16 else softmax
+    # As the document compares them: where float32 (float16) cannot tell probabilities apart, they are equal.
+    scores = x if renorm else softmax.to(torch.float16 if x.dtype == torch.float16 else torch.float32)
     index = chosen(scores.double(), k)
     y = x.double().gather(-1, index).softmax(-1) if renorm else softmax.gather(-1, index)
     if finished is not None:

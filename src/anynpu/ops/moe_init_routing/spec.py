@@ -62,7 +62,7 @@ def _require_attributes(drop_pad_mode, expert_tokens_num_type, quant_mode, row_i
 
 
 def _expert_range(active_expert_range, expert_num) -> tuple[int, int]:
-    require(OP, expert_num >= 1, f"expert_num must be at least 1, got {expert_num}")
+    require(OP, 1 <= expert_num < 2**31, f"expert_num must be at least 1 and less than 2^31, got {expert_num}")
     if not active_expert_range:
         return 0, expert_num
     length = len(active_expert_range)

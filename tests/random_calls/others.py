@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls of the operators that are no products of matrices."""
+
+from __future__ import annotations
+
+import torch
+
+from random_calls.draw import FLOATS, Draw
+
+
+def kv_cache_attention(draw: Draw) -> dict:
+    batch, queries, kv_heads = draw.number(0, 3), draw.rows(0, 1, 1, 1, 2, 3, 7, 16, 33), draw.one_of(1, 1, 2, 3, 4)
+    heads, size = kv_heads * draw.one_of(1, 2, 3, 4, 7, 8), draw.one_of(8, 16, 20, 32, 40, 64, 72, 96, 128, 192, 256)
+    size = draw.number(1, 140) if draw.chance(0.2) else size
+    rows = max(queries, draw.rows(1, 17, 64, 128, 129, 255, 256, 257, 300, 515, 700))
+    causal = draw.chance(0.8)
+    lengths = [draw.number(queries if causal else 0, rows) for _ in range(batch)]
+    args = {
+        "q": draw.laid_out(draw.floats([batch, queries, heads, size], draw.one_of(*FLOATS))),
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
+        "causal": causal,
+        "softmax_scale": draw.maybe(lambda: draw.real(0.5)),
+    }
+    planes = [batch, rows + draw.number(0, 5)]
+    if draw.chance(0.4):
+        block = draw.one_of(1, 8, 16, 64, 128)
+        blocks = -(-rows // block)
+        planes = [batch * blocks + draw.number(0, 3), block]
+        args["block_table"] = draw.permutation(planes[0])[: batch * blocks].reshape(batch, blocks).int()
+    if draw.chance(0.3):
+        args["starts"] = torch.tensor([draw.number(0, length) for length in lengths], dtype=torch.int32)
+    offsets = draw.chance(0.4)
+    for name in "kv":
+        args[f"{name}_cache"] = draw.codes([*planes, kv_heads, size])
+        args[f"scale_{name}"] = draw.laid_out(draw.positive([kv_heads, size]))
+        if offsets:
+            args[f"offset_{name}"] = draw.laid_out(draw.floats([kv_heads, size], torch.float32, 5))
+    return args
+
+
+def rope_kv_cache(draw: Draw) -> dict:
+    batch, length, half = (
+        draw.number(1, 4),
+        draw.one_of(1, 1, 2, 5, 17),
+        draw.one_of(1, 2, 3, 4, 8, 16, 20, 32, 64, 128),
+    )
+    q_heads, kv_heads, size = draw.one_of(0, 1, 2, 3, 4, 8, 32), draw.one_of(1, 1, 2, 3, 8), 2 * half
+    width, two_axes, paged = (q_heads + 2 * kv_heads) * size, draw.chance(0.3), draw.chance(0.4)
+    length = 1 if two_axes else length
+    leading = [batch] if two_axes else [batch, length]
+    dtype = draw.one_of(torch.int32, *FLOATS)
+    angles = [*leading, size] if two_axes else [*leading, 1, size]
+    angle_dtype = draw.one_of(*FLOATS[:2]) if dtype == torch.int32 else dtype
+    planes = [batch + draw.number(0, 2), length + draw.number(0, 9)]
+    first = torch.tensor([draw.number(0, planes[1] - length) for _ in range(batch)], dtype=torch.int32)
+    if paged:
+        first = draw.permutation(planes[0] * planes[1])[: batch * length].int()
+        first[0] = -1 if draw.chance(0.2) else first[0]
+    args = {
+        "x": draw.laid_out(draw.integers([*leading, width], -20000, 20000, dtype)
+                           if dtype == torch.int32 else draw.floats([*leading, width], dtype)),
+        "cos": draw.laid_out(draw.uniform(angles, -1, 1).to(angle_dtype)),
+        "sin": draw.laid_out(draw.uniform(angles, -1, 1).to(angle_dtype)),
+        "indices": first,
+        "size_splits": [q_heads * size, kv_heads * size, kv_heads * size],
+        "kv_output": draw.chance(0.5),
+        "cache_mode": "page" if paged else "contiguous",
+    }  # fmt: skip
+    offsets = draw.chance(0.4)
+    for name in "kv":
+        args[f"{name}_cache"] = torch.full([*planes, kv_heads, size], 6, dtype=torch.int8)
+        args[f"scale_{name}"] = draw.positive([kv_heads, size])
+        args[f"offset_{name}"] = draw.floats([kv_heads, size], torch.float32, 5) if offsets else None
+    if dtype == torch.int32:
+        args["weight_scale"] = draw.positive([width], size=1e-3)
+        args["activation_scale"] = draw.maybe(lambda: draw.positive([batch * length], size=2))
+        args["bias"] = draw.one_of(
+            None, draw.integers([width], -999, 999, torch.int32), draw.floats([width], draw.one_of(*FLOATS))
+        )
+    return args
+
+
+def dynamic_quant(draw: Draw) -> dict:
+    mode = draw.one_of("pertoken", "pertoken", "perchannel", "pertensor")
+    shape = [draw.size(40) for _ in range(draw.number(1, 3))] + [draw.size(2000)]
+    dtype, channels = draw.one_of(*FLOATS), shape[-2] if mode == "perchannel" else shape[-1]
+    return {
+        "x": draw.laid_out(draw.floats(shape, dtype)),
+        "smooth_scales": draw.maybe(lambda: draw.uniform([channels], 0.5, 1.5).to(dtype)),
+        "dtype": torch.int32 if shape[-1] % 8 == 0 and draw.chance(0.5) else torch.int8,
+        "quant_mode": mode,
+    }
+
+
+def dequant_swiglu_quant(draw: Draw) -> dict:
+    rows, half = draw.size(60), draw.size(300)
+    dtype, grouped = draw.one_of(torch.int32, *FLOATS), draw.chance(0.5)
+    groups = draw.number(1, 4)
+    args = {
+        "x": draw.laid_out(draw.floats([rows, 2 * half], torch.float32, 9000).clamp(-30000, 30000).to(dtype)
+                           if dtype == torch.int32 else draw.floats([rows, 2 * half], dtype)),
+        "quant_scale": draw.maybe(lambda: draw.uniform([groups, half] if grouped else [half], 0.1, 1.1)),
+        "activate_left": draw.chance(0.5),
+        "quant_mode": draw.number(0, 1),
+        "swiglu_mode": draw.one_of(0, 0, 1, 2),
+    }  # fmt: skip
+    if grouped:
+        args["group_index"] = draw.group_list(groups, rows, 1)
+    if dtype == torch.int32:
+        args["weight_scale"] = draw.positive([groups, 2 * half] if grouped else [2 * half], size=2e-4)
+        args["activation_scale"] = draw.maybe(lambda: draw.positive([rows], size=1))
+        args["bias"] = None if grouped else draw.maybe(lambda: draw.integers([2 * half], -99, 99, torch.int32))
+    return args
+
+
+def moe_init_routing(draw: Draw) -> dict:
+    tokens, chosen, width = draw.size(60), draw.number(1, 5), draw.size(200)
+    experts, mode = draw.number(chosen, 20), draw.one_of(-1, 0, 1)
+    first = draw.number(0, experts - 1) if draw.chance(0.4) else 0
+    last = draw.number(first + 1, experts) if first else experts
+    args = {
+        "x": draw.laid_out(draw.floats([tokens, width], draw.one_of(*FLOATS))),
+        "expert_idx": torch.stack([draw.permutation(experts)[:chosen] for _ in range(tokens)]).int(),
+        "active_num": draw.one_of(-1, 0, draw.number(1, tokens * chosen)),
+        "expert_num": experts,
+        "expert_tokens_num_type": draw.number(0, 2),
+        "quant_mode": mode,
+        "active_expert_range": [first, last],
+        "row_idx_type": draw.number(0, 1),
+    }
+    if mode == 0:
+        args |= {"scale": draw.positive([1], size=2), "offset": draw.floats([1], torch.float32, 4)}
+    elif mode == 1:
+        args["scale"] = draw.maybe(lambda: draw.uniform([last - first, width], 0.5, 1.5))
+    return args
+
+
+def moe_gating_topk_softmax(draw: Draw) -> dict:
+    tokens, experts = draw.size(60), draw.size(300)
+    return {
+        "x": draw.laid_out(draw.uniform([tokens, experts], -9, 9).to(draw.one_of(*FLOATS))),
+        "finished": draw.maybe(lambda: draw.integers([tokens], 0, 1, torch.bool)),
+        "k": draw.number(1, min(experts, 12)),
+        "renorm": draw.number(0, 1),
+        "output_softmax": draw.chance(0.3),
+    }
+
+
+def quantize(draw: Draw) -> dict:
+    shape = [draw.size(30) for _ in range(draw.number(1, 3))]
+    rank, div_mode = len(shape), draw.chance(0.5)
+    axis = draw.number(-rank, rank - 1) if div_mode else draw.one_of(-1, -min(rank, 2))
+    channels = draw.one_of([1], [size if at == axis % rank else 1 for at, size in enumerate(shape)])
+    return {
+        "x": draw.laid_out(draw.floats(shape, draw.one_of(*FLOATS), 5)),
+        "scales": draw.positive(channels, size=0.2),
+        "zero_points": draw.maybe(lambda: draw.integers(channels, -5, 5, torch.float32)),
+        "dtype": torch.int8,
+        "axis": axis,
+        "div_mode": div_mode,
+    }
+
+
+def anti_quant(draw: Draw) -> dict:
+    rows, columns = draw.size(30), draw.size(300)
+    channels = draw.one_of(1, columns)
+    return {
+        "x": draw.codes([rows, columns]),
+        "scale": draw.positive([channels]),
+        "offset": draw.maybe(lambda: draw.floats([channels], torch.float32)),
+        "dtype": draw.one_of(*FLOATS[:2]),
+    }
+
+
+def int4_pack(draw: Draw) -> dict:
+    return {"weight": draw.laid_out(draw.nibbles([draw.size(70), 8 * draw.size(60)])).contiguous()}
+
+
+def nd_to_nz(draw: Draw) -> dict:
+    shape = [draw.size(70) for _ in range(draw.number(2, 3))]
+    return {"x": draw.laid_out(draw.codes(shape) if draw.chance(0.4) else draw.floats(shape, draw.one_of(*FLOATS)))}
+
+
+def swiglu(draw: Draw) -> dict:
+    shape = [2 * draw.size(30) for _ in range(draw.number(1, 3))]
+    return {
+        "x": draw.laid_out(draw.floats(shape, draw.one_of(*FLOATS), 3)),
+        "dim": draw.number(-len(shape), len(shape) - 1),
+    }
