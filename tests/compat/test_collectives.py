@@ -53,3 +53,53 @@ def test_two_processes(tmp_path, backend):
         [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
     )
     assert outcome.returncode == 0, outcome.stderr
+
+
+PRODUCTS = """
+import torch, torch_npu
+import torch.distributed as dist
+
+dist.init_process_group("hccl")
+rank = dist.get_rank()
+group = dist.new_group([0, 1])
+names = [g._get_backend(torch.device("npu")).get_hccl_comm_name(rank) for g in (dist.group.WORLD, group)]
+assert names[0] != names[1]
+
+def integers(low, high, *shape, seed):
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).npu()
+
+x, weight = integers(-9, 9, 2, 3, 16, seed=rank), integers(-8, 8, 16, 8, seed=2 + rank)
+both = [(integers(-9, 9, 2, 3, 16, seed=i), integers(-8, 8, 16, 8, seed=2 + i)) for i in (0, 1)]
+sums = sum(a.double() @ b.double() for a, b in both)
+product = torch_npu.npu_mm_all_reduce_base(x.half(), weight.half(), names[1], bias=torch.ones(8).half().npu())
+assert product.dtype == torch.float16 and torch.equal(product.double(), sums + 2)
+scale = torch.full((8,), 0.5).npu()
+operands = x.flatten(0, 1).to(torch.int8), weight.to(torch.int8)
+codes = torch_npu.npu_mm_all_reduce_base(*operands, names[0], dequant_scale=scale)
+assert codes.dtype == torch.float16 and torch.equal(codes.double(), sums.flatten(0, 1) / 2)
+packed = torch_npu.npu_convert_weight_to_int4pack(weight.int())
+weight_only = torch_npu.npu_mm_all_reduce_base(x.half(), packed, names[0], antiquant_scale=scale.half())
+assert torch.equal(weight_only.double(), sums / 2)
+twice = lambda a, b: torch_npu.npu_mm_all_reduce_base(a, b, names[0]) * 2
+compiled = torch.compile(twice, backend="npu", fullgraph=True)
+assert torch.equal(compiled(x.half(), weight.half()).double(), sums * 2)
+refused = (({"reduce_op": "max"}, "reduce_op must be 'sum', got 'max'"), ({"x3": product}, "x3 is for modes"))
+for options, text in refused:
+    try:
+        torch_npu.npu_mm_all_reduce_base(x.half(), weight.half(), names[0], **options)
+    except RuntimeError as error:
+        assert text in str(error)
+    else:
+        raise AssertionError(text)
+dist.destroy_process_group()
+"""
+
+
+def test_products_summed_over_ranks(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PRODUCTS)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program))
+    outcome = subprocess.run(
+        [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
+    )
+    assert outcome.returncode == 0, outcome.stderr

@@ -57,12 +57,21 @@ def _accept_device_ids() -> None:
     parallel.__init__ = mapped
 
 
+def _comm_name(self: Any, rank: int, init_comm: bool = True) -> str:
+    """The name that operators with a ``group`` or ``hcom`` argument take: that of the group with this backend."""
+    for group in dist.distributed_c10d._world.pg_map:
+        if group._get_backend(target()) is self:
+            return group.group_name
+    raise RuntimeError("get_hccl_comm_name: the group of this backend was destroyed")
+
+
 def provide() -> None:
     """Registers the backend. It cannot be undone."""
     if not dist.is_available() or not dist.is_gloo_available():
         return
     dist.Backend.register_backend(BACKEND, _make, devices=[NAME, target().type])
     dist.is_hccl_available = lambda: True
+    dist.ProcessGroupGloo.get_hccl_comm_name = _comm_name
     _serve_real_tensors()
     if target().type == "cpu":
         _accept_device_ids()

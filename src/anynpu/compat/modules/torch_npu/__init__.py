@@ -18,6 +18,7 @@ from anynpu.compat.cache_operators import (
     scatter_update,
     scatter_update_,
 )
+from anynpu.compat.collective_operators import npu_mm_all_reduce_base
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.float_operators import (
     fast_gelu,
@@ -138,6 +139,7 @@ __all__ = [
     "npu_interleave_rope",
     "npu_kv_rmsnorm_rope_cache",
     "npu_linear",
+    "npu_mm_all_reduce_base",
     "npu_prefetch",
     "npu_prompt_flash_attention",
     "npu_rms_norm",
