@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -372,20 +373,101 @@ def npu_fused_infer_attention_score(
         key_rope_antiquant_scale=key_rope_antiquant_scale, antiquant_mode=antiquant_mode,
         key_antiquant_mode=key_antiquant_mode, value_antiquant_mode=value_antiquant_mode,
     )  # fmt: skip
-    operands = _operands(
-        op, query, key, value, input_layout, ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND"), num_heads,
-        num_key_value_heads, {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv},
-        block_table, block_size,
-    )  # fmt: skip
+    lengths = {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv}
     mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
+    return _fused_infer(
+        op, query, key, value, input_layout, num_heads, num_key_value_heads, lengths, block_table, block_size, mask,
+        scale, softmax_lse_flag,
+    )  # fmt: skip
+
+
+def _fused_infer(
+    op: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: str,
+    heads: int,
+    kv_heads: int,
+    lengths: dict[str, Lengths],
+    block_table: torch.Tensor | None,
+    block_size: int,
+    mask: _Mask,
+    scale: float,
+    with_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND")
+    operands = _operands(op, query, key, value, layout, layouts, heads, kv_heads, lengths, block_table, block_size)
     one_row = operands.padded == 1
-    if one_row and (atten_mask is None or sparse_mode in (0, 1)):
-        mask = _Mask(atten_mask)  # sparse_mode and its tokens have no effect on queries of one token
-    elif one_row and sparse_mode != _CAUSAL:
-        raise NotImplementedError(f"{op}: sparse_mode must be 0, 1 or 3 for queries of one token, got {sparse_mode}")
+    if one_row and (mask.tensor is None or mask.sparse_mode in (0, 1)):
+        mask = _Mask(mask.tensor)  # sparse_mode and its tokens have no effect on queries of one token
+    elif one_row and mask.sparse_mode != _CAUSAL:
+        got = mask.sparse_mode
+        raise NotImplementedError(f"{op}: sparse_mode must be 0, 1 or 3 for queries of one token, got {got}")
     masks = mask.of_sequences(op, operands, one_row)
-    lse = operands.log_sum_exp(masks, scale) if softmax_lse_flag else query.new_zeros(1, dtype=torch.float32)
+    lse = operands.log_sum_exp(masks, scale) if with_lse else query.new_zeros(1, dtype=torch.float32)
     return operands.attend(masks, scale), lse
+
+
+_V2_TENSORS = (
+    "query_rope", "key_rope", "pse_shift", "dequant_scale_query", "dequant_scale_key", "dequant_offset_key",
+    "dequant_scale_value", "dequant_offset_value", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out",
+    "quant_scale_p", "learnable_sink",
+)  # fmt: skip
+_V2_MODES = ("query_quant_mode", "key_quant_mode", "value_quant_mode")
+_V2_DTYPES = tuple(
+    f"{name}_dtype"
+    for name in (
+        "query", "key", "value", "query_rope", "key_rope", "key_shared_prefix", "value_shared_prefix",
+        "dequant_scale_query", "dequant_scale_key", "dequant_scale_value", "dequant_scale_key_rope", "out",
+    )
+)  # fmt: skip
+
+
+@published(
+    "npu_fused_infer_attention_score_v2(Tensor query, Tensor key, Tensor value, *, "
+    + "".join(f"Tensor? {name}=None, " for name in _V2_TENSORS)
+    + "Tensor? atten_mask=None, SymInt[]? actual_seq_qlen=None, SymInt[]? actual_seq_kvlen=None, "
+    "Tensor? block_table=None, int num_query_heads=1, int num_key_value_heads=0, float softmax_scale=1.0, "
+    "int pre_tokens=2147483647, int next_tokens=2147483647, str input_layout='BSH', int sparse_mode=0, "
+    "int block_size=0, int inner_precise=0, bool return_softmax_lse=False, "
+    + ", ".join([f"int {name}=0" for name in _V2_MODES] + [f"int? {name}=None" for name in _V2_DTYPES])
+    + ") -> (Tensor, Tensor)",
+    "aclnnFusedInferAttentionScoreV4",
+)
+def npu_fused_infer_attention_score_v2(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    atten_mask: torch.Tensor | None = None,
+    actual_seq_qlen: Lengths = None,
+    actual_seq_kvlen: Lengths = None,
+    block_table: torch.Tensor | None = None,
+    num_query_heads: int = 1,
+    num_key_value_heads: int = 0,
+    softmax_scale: float = 1.0,
+    pre_tokens: int = _ALL,
+    next_tokens: int = _ALL,
+    input_layout: str = "BSH",
+    sparse_mode: int = 0,
+    block_size: int = 0,
+    inner_precise: int = 0,
+    return_softmax_lse: bool = False,
+    **others: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``npu_fused_infer_attention_score`` with other names of its arguments; ``others`` are refused."""
+    op = "npu_fused_infer_attention_score_v2"
+    for name in others:
+        if name not in (*_V2_TENSORS, *_V2_MODES, *_V2_DTYPES):
+            raise TypeError(f"{op}: got an unexpected keyword argument {name!r}")
+    _refuse(**others)
+    lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
+    mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
+    return _fused_infer(
+        op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
+        mask, softmax_scale, return_softmax_lse,
+    )  # fmt: skip
 
 
 @published(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -166,10 +167,35 @@ def _grouped_matmul(x: Tensors, weight: Tensors, **options: Any) -> list[torch.T
     _grouped_matmul_code,
 )
 def _grouped_matmul_list(x: Tensors, weight: Tensors, **options: Any) -> list[torch.Tensor]:
+    if options.get("split_item") in (None, 0, 1):
+        x, options = _rows_by_group(x, weight, options)
+        return anynpu.grouped_matmul(**_grouped_matmul_arguments(x, weight, **options))
     options["group_list"] = torch.tensor(options["group_list"], dtype=torch.int64, device=x[0].device if x else None)
     if options.get("group_type") is None:
         options["group_type"] = 0
     return anynpu.grouped_matmul(**_grouped_matmul_arguments(x, weight, **options))
+
+
+def _rows_by_group(x: Tensors, weight: Tensors, options: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """One x of many groups as many of one group: the results are then many."""
+    ends = options["group_list"]
+    if len(x) != 1 or len(weight) != len(ends):
+        raise ValueError(
+            "Invalid inputs. When split_item = 0 or 1 and input group_list is not None, the following two conditions "
+            "are supposed to be satisfied: (1) length of x equals 1; (2) length of weight equals that of group_list. "
+            f"Actual lengths: x [{len(x)}], weight [{len(weight)}], group_list [{len(ends)}]."
+        )
+    bounds = list(itertools.pairwise((0, *ends)))
+    if any(first > last for first, last in bounds) or ends[-1] > x[0].shape[0]:
+        raise ValueError(f"group_list must be running sums of at most {x[0].shape[0]}, the rows of x, got {list(ends)}")
+
+    def cut(tensor: torch.Tensor) -> list[torch.Tensor]:
+        return [tensor[first:last] for first, last in bounds]
+
+    options = {**options, "group_list": None, "group_type": -1}
+    if options.get("per_token_scale"):
+        options["per_token_scale"] = cut(options["per_token_scale"][0])
+    return cut(x[0]), options
 
 
 def npu_grouped_matmul(x: Tensors | torch.Tensor, weight: Tensors | torch.Tensor, **options: Any) -> list[torch.Tensor]:

@@ -216,6 +216,45 @@ def test_lengths_leave_padding_out(mode):
     assert torch.equal(torch_npu.npu_prompt_flash_attention(q, k, v, **given, **PROMPT), y)
 
 
+V2_NAMES = {
+    "num_heads": "num_query_heads",
+    "scale": "softmax_scale",
+    "actual_seq_lengths": "actual_seq_qlen",
+    "actual_seq_lengths_kv": "actual_seq_kvlen",
+    "softmax_lse_flag": "return_softmax_lse",
+}
+
+
+@pytest.mark.parametrize(
+    "rows, options",
+    [
+        (5, {"input_layout": "BNSD", "sparse_mode": 3, "atten_mask": CAUSAL, "actual_seq_lengths_kv": [9, 4]}),
+        (5, {"input_layout": "BNSD", "actual_seq_lengths": [2, 5], "softmax_lse_flag": True, "pre_tokens": 3}),
+        (1, {"input_layout": "BNSD_BSND", "softmax_lse_flag": True}),
+    ],
+)
+def test_the_second_version_has_other_names(rows, options):
+    tensors = operands(2, rows, 9, torch.float16)
+    options = {**FUSED, **options}
+    renamed = {V2_NAMES.get(name, name): value for name, value in options.items()}
+    expected = torch_npu.npu_fused_infer_attention_score(*tensors, **options)
+    for function in (torch_npu, torch.ops.npu):
+        assert all(map(torch.equal, function.npu_fused_infer_attention_score_v2(*tensors, **renamed), expected))
+
+
+def test_refusals_of_the_second_version():
+    q, k, v = operands(2, 5, 9)
+    for name, value in {"learnable_sink": q, "key_quant_mode": 1, "out_dtype": torch.int8}.items():
+        with pytest.raises(NotImplementedError, match=f"{name} is not supported by anynpu"):
+            torch_npu.npu_fused_infer_attention_score_v2(q, k, v, **{name: value})
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'num_heads'"):
+        torch_npu.npu_fused_infer_attention_score_v2(q, k, v, num_heads=8)
+    with pytest.raises(ValueError, match="actual_seq_qlen"):
+        torch_npu.npu_fused_infer_attention_score_v2(
+            q, k, v, num_query_heads=HEADS, num_key_value_heads=KV_HEADS, input_layout="BNSD", actual_seq_qlen=[7, 7]
+        )
+
+
 def test_one_length_serves_all_sequences():
     q, k, v = operands(3, 1, 9)
     y = torch_npu.npu_incre_flash_attention(q, k, v, actual_seq_lengths=[4], input_layout="BNSD", **PROMPT)

@@ -520,6 +520,10 @@ def test_a_name_that_is_missing_says_what_is_there():
     for statement, text in (
         ("from torch_npu import npu_bert_apply_adam", "torch_npu.npu_bert_apply_adam is not implemented by anynpu"),
         ("import torch_npu.optim", "torch_npu.optim is not implemented by anynpu.*contrib, .*testing"),
+        (
+            "from torch_npu.npu.amp import master",
+            "amp.master is not .* in torch_npu.npu.amp: GradScaler, autocast, get_amp_supported_dtype[.]",
+        ),
         ("from torch_npu.npu import MemPool", "torch_npu.npu.MemPool is not implemented by anynpu"),
         ("from torch_npu.testing.testcase import X", "torch_npu.testing.testcase.X is not implemented .*TestCase"),
     ):
@@ -538,3 +542,33 @@ def test_a_damaged_compressed_weight_is_an_error_at_run_time():
     with pytest.raises(RuntimeError, match="block 0 of the compressed weight .* is damaged") as caught:
         torch_npu.npu_matmul_compress_dequant(int8(3, 64), stream, index, bias(32), words(torch.ones(1, 32)))
     assert "error code is 361001 " in str(caught.value)
+
+
+def groups_of_rows(per_token):
+    x, weight = int8(9, 32), [int8(32, 16, seed=seed) for seed in (1, 2, 3)]
+    options = {"scale": [torch.full((16,), 0.01).npu() for _ in weight], "output_dtype": torch.float16}
+    if per_token:
+        options["per_token_scale"] = [torch.rand(9, generator=torch.Generator().manual_seed(4)).npu() + 0.5]
+    return x, weight, options
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("split", [{}, {"split_item": 0}, {"split_item": 1}], ids=repr)
+def test_one_x_and_many_results(per_token, split):
+    x, weight, options = groups_of_rows(per_token)
+    results = torch_npu.npu_grouped_matmul([x], weight, group_list=[2, 5, 8], **split, **options)
+    assert [tuple(result.shape) for result in results] == [(2, 16), (3, 16), (3, 16)]
+    whole = torch_npu.npu_grouped_matmul([x], weight, group_list=[2, 5, 8], split_item=3, **options)[0]
+    assert torch.equal(torch.cat(results), whole[:8])
+    exact = x[2:5].double() @ weight[1].double() * 0.01
+    exact = exact * options["per_token_scale"][0][2:5, None].double() if per_token else exact
+    torch.testing.assert_close(results[1].double(), exact, rtol=2e-3, atol=1e-4)
+
+
+def test_groups_that_do_not_fit_one_x():
+    x, weight, options = groups_of_rows(False)
+    with pytest.raises(ValueError, match=r"length of weight equals .* x \[1\], weight \[3\], group_list \[2\]"):
+        torch_npu.npu_grouped_matmul([x], weight, group_list=[2, 9], **options)
+    for ends in ([5, 2, 9], [2, 5, 10], [-1, 2, 3]):
+        with pytest.raises(ValueError, match="group_list must be running sums of at most 9, the rows of x, got"):
+            torch_npu.npu_grouped_matmul([x], weight, group_list=ends, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from anynpu.compat.attention_operators import (
     npu_fused_infer_attention_score,
+    npu_fused_infer_attention_score_v2,
     npu_fusion_attention,
     npu_incre_flash_attention,
     npu_prompt_flash_attention,
@@ -131,6 +132,7 @@ __all__ = [
     "npu_dynamic_quant_asymmetric",
     "npu_fast_gelu",
     "npu_fused_infer_attention_score",
+    "npu_fused_infer_attention_score_v2",
     "npu_fusion_attention",
     "npu_gelu",
     "npu_grouped_matmul_swiglu_quant",

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from anynpu.compat.device import target
+from anynpu.compat.device import target as _target
+from anynpu.compat.errors import module_getattr
 
 
 class autocast(torch.amp.autocast_mode.autocast):
@@ -23,9 +24,12 @@ class GradScaler(torch.amp.GradScaler):
     """``torch.amp.GradScaler`` for npu."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(target().type, *args, **kwargs)
+        super().__init__(_target().type, *args, **kwargs)
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:
     """What autocast may compute in."""
     return [torch.float16, torch.bfloat16]
+
+
+__getattr__ = module_getattr(__name__, globals())
