@@ -33,7 +33,7 @@ struct Int4Product {
   const int32_t* x;  // [blocks of block_steps steps][tiles of tile_rows rows][steps][rows of the tile]
   int64_t rows;
   int64_t first_step;
-  // Added to, the columns of a panel in an order of the kernel: c - 8 * column_sums are the sums of (x - 8) * q.
+  // Zeros at first, the columns of a panel in an order of the kernel: c - 8 * column_sums are the sums of (x - 8) * q.
   int32_t* c;            // [panels][rows][panel_columns]
   int32_t* column_sums;  // [panels][panel_columns]
 };

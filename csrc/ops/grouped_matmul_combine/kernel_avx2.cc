@@ -30,6 +30,10 @@ template <int kHalf>
 inline Vec interleave_words(Vec a, Vec b) {
   return kHalf == 0 ? _mm256_unpacklo_epi16(a, b) : _mm256_unpackhi_epi16(a, b);
 }
+template <int kHalf>
+inline Vec interleave_lanes(Vec a, Vec b) {
+  return kHalf == 0 ? _mm256_unpacklo_epi32(a, b) : _mm256_unpackhi_epi32(a, b);
+}
 
 // GCC adds up the intrinsics in another order, with spills; operands tied here stay where they are.
 inline void add_bytes(Vec& sum, Vec bytes) { asm("vpaddb %1, %0, %0" : "+x"(sum) : "x"(bytes)); }
@@ -45,22 +49,31 @@ inline void flush_products(Vec words, int32_t* to) {
 }
 inline void flush_bytes(Vec bytes, int32_t* to) { flush_products(_mm256_maddubs_epi16(bytes, broadcast_bytes(1)), to); }
 
-// A word of the sums for each column.
 constexpr int kStreamK = 2;
-inline void add_words(Vec doubled, int32_t* to) {
-  store(to, _mm256_add_epi32(load(to), _mm256_srai_epi32(doubled, 16)));
+// GCC would do it for all steps before the loop over panels, and spill the vectors.
+inline Vec broadcast_at(const int32_t* from) {
+  Vec value;
+  asm volatile("vpbroadcastd %1, %0" : "=x"(value) : "m"(*from));
+  return value;
 }
-ANYNPU_INLINE void flush_step(const Vec* sums, int32_t* to) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    int32_t* first = to + 32 * (i / 2) + 8 * (i % 2);
-    add_words(interleave_words<0>(sums[i], sums[i]), first);
-    add_words(interleave_words<1>(sums[i], sums[i]), first + 16);
+inline Vec subtract_partial(Vec a, Vec b) { return _mm256_sub_epi16(a, b); }
+// Words of neighbouring columns.
+inline void flush_stream(Vec words, int32_t* to) {
+  store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(words, broadcast(1))));
+  store(to + 8, _mm256_add_epi32(load(to + 8), _mm256_srai_epi32(words, 16)));
+}
+inline void order_stream(int32_t* sums) {
+  for (int half = 0; half < 2; ++half, sums += 32) {
+    const Vec low = load(sums), next_low = load(sums + 8), high = load(sums + 16), next_high = load(sums + 24);
+    store(sums, interleave_lanes<0>(low, next_low));
+    store(sums + 8, interleave_lanes<0>(high, next_high));
+    store(sums + 16, interleave_lanes<1>(low, next_low));
+    store(sums + 24, interleave_lanes<1>(high, next_high));
   }
 }
 
 inline void store_columns(Vec even, Vec odd, int32_t* to) {
-  const Vec low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+  const Vec low = interleave_lanes<0>(even, odd), high = interleave_lanes<1>(even, odd);
   store(to, _mm256_permute2x128_si256(low, high, 0x20));
   store(to + 32, _mm256_permute2x128_si256(low, high, 0x31));
 }

@@ -42,10 +42,10 @@ inline void flush_products(Vec sums, int32_t* to) { store(to, _mm512_add_epi32(l
 inline void flush_bytes(Vec bytes, int32_t* to) { flush_products(first_products(bytes, broadcast_bytes(1)), to); }
 
 constexpr int kStreamK = 4;
-ANYNPU_INLINE void flush_step(const Vec* sums, int32_t* to) {
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) flush_products(sums[i], to + 16 * i);
-}
+inline Vec broadcast_at(const int32_t* from) { return broadcast(*from); }
+inline Vec subtract_partial(Vec a, Vec b) { return subtract(a, b); }
+inline void flush_stream(Vec sums, int32_t* to) { flush_products(sums, to); }
+inline void order_stream(int32_t*) {}
 
 inline void store_columns(Vec even, Vec odd, int32_t* to) {
   const Vec low = _mm512_unpacklo_epi32(even, odd), high = _mm512_unpackhi_epi32(even, odd);
