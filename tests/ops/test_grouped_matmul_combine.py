@@ -111,10 +111,10 @@ def test_extreme_values_do_not_overflow_partial_sums(rows, value, isa):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("k, n", [(40, 33), (352, 200), (1000, 1100)])
+@pytest.mark.parametrize("k, n", [(40, 33), (40, 2200), (352, 200), (1000, 1100)])
 def test_int8_experts_of_few_and_many_rows(k, n, transposed, isa, each_thread_count):
     """Few rows are multiplied straight from the weight; all floats are exact."""
-    counts = torch.tensor([*range(11), 37])
+    counts = torch.tensor([*range(11), 16, 37])
     experts, m = len(counts), int(counts.sum())
     weight, x = codes(experts, k, n).to(torch.int8), codes(m, k).to(torch.int8)
     scale = torch.exp2(codes(experts, n, low=-3, high=1).float())
