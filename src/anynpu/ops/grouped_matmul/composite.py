@@ -54,11 +54,9 @@ def grouped_matmul(
         if _is_one_call(mode, scale, bias):
             return [_all_at_once(x[0], weight[0], sizes, bias, scale, per_token_scale).to(mode.dtype)]
     y = torch.zeros(shapes[0], dtype=mode.dtype)
-    first = 0
-    for group, size in zip(_groups(x, weight, lists, sizes), sizes, strict=True):
-        if size > 0:
-            y[first : first + size] = _product(group, mode)
-        first += size
+    for group, rows in zip(_groups(x, weight, lists, sizes), _rows(y, sizes), strict=True):
+        if len(rows) > 0:
+            rows.copy_(_product(group, mode))
     return [y]
 
 
@@ -84,21 +82,22 @@ def _groups(x, weight, lists, sizes: list[int]) -> Iterator[Group]:
         yield from _pairs(x, weight, lists)
         return
     *parameters, per_token = lists
-    first = 0
-    for index, size in enumerate(sizes):
-        rows = slice(first, first + size)
-        first += size
-        of_weight = (weight[0] if weight[0].dim() == 3 else weight)[index]
-        own = [_parameter(tensors, index, weight[0].dim() == 3) for tensors in parameters]
-        yield Group(x[0][rows], of_weight, *own, per_token[0][rows] if per_token else None)
+    stacked = weight[0].dim() == 3
+    own = [_parameters(tensors, len(sizes), stacked) for tensors in parameters]
+    tokens = _rows(per_token[0], sizes) if per_token else [None] * len(sizes)
+    yield from map(Group, _rows(x[0], sizes), weight[0].unbind() if stacked else weight, *own, tokens)
 
 
-def _parameter(tensors, index: int, stacked: bool) -> torch.Tensor | None:
+def _rows(tensor: torch.Tensor, sizes: list[int]) -> Sequence[torch.Tensor]:
+    return tensor[: sum(sizes)].split(sizes)
+
+
+def _parameters(tensors, groups: int, stacked: bool) -> Sequence[torch.Tensor | None]:
     if not tensors:
-        return None
+        return [None] * groups
     if not stacked:
-        return tensors[index]
-    return tensors[0] if tensors[0].dim() == 1 else tensors[0][index]  # (1,): one for all
+        return tensors
+    return [tensors[0]] * groups if tensors[0].dim() == 1 else tensors[0].unbind()  # (1,): one for all
 
 
 def _sums(x, weight, sizes, bias) -> torch.Tensor:
