@@ -8,8 +8,8 @@ from random_calls.compare import OPERATORS, draw_call, failure
 from random_calls.damage import damaged, fault
 from random_calls.draw import Draw
 
-CALLS = 3
-DAMAGED = 40
+CALLS = 8
+DAMAGED = 60
 MOST = 200  # of any size: oracles are slow
 
 

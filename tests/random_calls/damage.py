@@ -32,7 +32,8 @@ def _changed(draw: Draw, value: Any) -> Any:
         at = draw.number(0, len(value) - 1)
         return draw.one_of(value[:-1], [*value, value[-1]], [*value[:at], _changed(draw, value[at]), *value[at + 1 :]])
     if isinstance(value, torch.Tensor):
-        return draw.one_of(_other_dtype, _other_shape, _other_shape, _other_value)(draw, value)
+        changes = (_other_dtype, _other_value, *(2 * (_other_shape,) if value.dim() else ()))
+        return draw.one_of(*changes)(draw, value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

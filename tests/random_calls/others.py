@@ -14,7 +14,7 @@ def kv_cache_attention(draw: Draw) -> dict:
     size = draw.number(1, 140) if draw.chance(0.2) else size
     rows = max(queries, draw.rows(1, 17, 64, 128, 129, 255, 256, 257, 300, 515, 700))
     causal = draw.chance(0.8)
-    lengths = [draw.number(queries if causal else 0, rows) for _ in range(batch)]
+    lengths = [draw.number(max(1, queries if causal else 0), rows) for _ in range(batch)]
     args = {
         "q": draw.laid_out(draw.floats([batch, queries, heads, size], draw.one_of(*FLOATS))),
         "lengths": torch.tensor(lengths, dtype=torch.int32),

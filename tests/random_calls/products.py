@@ -57,7 +57,8 @@ def quant_matmul(draw: Draw) -> dict:
     elif dtype != torch.int32:
         args["pertoken_scale"] = draw.maybe(lambda: draw.positive([m]))
     if dtype in FLOATS[:2] and draw.chance(0.3):
-        args["bias"] = draw.floats([n], draw.one_of(torch.float32, dtype))
+        only_wide = dtype == torch.float16 and args["pertoken_scale"] is None
+        args["bias"] = draw.floats([n], torch.float32 if only_wide else draw.one_of(torch.float32, dtype))
     return args
 
 
