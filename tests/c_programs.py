@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -87,23 +88,15 @@ def sanitized(name: str, sanitizers: str, folder: Path) -> Compiler:
     if "undefined" in sanitizers:
         flags += " -fno-sanitize=enum"  # a C caller may pass any int, and GCC gives our enums all its values
     build = Path(os.environ.get("ANYNPU_SANITIZED_BUILDS", folder)) / name
-    subprocess.run(
-        [
-            *(
-                "cmake",
-                "-S",
-                ROOT / "csrc" / "acl",
-                "-B",
-                build,
-                f"-DANYNPU_LIBRARY={_native.library_path().resolve()}",
-            ),
-            *(f"-DCMAKE_CXX_FLAGS={flags}", f"-DCMAKE_SHARED_LINKER_FLAGS=-fsanitize={sanitizers}"),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    build.mkdir(parents=True, exist_ok=True)
+    configure = ["cmake", "-S", ROOT / "csrc" / "acl", "-B", build, f"-DCMAKE_CXX_FLAGS={flags}"]
+    configure += [f"-DCMAKE_SHARED_LINKER_FLAGS=-fsanitize={sanitizers}"]
+    configure += [f"-DANYNPU_LIBRARY={_native.library_path().resolve()}"]
     jobs = str(os.cpu_count() or 1)
-    subprocess.run(["cmake", "--build", build, "--parallel", jobs], check=True, stdout=subprocess.DEVNULL)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of tests may want the same build
+        subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cmake", "--build", build, "--parallel", jobs], check=True, stdout=subprocess.DEVNULL)
     programs = build / "programs"
     programs.mkdir(exist_ok=True)
     return Compiler(build / "toolkit", programs, tuple(flags.split()))

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from anynpu import _native
+
+LONGEST = ("test_emulated_avx512.py", "test_gpu.py")
 
 
 def pytest_addoption(parser):
@@ -14,6 +18,20 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch.cuda.is_available() is False")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the processes that this one starts: they share the cores
+
+
+@pytest.hookimpl(optionalhook=True)  # tests/compat/installed runs without plugins
+def pytest_xdist_auto_num_workers(config):
+    """Two processes for the whole suite; one for a part of it, which ends before a second has started, or for a GPU."""
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and config.getoption("device") == "cpu"
+    return 2 if whole else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Two processes take files in this order: what takes longest comes first, and ends beside the many short tests."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(params=_native.ISA_TIERS)

@@ -23,10 +23,17 @@ def build(toolkit, tmp_path_factory) -> Compiler:
 
 
 @pytest.fixture(scope="session")
-def build_asan(tmp_path_factory) -> Compiler:
-    return sanitized("asan", "address,undefined", tmp_path_factory.mktemp("sanitized"))
+def sanitized_builds(pytestconfig, tmp_path_factory) -> Path:
+    """One folder for all processes of pytest-xdist, each of which has its own temporary folder in a common one."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if hasattr(pytestconfig, "workerinput") else own) / "sanitized"
 
 
 @pytest.fixture(scope="session")
-def build_tsan(tmp_path_factory) -> Compiler:
-    return sanitized("tsan", "thread", tmp_path_factory.mktemp("sanitized"))
+def build_asan(sanitized_builds) -> Compiler:
+    return sanitized("asan", "address,undefined", sanitized_builds)
+
+
+@pytest.fixture(scope="session")
+def build_tsan(sanitized_builds) -> Compiler:
+    return sanitized("tsan", "thread", sanitized_builds)
