@@ -70,30 +70,13 @@ int64_t most_rests(const WeightQuantProblem& problem, const GemmKernel& kernel, 
   return plan.direct && (side_by_side || !kernel.direct_rests) ? 0 : problem.k / kernel.rest_fraction;
 }
 
-// Rows of k as they lie in memory.
-bool has_plain_rows_of_k(const WeightQuantProblem& problem) {
-  const WeightSource& source = problem.weight.source;
-  return source.order == WeightOrder::rows_of_k && source.chunk_bytes == 0;
-}
-
 // Most columns of a task.
 int64_t widest_block(const WeightQuantProblem& problem, const GemmKernel& kernel, const WeightQuantPlan& plan) {
   if (!plan.direct) return plan.stream || plan.chunk_rows > 16 ? 128 : 256;
-  if (!has_plain_rows_of_k(problem)) return 64;
+  const WeightSource& source = problem.weight.source;
+  if (source.order != WeightOrder::rows_of_k || source.chunk_bytes != 0) return 64;
   // Long runs of rows of k, as long as the sums stay near; the rest streams by itself.
   return kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns;
-}
-
-// Half of a row takes nearly as long to read as all of it. How many parts there are depends on the shape alone, and so do
-// results.
-void share_out_k(const WeightQuantProblem& problem, int64_t widest, WeightQuantPlan* plan) {
-  constexpr int64_t kMostParts = 8;
-  constexpr int64_t kPartWork = 1 << 19;  // weights; fewer cost more to add up than they gain
-  plan->k_parts = std::min({kMostParts, plan->block_count, problem.k * problem.n / kPartWork});
-  if (plan->k_parts < 2) plan->k_parts = 0;
-  if (plan->k_parts == 0) return;
-  const int64_t tasks = std::max(ceil_divide(problem.n, widest), ceil_divide(plan->threads, plan->k_parts));
-  plan->part_columns = round_up(ceil_divide(problem.n, tasks), kPanelColumns);
 }
 
 }  // namespace
@@ -128,7 +111,6 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
   plan.column_block = std::max(
       kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)), kPanelColumns));
-  if (plan.direct && has_plain_rows_of_k(problem)) share_out_k(problem, widest, &plan);
   const int64_t column_tasks = ceil_divide(problem.n, plan.column_block);
   plan.row_parts = column_tasks >= plan.threads
                        ? 1

@@ -19,8 +19,6 @@ struct WeightQuantPlan {
   int64_t chunk_rows;  // rows of x packed at once
   int64_t block_count;
   int64_t column_block;
-  int64_t k_parts;       // that whole rows of k are shared out in, with sums of their own; 0: columns are shared out
-  int64_t part_columns;  // at once of a part of k
   int64_t row_parts;
   int64_t row_multiple;  // of the rows of a part: whole tiles of this scheme and of f32
   int64_t threads;

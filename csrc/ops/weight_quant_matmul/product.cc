@@ -9,8 +9,7 @@
 namespace anynpu {
 namespace {
 
-constexpr int64_t kRowsAtHand = 96;       // rows of x in float32 that pass by the operands of a span
-constexpr int64_t kFinishWork = 1 << 15;  // sums of parts a thread; fewer cost more than a second thread gives
+constexpr int64_t kRowsAtHand = 96;  // rows of x in float32 that pass by the operands of a span
 
 }  // namespace
 
@@ -30,7 +29,6 @@ void WeightQuantProduct::run(int64_t first, int64_t count, int32_t* fallback) co
 }
 
 void WeightQuantProduct::multiply(const PackedX& x) const {
-  if (plan_.k_parts > 0 && x.scheme == plan_.scheme) return multiply_parts(x);
   const int64_t column_tasks = ceil_divide(problem_.n, plan_.column_block);
   const int64_t part = round_up(ceil_divide(x.rows, plan_.row_parts), plan_.row_multiple);
   const int64_t tasks = column_tasks * ceil_divide(x.rows, part);
@@ -43,44 +41,13 @@ void WeightQuantProduct::multiply(const PackedX& x) const {
   });
 }
 
-// Whole rows of k one after the other are what the memory likes best.
-void WeightQuantProduct::multiply_parts(const PackedX& x) const {
-  const int64_t column_tasks = ceil_divide(problem_.n, plan_.part_columns),
-                stride = round_up(problem_.n, kPanelColumns);
-  parallel_tasks(plan_.threads, plan_.k_parts * column_tasks, [&](int64_t task, int64_t thread) {
-    const int64_t part = task / column_tasks, column = task % column_tasks * plan_.part_columns;
-    const int64_t columns = std::min(plan_.part_columns, problem_.n - column);
-    float* c = storage_.part_sums + part * x.rows * stride + column;
-    for (int64_t row = 0; row < x.rows; ++row) std::fill_n(c + row * stride, columns, 0.0f);
-    add_direct(x, plan_.block_count * part / plan_.k_parts, plan_.block_count * (part + 1) / plan_.k_parts, column,
-               columns, c, stride, storage_.threads[thread]);
-  });
-  const int64_t grain = std::max<int64_t>(1, kFinishWork / (plan_.k_parts * x.rows * kPanelColumns));
-  parallel_for(ceil_divide(problem_.n, kPanelColumns), grain, [&](int64_t begin, int64_t end) {
-    const int64_t column = begin * kPanelColumns;
-    add_parts(x, column, std::min(end * kPanelColumns, problem_.n) - column);
-  });
-}
-
-void WeightQuantProduct::add_parts(const PackedX& x, int64_t column, int64_t columns) const {
-  const int64_t stride = round_up(problem_.n, kPanelColumns);
-  for (int64_t row = 0; row < x.rows; ++row) {
-    float* c = storage_.part_sums + row * stride + column;
-    for (int64_t part = 1; part < plan_.k_parts; ++part) {
-      const float* more = c + part * x.rows * stride;
-      for (int64_t i = 0; i < columns; ++i) c[i] += more[i];
-    }
-    write_row(x, row, column, columns, c);
-  }
-}
-
 void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                                         const ThreadScratch& scratch) const {
   std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
   if (plan_.stream && x.scheme == plan_.scheme) {
     add_streams(x, column, columns, scratch);
   } else if (plan_.direct && x.scheme == plan_.scheme) {
-    add_direct(x, 0, plan_.block_count, column, columns, scratch.c, plan_.column_block, scratch);
+    add_direct(x, column, columns, scratch);
   } else if (x.scheme == Scheme::f32) {
     add_f32(x, row, rows, column, columns, scratch);
   } else {
@@ -113,17 +80,17 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t column, int64_t c
   }
 }
 
-void WeightQuantProduct::add_direct(const PackedX& x, int64_t first_block, int64_t last_block, int64_t column,
-                                    int64_t columns, float* c, int64_t c_stride, const ThreadScratch& scratch) const {
+void WeightQuantProduct::add_direct(const PackedX& x, int64_t column, int64_t columns,
+                                    const ThreadScratch& scratch) const {
   DirectProduct product;
   product.weight = &weight_;
   product.scale = scratch.scale;
   product.offset = problem_.has_offset ? scratch.offset : nullptr;
   product.sums = scratch.sums;
-  product.c = c;
+  product.c = scratch.c;
   product.rows = x.rows;
-  product.c_stride = c_stride;
-  for (int64_t block = first_block; block < last_block; ++block) {
+  product.c_stride = plan_.column_block;
+  for (int64_t block = 0; block < plan_.block_count; ++block) {
     const KBlock& k = storage_.blocks[block];
     load_scales(block, 0, column, columns, scratch);
     product.part = {k.k, k.count, column, columns};

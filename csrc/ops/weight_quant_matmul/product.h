@@ -19,13 +19,10 @@ class WeightQuantProduct {
 
  private:
   void multiply(const PackedX& x) const;
-  void multiply_parts(const PackedX& x) const;
-  void add_parts(const PackedX& x, int64_t column, int64_t columns) const;
   void multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                       const ThreadScratch& scratch) const;
   void add_streams(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
-  void add_direct(const PackedX& x, int64_t first_block, int64_t last_block, int64_t column, int64_t columns, float* c,
-                  int64_t c_stride, const ThreadScratch& scratch) const;
+  void add_direct(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   BlockSpan next_span(int64_t first) const;
   void load_span(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void add_f32(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,

@@ -42,7 +42,6 @@ WeightQuantStorage lay_out(const WeightQuantProblem& problem, const WeightQuantP
   storage.rest_lists = carver.take<RestList>(plan.chunk_rows);
   storage.wants_f32 = carver.take<uint8_t>(plan.chunk_rows);
   storage.row_of = carver.take<int64_t>(plan.chunk_rows);
-  storage.part_sums = carver.take<float>(plan.k_parts * plan.chunk_rows * round_up(problem.n, kPanelColumns));
   storage.threads = carver.take<ThreadScratch>(plan.threads);
   const int64_t span = std::min(kSpan, round_up(problem.k, 4));
   const int64_t scale_blocks =
@@ -53,10 +52,9 @@ WeightQuantStorage lay_out(const WeightQuantProblem& problem, const WeightQuantP
     scratch.row = carver.take<float>(round_up(problem.k, 64) + 64);
     scratch.panels = carver.take<uint8_t>(plan.column_block * span);
     scratch.operand = carver.take<int32_t>(plan.column_block * span);
-    const int64_t widest = std::max(plan.column_block, plan.part_columns);
-    if (plan.direct) scratch.sums = carver.take<int32_t>(widest * plan.chunk_rows * plan.digits);
-    scratch.scale = carver.take<float>(std::max(plan.column_block * scale_blocks, widest));
-    scratch.offset = carver.take<float>(std::max(plan.column_block * scale_blocks, widest));
+    if (plan.direct) scratch.sums = carver.take<int32_t>(plan.column_block * plan.chunk_rows * plan.digits);
+    scratch.scale = carver.take<float>(plan.column_block * scale_blocks);
+    scratch.offset = carver.take<float>(plan.column_block * scale_blocks);
     scratch.c = carver.take<float>(plan.column_block * part_rows);
     if (base != nullptr) storage.threads[thread] = scratch;
   }

@@ -31,7 +31,6 @@ struct WeightQuantStorage {
   RestList* rest_lists;
   uint8_t* wants_f32;  // [rows]
   int64_t* row_of;     // rows that fell back to f32
-  float* part_sums;    // [k parts][rows][columns up to whole panels]
   ThreadScratch* threads;
   int64_t bytes;
 };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The driver of weight_quant_matmul. Rows of x are packed first, then each task owns a block of columns (and, when
 // columns are few, a part of the rows): it unpacks the weights of one span of k after the other into its scratch and
-// multiplies; or, where few rows of x meet plain rows of k, a part of them. The order of additions into an element of y
-// depends on K, N and the group size alone, so results do not depend on threads.
+// multiplies. The order of additions into an element of y depends on K and the group size alone, so results do not
+// depend on threads.
 //
 // No integer overflows: a digit of x lies in [-128, 127], a panel byte in [0, 255] and a block has at most kSpan = 256
 // k, so an accumulator stays within 256 * 255 * 128 + its compensation 256 * 128 * 128 < 2^24.
