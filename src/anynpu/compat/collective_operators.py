@@ -78,9 +78,7 @@ def _float_product(
 ) -> torch.Tensor:
     require_dtype(_OP, "x1", x1, (torch.float16, torch.bfloat16, torch.float32))
     if antiquant_scale is not None:
-        rows = x1.flatten(0, -2)
-        y = anynpu.weight_quant_matmul(rows, x2, antiquant_scale, antiquant_offset, bias, None, None, group_size, 0)
-        return y.unflatten(0, x1.shape[:-1])
+        return anynpu.weight_quant_matmul(x1, x2, antiquant_scale, antiquant_offset, bias, None, None, group_size)
     require_absent(antiquant_offset=antiquant_offset)
     require(_OP, x1.dtype == x2.dtype, f"x2 must be {dtype_name(x1.dtype)}, as x1, got {dtype_name(x2.dtype)}")
     fits = x1.dim() in (2, 3) and x2.dim() == 2 and x1.shape[-1] == x2.shape[0]
