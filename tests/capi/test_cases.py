@@ -19,6 +19,8 @@ from anynpu import _native
 OPERATORS = ("int4_pack", "weight_quant_matmul", "cast", "trans_quant_param", "quantize", "rope_kv_cache")
 # dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType
 ROUTING = [ctypes.c_int64(0), ctypes.c_float(1), *(3 * [ctypes.c_int64(0)]), ctypes.c_int64(1)]
+TRANSPOSES = 2 * [ctypes.c_bool(False)]
+QUANT_MATMUL = [*"tttt", None, None, "t", None, "t", *TRANSPOSES, ctypes.c_int64(0)]
 QUANTIZED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32, torch.quint4x2: torch.int32}
 
 # What an adapter returns: the outcome, and each output beside the shape and dtype that it has.
@@ -221,6 +223,10 @@ def test_int4_tensors_hold_the_same_bytes_as_int32_words():
         ("aclnnAscendQuant", ["t", "t", "t", ctypes.c_bool(False), None, ctypes.c_int(0), "t"], [0, 1, 6]),
         ("aclnnWeightQuantBatchMatmulV2", [*"tttttttt"[:7], ctypes.c_int(0), "t"], [0, 1, 2, 8]),
         ("aclnnWeightQuantBatchMatmulV3", [*"ttttttt", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 2, 9]),
+        ("aclnnQuantMatmulV3", [*"ttttt", *TRANSPOSES, "t"], [0, 1, 2, 7]),
+        ("aclnnQuantMatmulV4", [*"tttttt", *TRANSPOSES, "t"], [0, 1, 2, 8]),
+        ("aclnnQuantMatmulV5", [*QUANT_MATMUL, "t"], [0, 1, 3, 12]),
+        ("aclnnQuantMatmulWeightNz", [*QUANT_MATMUL, "t"], [0, 1, 3, 12]),
         ("aclnnGroupedMatmulFinalizeRouting", [*"ttttttttt", *ROUTING, "t"], [0, 1, 2, 5, 8, 15]),
         ("aclnnGroupedMatmulFinalizeRoutingWeightNz", [*"ttttttttt", *ROUTING, "t"], [0, 1, 2, 5, 8, 15]),
         ("aclnnGroupedMatmulFinalizeRoutingV2", [*"tttttttttttt", *ROUTING, "t"], [0, 1, 2, 8, 11, 18]),

@@ -275,6 +275,17 @@ void Stage::ints(const char* name, const aclIntArray* handle, int64_t* values, s
   if (ok()) std::copy(array->values.begin(), array->values.end(), values);
 }
 
+void Stage::reserved(const char* name, const aclTensor* handle) {
+  if (!ok()) return;
+  slots_.push_back({name, nullptr, 0, false, 0, 0});  // it has an index, but no address to set
+  if (handle == nullptr) return;
+  TensorPtr tensor;
+  status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
+  if (!ok()) return;
+  const auto end = tensor->shape.begin() + tensor->ndim;
+  require(std::find(tensor->shape.begin(), end, 0) != end, "%s must be null or an empty tensor", name);
+}
+
 void Stage::require(bool holds, const char* format, ...) {
   if (!ok() || holds) return;
   va_list arguments;

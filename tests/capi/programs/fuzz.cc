@@ -11,6 +11,9 @@
 #include "aclnnop/aclnn_cast.h"
 #include "aclnnop/aclnn_convert_weight_to_int4_pack.h"
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
+#include "aclnnop/aclnn_quant_matmul_v3.h"
+#include "aclnnop/aclnn_quant_matmul_v4.h"
+#include "aclnnop/aclnn_quant_matmul_weight_nz.h"
 #include "aclnnop/aclnn_quantize.h"
 #include "aclnnop/aclnn_trans_quant_param_v2.h"
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
@@ -216,6 +219,40 @@ void matmul(Tensors& tensors) {
   }
 }
 
+void quant_matmul(Tensors& tensors) {
+  const aclDataType kScales[] = {ACL_FLOAT, ACL_BF16, ACL_INT64, ACL_UINT64},
+                    kOut[] = {ACL_INT8, ACL_FLOAT16, ACL_BF16, ACL_INT32};
+  const int64_t m = pick(1, 20), k = pick(1, 99), n = pick(1, 99);
+  const bool transpose_x1 = chance(20), transpose_x2 = chance(50);
+  const aclDataType out_dtype = one_of(kOut);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x1 =
+      tensors.random(transpose_x1 ? std::vector<int64_t>{k, m} : std::vector<int64_t>{m, k}, ACL_INT8);
+  const aclTensor* x2 =
+      tensors.random(transpose_x2 ? std::vector<int64_t>{n, k} : std::vector<int64_t>{k, n}, ACL_INT8);
+  const aclTensor* scale = tensors.random({chance(30) ? 1 : n}, one_of(kScales));
+  const aclTensor* offset = tensors.maybe(out_dtype == ACL_INT8 ? 50 : 0, {n}, ACL_FLOAT);
+  const aclTensor* token = tensors.maybe(40, {m}, ACL_FLOAT);
+  const aclTensor* bias = tensors.maybe(30, {n}, ACL_INT32);
+  aclTensor* out = tensors.output({m, n}, out_dtype);
+  if (chance(30)) {
+    finish(aclnnQuantMatmulV3GetWorkspaceSize(x1, x2, scale, offset, bias, transpose_x1, transpose_x2, out, &size,
+                                              &executor),
+           size, executor, aclnnQuantMatmulV3);
+  } else if (chance(80)) {
+    finish(aclnnQuantMatmulV4GetWorkspaceSize(x1, x2, scale, offset, token, bias, transpose_x1, transpose_x2, out,
+                                              &size, &executor),
+           size, executor, aclnnQuantMatmulV4);
+  } else {
+    const aclTensor* reserved = slip(5) ? tensors.random({n}, ACL_FLOAT) : nullptr;
+    finish(aclnnQuantMatmulWeightNzGetWorkspaceSize(x1, x2, token, scale, reserved, nullptr, offset, reserved, bias,
+                                                    transpose_x1, transpose_x2, slip(5) ? pick(-1, 128) : 0, out, &size,
+                                                    &executor),
+           size, executor, aclnnQuantMatmulWeightNz);
+  }
+}
+
 void trans_quant_param(Tensors& tensors) {
   const int64_t n = pick(1, 40);
   uint64_t size = 0;
@@ -311,7 +348,7 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   generator.seed(seed);
   Session session;
-  void (*const kTargets[])(Tensors&) = {int4_pack, cast, matmul, trans_quant_param, quantize, rope};
+  void (*const kTargets[])(Tensors&) = {int4_pack, cast, matmul, quant_matmul, trans_quant_param, quantize, rope};
   const auto start = std::chrono::steady_clock::now();
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
     Pool pool;

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef ANYNPU_ACLNNOP_ACLNN_QUANT_MATMUL_V3_H_
+#define ANYNPU_ACLNNOP_ACLNN_QUANT_MATMUL_V3_H_
+
+#include "aclnn/aclnn_base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* out = (x1 @ x2 + bias) * scale + offset of int8 matrices; x1 (.., m, k), or (.., k, m) with transposeX1; x2 likewise. */
+ACL_FUNC_VISIBILITY aclnnStatus aclnnQuantMatmulV3GetWorkspaceSize(const aclTensor* x1, const aclTensor* x2,
+                                                                   const aclTensor* scale, const aclTensor* offset,
+                                                                   const aclTensor* bias, bool transposeX1,
+                                                                   bool transposeX2, const aclTensor* out,
+                                                                   uint64_t* workspaceSize, aclOpExecutor** executor);
+ACL_FUNC_VISIBILITY aclnnStatus aclnnQuantMatmulV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                   aclrtStream stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ANYNPU_ACLNNOP_ACLNN_QUANT_MATMUL_V3_H_ */
