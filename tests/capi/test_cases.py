@@ -223,6 +223,13 @@ def test_int4_tensors_hold_the_same_bytes_as_int32_words():
         ("aclnnAscendQuant", ["t", "t", "t", ctypes.c_bool(False), None, ctypes.c_int(0), "t"], [0, 1, 6]),
         ("aclnnWeightQuantBatchMatmulV2", [*"tttttttt"[:7], ctypes.c_int(0), "t"], [0, 1, 2, 8]),
         ("aclnnWeightQuantBatchMatmulV3", [*"ttttttt", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 2, 9]),
+        ("aclnnDynamicQuant", [*"tttt"], [0, 2, 3]),
+        ("aclnnDynamicQuantV2", [*"ttt", ctypes.c_int64(2), "t", "t", None], [0, 4, 5]),
+        (
+            "aclnnDequantSwigluQuant",
+            [*"ttttttt", ctypes.c_bool(False), ctypes.c_char_p(b"static"), "t", "t"],
+            [0, 9, 10],
+        ),
         ("aclnnQuantMatmulV3", [*"ttttt", *TRANSPOSES, "t"], [0, 1, 2, 7]),
         ("aclnnQuantMatmulV4", [*"tttttt", *TRANSPOSES, "t"], [0, 1, 2, 8]),
         ("aclnnQuantMatmulV5", [*QUANT_MATMUL, "t"], [0, 1, 3, 12]),

@@ -10,22 +10,36 @@
 #include "acl/executor/tensor.h"
 #include "acl/runtime/memory.h"
 #include "acl/runtime/stream.h"
+#include "core/tensor.h"
 
 namespace anynpu::acl {
 namespace {
 
+const anynpu_tensor& tensor_at(const void* args, size_t field) {
+  return *reinterpret_cast<const anynpu_tensor*>(static_cast<const char*>(args) + field);
+}
+
+anynpu_tensor& tensor_at(void* args, size_t field) {
+  return *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args) + field);
+}
+
+// A tensor of the arguments that the kernels get as a contiguous copy.
+struct Copied {
+  size_t field;  // byte offset in the struct
+  bool is_output;
+};
+
 struct Executor : Object {
   const Operator* op = nullptr;
   size_t workspace_bytes = 0;
+  std::vector<Copied> copied;
   std::mutex mutex;  // guards what follows
   std::shared_ptr<const void> args;
   std::vector<Slot> slots;
   bool repeatable = false;
   bool has_run = false;
 
-  const anynpu_tensor& tensor(const Slot& slot) const {
-    return *reinterpret_cast<const anynpu_tensor*>(static_cast<const char*>(args.get()) + slot.field);
-  }
+  const anynpu_tensor& tensor(const Slot& slot) const { return tensor_at(args.get(), slot.field); }
 };
 using ExecutorPtr = std::shared_ptr<Executor>;
 
@@ -71,16 +85,62 @@ const char* strict_chip() {
   return chip;
 }
 
+bool is_copied(const Operator& op, const anynpu_tensor& tensor) {
+  return op.views == Views::copied && present(tensor) && tensor.format == ANYNPU_ND && tensor.dtype != ANYNPU_INT4 &&
+         !is_contiguous(tensor);
+}
+
+void make_contiguous(anynpu_tensor& tensor) {
+  int64_t stride = 1;
+  for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
+    tensor.strides[axis] = stride;
+    stride *= tensor.shape[axis];
+  }
+}
+
+std::shared_ptr<void> with_contiguous(const Operator& op, const void* args, const std::vector<Copied>& copied) {
+  std::shared_ptr<void> made = op.copy(args);
+  for (const Copied& each : copied) make_contiguous(tensor_at(made.get(), each.field));
+  return made;
+}
+
+// A cast to the same dtype is a copy between views.
+int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to) {
+  const anynpu_cast_args args{from, to};
+  return anynpu_cast(&args, nullptr, 0);
+}
+
+int32_t run_on_copies(const Operator& op, const void* args, const std::vector<Copied>& copied, void* workspace,
+                      size_t workspace_bytes) {
+  const std::shared_ptr<void> own = with_contiguous(op, args, copied);
+  std::vector<std::vector<uint64_t>> memory;
+  for (const Copied& each : copied) {
+    anynpu_tensor& tensor = tensor_at(own.get(), each.field);
+    memory.emplace_back(element_count(tensor) * dtype_bits(tensor.dtype) / 64 + 1);
+    tensor.data = memory.back().data();
+    if (each.is_output) continue;
+    if (const int32_t status = copy_view(tensor_at(args, each.field), tensor)) return status;
+  }
+  if (const int32_t status = op.run(own.get(), workspace, workspace_bytes)) return status;
+  for (const Copied& each : copied) {
+    if (!each.is_output) continue;
+    if (const int32_t status = copy_view(tensor_at(own.get(), each.field), tensor_at(args, each.field))) return status;
+  }
+  return ANYNPU_OK;
+}
+
 // What a launch holds on to until its work is done.
 struct Launch {
   const Operator* op;
   std::shared_ptr<const void> args;
+  std::vector<Copied> copied;
   std::vector<AllocationPtr> memory;
   void* workspace;
   size_t workspace_bytes;
 
   Failure operator()() const {
-    const int32_t status = op->run(args.get(), workspace, workspace_bytes);
+    const int32_t status = copied.empty() ? op->run(args.get(), workspace, workspace_bytes)
+                                          : run_on_copies(*op, args.get(), copied, workspace, workspace_bytes);
     if (status == ANYNPU_OK) return {};
     return {aclnn_status(status, true), std::string(op->name) + ": " + anynpu_last_error()};
   }
@@ -159,7 +219,7 @@ int32_t check_overlap(const Executor& executor) {
       const auto other_begin = reinterpret_cast<uintptr_t>(executor.tensor(other).data);
       if (begin >= other_begin + (other.end - other.begin) || other_begin >= begin + (output.end - output.begin))
         continue;
-      if (executor.op->in_place && same_view(executor.tensor(output), executor.tensor(other))) continue;
+      if (executor.op->views == Views::in_place && same_view(executor.tensor(output), executor.tensor(other))) continue;
       return report(ACLNN_ERR_PARAM_INVALID, "%s: %s shares memory with %s", executor.op->name, output.name,
                     other.name);
     }
@@ -186,7 +246,7 @@ int32_t launch_checked(const Operator& op, void* workspace, uint64_t workspace_s
   if (get_stream(op.name, stream_handle, &stream) != ACL_SUCCESS) return ACLNN_ERR_PARAM_INVALID;
 
   std::lock_guard<std::mutex> lock(executor->mutex);
-  Launch work{&op, executor->args, {}, nullptr, 0};
+  Launch work{&op, executor->args, executor->copied, {}, nullptr, 0};
   work.memory.reserve(executor->slots.size() + 1);
   if (const int32_t status = check_workspace(*executor, workspace, workspace_size, work)) return status;
   if (const int32_t status = check_addresses(*executor, work)) return status;
@@ -225,8 +285,7 @@ int32_t set_address(const char* call, aclOpExecutor* handle, size_t index, aclTe
     }
     // Work already on a stream keeps the arguments it was launched with.
     const std::shared_ptr<void> args = executor->op->copy(executor->args.get());
-    auto& description = *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args.get()) + slot.field);
-    description.data = advanced(address, slot.begin);
+    tensor_at(args.get(), slot.field).data = advanced(address, slot.begin);
     executor->args = args;
     return ACLNN_SUCCESS;
   }
@@ -261,8 +320,7 @@ void Stage::take(const char* name, const aclTensor* handle, size_t field, bool i
   status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
   if (!ok()) return;
   Span span;
-  auto& description = *reinterpret_cast<anynpu_tensor*>(static_cast<char*>(args_.get()) + field);
-  status_ = describe(call_.c_str(), name, *tensor, is_output, &description, &span);
+  status_ = describe(call_.c_str(), name, *tensor, is_output, &tensor_at(args_.get(), field), &span);
   slots_.push_back({name, handle, field, is_output, span.begin, span.end});
 }
 
@@ -314,7 +372,12 @@ aclnnStatus Stage::finish(uint64_t* workspace_size, aclOpExecutor** executor) {
   if (executor != nullptr) *executor = nullptr;
   if (!ok()) return status_;
   auto made = std::make_shared<Executor>();
-  const int32_t status = op_.check(args_.get(), &made->workspace_bytes);
+  for (const Slot& slot : slots_) {
+    if (slot.begin != slot.end && is_copied(op_, tensor_at(args_.get(), slot.field)))
+      made->copied.push_back({slot.field, slot.is_output});
+  }
+  const auto checked = made->copied.empty() ? args_ : with_contiguous(op_, args_.get(), made->copied);
+  const int32_t status = op_.check(checked.get(), &made->workspace_bytes);
   if (status != ANYNPU_OK) return report(aclnn_status(status, false), "%s: %s", call_.c_str(), anynpu_last_error());
   made->op = &op_;
   made->args = std::move(args_);

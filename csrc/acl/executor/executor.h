@@ -13,18 +13,24 @@
 
 namespace anynpu::acl {
 
+enum class Views {
+  kernels,   // the kernels read and write views, or refuse them
+  in_place,  // likewise, and an output may be exactly an input
+  copied     // the kernels want contiguous tensors: copies of views are made for them, and outputs are copied back
+};
+
 // One aclnn function over the flat C ABI, with the types of the argument struct rubbed off.
 struct Operator {
   const char* name;
-  bool in_place;  // an output may be exactly an input
+  Views views;
   int32_t (*check)(const void* args, size_t* workspace_bytes);
   int32_t (*run)(const void* args, void* workspace, size_t workspace_bytes);
   std::shared_ptr<void> (*copy)(const void* args);
 };
 
 template <typename Args, int32_t (*Check)(const Args*, size_t*), int32_t (*Run)(const Args*, void*, size_t)>
-constexpr Operator make_operator(const char* name, bool in_place = false) {
-  return {name, in_place, [](const void* args, size_t* bytes) { return Check(static_cast<const Args*>(args), bytes); },
+constexpr Operator make_operator(const char* name, Views views = Views::kernels) {
+  return {name, views, [](const void* args, size_t* bytes) { return Check(static_cast<const Args*>(args), bytes); },
           [](const void* args, void* workspace, size_t bytes) {
             return Run(static_cast<const Args*>(args), workspace, bytes);
           },

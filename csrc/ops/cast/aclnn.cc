@@ -3,8 +3,8 @@
 #include "aclnnop/aclnn_cast.h"
 #include "core/tensor.h"
 
-static constexpr auto kCast =
-    anynpu::acl::make_operator<anynpu_cast_args, anynpu_cast_check, anynpu_cast>("aclnnCast", true);
+static constexpr auto kCast = anynpu::acl::make_operator<anynpu_cast_args, anynpu_cast_check, anynpu_cast>(
+    "aclnnCast", anynpu::acl::Views::in_place);
 
 extern "C" aclnnStatus aclnnCastGetWorkspaceSize(const aclTensor* self, const aclDataType dtype, aclTensor* out,
                                                  uint64_t* workspaceSize, aclOpExecutor** executor) {

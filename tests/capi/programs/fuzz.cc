@@ -11,6 +11,9 @@
 #include "aclnnop/aclnn_cast.h"
 #include "aclnnop/aclnn_convert_weight_to_int4_pack.h"
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
+#include "aclnnop/aclnn_dequant_swiglu_quant.h"
+#include "aclnnop/aclnn_dynamic_quant.h"
+#include "aclnnop/aclnn_dynamic_quant_v2.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v4.h"
 #include "aclnnop/aclnn_quant_matmul_weight_nz.h"
@@ -253,6 +256,55 @@ void quant_matmul(Tensors& tensors) {
   }
 }
 
+void dynamic_quant(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t rows = pick(1, 9), columns = pick(1, 9) * 8, groups = pick(1, 3);
+  const aclDataType dtype = one_of(kX), y_dtype = chance(70) ? ACL_INT8 : ACL_INT4;
+  const bool grouped = chance(40);
+  const std::vector<int64_t> smooth = grouped ? std::vector<int64_t>{groups, columns} : std::vector<int64_t>{columns};
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random({rows, columns}, dtype);
+  const aclTensor* scales = tensors.maybe(grouped ? 97 : 40, smooth, dtype);
+  const aclTensor* index = grouped ? tensors.random({groups}, ACL_INT32) : nullptr;
+  aclTensor *y = tensors.output({rows, columns}, y_dtype), *scale = tensors.output({rows}, ACL_FLOAT);
+  if (grouped || chance(50)) {
+    const int64_t code = slip(5) ? one_of(kHuge) : y_dtype;
+    finish(
+        aclnnDynamicQuantV2GetWorkspaceSize(x, scales, index, code, y, scale, slip(3) ? x : nullptr, &size, &executor),
+        size, executor, aclnnDynamicQuantV2);
+  } else {
+    finish(aclnnDynamicQuantGetWorkspaceSize(x, scales, y, scale, &size, &executor), size, executor, aclnnDynamicQuant);
+  }
+}
+
+void dequant_swiglu_quant(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_INT32, ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t rows = pick(1, 9), outputs = pick(1, 70), groups = pick(1, 3);
+  const aclDataType dtype = one_of(kX);
+  const bool grouped = chance(40), dynamic = chance(60);
+  char dynamically[] = "dynamic", statically[] = "static", odd[] = "odd";
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const int64_t own = grouped ? groups : 1;
+  const aclTensor* x = tensors.random({rows, 2 * outputs}, dtype);
+  const aclTensor* weight_scale = tensors.maybe(dtype == ACL_INT32 ? 97 : 20, {own, 2 * outputs}, ACL_FLOAT);
+  const aclTensor* activation_scale = tensors.maybe(50, {rows}, ACL_FLOAT);
+  const aclTensor* bias = tensors.maybe(grouped ? 0 : 40, {2 * outputs}, chance(50) ? ACL_INT32 : ACL_FLOAT);
+  const aclTensor* quant_scale = tensors.maybe(50, {own, outputs}, ACL_FLOAT);
+  const aclTensor* quant_offset = tensors.maybe(grouped || dynamic ? 0 : 50, {own, outputs}, ACL_FLOAT);
+  const aclTensor* index = grouped ? tensors.random({groups}, ACL_INT64) : nullptr;
+  aclTensor *y = tensors.output({rows, outputs}, ACL_INT8), *scale = tensors.output({rows}, ACL_FLOAT);
+  const int status = aclnnDequantSwigluQuantGetWorkspaceSize(x, weight_scale, activation_scale, bias, quant_scale,
+                                                             quant_offset, index, chance(50),
+                                                             slip(5)      ? odd
+                                                             : dynamic    ? dynamically
+                                                             : chance(50) ? statically
+                                                                          : nullptr,
+                                                             y, scale, &size, &executor);
+  finish(status, size, executor, aclnnDequantSwigluQuant);
+}
+
 void trans_quant_param(Tensors& tensors) {
   const int64_t n = pick(1, 40);
   uint64_t size = 0;
@@ -348,7 +400,8 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   generator.seed(seed);
   Session session;
-  void (*const kTargets[])(Tensors&) = {int4_pack, cast, matmul, quant_matmul, trans_quant_param, quantize, rope};
+  void (*const kTargets[])(Tensors&) = {
+      int4_pack, cast, matmul, quant_matmul, dynamic_quant, dequant_swiglu_quant, trans_quant_param, quantize, rope};
   const auto start = std::chrono::steady_clock::now();
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
     Pool pool;
