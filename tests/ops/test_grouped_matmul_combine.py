@@ -110,6 +110,22 @@ def test_extreme_values_do_not_overflow_partial_sums(rows, value, isa):
     assert torch.equal(y, torch.full((rows, n), float((value - 8) * 7 * k)))
 
 
+@pytest.mark.parametrize("total", [2184, 2185, -2184, -2185])
+@pytest.mark.parametrize("pair", [0, 2])
+def test_sums_over_two_blocks_stay_within_int16(pair, total, isa):
+    """The values of two of four k in 64 meet in a word: 15 * 2184 fits it, 15 * 2185 does not."""
+    rows, k, n = 5, 192, 128
+    x, weight = torch.zeros(rows, k, dtype=torch.int8), torch.full((1, k, n), 7).int()
+    words = x[rows - 1, 64:128].view(16, 4)[:, pair : pair + 2]
+    words[:] = 68 if total > 0 else -68
+    words[0, 0] += total - int(words.sum())
+    y = anynpu.grouped_matmul_combine(
+        x, anynpu.int4_pack(weight), anynpu.pack_scale(torch.ones(1, 1, n)), torch.tensor([rows]), torch.arange(rows)
+    )
+    expected = 7.0 * (x.sum(1) - 8 * k)
+    assert torch.equal(y, expected[:, None].expand(rows, n))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("k, n", [(40, 33), (40, 2200), (352, 200), (1000, 1100)])
 def test_int8_experts_of_few_and_many_rows(k, n, transposed, isa, each_thread_count):

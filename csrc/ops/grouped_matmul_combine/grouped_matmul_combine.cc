@@ -216,7 +216,7 @@ class Combine {
       }
       const int64_t even = round_up(ceil_divide(left, ceil_divide(left, kPieceRows)), tiles_.rows);
       const int64_t rows = std::min({left, even, end - *row});
-      pieces_[piece_count_++] = {*expert, *row, rows, packed_rows_, direct_.take(rows)};
+      pieces_[piece_count_++] = {*expert, *row, rows, packed_rows_, direct_.take(rows), false};
       packed_rows_ += rows + 1;
       *row += rows;
     }
@@ -226,8 +226,22 @@ class Combine {
     const int64_t values = packed_rows_ * problem_.k;
     parallel_for(piece_count_, std::max<int64_t>(1, kPackWork * piece_count_ / std::max<int64_t>(1, values)),
                  [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) packed_.pack(pieces_[i]);
+                   for (int64_t i = begin; i < end; ++i) {
+                     packed_.pack(pieces_[i]);
+                     pieces_[i].long_sums = has_long_sums(pieces_[i]);
+                   }
                  });
+  }
+
+  bool has_long_sums(const Piece& piece) const {
+    const int64_t block = 4 * kernel_.block_steps;
+    if (!own_product_ || kernel_.small_sums == nullptr || problem_.group_size() % (2 * block) != 0) return false;
+    const auto* x = static_cast<const int8_t*>(args_.x.data) + piece.row * args_.x.strides[0];
+    bool small = args_.x.strides[1] == 1;
+    for (int64_t row = 0; row < piece.rows; ++row, x += args_.x.strides[0]) {
+      small = small && kernel_.small_sums(x, problem_.k);
+    }
+    return small;
   }
 
   // What is added to, or the sums of rows behind the groups.
@@ -314,7 +328,7 @@ class Combine {
     const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
     const uint8_t* from = weight.data + column / panel * panel_bytes + group.begin * weight.row_bytes;
     kernel_.multiply_int4({from, weight.row_bytes, panel_bytes, columns / panel, group.steps(), packed_.tiles(piece),
-                           piece.rows, group.first_step, memory.sums, memory.column_sums});
+                           piece.rows, group.first_step, piece.long_sums, memory.sums, memory.column_sums});
   }
 
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,

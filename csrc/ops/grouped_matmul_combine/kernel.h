@@ -33,6 +33,7 @@ struct Int4Product {
   const int32_t* x;  // [blocks of block_steps steps][tiles of tile_rows rows][steps][rows of the tile]
   int64_t rows;
   int64_t first_step;
+  bool long_sums;  // steps are a multiple of two blocks, and x has small_sums
   // Zeros at first, the columns of a panel in an order of the kernel: c - 8 * column_sums are the sums of (x - 8) * q.
   int32_t* c;            // [panels][rows][panel_columns]
   int32_t* column_sums;  // [panels][panel_columns]
@@ -45,6 +46,8 @@ struct CombineKernel {
   int64_t tile_rows;
   int64_t block_steps;
   void (*multiply_int4)(const Int4Product& product);
+  // Whether the products of a row of x may be added up over two blocks, whatever the weights; null: they never may.
+  bool (*small_sums)(const int8_t* x, int64_t k);
   void (*scale_int4)(const GroupSums& group);  // of these products
   void (*scale_group)(const GroupSums& group);
   // y += values * first * second.

@@ -41,6 +41,7 @@ inline Vec first_products(Vec bytes, Vec x) {
 inline void flush_products(Vec sums, int32_t* to) { store(to, _mm512_add_epi32(load(to), sums)); }
 inline void flush_bytes(Vec bytes, int32_t* to) { flush_products(first_products(bytes, broadcast_bytes(1)), to); }
 
+constexpr int kLongBlocks = 1;
 constexpr int kStreamK = 4;
 inline Vec broadcast_at(const int32_t* from) { return broadcast(*from); }
 inline Vec subtract_partial(Vec a, Vec b) { return subtract(a, b); }
@@ -64,7 +65,7 @@ inline void store_columns(Vec even, Vec odd, int32_t* to) {
 namespace anynpu {
 
 extern const CombineKernel combine_avx512vnni;
-const CombineKernel combine_avx512vnni = {Isa::avx512vnni, kColumns,    kTileRows, kBlockSteps, multiply_int4,
-                                          scale_int4,      scale_group, add_row,   add_shared};
+const CombineKernel combine_avx512vnni = {Isa::avx512vnni, kColumns,   kTileRows,   kBlockSteps, multiply_int4,
+                                          nullptr,         scale_int4, scale_group, add_row,     add_shared};
 
 }  // namespace anynpu

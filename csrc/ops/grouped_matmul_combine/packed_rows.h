@@ -16,6 +16,7 @@ struct Piece {
   int64_t rows;
   int64_t packed;
   int64_t direct;
+  bool long_sums;  // of Int4Product
 };
 
 // The k that share a scale, and where their packed steps of four k begin. Parts of a weight begin at multiples of 32,
