@@ -133,17 +133,36 @@ const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* 
   return all_read(coded->extras[1]) ? nullptr : kBitsLeft;
 }
 
-const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t mark, uint8_t* out) {
+// Whether the values are nibbles: then what is said of them by level 1. A bad table says no.
+bool are_nibbles(const Coded& coded, int64_t values, Nibbles* nibbles) {
+  Table table;
+  if (coded.folded || coded.tables_log2 != 0 || coded.extras[1].bytes != values / 2) return false;
+  if (!read_table(coded.value_tables, &table)) return false;
+  for (int i = 0; i < kClasses; ++i) {
+    if (table.mask[i] != mask_of_bits(4) || table.base[i] % 16 != 0) return false;
+    nibbles->high[i] = table.base[i] / 16;
+  }
+  nibbles->bits = coded.extras[1].data;
+  nibbles->next = coded.extras[1].next;
+  return true;
+}
+
+// Gives the values as nibbles, if `as_nibbles` is not null and they are.
+const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t mark, uint8_t* out,
+                         Nibbles* as_nibbles) {
   Coded coded;
   if (const char* error = parse(payload, bytes, shape.values(), mark, &coded)) return error;
   alignas(64) uint8_t buffers[2][kMaxBlockValues / 2];
+  const bool whole = as_nibbles == nullptr || !are_nibbles(coded, shape.values(), as_nibbles);
   const uint8_t* nibbles = coded.nibbles;
   for (int level = coded.levels; level >= 2; --level) {
-    uint8_t* lower = buffers[level % 2];
+    uint8_t* lower = level == 2 && !whole ? out : buffers[level % 2];
     if (const char* error = decode_nibbles(&coded, level, nibbles, shape.values() >> (level - 1), lower)) return error;
     nibbles = lower;
   }
-  return decode_values(&coded, shape, nibbles, out);
+  if (whole) return decode_values(&coded, shape, nibbles, out);
+  as_nibbles->classes = nibbles;
+  return nullptr;
 }
 
 const char* check_entry(const Entry& entry, int64_t values) {
@@ -242,6 +261,11 @@ const char* find_blocks(const Stream& stream, int64_t* offsets, int64_t* block) 
 }
 
 const char* decode_block(const Stream& stream, int64_t block, uint8_t* values) {
+  return decode_to_nibbles(stream, block, values, nullptr);
+}
+
+const char* decode_to_nibbles(const Stream& stream, int64_t block, uint8_t* values, Nibbles* nibbles) {
+  if (nibbles != nullptr) nibbles->classes = nullptr;
   const Entry entry = read_entry(stream.index, block);
   const BlockShape shape = block_shape(stream.geometry, block);
   const uint8_t* payload = stream.data + stream.offsets[block];
@@ -256,7 +280,7 @@ const char* decode_block(const Stream& stream, int64_t block, uint8_t* values) {
   switch (static_cast<Kind>(entry.kind)) {
     case Kind::raw: std::memcpy(values, payload, static_cast<size_t>(bytes)); return nullptr;
     case Kind::constant: std::memset(values, payload[0], static_cast<size_t>(shape.values())); return nullptr;
-    case Kind::coded: return decode_coded(payload, bytes, shape, entry.mark, values);
+    case Kind::coded: return decode_coded(payload, bytes, shape, entry.mark, values, nibbles);
   }
   return "it has no known kind";
 }

@@ -38,4 +38,7 @@ const char* find_blocks(const Stream& stream, int64_t* offsets, int64_t* block);
 // Writes block_shape(block).values() bytes, value + 128. Null, or what is wrong with the block.
 const char* decode_block(const Stream& stream, int64_t block, uint8_t* values);
 
+// The same, but a block that can be given as nibbles is, and `values` then holds what they point to; else they are null.
+const char* decode_to_nibbles(const Stream& stream, int64_t block, uint8_t* values, Nibbles* nibbles);
+
 }  // namespace anynpu::codec

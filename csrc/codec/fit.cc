@@ -335,6 +335,7 @@ int64_t nibbles_bits(const ClassCounts& classes) {
 Ranges nibble_ranges(const Histogram& codes) {
   Ranges ranges = {};
   ranges.count = kClasses;
+  std::iota(ranges.class_of, ranges.class_of + kClasses, uint8_t{0});
   for (int i = 0; i < kClasses; ++i) {
     ranges.first[i] = ranges.table.base[i] = static_cast<uint8_t>(kClasses * i);
     ranges.table.mask[i] = mask_of_bits(4);
@@ -371,7 +372,6 @@ bool take_nibbles(const Counts (&groups)[kColumnGroups], const Counts& total, Co
 // Of codes, which are values or folded ones.
 Coding choose_tables(const Counts (&groups)[kColumnGroups], const Counts& total, bool folded, ClassCounts& counts) {
   Coding coding = {folded, 0, {}};
-  if (take_nibbles(groups, total, &coding, counts)) return coding;
   std::fill_n(counts, kClasses, 0u);
   int64_t together = fit_values(total, folded, false, &coding.tables[0], counts);
   const bool coded = worth_coding(2, counts, together);
@@ -410,6 +410,8 @@ bool has_gaps(const Counts& sample) {
 }
 
 Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total, ClassCounts& counts) {
+  Coding nibbles = {false, 0, {}};
+  if (take_nibbles(groups, total, &nibbles, counts)) return nibbles;
   if (!wants_fold(total.of)) return choose_tables(groups, total, false, counts);
   Counts folded[kColumnGroups];
   for (int i = 0; i < kColumnGroups; ++i) folded[i] = fold(groups[i]);

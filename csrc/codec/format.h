@@ -89,6 +89,14 @@ struct BlockShape {
   int64_t values() const { return panels() * panel_values(); }
 };
 
+// The values of a block as two nibbles each, two to a byte, in the order of the block: value + 128 is 16 * high[class] + bits.
+struct Nibbles {
+  const uint8_t* classes;  // or null
+  const uint8_t* bits;
+  const uint8_t* next;  // what is most likely read afterwards; it need not exist
+  uint8_t high[kClasses];
+};
+
 // Every level of a block of `values` values is whole pieces, and 64 bytes of nibbles follow the extra bits.
 inline bool levels_fit(int64_t values, int levels) {
   return levels >= 1 && levels <= kMaxLevels && values % (kPiece << (levels - 1)) == 0 && (values >> levels) >= kPiece;

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import anynpu
 from anynpu.formats.compressed import (
     CompressedWeight,
     Int8Codec,
@@ -207,20 +208,28 @@ def test_wide_values_are_nibbles_and_boxes(isa):
     weight = gaussian(128, 256, 33)
     compressed = compress_weight(weight)
     payload = compressed.stream.view(torch.uint8)
-    assert payload[:4].tolist() == [2, 1, 0, 1]  # two levels, one table, the second level of boxes
+    assert payload[:4].tolist() == [2, 0, 0, 1]  # two levels, one table, the second level of boxes
     assert payload[32:40].tolist() == 8 * [0x44]  # four extra bits in each class
     assert torch.equal(decompress_weight(compressed), weight)
 
 
-def test_bases_that_are_no_multiples_of_16_decode(isa):
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("folded", [False, True])
+def test_nibbles_of_other_encoders_decode(shift, folded, isa):
     weight = gaussian(128, 256, 33)
 
     def change(payload):
-        payload[16:32] += 3  # of a folded code: the low bit changes the sign
+        payload[1] = folded
+        payload[16:32] += shift  # the bases; of a folded code the low bit changes the sign
 
-    moved = decompress_weight(resealed(compress_weight(weight), 0, change)).short()
-    folded = torch.where(weight < 0, -2 * weight.short() - 1, 2 * weight.short()) + 3 & 255
-    assert torch.equal(moved, folded >> 1 ^ -(folded & 1))
+    damaged = resealed(compress_weight(weight), 0, change)
+    codes = weight.short() + 128 + shift & 255
+    expected = (codes >> 1 ^ -(codes & 1) if folded else codes - 128).to(torch.int8)
+    assert torch.equal(decompress_weight(damaged), expected)
+    x, scale = gaussian(1, 256, 40), torch.full((128,), 2.0**-12)
+    words = scale.view(torch.int32).to(torch.int64).reshape(1, -1)
+    result = anynpu.compressed_matmul(x, damaged.stream, damaged.index, None, words)
+    assert torch.equal(result, anynpu.quant_matmul(x, expected.t(), scale, output_dtype=torch.float16))
 
 
 def test_nibbles_that_run_out_are_refused(isa):

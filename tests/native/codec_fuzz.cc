@@ -49,6 +49,21 @@ void mutate(std::vector<uint8_t>& bytes, std::mt19937_64& random) {
   if (random() % 8 == 0) bytes.resize((random() % (bytes.size() / 8 + 2) + 1) * 8);
 }
 
+// Whether a block that is given as nibbles is the same, or just as bad.
+bool same_nibbles(const Stream& stream, int64_t block, const char* refusal, const uint8_t* values) {
+  const size_t count = static_cast<size_t>(block_shape(stream.geometry, block).values());
+  std::vector<uint8_t> other(count);
+  Nibbles nibbles;
+  const char* result = decode_to_nibbles(stream, block, other.data(), &nibbles);
+  if (result != nullptr || refusal != nullptr) return (result == nullptr) == (refusal == nullptr);
+  for (size_t i = 0; nibbles.classes != nullptr && i < count; ++i) {
+    const int shift = i % 2 * 4;
+    const int high = nibbles.high[nibbles.classes[i / 2] >> shift & 15], low = nibbles.bits[i / 2] >> shift & 15;
+    if (values[i] != 16 * high + low) return false;
+  }
+  return nibbles.classes != nullptr || std::equal(values, values + count, other.data());
+}
+
 // One block in memory of its exact size, as the only block after `block` empty places of the index.
 const char* decode(const Target& target, int64_t block, const Entry& entry, const std::vector<uint8_t>& bytes,
                    uint8_t* out) {
@@ -59,7 +74,12 @@ const char* decode(const Target& target, int64_t block, const Entry& entry, cons
   const std::vector<int64_t> offsets(index.size(), 0);
   const Stream stream = {exact.get(), static_cast<int64_t>(bytes.size()),
                          reinterpret_cast<const uint8_t*>(index.data()), offsets.data(), target.geometry};
-  return decode_block(stream, block, out);
+  const char* const refusal = decode_block(stream, block, out);
+  if (!same_nibbles(stream, block, refusal, out)) {
+    std::puts("nibbles differ");
+    std::exit(1);
+  }
+  return refusal;
 }
 
 bool agree(const Target& target, int64_t block, const Entry& entry, const std::vector<uint8_t>& bytes, long* accepted) {

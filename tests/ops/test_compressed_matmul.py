@@ -89,6 +89,27 @@ def test_any_shape_equals_quant_matmul(m, k, n, sigma):
     assert torch.equal(result, anynpu.quant_matmul(x, weight.t(), scale.reshape(-1), output_dtype=torch.float16))
 
 
+@pytest.mark.parametrize(("k", "n"), [(256, 128), (252, 128), (700, 300)])
+@pytest.mark.parametrize("value", [-128, 127, None])
+def test_one_row_times_nibbles(value, k, n, isa, each_thread_count):
+    """A column of 127 makes the largest sums of nibbles that there are."""
+    weight = gaussian(n, k, 33)
+    weight[::128] = 127
+    compressed = compress_weight(weight)
+    payload = compressed.stream.view(torch.uint8)
+    assert payload[1:3].tolist() == [0, 0]  # as they are, and one table
+    assert payload[32:40].tolist() == 8 * [0x44]  # four extra bits in each class
+    x = gaussian(1, k, 40) if value is None else torch.full((1, k), value, dtype=torch.int8)
+    scale = torch.full((n,), 2.0**-12)
+    expected = anynpu.quant_matmul(x, weight.t(), scale, output_dtype=torch.float16)
+    for result in each_thread_count(
+        lambda: anynpu.compressed_matmul(
+            x, compressed.stream, compressed.index, None, as_words(scale.reshape(1, -1)), n=n
+        )
+    ):
+        assert torch.equal(result, expected)
+
+
 @pytest.mark.parametrize("place", [0, 100, -1])
 def test_damage_names_the_block(place, isa):
     compressed = compress_weight(gaussian(300, 700, 30))

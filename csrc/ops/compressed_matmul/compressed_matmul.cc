@@ -81,9 +81,10 @@ static_assert(codec::kBlockK == kSpan && codec::kPanelColumns == kPanelColumns,
 class CompressedWeight final : public PanelSource {
  public:
   explicit CompressedWeight(const codec::Stream& stream) : stream_(stream), bad_(stream.geometry.blocks()) {}
-  bool fill(const WeightPart& part, uint8_t* panels) const override {
+  bool fill(const WeightPart& part, uint8_t* panels) const override { return fill_nibbles(part, panels, nullptr); }
+  bool fill_nibbles(const WeightPart& part, uint8_t* panels, codec::Nibbles* nibbles) const override {
     const int64_t block = part.n / codec::kBlockN * stream_.geometry.k_blocks() + part.k / codec::kBlockK;
-    if (codec::decode_block(stream_, block, panels) == nullptr) return true;
+    if (codec::decode_to_nibbles(stream_, block, panels, nibbles) == nullptr) return true;
     int64_t first = bad_.load();
     while (block < first && !bad_.compare_exchange_weak(first, block)) {
     }

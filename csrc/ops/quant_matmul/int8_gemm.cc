@@ -145,7 +145,9 @@ class Gemm {
     std::fill(sums, sums + rows * columns_, 0);
     for (int64_t k = 0; k < problem_.k; k += span_) {
       const WeightPart part = {k, std::min(span_, problem_.k - k), column, columns};
-      if (!weight_.fill(part, panels)) {
+      codec::Nibbles nibbles = {};
+      const bool may_be_nibbles = rows == 1 && kernel_.multiply_nibbles != nullptr;
+      if (!(may_be_nibbles ? weight_.fill_nibbles(part, panels, &nibbles) : weight_.fill(part, panels))) {
         damaged_.store(true);
         return;
       }
@@ -160,7 +162,14 @@ class Gemm {
                                      row_steps_,
                                      columns_,
                                      ahead(part, panel, columns)};
-        kernel_.multiply(product);
+        if (nibbles.classes == nullptr) {
+          kernel_.multiply(product);
+        } else {
+          kernel_.multiply_nibbles({product, nibbles});
+          nibbles.classes += steps * kPanelColumns * 2;
+          nibbles.bits += steps * kPanelColumns * 2;
+          nibbles.next += steps * kPanelColumns * 4;
+        }
       }
     }
     for (int64_t i = 0; i < rows; ++i) {

@@ -3,6 +3,7 @@
 // for the weights one span of k after the other.
 #pragma once
 
+#include "codec/format.h"
 #include "gemm/gemm.h"
 #include "ops/quant_matmul/int8_problem.h"
 
@@ -14,6 +15,11 @@ class PanelSource {
   // Writes the canonical panels of a part: whole spans of k, at most 128 columns, or a multiple of 32 k and at most wide()
   // columns. False when the weight is damaged.
   virtual bool fill(const WeightPart& part, uint8_t* panels) const = 0;
+  // The same, but where it can it gives the panels as nibbles, for which it may use the memory of `panels`.
+  virtual bool fill_nibbles(const WeightPart& part, uint8_t* panels, codec::Nibbles* nibbles) const {
+    nibbles->classes = nullptr;
+    return fill(part, panels);
+  }
   // Columns of a part where few rows of x leave it to the memory, a multiple of 128.
   virtual int64_t wide() const { return 128; }
   // The weight as it lies in memory, or null.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "codec/format.h"
 #include "core/cpu.h"
 #include "gemm/gemm.h"
 
@@ -32,6 +33,12 @@ struct Int8Product {
   int64_t row_steps;  // a multiple of unit_steps
   int64_t c_stride;
   Int8Ahead ahead = {};
+};
+
+// The same of one row of x and a panel of nibbles: of `product` all but the panel and what is ahead.
+struct Int8NibblesProduct {
+  Int8Product product;
+  codec::Nibbles nibbles;
 };
 
 // Rows of x times a part of weights as they lie: int8, not packed32, and FRACTAL_NZ only as rows of k. Beyond their
@@ -69,6 +76,7 @@ struct Int8Kernel {
   int64_t tile_rows;
   int64_t unit_steps;  // 1 or kUnitSteps
   void (*multiply)(const Int8Product& product);
+  void (*multiply_nibbles)(const Int8NibblesProduct& product);  // or null
   void (*direct)(const Int8Direct& product);
   // Of x at most in a direct product, of weights whose rows are k or columns: more are faster with panels.
   int64_t direct_rows_of_k;

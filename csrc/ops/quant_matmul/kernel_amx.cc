@@ -27,6 +27,6 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_amx;
-const Int8Kernel int8_amx = {Isa::amx, kLeastRows, kAmxRows, kUnitSteps, multiply, nullptr, 0, 0, store};
+const Int8Kernel int8_amx = {Isa::amx, kLeastRows, kAmxRows, kUnitSteps, multiply, nullptr, nullptr, 0, 0, store};
 
 }  // namespace anynpu

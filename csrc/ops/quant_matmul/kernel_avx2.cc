@@ -5,6 +5,7 @@
 #include "gemm/gemm.h"
 #include "gemm/words_avx2.inc"
 #include "ops/quant_matmul/direct_avx2.inc"
+#include "ops/quant_matmul/nibbles_avx2.inc"
 #include "ops/quant_matmul/store.inc"
 
 namespace anynpu {
@@ -110,6 +111,7 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2, 0, kWordRows, 1, multiply, direct, kRowsOfK, kRowsOfN, store};
+const Int8Kernel int8_avx2 = {Isa::avx2,        0,      kWordRows, 1,        multiply,
+                              multiply_nibbles, direct, kRowsOfK,  kRowsOfN, store};
 
 }  // namespace anynpu

@@ -56,6 +56,7 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0, kTileRows, 1, multiply, direct, kRowsOfK, kRowsOfN, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0,      kTileRows, 1,        multiply,
+                                    nullptr,         direct, kRowsOfK,  kRowsOfN, store};
 
 }  // namespace anynpu
