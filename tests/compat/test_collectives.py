@@ -19,7 +19,9 @@ if "nccl" in backend:
 dist.init_process_group(*[] if backend == "none" else [backend])
 assert dist.is_hccl_available()
 rank = dist.get_rank()
-x = torch.full((2,), 1.0 + rank, device="npu")
+torch.npu.set_device(rank)
+assert torch.npu.device_count() == 2 and torch.npu.current_device() == rank
+x = torch.full((2,), 1.0 + rank, device=f"npu:{rank}")
 dist.all_reduce(x)
 assert x.tolist() == [3, 3]
 rows = torch.zeros(4).npu()

@@ -175,6 +175,59 @@ def test_a_script_may_start_processes_of_its_own(python, tmp_path):
     assert torch.load(tmp_path / "0.pt").tolist() == [0, 0]
 
 
+def test_the_number_of_devices(python):
+    python(
+        """
+        import anynpu, pytest, torch
+        anynpu.install()
+        torch.npu.set_device(2)
+        assert torch.npu.device_count() == 3 and torch.npu.current_device() == 2 and torch.ones(1).npu(1).is_npu
+        with torch.npu.device("npu:1"):
+            assert torch.npu.current_device() == 1
+        assert torch.npu.current_device() == 2
+        with pytest.raises(RuntimeError, match="device index must be below the device count, 3, got 3"):
+            torch.npu.set_device(3)
+        import os
+        os.environ["ANYNPU_DEVICE_COUNT"] = "none"
+        with pytest.raises(ValueError, match="ANYNPU_DEVICE_COUNT must be a number of devices, at least 1, got 'none'"):
+            torch.npu.device_count()
+        """,
+        ANYNPU_DEVICE_COUNT="3",
+    )
+
+
+TRITON = """
+import torch, torch_npu, triton
+import triton.language as tl
+
+@triton.jit
+def add_one(x, size: tl.constexpr):
+    places = tl.arange(0, size)
+    tl.store(x + places, tl.load(x + places) + 1)
+
+x = torch.zeros(4, device="npu")
+add_one[(1,)](x, 4)
+assert x.tolist() == [1, 1, 1, 1]
+"""
+
+
+def test_triton_kernels_run_in_the_interpreter(python, tmp_path):
+    pytest.importorskip("triton")
+    (tmp_path / "kernels.py").write_text(TRITON)
+    (tmp_path / "none.py").write_text("import sys\nsys.modules['triton'] = None\nimport triton\n")
+    python(
+        f"""
+        import os, pytest
+        os.environ.pop("TRITON_INTERPRET", None)
+        os.chdir({str(tmp_path)!r})
+        from anynpu.compat.run import run_script
+        run_script("kernels.py")
+        with pytest.raises(ModuleNotFoundError, match="run in Triton's interpreter: pip install triton"):
+            run_script("none.py")
+        """
+    )
+
+
 def test_npu_maps_to_cuda_devices(python):
     python(
         """

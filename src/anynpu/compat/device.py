@@ -13,6 +13,7 @@ Tensors stay ordinary CPU (or CUDA) tensors. Three places do the mapping:
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
@@ -54,8 +55,18 @@ def target() -> torch.device:
 
 
 def device_count() -> int:
-    """How many devices ``npu`` names: the GPUs, or one."""
-    return torch.cuda.device_count() if _target.type == "cuda" else 1
+    """How many devices ``npu`` names: the GPUs; on the CPU ``ANYNPU_DEVICE_COUNT``, else torchrun's processes, else 1.
+
+    On the CPU all of them are the same one: processes that share a machine each select one of their own.
+    """
+    if _target.type == "cuda":
+        return torch.cuda.device_count()
+    for name in ("ANYNPU_DEVICE_COUNT", "LOCAL_WORLD_SIZE"):
+        if value := os.environ.get(name):
+            if not value.isdecimal() or int(value) == 0:
+                raise ValueError(f"npu: {name} must be a number of devices, at least 1, got {value!r}")
+            return int(value)
+    return 1
 
 
 def names_npu(value: Any) -> bool:

@@ -35,7 +35,19 @@ def run_script(
         raise FileNotFoundError(f"run: no such script: {script}")
     install(device, soc)
     _install_in_child_processes(device)
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels for triton-ascend, on tensors of the CPU
     sys.argv = [script, *argv]
+    try:
+        _run(script, module)
+    except ModuleNotFoundError as error:
+        if error.name == "triton" and error.args:
+            hint = "kernels for triton-ascend run in Triton's interpreter: pip install triton"
+            raise ModuleNotFoundError(f"{error}; {hint}", name=error.name) from error
+        raise
+
+
+def _run(script: str, module: bool) -> None:
     path = os.path.abspath(script)  # as __file__ of a main program is
     if module:
         sys.path.insert(0, os.getcwd())

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``torch.npu`` when npu stands for the CPU: one device, work done when a call returns, memory of this process."""
+"""``torch.npu`` when npu stands for the CPU: work done when a call returns, memory of this process.
+
+A process that shares the machine with others may select a device of another index; it is the same CPU.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,16 @@ def init() -> None:
 
 
 def current_device() -> int:
-    return 0
+    """The index that this thread selected."""
+    return getattr(_current, "index", 0)
 
 
 def set_device(device: Any) -> None:
-    """Checks the index; there is one device."""
+    """Selects an index; all are the same CPU."""
     real_device(device)
+    index = device if isinstance(device, int) else torch.device(device).index
+    if index is not None:
+        _current.index = index
 
 
 def is_bf16_supported() -> bool:
@@ -159,7 +166,7 @@ class Stream:
     def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
         if device is not None:
             real_device(device)
-        self.device = torch.device("npu", 0)
+        self.device = torch.device("npu", current_device())
         self.priority = priority
         self.npu_stream = id(self)
         self._outer: list[Stream] = []
@@ -260,17 +267,20 @@ def stream(stream: Stream | None) -> StreamContext:
 
 
 class device:
-    """Selects a device within the block; there is one."""
+    """Selects a device within the block."""
 
     def __init__(self, device: Any) -> None:
-        if device is not None and device != -1:
-            real_device(device)
+        self._device = None if device == -1 else device
+        if self._device is not None:
+            real_device(self._device)
 
     def __enter__(self) -> None:
-        """Nothing to select."""
+        self._outer = current_device()
+        if self._device is not None:
+            set_device(self._device)
 
     def __exit__(self, *error: Any) -> None:
-        """Nothing to restore."""
+        set_device(self._outer)
 
 
 class device_of(device):
