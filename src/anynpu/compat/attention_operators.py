@@ -7,8 +7,8 @@ paged cache holds behind a sequence has a say in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +31,7 @@ def _refuse(**arguments: object) -> None:
         if value is not None and not (isinstance(value, int) and value == 0):
             raise NotImplementedError(
                 f"{name} is not supported by anynpu, supported: float query, key and value of one dtype, atten_mask, "
-                "lengths of sequences, and paged caches"
+                "lengths of sequences, paged caches, query_rope and key_rope"
             )
 
 
@@ -159,7 +159,7 @@ def _sequences(op: str, name: str, x: torch.Tensor, lengths: Lengths) -> list[to
     return [x[:, start:end] for start, end in pairwise(ends)]
 
 
-def _paged_sequences(
+def paged_sequences(
     op: str,
     name: str,
     cache: torch.Tensor,
@@ -169,14 +169,16 @@ def _paged_sequences(
     lengths_name: str,
     lengths: Lengths,
 ) -> list[torch.Tensor]:
-    """The sequences (N, S, D) in blocks (blocks, block_size, N * D) or (blocks, N, block_size, D)."""
+    """The sequences (N, S, D) in blocks (blocks, block_size, N * D), (blocks, N, block_size, D), or 5-D FRACTAL_NZ."""
     require_dtype(op, "block_table", table, (torch.int32,))
     shape = tuple(table.shape)
     require(op, len(shape) == 2, f"block_table must have 2 axes, got shape {shape}")
-    if cache.dim() == 5:
-        raise NotImplementedError(f"{op}: {name} of 5 axes is not supported by anynpu, supported: 3 and 4 axes")
+    if cache.dim() == 5:  # FRACTAL_NZ spelled out: (blocks, N, D / C0, block_size, C0)
+        cache = cache.transpose(2, 3).flatten(3)
     shape = tuple(cache.shape)
-    require(op, len(shape) in (3, 4), f"when Page Attention enabled, {name}'s dim should be 3/4, but got {len(shape)}")
+    require(
+        op, len(shape) in (3, 4), f"when Page Attention enabled, {name}'s dim should be 3/4/5, but got {len(shape)}"
+    )
     blocks = _by_head(op, name, cache, "BSH" if len(shape) == 3 else "BNSD", heads)
     fits = block_size >= 1 and blocks.shape[2] == block_size
     require(op, fits, f"block_size must be that of {name}, {blocks.shape[2]}, got {block_size}")
@@ -238,6 +240,19 @@ class _Operands:
             sizes = key.shape[1], value.shape[1]
             require(op, sizes[0] == sizes[1], f"value must have as many tokens as key, {sizes[0]}, got {sizes[1]}")
 
+    def with_rope(self, op: str, query: list[torch.Tensor], key: list[torch.Tensor]) -> _Operands:
+        """The same with the rotated parts of the heads of query and key behind the others."""
+        longer = []
+        for name, parts, ropes in (("query", self.query, query), ("key", self.key, key)):
+            for part, rope in zip(parts, ropes, strict=True):
+                require_dtype(op, f"{name}_rope", rope, (part.dtype,))
+                expected, got = tuple(part.shape[:2]), tuple(rope.shape[:2])
+                require(op, expected == got, f"{name}_rope must have the heads and tokens {expected}, got {got}")
+            longer.append([torch.cat(both, -1) for both in zip(parts, ropes, strict=True)])
+        operands = replace(self, query=longer[0], key=longer[1])
+        operands.check(op)
+        return operands
+
     def sizes(self) -> list[tuple[int, int]]:
         return [(query.shape[1], key.shape[1]) for query, key in zip(self.query, self.key, strict=True)]
 
@@ -257,7 +272,7 @@ class _Operands:
         return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, self.padded - x.shape[1])) for x in results])
 
 
-def _operands(
+def operands_of(
     op: str,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -289,13 +304,32 @@ def _operands(
         )
     else:
         keys, values = (
-            _paged_sequences(op, name, cache, kv_heads, block_table, block_size, kv_name, kv_lengths)
+            paged_sequences(op, name, cache, kv_heads, block_table, block_size, kv_name, kv_lengths)
             for name, cache in (("key", key), ("value", value))
         )
     padded = None if source == "TND" else query.shape[source.index("S")]
     operands = _Operands(queries, keys, values, padded, target or source)
     operands.check(op)
     return operands
+
+
+def attend_to(
+    op: str,
+    query: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    key: list[torch.Tensor],
+    value: list[torch.Tensor],
+    scale: float,
+) -> torch.Tensor:
+    """One token (N, D) of query for each of the sequences (N, S, D) of key and value; (B, N, D)."""
+    require_dtype(op, "query", query, _FLOATS)
+    shape = tuple(query.shape)
+    require(op, len(shape) == 3 and shape[1] == heads, f"query must have shape (B, {heads}, D), got {shape}")
+    require(op, kv_heads > 0 and heads % kv_heads == 0, f"num_heads must be a multiple of {kv_heads}, got {heads}")
+    operands = _Operands([one.unsqueeze(1) for one in query], key, value, 1, "BSND")
+    operands.check(op)
+    return operands.attend([None] * len(key), scale).squeeze(1)
 
 
 @published(
@@ -358,6 +392,8 @@ def npu_fused_infer_attention_score(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``softmax(scale * query @ key.T, masked) @ value``, and the log-sum-exp of its scores, a 0 unless asked for.
 
+    ``query_rope`` and ``key_rope`` are further values of the heads of query and key, behind those, in their layout.
+
     See docs/torch_npu.md for layouts, masks and lengths. Queries beyond their length, and those that see no key, give
     0, their log-sum-exp is 0 and -inf.
     """
@@ -369,7 +405,7 @@ def npu_fused_infer_attention_score(
         key_antiquant_offset=key_antiquant_offset, value_antiquant_scale=value_antiquant_scale,
         value_antiquant_offset=value_antiquant_offset, query_padding_size=query_padding_size,
         kv_padding_size=kv_padding_size, key_shared_prefix=key_shared_prefix, value_shared_prefix=value_shared_prefix,
-        actual_shared_prefix_len=actual_shared_prefix_len, query_rope=query_rope, key_rope=key_rope,
+        actual_shared_prefix_len=actual_shared_prefix_len,
         key_rope_antiquant_scale=key_rope_antiquant_scale, antiquant_mode=antiquant_mode,
         key_antiquant_mode=key_antiquant_mode, value_antiquant_mode=value_antiquant_mode,
     )  # fmt: skip
@@ -377,7 +413,7 @@ def npu_fused_infer_attention_score(
     mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_heads, num_key_value_heads, lengths, block_table, block_size, mask,
-        scale, softmax_lse_flag,
+        scale, softmax_lse_flag, query_rope, key_rope,
     )  # fmt: skip
 
 
@@ -395,9 +431,16 @@ def _fused_infer(
     mask: _Mask,
     scale: float,
     with_lse: bool,
+    query_rope: torch.Tensor | None,
+    key_rope: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND")
-    operands = _operands(op, query, key, value, layout, layouts, heads, kv_heads, lengths, block_table, block_size)
+    layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD", "TND_NTD")
+    shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
+    operands = operands_of(op, query, key, value, *shared)
+    require(op, (query_rope is None) == (key_rope is None), "query_rope and key_rope must be given together")
+    if query_rope is not None:
+        ropes = operands_of(op, query_rope, key_rope, key_rope, *shared)
+        operands = operands.with_rope(op, ropes.query, ropes.key)
     one_row = operands.padded == 1
     if one_row and (mask.tensor is None or mask.sparse_mode in (0, 1)):
         mask = _Mask(mask.tensor)  # sparse_mode and its tokens have no effect on queries of one token
@@ -410,7 +453,7 @@ def _fused_infer(
 
 
 _V2_TENSORS = (
-    "query_rope", "key_rope", "pse_shift", "dequant_scale_query", "dequant_scale_key", "dequant_offset_key",
+    "pse_shift", "dequant_scale_query", "dequant_scale_key", "dequant_offset_key",
     "dequant_scale_value", "dequant_offset_value", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out",
     "quant_scale_p", "learnable_sink",
 )  # fmt: skip
@@ -425,7 +468,8 @@ _V2_DTYPES = tuple(
 
 
 @published(
-    "npu_fused_infer_attention_score_v2(Tensor query, Tensor key, Tensor value, *, "
+    "npu_fused_infer_attention_score_v2(Tensor query, Tensor key, Tensor value, *, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, "
     + "".join(f"Tensor? {name}=None, " for name in _V2_TENSORS)
     + "Tensor? atten_mask=None, SymInt[]? actual_seq_qlen=None, SymInt[]? actual_seq_kvlen=None, "
     "Tensor? block_table=None, int num_query_heads=1, int num_key_value_heads=0, float softmax_scale=1.0, "
@@ -440,6 +484,8 @@ def npu_fused_infer_attention_score_v2(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
+    query_rope: torch.Tensor | None = None,
+    key_rope: torch.Tensor | None = None,
     atten_mask: torch.Tensor | None = None,
     actual_seq_qlen: Lengths = None,
     actual_seq_kvlen: Lengths = None,
@@ -466,8 +512,43 @@ def npu_fused_infer_attention_score_v2(
     mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
-        mask, softmax_scale, return_softmax_lse,
+        mask, softmax_scale, return_softmax_lse, query_rope, key_rope,
     )  # fmt: skip
+
+
+def _provide_out(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., torch.Tensor]:
+    """Gives ``function`` its ``out`` variant, which writes to two tensors; returns that which asks for its workspace.
+
+    Without the flag for the log-sum-exp the second tensor, of any shape, is filled with 0.
+    """
+
+    def out(
+        *args: Any, out: Sequence[torch.Tensor], workspace: torch.Tensor | None = None, **options: Any
+    ) -> tuple[torch.Tensor, ...]:
+        results = function(*args, **options)
+        require(name, len(out) == 2, f"out must be two tensors, for the result and softmax_lse, got {len(out)}")
+        for result, place in zip(results, out, strict=True):
+            if not (place is out[1] and result.numel() == 1):
+                expected, got = tuple(result.shape), tuple(place.shape)
+                require(
+                    name, expected == got, f"the tensors of out must have the results' shapes, {expected}, got {got}"
+                )
+        for result, place in zip(results, out, strict=True):
+            place.copy_(result)
+        return tuple(out)
+
+    def get_max_workspace(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        """An empty tensor: none is needed here."""
+        return query.new_empty(0, dtype=torch.uint8)
+
+    name = function.__name__
+    function.out = out
+    get_max_workspace.__name__ = get_max_workspace.__qualname__ = f"_{name}_get_max_workspace"
+    return get_max_workspace
+
+
+_npu_fused_infer_attention_score_get_max_workspace = _provide_out(npu_fused_infer_attention_score)
+_npu_fused_infer_attention_score_v2_get_max_workspace = _provide_out(npu_fused_infer_attention_score_v2)
 
 
 @published(
@@ -507,7 +588,7 @@ def npu_prompt_flash_attention(
         pse_shift=pse_shift, padding_mask=padding_mask, deq_scale1=deq_scale1, quant_scale1=quant_scale1,
         deq_scale2=deq_scale2, quant_scale2=quant_scale2, quant_offset2=quant_offset2,
     )  # fmt: skip
-    operands = _operands(
+    operands = operands_of(
         op, query, key, value, input_layout, ("BSH", "BSND", "BNSD", "BNSD_BSND"), num_heads, num_key_value_heads,
         {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv},
     )  # fmt: skip
@@ -557,7 +638,7 @@ def npu_incre_flash_attention(
         dequant_scale2=dequant_scale2, quant_scale2=quant_scale2, quant_offset2=quant_offset2,
         kv_padding_size=kv_padding_size,
     )  # fmt: skip
-    operands = _operands(
+    operands = operands_of(
         op, query, key, value, input_layout, ("BSH", "BSND", "BNSD"), num_heads, num_key_value_heads,
         {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}, block_table, block_size,
     )  # fmt: skip
@@ -604,7 +685,7 @@ def npu_fusion_attention(
         raise NotImplementedError(f"{op}: keep_prob must be 1.0, anynpu has no dropout here, got {keep_prob}")
     if input_layout != "TND" and not (actual_seq_qlen is None and actual_seq_kvlen is None):
         raise NotImplementedError(f"{op}: actual_seq_qlen and actual_seq_kvlen are for layout TND, got {input_layout}")
-    operands = _operands(
+    operands = operands_of(
         op, query, key, value, input_layout, ("BSH", "SBH", "BSND", "BNSD", "TND"), head_num,
         _kv_heads(op, query, key, head_num, input_layout),
         {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen},

@@ -198,6 +198,29 @@ def _fast_gelu(op: str, x: torch.Tensor) -> torch.Tensor:
     return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
 
 
+@published(
+    "npu_geglu(Tensor self, int dim=-1, int approximate=1, bool activate_left=False) -> (Tensor, Tensor)",
+    "aclnnGeGluV3",
+)
+def npu_geglu(
+    self: torch.Tensor, dim: int = -1, approximate: int = 1, activate_left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One half of the axis ``dim`` times GELU of the other, and that GELU: of the second half, or ``activate_left``.
+
+    ``approximate`` 0: exact, 1: by tanh.
+    """
+    op = "npu_geglu"
+    require_dtype(op, "self", self, _FLOATS)
+    require(op, approximate in (0, 1), f"approximate must be 0 or 1, got {approximate}")
+    shape = tuple(self.shape)
+    fits = -len(shape) <= dim < len(shape) and shape[dim] % 2 == 0
+    require(op, fits, f"dim must be an axis of self of even size, {shape}, got {dim}")
+    left, right = self.float().chunk(2, dim)
+    active, other = (left, right) if activate_left else (right, left)
+    gelu = torch.nn.functional.gelu(active, approximate="tanh" if approximate else "none")
+    return (other * gelu).to(self.dtype), gelu.to(self.dtype)
+
+
 @published("npu_scatter_nd_update(Tensor input, Tensor indices, Tensor updates) -> Tensor", "aclnnScatterNdUpdate")
 def npu_scatter_nd_update(input: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
     """A copy of ``input`` with ``input[tuple(indices[i])] = updates[i]`` for every i of the leading axes of indices.

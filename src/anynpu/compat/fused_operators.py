@@ -215,6 +215,54 @@ def npu_add_rms_norm_quant(
 
 
 @published(
+    "npu_add_rms_norm_dynamic_quant(Tensor x1, Tensor x2, Tensor gamma, *, Tensor? smooth_scale1=None, "
+    "Tensor? smooth_scale2=None, Tensor? beta=None, float epsilon=1e-06, bool[2] output_mask=[]) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "aclnnAddRmsNormDynamicQuantV2",
+)
+def npu_add_rms_norm_dynamic_quant(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    gamma: torch.Tensor,
+    *,
+    smooth_scale1: torch.Tensor | None = None,
+    smooth_scale2: torch.Tensor | None = None,
+    beta: torch.Tensor | None = None,
+    epsilon: float = 1e-6,
+    output_mask: Sequence[bool] = (),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int8 codes of ``y = x * rstd * gamma + beta`` for ``x = x1 + x2``, twice, x, and the scales of the codes.
+
+    Of each row ``scale = max(abs(y * smooth_scale)) / 127`` in float32. ``output_mask`` says which of the two are
+    wanted, by default the first, and the second with ``smooth_scale2``; what is not wanted is empty.
+    """
+    op = "npu_add_rms_norm_dynamic_quant"
+    wanted = list(output_mask) or [True, smooth_scale2 is not None]
+    require(op, len(wanted) == 2, f"output_mask must have 2 entries, got {len(wanted)}")
+    smooth = {"smooth_scale1": smooth_scale1, "smooth_scale2": smooth_scale2}
+    for name, vector in (*smooth.items(), ("beta", beta)):
+        if vector is not None:
+            require_dtype(op, name, vector, (x1.dtype,))
+            expected, got = tuple(gamma.shape), tuple(vector.shape)
+            require(op, expected == got, f"{name} must have the shape of gamma, {expected}, got {got}")
+    require(op, gamma.dim() == 1, f"gamma must have 1 axis, got {gamma.dim()}")
+    y, _, x = add_rms_norm(op, x1, x2, gamma, epsilon)
+    if beta is not None:
+        y = y + beta.float()
+    results = [
+        _dynamic_codes(y if scale is None else y * scale.float()) if given else (y.new_empty(0).char(), y.new_empty(0))
+        for scale, given in zip(smooth.values(), wanted, strict=True)
+    ]
+    return results[0][0], results[1][0], x, results[0][1], results[1][1]
+
+
+def _dynamic_codes(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = y.abs().amax(-1, keepdim=True) / 127
+    codes = (y / scale.masked_fill(scale == 0, 1)).round().clamp(-128, 127).to(torch.int8)
+    return codes, scale.squeeze(-1)
+
+
+@published(
     "npu_dynamic_quant_asymmetric(Tensor x, *, Tensor? smooth_scales=None, Tensor? group_index=None, "
     'int? dst_type=None, str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor, Tensor)',
     "aclnnDynamicQuantV3",

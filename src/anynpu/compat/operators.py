@@ -7,6 +7,7 @@ a graph is captured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -364,3 +365,17 @@ def get_npu_format(self: torch.Tensor) -> Format:
     """The format of a tensor; ND unless it was cast. Not for use in a captured graph."""
     require_tensor("get_npu_format", "self", self)
     return formats.format_of(self)
+
+
+def empty_with_format(
+    size: Sequence[int],
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | str | int | None = None,
+    pin_memory: bool | None = None,
+    acl_format: int = Format.ND,
+) -> torch.Tensor:
+    """``torch.empty`` on npu, in a format. Not for use in a captured graph."""
+    chosen = torch.device("npu", device) if isinstance(device, int) else device or "npu"
+    made = torch.empty(tuple(size), dtype=dtype, layout=layout or torch.strided, device=chosen)
+    return formats.set_format(made, _format(acl_format))

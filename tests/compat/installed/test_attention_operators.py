@@ -345,9 +345,9 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
         ((Q, K, V.half()), {}, TypeError, "value must be float32, got float16"),
         (
             (Q, K, V),
-            {"input_layout": "BNSD_NBSD"},
+            {"input_layout": "BNSD_SBH"},
             ValueError,
-            "Layout BNSD_NBSD is not supported! input_layout must be",
+            "Layout BNSD_SBH is not supported! input_layout must be",
         ),
         (
             (Q, K, V),
@@ -398,14 +398,15 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
             "pse_shift is not supported by anynpu, supported: float query",
         ),
         ((Q, K, V), {"antiquant_scale": Q}, NotImplementedError, "antiquant_scale is not supported by anynpu"),
-        ((Q, K, V), {"query_rope": Q, "key_rope": Q}, NotImplementedError, "query_rope is not supported by anynpu"),
+        ((Q, K, V), {"query_rope": Q}, ValueError, "query_rope and key_rope must be given together"),
+        ((Q, K, V), {"query_rope": Q, "key_rope": K[:, :, :1]}, ValueError, "key_rope must have the heads and tokens"),
+        ((Q, K, V), {"query_rope": Q, "key_rope": K.half()}, TypeError, "key must be float32, got float16"),
         ((Q, K, V), {"key_antiquant_mode": 1}, NotImplementedError, "key_antiquant_mode is not supported by anynpu"),
         ((Q, CACHE, CACHE), {"block_table": TABLE}, ValueError, "block_size must be that of key, 8, got 0"),
         ((Q, CACHE, CACHE), {"block_table": TABLE, "block_size": 8}, TypeError, "actual_seq_lengths_kv must be given"),
         ((Q, CACHE, CACHE), {"block_table": TABLE.long()}, TypeError, "block_table must be int32, got int64"),
         ((Q, CACHE, CACHE), {"block_table": TABLE[0]}, ValueError, "block_table must have 2 axes"),
-        ((Q, CACHE[0], CACHE), {"block_table": TABLE}, ValueError, "key's dim should be 3/4, but got 2"),
-        ((Q, CACHE[None, None], CACHE), {"block_table": TABLE}, NotImplementedError, "key of 5 axes is not supported"),
+        ((Q, CACHE[0], CACHE), {"block_table": TABLE}, ValueError, "key's dim should be 3/4/5, but got 2"),
         (
             (Q, CACHE, CACHE),
             {"block_table": TABLE, "block_size": 8, "actual_seq_lengths_kv": [16, 17]},
@@ -500,3 +501,118 @@ def test_decoding_compiles_once():
         arguments = ROW, K, V, [length, length + 1]
         torch.testing.assert_close(compiled(*arguments), step(*arguments), rtol=2e-6, atol=2e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("version", ["", "_v2"])
+@pytest.mark.parametrize("layout", ["BNSD_NBSD", "BSND_NBSD", "TND_NTD", "TND"])
+def test_rope_beside_query_and_key(version, layout):
+    """The heads of query and key are those and the rotated parts: as in multi-head latent attention."""
+    q, k, v = operands(2, 5, 9)
+    q_rope, k_rope = reals(2, HEADS, 5, 8, seed=3), reals(2, KV_HEADS, 9, 8, seed=4)
+    whole = [torch.cat(both, -1) for both in ((q, q_rope), (k, k_rope))]
+    expected, lse, error, _ = batched(*whole, v)
+    source, _, target = layout.partition("_")
+    given = [x.transpose(1, 2).flatten(0, 1) if source == "TND" else laid_out(x, source) for x in (q, k, v)]
+    ropes = [x.transpose(1, 2).flatten(0, 1) if source == "TND" else laid_out(x, source) for x in (q_rope, k_rope)]
+    lengths = ([5, 10], [9, 18]) if source == "TND" else (None, None)
+    new = version == "_v2"
+    names = ("actual_seq_qlen", "actual_seq_kvlen") if new else ("actual_seq_lengths", "actual_seq_lengths_kv")
+    scales = {"num_query_heads": HEADS, "softmax_scale": SCALE} if new else {"num_heads": HEADS, "scale": SCALE}
+    function = getattr(torch_npu, f"npu_fused_infer_attention_score{version}")
+    options = {
+        "query_rope": ropes[0], "key_rope": ropes[1], "input_layout": layout, "num_key_value_heads": KV_HEADS,
+        **dict(zip(names, lengths, strict=True)), **scales,
+    }  # fmt: skip
+    y, _ = function(*given, **options)
+
+    def arranged(x):
+        if target:
+            x = x.transpose(0, 1)
+            return x.flatten(1, 2) if source == "TND" else x
+        return x.transpose(1, 2).flatten(0, 1)
+
+    wrong = arranged(error) * (1 + 8 / D)  # scores have 8 more roundings
+    assert_near(y, arranged(expected), wrong, torch.float32)
+    out = [torch.full_like(y, 7), torch.full((1,), 7.0).npu()]
+    workspace = getattr(torch_npu, f"_npu_fused_infer_attention_score{version}_get_max_workspace")(*given, **options)
+    function.out(*given, **options, workspace=workspace, out=out)
+    assert torch.equal(out[0], y) and out[1].tolist() == [0]
+    with pytest.raises(ValueError, match="the tensors of out must have the results' shapes"):
+        function.out(*given, **options, out=[out[0][:1], out[1]])
+
+
+def caches(key, value, block_size, blocks):
+    """Sequences (N, S, D) in caches (blocks, block_size, N, D), blocks in another order, and their table."""
+    most = -(-max(x.shape[1] for x in key) // block_size)
+    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(7)).int()[: len(key) * most]
+    table, filled = order.view(len(key), most).npu(), []
+    for sequences in (key, value):
+        cache = torch.full((blocks, block_size, KV_HEADS, sequences[0].shape[-1]), torch.nan, dtype=sequences[0].dtype)
+        for row, x in zip(table, sequences, strict=True):
+            for token in range(x.shape[1]):
+                cache[row[token // block_size], token % block_size] = x[:, token]
+        filled.append(cache.npu())
+    return *filled, table
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_paged_attention(dtype):
+    q, k, v = operands(3, 1, 20, dtype)
+    lengths = [3, 20, 8]
+    key, value = ([x[:, :n] for x, n in zip(tensor, lengths, strict=True)] for tensor in (k, v))
+    expected, _, error, _ = batched(q, key, value)
+    *stored, table = caches(key, value, 8, 12)
+    arguments = {
+        "query": q[:, :, 0], "key_cache": stored[0], "value_cache": stored[1], "num_kv_heads": KV_HEADS,
+        "num_heads": HEADS, "scale_value": SCALE, "block_table": table, "out": torch.empty_like(q[:, :, 0]),
+        "context_lens": torch.tensor(lengths, dtype=torch.int32),
+    }  # fmt: skip
+    workspace = torch_npu._npu_paged_attention_get_workspace(**arguments)
+    torch_npu._npu_paged_attention(**arguments, workspace=workspace)
+    assert_near(arguments["out"], expected[:, :, 0], error[:, :, 0], dtype)
+    tiles = [x.permute(0, 2, 1, 3).unflatten(-1, (-1, 4)).transpose(2, 3).contiguous() for x in stored]
+    y, _ = torch_npu.npu_fused_infer_attention_score(
+        q, *tiles, input_layout="BNSD", block_table=table, block_size=8, actual_seq_lengths_kv=lengths, **FUSED
+    )
+    assert torch.equal(y[:, :, 0], arguments["out"])
+    before = arguments["out"].clone()
+    for wrong, text in (
+        ({"out": before[:2]}, "out must have shape"),
+        ({"block_table": table + 12}, "the blocks of block_table that hold tokens must be blocks of key_cache"),
+        ({"context_lens": torch.tensor([3, 25, 8])}, r"context_lens must be in \[0, 24\], got 25"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            torch_npu._npu_paged_attention(**{**arguments, **wrong})
+        assert torch.equal(arguments["out"], before)
+
+
+def test_paged_cache_load():
+    k, v = operands(2, 1, 20)[1:]
+    *stored, table = caches(k, v[..., :5], 8, 12)
+    lengths, starts = torch.tensor([4, 9], dtype=torch.int32), torch.tensor([8, 11], dtype=torch.int32)
+    key, value = torch.zeros(13, KV_HEADS, D).npu(), torch.zeros(13, KV_HEADS, 5).npu()
+    torch_npu.atb.npu_paged_cache_load(*stored, table, lengths, seq_starts=starts, key=key, value=value)
+    for loaded, x in ((key, k), (value, v[..., :5])):
+        assert torch.equal(loaded, torch.cat([x[0, :, 8:12], x[1, :, 11:20]], 1).transpose(0, 1))
+    torch_npu.atb.npu_paged_cache_load(*stored, table, lengths, key=key, value=value)
+    assert torch.equal(key, torch.cat([k[0, :, :4], k[1, :, :9]], 1).transpose(0, 1))
+    with pytest.raises(RuntimeError, match=r"seq_starts \+ context_lens must be at most 24, got 29"):
+        torch_npu.atb.npu_paged_cache_load(*stored, table, lengths, seq_starts=starts + 9, key=key, value=value)
+    with pytest.raises(RuntimeError, match=r"value must have shape \(13, 2, 5\)"):
+        torch_npu.atb.npu_paged_cache_load(*stored, table, lengths, key=key, value=key)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_flash_attention_of_packed_sequences(dtype):
+    lengths = [3, 7]
+    q, k, v = (reals(10, heads, D, dtype=dtype, seed=heads) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    out = torch.empty_like(q)
+    torch_npu._npu_flash_attention_unpad(
+        query=q, key=k, value=v, seq_len=torch.tensor(lengths, dtype=torch.int32), scale_value=SCALE, num_heads=HEADS,
+        num_kv_heads=KV_HEADS, out=out,
+    )  # fmt: skip
+    parts = [one(*(x[rows].transpose(0, 1) for x in (q, k, v))) for rows in (slice(0, 3), slice(3, 10))]
+    expected, _, error, _ = (torch.cat(part, 1).transpose(0, 1) for part in zip(*parts, strict=True))
+    assert_near(out, expected, error, dtype)
+    with pytest.raises(RuntimeError, match="seq_len must be cumulative and end with T = 10"):
+        torch_npu._npu_flash_attention_unpad(q, k, v, torch.tensor([3]), SCALE, HEADS, KV_HEADS, out)

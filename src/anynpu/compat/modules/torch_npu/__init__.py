@@ -4,6 +4,12 @@
 from __future__ import annotations
 
 from anynpu.compat.attention_operators import (
+    _npu_fused_infer_attention_score_get_max_workspace as _npu_fused_infer_attention_score_get_max_workspace,
+)
+from anynpu.compat.attention_operators import (
+    _npu_fused_infer_attention_score_v2_get_max_workspace as _npu_fused_infer_attention_score_v2_get_max_workspace,
+)
+from anynpu.compat.attention_operators import (
     npu_fused_infer_attention_score,
     npu_fused_infer_attention_score_v2,
     npu_fusion_attention,
@@ -20,12 +26,14 @@ from anynpu.compat.cache_operators import (
     scatter_update_,
 )
 from anynpu.compat.collective_operators import npu_mm_all_reduce_base
+from anynpu.compat.decoding_operators import npu_attention_update, npu_top_k_top_p
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.float_operators import (
     fast_gelu,
     npu_add_rms_norm,
     npu_apply_rotary_pos_emb,
     npu_fast_gelu,
+    npu_geglu,
     npu_gelu,
     npu_interleave_rope,
     npu_rms_norm,
@@ -36,6 +44,7 @@ from anynpu.compat.float_operators import (
 )
 from anynpu.compat.formats import Format
 from anynpu.compat.fused_operators import (
+    npu_add_rms_norm_dynamic_quant,
     npu_add_rms_norm_quant,
     npu_dequant_bias,
     npu_dynamic_quant_asymmetric,
@@ -45,6 +54,7 @@ from anynpu.compat.fused_operators import (
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
 from anynpu.compat.operators import (
+    empty_with_format,
     get_npu_format,
     npu_anti_quant,
     npu_convert_weight_to_int4pack,
@@ -57,7 +67,20 @@ from anynpu.compat.operators import (
     npu_trans_quant_param,
     npu_weight_quant_batchmatmul,
 )
+from anynpu.compat.paged_operators import (
+    _npu_flash_attention_unpad as _npu_flash_attention_unpad,
+)
+from anynpu.compat.paged_operators import (
+    _npu_paged_attention as _npu_paged_attention,
+)
+from anynpu.compat.paged_operators import (
+    _npu_paged_attention_get_workspace as _npu_paged_attention_get_workspace,
+)
 from anynpu.compat.published import INT4 as int4
+from anynpu.compat.rotary_operators import (
+    _npu_rotary_embedding as _npu_rotary_embedding,
+)
+from anynpu.compat.rotary_operators import npu_mrope
 from anynpu.compat.routing_operators import (
     npu_dequant_swiglu_quant,
     npu_moe_finalize_routing,
@@ -86,13 +109,15 @@ from anynpu.compat.token_operators import (
     npu_moe_token_permute,
 )
 from torch_npu import _install as _install  # before the others
-from torch_npu import contrib, dynamo, npu, profiler, testing, version
+from torch_npu import atb, contrib, dynamo, npu, profiler, testing, version
 from torch_npu.version import __version__ as __version__
 
 __all__ = [
     "Format",
+    "atb",
     "contrib",
     "dynamo",
+    "empty_with_format",
     "fast_gelu",
     "get_npu_format",
     "int4",
@@ -124,7 +149,9 @@ __all__ = [
     "npu_moe_token_unpermute",
     "npu_swiglu",
     "npu_add_rms_norm",
+    "npu_add_rms_norm_dynamic_quant",
     "npu_add_rms_norm_quant",
+    "npu_attention_update",
     "npu_apply_rotary_pos_emb",
     "npu_confusion_transpose",
     "npu_dequant_bias",
@@ -134,6 +161,7 @@ __all__ = [
     "npu_fused_infer_attention_score",
     "npu_fused_infer_attention_score_v2",
     "npu_fusion_attention",
+    "npu_geglu",
     "npu_gelu",
     "npu_grouped_matmul_swiglu_quant",
     "npu_grouped_matmul_swiglu_quant_v2",
@@ -142,6 +170,7 @@ __all__ = [
     "npu_kv_rmsnorm_rope_cache",
     "npu_linear",
     "npu_mm_all_reduce_base",
+    "npu_mrope",
     "npu_prefetch",
     "npu_prompt_flash_attention",
     "npu_rms_norm",
@@ -150,6 +179,7 @@ __all__ = [
     "npu_scatter_nd_update_",
     "npu_scatter_pa_kv_cache",
     "npu_silu",
+    "npu_top_k_top_p",
     "npu_transpose",
     "npu_transpose_batchmatmul",
     "profiler",

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators with which serving engines attend to packed sequences and paged caches, with results written in place.
+
+Lengths are tensors of the host, whose values are read: a graph does not capture these operators.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu._check import require, require_dtype
+from anynpu.compat.attention_operators import attend_to, operands_of, paged_sequences
+from anynpu.compat.published import published
+
+_INDICES = (torch.int32, torch.int64)
+_PAGED = (
+    "Tensor query, Tensor key_cache, Tensor value_cache, int num_kv_heads, int num_heads, float scale_value, "
+    "Tensor block_table, Tensor context_lens, "
+)
+
+
+def _lengths(op: str, name: str, lengths: torch.Tensor) -> list[int]:
+    require_dtype(op, name, lengths, _INDICES)
+    require(op, lengths.dim() == 1, f"{name} must have 1 axis, got {lengths.dim()}")
+    values = lengths.tolist()
+    require(op, min(values, default=0) >= 0, f"{name} must be at least 0, got {min(values, default=0)}")
+    return values
+
+
+def _require_out(op: str, name: str, out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    require_dtype(op, name, out, (dtype,))
+    got = tuple(out.shape)
+    require(op, got == shape, f"{name} must have shape {shape}, got {got}")
+
+
+@published(f"_npu_paged_attention({_PAGED}Tensor(a!) out, Tensor? workspace=None) -> ()", "PagedAttention")
+def _npu_paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    num_kv_heads: int,
+    num_heads: int,
+    scale_value: float,
+    block_table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None = None,
+) -> None:
+    """Writes ``softmax(scale_value * query @ key.T) @ value`` to ``out``: one token (N, D) of query for each sequence.
+
+    Caches are (blocks, block size, num_kv_heads, D), ``block_table`` int32 (B, blocks of a sequence), ``context_lens``
+    int32 (B,). Sequences of length 0 give 0. ``workspace`` has no effect.
+    """
+    op = "_npu_paged_attention"
+    require(op, query.dim() == 3, f"query must have shape (B, N, D), got {tuple(query.shape)}")
+    lengths = _lengths(op, "context_lens", context_lens)
+    sequences = []
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        require_dtype(op, name, cache, (query.dtype,))
+        require(op, cache.dim() == 4, f"{name} must have 4 axes, FRACTAL_NZ is not implemented, got {cache.dim()}")
+        blocks = cache.transpose(1, 2)
+        sequences.append(
+            paged_sequences(op, name, blocks, num_kv_heads, block_table, cache.shape[1], "context_lens", lengths)
+        )
+    result = attend_to(op, query, num_heads, num_kv_heads, *sequences, scale_value)
+    _require_out(op, "out", out, tuple(result.shape), query.dtype)
+    out.copy_(result)
+
+
+@published(f"_npu_paged_attention_get_workspace({_PAGED}Tensor out) -> Tensor", "PagedAttention")
+def _npu_paged_attention_get_workspace(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    num_kv_heads: int,
+    num_heads: int,
+    scale_value: float,
+    block_table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """An empty tensor: ``_npu_paged_attention`` needs no workspace here."""
+    return query.new_empty(0, dtype=torch.uint8)
+
+
+@published(
+    "_npu_flash_attention_unpad(Tensor query, Tensor key, Tensor value, Tensor seq_len, float scale_value, "
+    "int num_heads, int num_kv_heads, Tensor(a!) out) -> ()",
+    "SelfAttention",
+)
+def _npu_flash_attention_unpad(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_len: torch.Tensor,
+    scale_value: float,
+    num_heads: int,
+    num_kv_heads: int,
+    out: torch.Tensor,
+) -> None:
+    """Writes ``softmax(scale_value * query @ key.T) @ value`` of packed sequences (T, N, D) to ``out``, without a mask.
+
+    ``seq_len`` int32 (B,) are the lengths of the sequences.
+    """
+    op = "_npu_flash_attention_unpad"
+    lengths = _lengths(op, "seq_len", seq_len)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    operands = operands_of(
+        op, query, key, value, "TND", ("TND",), num_heads, num_kv_heads, {"seq_len": ends, "seq_len of key": ends}
+    )
+    result = operands.attend([None] * len(lengths), scale_value)
+    _require_out(op, "out", out, tuple(result.shape), query.dtype)
+    out.copy_(result)
+
+
+@published(
+    "npu_paged_cache_load(Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor context_lens, *, "
+    "Tensor? seq_starts=None, Tensor(a!) key, Tensor(b!) value) -> ()",
+    "PagedCacheLoad",
+)
+def npu_paged_cache_load(
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    seq_starts: torch.Tensor | None = None,
+    key: torch.Tensor,
+    value: torch.Tensor,
+) -> None:
+    """Copies ``context_lens[i]`` tokens of each sequence, from ``seq_starts[i]`` on, from caches to key and value.
+
+    Caches are (blocks, block size, N, D), key and value (tokens of all sequences, N, D), of any dtype.
+    """
+    op = "npu_paged_cache_load"
+    lengths = _lengths(op, "context_lens", context_lens)
+    starts = [0] * len(lengths) if seq_starts is None else _lengths(op, "seq_starts", seq_starts)
+    require_dtype(op, "block_table", block_table, _INDICES)
+    shape = tuple(block_table.shape)
+    fits = len(shape) == 2 and shape[0] == len(lengths) == len(starts)
+    require(
+        op,
+        fits,
+        f"block_table, context_lens and seq_starts must have a row for each sequence, got {shape[:1]}, "
+        f"({len(lengths)},) and ({len(starts)},)",
+    )
+    rows = []
+    for name, cache, target in (("key_cache", key_cache, key), ("value_cache", value_cache, value)):
+        require(op, cache.dim() == 4, f"{name} must have 4 axes, FRACTAL_NZ is not implemented, got {cache.dim()}")
+        _require_out(op, name.removesuffix("_cache"), target, (sum(lengths), *cache.shape[2:]), cache.dtype)
+        places = [
+            _places(op, cache, table, start, length)
+            for table, start, length in zip(block_table.long(), starts, lengths, strict=True)
+        ]
+        flat = torch.cat(places) if places else block_table.new_empty(0, dtype=torch.long)
+        rows.append(cache.flatten(0, 1)[flat])
+    key.copy_(rows[0])
+    value.copy_(rows[1])
+
+
+def _places(op: str, cache: torch.Tensor, table: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """Where the tokens of one sequence lie in the cache with its first two axes joined."""
+    blocks, size = cache.shape[:2]
+    most = table.shape[0] * size
+    require(op, start + length <= most, f"seq_starts + context_lens must be at most {most}, got {start + length}")
+    tokens = torch.arange(start, start + length, device=cache.device)
+    used = table[tokens // size]
+    known = ((used >= 0) & (used < blocks)).all()
+    torch._assert_async(known, f"{op}: the blocks of block_table that hold tokens must be blocks of the cache")
+    return used * size + tokens % size
