@@ -17,9 +17,10 @@ PYTHON = ROOT / "src" / "anynpu"
 # What a part of the package must never import.
 FORBIDDEN = {
     "ops": ("anynpu.compat", "anynpu.cli", "anynpu.nn", "anynpu.formats", "anynpu.quantization"),
-    "formats": ("anynpu.compat", "anynpu.cli", "anynpu.nn", "anynpu.quantization"),
-    "nn": ("anynpu.compat", "anynpu.cli", "anynpu.quantization"),
-    "quantization": ("anynpu.compat", "anynpu.cli"),
+    "formats": ("anynpu.compat", "anynpu.cli", "anynpu.nn", "anynpu.quantization", "anynpu.checkpoints"),
+    "nn": ("anynpu.compat", "anynpu.cli", "anynpu.quantization", "anynpu.checkpoints"),
+    "quantization": ("anynpu.compat", "anynpu.cli", "anynpu.checkpoints"),
+    "checkpoints": ("anynpu.compat", "anynpu.cli"),
     "compat": ("anynpu.cli",),
 }
 NATIVE_LAYERS = {

@@ -8,6 +8,7 @@ from anynpu import formats, nn, reference
 from anynpu._device_errors import check_device_errors
 from anynpu._strict import strict
 from anynpu._version import __version__
+from anynpu.checkpoints import load_checkpoint
 from anynpu.compat import install
 from anynpu.ops.anti_quant import anti_quant
 from anynpu.ops.cast import cast
@@ -66,6 +67,7 @@ __all__ = [
     "int4_unpack",
     "kv_cache",
     "kv_cache_attention",
+    "load_checkpoint",
     "load_quantized",
     "make_w4a8_bias",
     "moe_finalize_routing",

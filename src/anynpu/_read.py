@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -25,6 +26,16 @@ def parse_object(op: str, what: str, text: str | bytes) -> dict:
 def read_object(op: str, path: Path) -> dict:
     """The JSON object in a file."""
     return parse_object(op, str(path), path.read_bytes())
+
+
+def shard_names(op: str, index: Path) -> set[str]:
+    """The files that the index of a sharded checkpoint names, all of them in its own folder."""
+    weight_map = read_object(op, index).get("weight_map")
+    require(op, isinstance(weight_map, dict), f"weight_map of {index} must be an object, got {weight_map!r:.80}")
+    for name, file in weight_map.items():
+        plain = isinstance(file, str) and file == os.path.basename(file) and file.endswith(".safetensors")
+        require(op, plain, f"{index} must name a .safetensors file of its folder for {name!r:.80}, got {file!r:.80}")
+    return set(weight_map.values())
 
 
 def open_tensors(op: str, path: Path) -> safe_open:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from anynpu._check import require
-from anynpu._read import open_tensors, read_object
+from anynpu._read import open_tensors, shard_names
 from anynpu.formats.quantized_weight import QuantizedWeight
 from anynpu.ops.grouped_matmul_combine import make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
@@ -136,22 +136,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     index = path / INDEX
     if index.exists():
-        return [path / file for file in sorted(_shards(index))]
+        return [path / file for file in sorted(shard_names("load_experts", index))]
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"load_experts: {path} holds no safetensors file")
     return files
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that an index names, all of them in its own folder."""
-    op = "load_experts"
-    weight_map = read_object(op, index).get("weight_map")
-    require(op, isinstance(weight_map, dict), f"weight_map of {index} must be an object, got {weight_map!r:.80}")
-    for name, file in weight_map.items():
-        plain = isinstance(file, str) and file == os.path.basename(file) and file.endswith(".safetensors")
-        require(op, plain, f"{index} must name a .safetensors file of its folder for {name!r:.80}, got {file!r:.80}")
-    return set(weight_map.values())
 
 
 def _numbers(tensors: dict, name: str) -> Iterator[int]:

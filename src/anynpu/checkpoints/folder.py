@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a model folder as its producer wrote them: a configuration and tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from anynpu._check import require
+from anynpu._read import open_tensors, read_object, shard_names
+
+OP = "load_checkpoint"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Tensors of open safetensors files, read when they are asked for.
+
+    Attributes:
+        files: by the name of each tensor, the file that holds it.
+    """
+
+    files: dict[str, safe_open]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            return self.files[name].get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{OP}: {name} cannot be read: {error}") from error
+
+    def by_module(self) -> dict[str, set[str]]:
+        """Of every module, the last parts of the names of its tensors."""
+        modules: dict[str, set[str]] = {}
+        for name in self.files:
+            module, _, own = name.rpartition(".")
+            modules.setdefault(module, set()).add(own)
+        return modules
+
+    def of_module(self, module: str, own: set[str]) -> dict[str, torch.Tensor]:
+        """The tensors of a module by the last parts of their names."""
+        return {key: self.read(f"{module}.{key}") for key in sorted(own)}
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[Tensors]:
+    """The tensors of all safetensors files of a folder, or of those that its index names.
+
+    Raises:
+        FileNotFoundError: no safetensors file, or one that the index names is missing.
+        ValueError: damaged files, an index that names files outside the folder or other tensors than the files hold,
+            a tensor in two files.
+    """
+    with ExitStack() as stack:
+        files: dict[str, safe_open] = {}
+        for path in _paths(folder):
+            opened = stack.enter_context(open_tensors(OP, path))
+            for name in opened.keys():
+                require(OP, name not in files, f"the tensor {name!r:.80} must be in one file, got a second in {path}")
+                files[name] = opened
+        for index in _indexes(folder):
+            differing = sorted(read_object(OP, index)["weight_map"].keys() ^ files.keys())
+            require(OP, not differing, f"{index} must list the tensors of its files, got other names: {differing[:3]}")
+        yield Tensors(files)
+
+
+def _indexes(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors.index.json"))
+    require(OP, len(found) <= 1, f"{folder} must have one index, got {[path.name for path in found]}")
+    return found
+
+
+def _paths(folder: Path) -> list[Path]:
+    for index in _indexes(folder):
+        return [folder / name for name in sorted(shard_names(OP, index))]
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        pickled = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}"))
+        reason = f"; {pickled[0]} may be a pickle, which could run code, and is not read" if pickled else ""
+        raise FileNotFoundError(f"{OP}: {folder} holds no safetensors file{reason}")
+    return found

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of other producers give the logits of the same model with weights dequantised by the producer's formula."""
+
+from __future__ import annotations
+
+import checkpoint_folders as folders
+import pytest
+import torch
+from checkpoint_folders import logits, model_of
+
+import anynpu
+
+CASES = {
+    "gptq": lambda folder: folders.gptq(model_of(), folder),
+    "gptq, shards and ties": lambda folder: folders.gptq(model_of(tied=True), folder, shards=3),
+    "gptq, 8 bits, one group": lambda folder: folders.gptq(model_of(), folder, bits=8, group=-1),
+    "gptq, act-order": lambda folder: folders.gptq(model_of("qwen3", head_dim=16), folder, act_order=True),
+    "gptq_v2, asymmetric": lambda folder: folders.gptq(model_of(), folder, v2=True, symmetric=False),
+    "gptq, lm_head": lambda folder: folders.gptq(model_of(tied=True, vocab_size=104), folder, skip=()),
+    "gptq, biases": lambda folder: folders.gptq(model_of("qwen2"), folder, symmetric=False),
+    "gptq, skipped modules": lambda folder: folders.gptq(
+        model_of(), folder, skip=("lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj")
+    ),
+    "awq": lambda folder: folders.awq(model_of("qwen2"), folder, shards=2),
+    "pack-quantized": lambda folder: folders.compressed_weights(model_of(), folder),
+    "pack-quantized, asymmetric": lambda folder: folders.compressed_weights(model_of(), folder, symmetric=False),
+    "pack-quantized, act-order": lambda folder: folders.compressed_weights(model_of(), folder, act_order=True),
+    "pack-quantized, channels": lambda folder: folders.compressed_weights(model_of("qwen2"), folder, group=0),
+    "pack-quantized, 8 bits": lambda folder: folders.compressed_weights(model_of(), folder, bits=8, symmetric=False),
+    "int-quantized, 8 bits": lambda folder: folders.compressed_weights(model_of(), folder, bits=8, packed=False),
+    "int-quantized, 4 bits": lambda folder: folders.compressed_weights(
+        model_of(), folder, packed=False, symmetric=False, act_order=True
+    ),
+    "W8A8 dynamic": lambda folder: folders.compressed_int8(model_of("qwen2"), folder),
+    "W8A8 naive": lambda folder: folders.compressed_int8(model_of(), folder, form="naive"),
+    "W8A8 static": lambda folder: folders.compressed_int8(model_of("qwen2"), folder, static=True),
+    "W8A8 static, zero point": lambda folder: folders.compressed_int8(model_of(), folder, static=True, zero=-7),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_of_the_dequantised_model(case, tmp_path):
+    want = logits(CASES[case](tmp_path))
+    model = anynpu.load_checkpoint(tmp_path)
+    layers = [module for module in model.modules() if isinstance(module, anynpu.nn.QuantizedLinear)]
+    assert len(layers) >= 12
+    assert not any(tensor.is_meta for tensor in [*model.state_dict().values(), *model.buffers()])
+    # Weights are the same numbers; sums of up to 96 products in float32 differ, and go through two blocks. An int8
+    # activation at a border between two codes may fall on the other side.
+    got = logits(model)
+    tolerance = 2e-2 if "W8A8" in case else 2e-5
+    assert torch.allclose(got, want, rtol=0, atol=tolerance * float(want.abs().max()))
+
+
+def test_float_folders_and_dtypes(tmp_path):
+    model = model_of(tied=True)
+    folders.write(model, tmp_path, {}, None)
+    loaded = anynpu.load_checkpoint(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert anynpu.load_checkpoint(tmp_path, torch.bfloat16).dtype == torch.bfloat16
