@@ -8,7 +8,7 @@ from anynpu import formats, nn, reference
 from anynpu._device_errors import check_device_errors
 from anynpu._strict import strict
 from anynpu._version import __version__
-from anynpu.checkpoints import load_checkpoint
+from anynpu.checkpoints import convert_checkpoint, load_checkpoint
 from anynpu.compat import install
 from anynpu.ops.anti_quant import anti_quant
 from anynpu.ops.cast import cast
@@ -56,6 +56,7 @@ __all__ = [
     "calibrate_kv",
     "cast",
     "check_device_errors",
+    "convert_checkpoint",
     "compressed_matmul",
     "dequant_swiglu_quant",
     "dynamic_quant",

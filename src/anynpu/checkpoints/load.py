@@ -15,8 +15,11 @@ import torch
 from anynpu._check import dtype_name, require
 from anynpu._read import read_object
 from anynpu.checkpoints.folder import CONFIG, OP, Tensors, open_folder
+from anynpu.checkpoints.msmodelslim import MsModelSlim, description_of
 from anynpu.checkpoints.producers import Producer, producer_of
 from anynpu.nn import QuantizedLinear
+from anynpu.quantization.checkpoint import DESCRIPTION as OWN_DESCRIPTION
+from anynpu.quantization.checkpoint import load_quantized
 
 Progress = Callable[[str], None]
 
@@ -24,7 +27,9 @@ Progress = Callable[[str], None]
 def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -> torch.nn.Module:
     """A language model out of the folder that its producer wrote, with the codes of the files as they are.
 
-    Reads folders of Hugging Face models: float, GPTQ, AWQ and compressed-tensors, as ``quantization_config`` says.
+    Reads folders of Hugging Face models: float, GPTQ, AWQ and compressed-tensors, as ``quantization_config`` says;
+    those of msModelSlim (Ascend), which have a ``quant_model_description.json``; and :func:`anynpu.save_quantized`'s
+    beside a ``config.json``.
     Quantised linear layers become :class:`anynpu.nn.WeightQuantLinear`, :class:`anynpu.nn.QuantLinear` or
     :class:`anynpu.nn.StaticQuantLinear`; which ones they are is what the files hold. Every tensor of the files must
     have its place in the model, and every place its tensor. Only safetensors files are read, and no code of the folder
@@ -55,7 +60,10 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
     if not path.is_dir():
         raise FileNotFoundError(f"{OP}: {path} is no folder")
     config = read_object(OP, path / CONFIG)
-    producer = producer_of(config)
+    if (path / OWN_DESCRIPTION).exists():
+        return _load_own(path, config, dtype).eval()
+    described = description_of(path)
+    producer = producer_of(config) if described is None else MsModelSlim.of(described)
     with open_folder(path) as tensors:
         quantized = {name: own for name, own in tensors.by_module().items() if producer.is_quantized(name, own)}
         model = empty_model(config, dtype, "lm_head" in quantized, len(tensors.files))
@@ -65,6 +73,18 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
         names = [name for name in tensors.files if name.rpartition(".")[0] not in quantized]
         fill(model, {name: tensors.read(name) for name in names})
     return model.eval()
+
+
+def _load_own(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> torch.nn.Module:
+    """A folder of :func:`anynpu.save_quantized` beside a configuration."""
+    layers = read_object(OP, path / OWN_DESCRIPTION).get("layers")
+    with open_folder(path) as tensors:
+        count = len(tensors.files)
+    own_head = isinstance(layers, dict) and "lm_head" in layers
+    model = load_quantized(empty_model(config, None, own_head, count), path)
+    model.tie_weights()
+    _compute_buffers(model)
+    return model if dtype is None else model.to(dtype)
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype | None, own_head: bool, tensors: int) -> torch.nn.Module:

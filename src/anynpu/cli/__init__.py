@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from anynpu._version import __version__
-from anynpu.cli import compress, demo, generate, info, run, selftest, toolkit
+from anynpu.cli import compress, convert, demo, generate, info, run, selftest, toolkit
 from anynpu.cli.errors import fail
 
 
@@ -55,6 +55,7 @@ app.command()(demo.demo)
 app.command()(compress.compress)
 app.command()(compress.decompress)
 app.command()(compress.inspect)
+app.command()(convert.convert)
 app.command()(generate.generate)
 app.command()(toolkit.toolkit)
 app.command(context_settings={**_PASS_ON, "ignore_unknown_options": True})(toolkit.cc)

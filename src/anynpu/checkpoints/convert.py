@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes models as the folders that other programs load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from anynpu._check import require
+from anynpu._read import read_object
+from anynpu.checkpoints.compressed_tensors import CompressedTensorsWriter
+from anynpu.checkpoints.folder import CONFIG
+from anynpu.checkpoints.load import Progress, load
+from anynpu.checkpoints.msmodelslim import DESCRIPTION, MsModelSlimWriter
+from anynpu.formats import decompress_weight
+from anynpu.nn import CompressedLinear, QuantizedLinear, QuantLinear, QuantMoE
+from anynpu.quantization import save_quantized
+
+_OP = "convert_checkpoint"
+_SHARD_BYTES = 4 << 30
+_SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+               "generation_config.json", "chat_template*", "LICENSE*")  # fmt: skip
+
+
+def convert_checkpoint(
+    source: str | os.PathLike, target: str | os.PathLike, to: str, progress: Progress = lambda name: None
+) -> int:
+    """Writes a model that :func:`load_checkpoint` reads as another kind of folder; codes and scales stay as they are.
+
+    The folder appears under its name only when it is complete. The tokenizer's files are copied.
+
+    Args:
+        source: a folder for :func:`load_checkpoint`.
+        target: the folder to write, which must not exist.
+        to: ``"anynpu"`` (:func:`save_quantized`), ``"msmodelslim"`` (vllm-ascend) or ``"compressed-tensors"`` (vLLM).
+        progress: called with the name of each module that was read or written.
+
+    Returns:
+        The number of quantised layers.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+        TypeError, ValueError: what :func:`load_checkpoint` refuses, or a layer for which the layout has no place.
+    """
+    source, target = Path(source), Path(target)
+    require(_OP, to in WRITERS, f"to must be one of {', '.join(WRITERS)}, got {to!r}")
+    if target.exists():
+        raise FileExistsError(f"{_OP}: {target} exists and is not overwritten")
+    model = load(source, None, progress)
+    config = read_object(_OP, source / CONFIG)
+    config.pop("quantization_config", None)
+    config["tie_word_embeddings"] = model.config.tie_word_embeddings
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        for path in _side_files(source):
+            shutil.copyfile(path, folder / path.name)
+        count = WRITERS[to](model, folder, config, progress)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        os.rename(folder, target)
+    return count
+
+
+def _side_files(source: Path) -> list[Path]:
+    return sorted(path for pattern in _SIDE_FILES for path in source.glob(pattern) if path.is_file())
+
+
+def _layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
+    """The quantised layers by name; a compressed one as it computes."""
+    layers = {}
+    for name, module in model.named_modules():
+        require(_OP, not isinstance(module, QuantMoE), f"{name}: experts that are one operand are not written")
+        if isinstance(module, CompressedLinear):
+            module = QuantLinear.from_codes(
+                decompress_weight(module.compressed()), module.scale, module.bias, module.input_scale
+            )
+        if isinstance(module, QuantizedLinear):
+            layers[name] = module
+    return layers
+
+
+def _anynpu(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
+    save_quantized(model, folder)
+    return len(_layers(model))
+
+
+def _msmodelslim(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
+    layers = _layers(model)
+    writer = MsModelSlimWriter(layers, model.dtype)
+    names = _write_tensors(model, layers, writer, folder, "quant_model_weight", progress)
+    (folder / DESCRIPTION).write_text(json.dumps(writer.description(names), indent=2) + "\n")
+    return len(layers)
+
+
+def _compressed_tensors(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
+    layers = _layers(model)
+    writer = CompressedTensorsWriter()
+    _write_tensors(model, layers, writer, folder, "model", progress)
+    floats = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    config["quantization_config"] = writer.quantization_config(floats)
+    return len(layers)
+
+
+WRITERS = {"anynpu": _anynpu, "msmodelslim": _msmodelslim, "compressed-tensors": _compressed_tensors}
+
+
+def _write_tensors(
+    model: torch.nn.Module,
+    layers: dict[str, QuantizedLinear],
+    writer: MsModelSlimWriter | CompressedTensorsWriter,
+    folder: Path,
+    stem: str,
+    progress: Progress,
+) -> list[str]:
+    """Writes all tensors of the model into safetensors files of some 4 GiB with an index; returns their names."""
+    shards = _Shards(folder, stem)
+    for name, layer in layers.items():
+        try:
+            own = writer.tensors(name, layer)
+        except ValueError as error:
+            raise ValueError(f"{_OP}: layer {name}: {error}") from error
+        for key, tensor in own.items():
+            shards.add(f"{name}.{key}", tensor)
+        progress(name)
+    for name, tensor in _floats(model, layers):
+        shards.add(name, tensor)
+    return shards.close()
+
+
+def _floats(model: torch.nn.Module, layers: dict[str, QuantizedLinear]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that belong to no quantised layer, tied ones once."""
+    seen = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name.rpartition(".")[0] not in layers and tensor not in seen:
+            seen.add(tensor)
+            yield name, tensor.detach()
+
+
+class _Shards:
+    """Safetensors files that are named when their number is known."""
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self._folder, self._stem, self._bytes, self._total = folder, stem, 0, 0
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._files: list[list[str]] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """One more tensor."""
+        if self._tensors and self._bytes + tensor.nbytes > _SHARD_BYTES:
+            self._flush()
+        self._tensors[name] = tensor.contiguous()
+        self._bytes += tensor.nbytes
+        self._total += tensor.nbytes
+
+    def _flush(self) -> None:
+        save_file(self._tensors, self._part(len(self._files)), {"format": "pt"})
+        self._files.append(list(self._tensors))
+        self._tensors, self._bytes = {}, 0
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"{self._stem}.{number}.partial"
+
+    def close(self) -> list[str]:
+        """Names the files and writes their index; returns the names of all tensors."""
+        self._flush()
+        count, weight_map = len(self._files), {}
+        for i, names in enumerate(self._files):
+            file = f"{self._stem}-{i + 1:05}-of-{count:05}.safetensors"
+            os.rename(self._part(i), self._folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+        (self._folder / f"{self._stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        return list(weight_map)
