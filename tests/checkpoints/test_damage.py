@@ -108,7 +108,7 @@ def test_truncated_files(folder):
 
 
 def test_what_is_missing(folder):
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is no folder and no .gguf file"):
         anynpu.load_checkpoint(folder / "nothing")
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds no safetensors file"):

@@ -55,7 +55,7 @@ def convert_checkpoint(
     if target.exists():
         raise FileExistsError(f"{_OP}: {target} exists and is not overwritten")
     model = load(source, None, progress)
-    config = read_object(_OP, source / CONFIG)
+    config = read_object(_OP, source / CONFIG) if source.is_dir() else model.config.to_dict()
     config.pop("quantization_config", None)
     config["tie_word_embeddings"] = model.config.tie_word_embeddings
     target.parent.mkdir(parents=True, exist_ok=True)

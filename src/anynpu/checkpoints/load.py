@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from anynpu._check import dtype_name, require
+from anynpu._check import require
 from anynpu._read import read_object
 from anynpu.checkpoints.folder import CONFIG, OP, Tensors, open_folder
+from anynpu.checkpoints.gguf import load_gguf
+from anynpu.checkpoints.model import compute_buffers, empty_model, fill, install, require_linear
 from anynpu.checkpoints.msmodelslim import MsModelSlim, description_of
 from anynpu.checkpoints.producers import Producer, producer_of
 from anynpu.nn import QuantizedLinear
@@ -36,7 +36,7 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
     is run. The package transformers builds the model.
 
     Args:
-        path: the folder.
+        path: the folder, or a GGUF file of Llama, Qwen2 or Qwen3, with Q4_0, Q4_1, Q8_0 or float weights.
         dtype: of everything that is not quantised; None: as the configuration says.
 
     Returns:
@@ -57,8 +57,10 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
 
 def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name: None) -> torch.nn.Module:
     """:func:`load_checkpoint` without rearranged weights; ``progress`` hears of every module."""
+    if path.is_file() and path.suffix == ".gguf":
+        return load_gguf(path, dtype, progress).eval()
     if not path.is_dir():
-        raise FileNotFoundError(f"{OP}: {path} is no folder")
+        raise FileNotFoundError(f"{OP}: {path} is no folder and no .gguf file")
     config = read_object(OP, path / CONFIG)
     if (path / OWN_DESCRIPTION).exists():
         return _load_own(path, config, dtype).eval()
@@ -83,44 +85,8 @@ def _load_own(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> 
     own_head = isinstance(layers, dict) and "lm_head" in layers
     model = load_quantized(empty_model(config, None, own_head, count), path)
     model.tie_weights()
-    _compute_buffers(model)
+    compute_buffers(model)
     return model if dtype is None else model.to(dtype)
-
-
-def empty_model(config: dict[str, Any], dtype: torch.dtype | None, own_head: bool, tensors: int) -> torch.nn.Module:
-    """The model of a configuration on the device meta; with ``own_head``, its output layer shares no weight.
-
-    Raises:
-        ImportError: transformers is not installed.
-        ValueError: no configuration of a language model, or one with more layers than there are ``tensors``.
-    """
-    package = _transformers()
-    kinds = package.models.auto.configuration_auto.CONFIG_MAPPING
-    kind = config.get("model_type")
-    known = isinstance(kind, str) and kind in kinds
-    require(OP, known, f"model_type of {CONFIG} must be one that transformers knows, got {kind!r:.80}")
-    layers = config.get("num_hidden_layers", 0)
-    few = isinstance(layers, int) and layers <= tensors
-    require(
-        OP, few, f"num_hidden_layers of {CONFIG} must be at most the number of tensors, {tensors}, got {layers!r:.80}"
-    )
-    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-    try:
-        parsed = kinds[kind].from_dict(plain)
-        if own_head:
-            parsed.tie_word_embeddings = False
-        with torch.device("meta"):
-            return package.AutoModelForCausalLM.from_config(parsed, dtype=dtype or parsed.dtype or torch.float32)
-    except Exception as error:  # whatever a configuration makes transformers raise
-        raise ValueError(f"{OP}: {CONFIG} describes no language model: {error}") from error
-
-
-def _transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"{OP}: needs the package transformers: pip install transformers") from error
-    return transformers
 
 
 def _layer(model: torch.nn.Module, producer: Producer, tensors: Tensors, name: str, own: set[str]) -> QuantizedLinear:
@@ -135,59 +101,5 @@ def _layer(model: torch.nn.Module, producer: Producer, tensors: Tensors, name: s
         layer = producer.layer(name, tensors.of_module(name, own), want)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{OP}: layer {name}: {error}") from error
-    got = (layer.out_features, layer.in_features)
-    require(OP, want == got, f"layer {name} must have shape (N, K) = {want} by {CONFIG}, got {got}")
-    lacks = present.bias is not None and getattr(layer, "bias", layer) is None
-    require(OP, not lacks, f"layer {name} must have a bias by {CONFIG}, the files have none")
+    require_linear(model, name, layer)
     return layer
-
-
-def install(model: torch.nn.Module, name: str, layer: torch.nn.Module) -> None:
-    """Puts a layer in the place of the module ``name``."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
-
-
-def fill(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Gives a model on the device meta its float tensors, and the buffers that it computes itself.
-
-    Raises:
-        TypeError, ValueError: names, shapes or dtypes that are not the model's; tied tensors that differ.
-    """
-    expected = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta}
-    ignored = [r"\.rotary_emb\.inv_freq$", *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])]
-    unknown = sorted(
-        name for name in tensors.keys() - expected.keys() if not any(re.search(each, name) for each in ignored)
-    )
-    require(OP, not unknown, f"the files have {len(unknown)} tensors that the model lacks, the first is {unknown[:1]}")
-    given: dict[torch.Tensor, str] = {expected[name]: name for name in sorted(tensors.keys() & expected.keys())}
-    missing = sorted(name for name, place in expected.items() if place not in given)
-    require(OP, not missing, f"the files lack {len(missing)} tensors of the model, the first is {missing[:1]}")
-    values = {place: _value(name, tensors[name], place) for place, name in given.items()}
-    for name in tensors.keys() & expected.keys():
-        first = given[expected[name]]
-        same = name == first or torch.equal(tensors[name], tensors[first])
-        require(OP, same, f"{name} must equal {first}, to which {CONFIG} ties it, got other values")
-    model.load_state_dict({name: values[place] for name, place in expected.items()}, strict=False, assign=True)
-    _compute_buffers(model)
-
-
-def _value(name: str, tensor: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """What goes to a place of the model: of its shape and dtype, a parameter where that is one."""
-    want, got = tuple(place.shape), tuple(tensor.shape)
-    require(OP, want == got, f"{name} must have shape {want} by {CONFIG}, got {got}")
-    if tensor.is_floating_point() != place.is_floating_point():
-        raise TypeError(f"{OP}: {name} must be {dtype_name(place.dtype)}, got {dtype_name(tensor.dtype)}")
-    value = tensor.to(place.dtype)
-    return torch.nn.Parameter(value, requires_grad=False) if isinstance(place, torch.nn.Parameter) else value
-
-
-def _compute_buffers(model: torch.nn.Module) -> None:
-    """Buffers that are in no file, such as the frequencies of rotary embeddings: made anew by their module's class."""
-    for name, module in model.named_modules():
-        own = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        if own:
-            require(OP, hasattr(module, "config"), f"{name}.{own[0]} is in no file and its module cannot compute it")
-            fresh = type(module)(module.config)
-            for key in own:
-                module.register_buffer(key, getattr(fresh, key), persistent=False)

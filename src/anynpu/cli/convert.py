@@ -23,7 +23,7 @@ class Layout(str, Enum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", exists=True, help="The model folder to read.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", exists=True, help="The model folder, or GGUF file, to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, which must not exist.")],
     to: Annotated[Layout, typer.Option(help="msmodelslim for vllm-ascend, compressed-tensors for vLLM.")],
 ) -> None:
