@@ -34,6 +34,7 @@ constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kC
 constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights
 constexpr int64_t kSharedValues = 1 << 20;  // of all rows, so few that threads may share the experts
 constexpr int64_t kWideColumns = 1024;      // of a task of few rows that unpacks its weights
+constexpr int64_t kUnitOfK = 64;            // of parts of k: a multiple of the blocks of a kernel
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
@@ -181,9 +182,51 @@ class Combine {
     });
   }
 
-  // Even parts of all columns of all pieces.
+  // Whole pieces for each thread, and of the pieces that are left parts of k, whose sums are integers, since memory is
+  // fastest along whole rows of k. Where these sums do not fit, even parts of all columns of all pieces.
   void multiply_shares() {
-    const int64_t units = ceil_divide(problem_.n, kColumns), all = piece_count_ * units;
+    const bool by_k = problem_.scale_groups == 1 && columns_ >= problem_.n;
+    const int64_t left = by_k ? piece_count_ % threads_ : 0;
+    if (piece_count_ > left) multiply_columns(piece_count_ - left);
+    for (int64_t i = piece_count_ - left; i < piece_count_; ++i) multiply_parts_of_k(pieces_[i]);
+  }
+
+  void multiply_parts_of_k(const Piece& piece) {
+    const int64_t units = ceil_divide(problem_.k, kUnitOfK);
+    for_each_thread([&](int64_t thread, const TaskMemory& memory) {
+      const int64_t begin = units * thread / threads_ * kUnitOfK;
+      const int64_t end = std::min(problem_.k, units * (thread + 1) / threads_ * kUnitOfK);
+      multiply_int4(piece, {begin, end, begin, begin / 4}, 0, problem_.n, memory);
+    });
+    const int64_t all = ceil_divide(problem_.n, kColumns);
+    parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
+      const int64_t column = all * begin / threads_ * kColumns;
+      const int64_t columns = std::min(problem_.n, all * end / threads_ * kColumns) - column;
+      const TaskMemory sum = from_column(task_memory(0), piece, column);
+      for (int64_t thread = 1; thread < threads_; ++thread) {
+        const TaskMemory part = from_column(task_memory(thread), piece, column);
+        add_integers(part.sums, columns * piece.rows, sum.sums);
+        add_integers(part.column_sums, columns, sum.column_sums);
+      }
+      start_values(piece, column, columns, values_of(piece, column, sum));
+      scale_sums(piece, 0, column, columns, sum);
+    });
+  }
+
+  static TaskMemory from_column(TaskMemory memory, const Piece& piece, int64_t column) {
+    memory.sums += column * piece.rows;
+    memory.column_sums += column;
+    memory.of_column += column;
+    memory.scale += column;
+    return memory;
+  }
+
+  static void add_integers(const int32_t* from, int64_t count, int32_t* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<int32_t>(static_cast<uint32_t>(to[i]) + from[i]);
+  }
+
+  void multiply_columns(int64_t pieces) {
+    const int64_t units = ceil_divide(problem_.n, kColumns), all = pieces * units;
     for_each_thread([&](int64_t thread, const TaskMemory& memory) {
       const int64_t end = all * (thread + 1) / threads_;
       for (int64_t i = all * thread / threads_, count = 0; i < end; i += count) {
@@ -257,19 +300,22 @@ class Combine {
   int64_t values_stride() const { return share_experts_ ? problem_.n : columns_; }
 
   void multiply_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
-    float* values = values_of(piece, column, memory);
-    start_values(piece, column, columns, values);
+    start_values(piece, column, columns, values_of(piece, column, memory));
     for (int64_t index = 0; index < problem_.scale_groups; ++index) {
       const ScaleGroup group = packed_.group(index);
       own_product_ ? multiply_int4(piece, group, column, columns, memory)
                    : multiply(piece, group, column, columns, memory);
-      load_scale(piece.expert * problem_.scale_groups + index, column, columns, memory.scale);
-      take_column_sums(own_product_ ? memory.column_sums : memory.sums + piece.rows * columns_, columns,
-                       memory.of_column);
-      const auto scale = own_product_ ? kernel_.scale_int4 : kernel_.scale_group;
-      scale({memory.sums, columns_, values, values_stride(), packed_.of_rows(piece, index), memory.of_column,
-             memory.scale, piece.rows, columns});
+      scale_sums(piece, index, column, columns, memory);
     }
+  }
+
+  void scale_sums(const Piece& piece, int64_t index, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    load_scale(piece.expert * problem_.scale_groups + index, column, columns, memory.scale);
+    take_column_sums(own_product_ ? memory.column_sums : memory.sums + piece.rows * columns_, columns,
+                     memory.of_column);
+    const auto scale = own_product_ ? kernel_.scale_int4 : kernel_.scale_group;
+    scale({memory.sums, columns_, values_of(piece, column, memory), values_stride(), packed_.of_rows(piece, index),
+           memory.of_column, memory.scale, piece.rows, columns});
   }
 
   void store_sums(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
