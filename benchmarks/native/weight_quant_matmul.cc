@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times weight_quant_matmul against the roofs of this machine, measured between the cases. Weights rotate over >= 512
-// MB. Arguments: threads, seconds a case, then any of m=1,4 x=bf16,fp16,fp32 w=prepacked,raw,transposed,nz bits=4
-// group=128 precise=0 shapes=4096x4096,... clock=wall|cpu rotate=1|0
+// MB, and their scales and offsets with them. Arguments: threads, seconds a case, then any of m=1,4 x=bf16,fp16,fp32
+// w=prepacked,raw,transposed,nz bits=4 group=128 scale=bf16,fp16,fp32 (else as x) offset=0,1 precise=0
+// shapes=4096x4096,... clock=wall|cpu rotate=1|0
 #include <omp.h>
 
 #include <algorithm>
@@ -69,15 +70,32 @@ anynpu_tensor weight_tensor(const std::string& layout, int bits, void* data, int
 }
 
 struct Case {
-  std::string layout, x;
+  std::string layout, x, scale;
   int64_t m, k, n, group;
   int bits, precise;
+  bool offset;
   bool hot;  // the same weight each time
 };
 
+int32_t dtype_of(const std::string& name) {
+  return name == "fp16" ? ANYNPU_FLOAT16 : name == "bf16" ? ANYNPU_BFLOAT16 : ANYNPU_FLOAT32;
+}
+
+// 0.01, or what is near it.
+std::vector<uint8_t> small_values(int32_t dtype, int64_t count) {
+  const float value = 0.01f;
+  const uint16_t half = dtype == ANYNPU_BFLOAT16 ? 0x3c24 : 0x211f;
+  const int64_t bytes = dtype == ANYNPU_FLOAT32 ? 4 : 2;
+  std::vector<uint8_t> values(static_cast<size_t>(count * bytes));
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(&values[i * bytes], bytes == 4 ? static_cast<const void*>(&value) : &half, static_cast<size_t>(bytes));
+  }
+  return values;
+}
+
 void run(const Case& c, double seconds) {
-  const int32_t dtype = c.x == "fp16" ? ANYNPU_FLOAT16 : c.x == "bf16" ? ANYNPU_BFLOAT16 : ANYNPU_FLOAT32;
-  std::vector<uint8_t> x(c.m * c.k * 4), y(c.m * c.n * 4), scale((c.k / std::max<int64_t>(1, c.group) + 1) * c.n * 4);
+  const int32_t dtype = dtype_of(c.x), scale_dtype = dtype_of(c.scale);
+  std::vector<uint8_t> x(c.m * c.k * 4), y(c.m * c.n * 4);
   std::mt19937 generator(1);
   std::normal_distribution<float> normal;
   for (int64_t i = 0; i < c.m * c.k; ++i) {
@@ -91,20 +109,15 @@ void run(const Case& c, double seconds) {
                                                       ((((bits >> 23 & 255) - 112) & 31) << 10) | (bits >> 13 & 0x3ff));
     if (dtype != ANYNPU_FLOAT32) std::memcpy(&x[i * 2], &half, 2);
   }
-  const uint16_t small = dtype == ANYNPU_BFLOAT16 ? 0x3c00 : 0x1400;
-  const float small_float = 0.01f;
-  for (size_t i = 0; i + 4 <= scale.size(); i += dtype == ANYNPU_FLOAT32 ? 4 : 2) {
-    if (dtype == ANYNPU_FLOAT32)
-      std::memcpy(&scale[i], &small_float, 4);
-    else
-      std::memcpy(&scale[i], &small, 2);
-  }
   const int64_t weight_bytes = (64 + c.k * c.n * c.bits / 8 + 63) / 64 * 64;
   const int64_t copies = c.hot ? 1 : std::max<int64_t>(1, static_cast<int64_t>(noise.size()) / weight_bytes);
+  const int64_t groups = c.group == 0 ? 1 : (c.k + c.group - 1) / c.group;
+  const int64_t channel_bytes = groups * c.n * (scale_dtype == ANYNPU_FLOAT32 ? 4 : 2), kinds = c.offset ? 2 : 1;
+  std::vector<uint8_t> channels = small_values(scale_dtype, copies * kinds * groups * c.n);
+  const int64_t bytes = weight_bytes + kinds * channel_bytes;
   anynpu_weight_quant_matmul_args args = {};
   args.x = matrix(x.data(), dtype, c.m, c.k);
   args.y = matrix(y.data(), dtype, c.m, c.n);
-  args.scale = matrix(scale.data(), dtype, c.group == 0 ? 1 : (c.k + c.group - 1) / c.group, c.n);
   args.group_size = c.group;
   args.inner_precise = c.precise;
   if (c.layout == "prepacked") {  // only the headers of the copies are packed: the rest is noise, which is valid
@@ -119,12 +132,15 @@ void run(const Case& c, double seconds) {
   double bandwidth = 0, dots = 0, fmas = 0;
   const int repeats = 3;
   for (int round = 0; round < repeats; ++round) {
-    for (int i = 0; i < 20; ++i) bandwidth = std::max(bandwidth, next_read_roof(weight_bytes));
+    for (int i = 0; i < 20; ++i) bandwidth = std::max(bandwidth, next_read_roof(bytes));
     dots = std::max(dots, int8_roof(kBursts));
     fmas = std::max(fmas, fma_roof());
     const double end = now() + seconds / repeats;
     for (int64_t copy = 0; now() < end || copy < 2; ++copy) {
       args.weight = weight_tensor(c.layout, c.bits, noise.data() + copy % copies * weight_bytes, c.k, c.n);
+      uint8_t* scale = channels.data() + copy % copies * kinds * channel_bytes;
+      args.scale = matrix(scale, scale_dtype, groups, c.n);
+      if (c.offset) args.offset = matrix(scale + channel_bytes, scale_dtype, groups, c.n);
       const double start = now();
       if (anynpu_weight_quant_matmul(&args, nullptr, 0) != ANYNPU_OK) {
         std::printf("%s\n", anynpu_last_error());
@@ -135,15 +151,45 @@ void run(const Case& c, double seconds) {
   }
   std::sort(times.begin(), times.end());
   const double time = times[times.size() / 2], best = times.front();
-  const double gb = static_cast<double>(weight_bytes) * 1e-9, ops = 2e-9 * static_cast<double>(c.m * c.k * c.n);
+  const double gb = static_cast<double>(bytes) * 1e-9, ops = 2e-9 * static_cast<double>(c.m * c.k * c.n);
   std::printf(
-      "%-10s w%d %s m=%-4lld %lldx%lld g=%lld p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of %.1f), "
+      "%-10s w%d %s m=%-4lld %lldx%lld g=%lld %s%s p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of "
+      "%.1f), "
       "%6.1f Gop/s (%3.0f %% of int8 %.0f, %3.0f %% of fma %.0f)\n",
       c.layout.c_str(), c.bits, c.x.c_str(), static_cast<long long>(c.m), static_cast<long long>(c.k),
-      static_cast<long long>(c.n), static_cast<long long>(c.group), c.precise, time * 1e6, best * 1e6, gb / best,
-      100e9 * gb / best / bandwidth, bandwidth / 1e9, ops / best, 100e9 * ops / best / dots, dots / 1e9,
-      100e9 * ops / best / fmas, fmas / 1e9);
+      static_cast<long long>(c.n), static_cast<long long>(c.group), c.scale.c_str(), c.offset ? "+o" : "", c.precise,
+      time * 1e6, best * 1e6, gb / best, 100e9 * gb / best / bandwidth, bandwidth / 1e9, ops / best,
+      100e9 * ops / best / dots, dots / 1e9, 100e9 * ops / best / fmas, fmas / 1e9);
   std::fflush(stdout);
+}
+
+// All combinations of the parts of the arguments.
+std::vector<Case> all_cases(int argc, char** argv) {
+  std::vector<Case> cases = {Case{}};
+  const auto vary = [&](const char* name, const char* fallback, const auto& set) {
+    std::vector<Case> varied;
+    for (const Case& each : cases) {
+      for (const std::string& value : option(argc, argv, name, fallback)) {
+        varied.push_back(each);
+        set(varied.back(), value);
+      }
+    }
+    cases = varied;
+  };
+  vary("shapes", "4096x4096,4096x14336,14336x4096", [](Case& c, const std::string& value) {
+    c.k = std::atoll(value.c_str());
+    c.n = std::atoll(value.c_str() + value.find('x') + 1);
+  });
+  vary("w", "prepacked", [](Case& c, const std::string& value) { c.layout = value; });
+  vary("x", "bf16", [](Case& c, const std::string& value) { c.x = c.scale = value; });
+  vary("m", "1", [](Case& c, const std::string& value) { c.m = std::atoll(value.c_str()); });
+  vary("precise", "0", [](Case& c, const std::string& value) { c.precise = std::atoi(value.c_str()); });
+  vary("bits", "4", [](Case& c, const std::string& value) { c.bits = std::atoi(value.c_str()); });
+  vary("group", "128", [](Case& c, const std::string& value) { c.group = std::atoll(value.c_str()); });
+  vary("scale", "as x", [](Case& c, const std::string& value) { c.scale = value == "as x" ? c.scale : value; });
+  vary("offset", "0", [](Case& c, const std::string& value) { c.offset = value == "1"; });
+  vary("rotate", "1", [](Case& c, const std::string& value) { c.hot = value == "0"; });
+  return cases;
 }
 
 }  // namespace
@@ -158,26 +204,6 @@ int main(int argc, char** argv) {
     const uint64_t value = generator();
     std::memcpy(&noise[i], &value, 8);
   }
-  for (const std::string& shape : option(argc, argv, "shapes", "4096x4096,4096x14336,14336x4096")) {
-    for (const std::string& layout : option(argc, argv, "w", "prepacked")) {
-      for (const std::string& x : option(argc, argv, "x", "bf16")) {
-        for (const std::string& m : option(argc, argv, "m", "1")) {
-          for (const std::string& precise : option(argc, argv, "precise", "0")) {
-            Case c;
-            c.layout = layout;
-            c.x = x;
-            c.m = std::atoll(m.c_str());
-            c.k = std::atoll(shape.c_str());
-            c.n = std::atoll(shape.c_str() + shape.find('x') + 1);
-            c.group = std::atoll(option(argc, argv, "group", "128")[0].c_str());
-            c.bits = std::atoi(option(argc, argv, "bits", "4")[0].c_str());
-            c.precise = std::atoi(precise.c_str());
-            c.hot = option(argc, argv, "rotate", "1")[0] == "0";
-            run(c, seconds);
-          }
-        }
-      }
-    }
-  }
+  for (const Case& each : all_cases(argc, argv)) run(each, seconds);
   return 0;
 }

@@ -112,7 +112,7 @@ struct PanelProduct {
   Ahead ahead;
 };
 
-// 32 outputs in the packed32 format times one tile of rows, over all k: for products bound by memory.
+// 32 outputs in the packed32 format times one tile of rows, over the k of some blocks: for products bound by memory.
 struct StreamProduct {
   const uint8_t* cells;
   int32_t bits;

@@ -22,6 +22,13 @@ void load_channels(const GemmKernel& kernel, const Channels& channels, int64_t g
   }
 }
 
+void fetch_channels(const Channels& channels, int64_t group, int64_t column, int64_t count) {
+  if (channels.group_stride == 0 || channels.column_stride != 1) return;
+  const int64_t bytes = dtype_bits(channels.dtype) / 8;
+  const uint8_t* from = static_cast<const uint8_t*>(channels.data) + (group * channels.group_stride + column) * bytes;
+  for (int64_t line = 0; line < count * bytes; line += 64) __builtin_prefetch(from + line, 0, 2);
+}
+
 void load_quantisation(const WeightQuantProblem& problem, float* scale, float* offset) {
   const Channels &scales = problem.quant_scale, &offsets = problem.quant_offset;
   for (int64_t column = 0; column < problem.n; ++column) {

@@ -20,10 +20,10 @@ void fill_blocks(int64_t k, int64_t group, KBlock* blocks) {
   }
 }
 
-BlockSpan span_from(const KBlock* blocks, int64_t block_count, int64_t first) {
+BlockSpan span_from(const KBlock* blocks, int64_t block_count, int64_t first, int64_t most_k) {
   BlockSpan span = {first, first, 0, 0};
   if (first < block_count) span.k = blocks[first].k;
-  while (span.last < block_count && span.count + blocks[span.last].count <= kSpan) {
+  while (span.last < block_count && span.count + blocks[span.last].count <= most_k) {
     span.count += blocks[span.last++].count;
   }
   return span;

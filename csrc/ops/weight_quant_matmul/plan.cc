@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 512;       // rows of x packed at once
 constexpr int64_t kRowMultiple = 12;       // rows in whole tiles of all schemes but bf16
+constexpr int64_t kLongGroup = 128;        // k, whose scales are few; those of shorter groups are fetched span by span
 constexpr int64_t kTaskWork = 1 << 20;     // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
@@ -97,6 +98,7 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
+  plan.stream_span = problem.group < kLongGroup ? kSpan : problem.k;
   plan.most_rests = most_rests(problem, kernel, plan);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));

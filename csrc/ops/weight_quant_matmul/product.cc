@@ -11,6 +11,14 @@ namespace {
 
 constexpr int64_t kRowsAtHand = 96;  // rows of x in float32 that pass by the operands of a span
 
+bool is_plain(const Channels& channels) { return channels.dtype == ANYNPU_FLOAT32 && channels.column_stride == 1; }
+
+// Rows of float32.
+bool has_plain_scales(const WeightQuantProblem& problem) {
+  if (!is_plain(problem.scale)) return false;
+  return !problem.has_offset || (is_plain(problem.offset) && problem.offset.group_stride == problem.scale.group_stride);
+}
+
 }  // namespace
 
 void WeightQuantProduct::run(int64_t first, int64_t count, int32_t* fallback) const {
@@ -60,23 +68,51 @@ void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t r
 
 void WeightQuantProduct::add_streams(const PackedX& x, int64_t column, int64_t columns,
                                      const ThreadScratch& scratch) const {
-  for (int64_t block = 0; block < plan_.block_count; ++block) load_scales(block, block, column, columns, scratch);
   StreamProduct product;
   product.bits = weight_.bits;
-  product.k_blocks = storage_.blocks;
-  product.block_count = plan_.block_count;
-  product.x = x.data;
-  product.blocks = storage_.digit_blocks;
-  product.channel_stride = plan_.column_block;
   product.rows = x.rows;
   product.c_stride = plan_.column_block;
   product.rests = x.digits < plan_.digits;
-  for (int64_t first = 0; first < columns; first += kStreamColumns) {
-    product.cells = weight_.data + (column + first) / kStreamColumns * ceil_divide(problem_.k, 4) * weight_.bits * 16;
-    product.scale = scratch.scale + first;
-    product.offset = problem_.has_offset ? scratch.offset + first : nullptr;
-    product.c = scratch.c + first;
-    x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[x.digits](product);
+  const auto next = [&](int64_t first) {
+    return span_from(storage_.blocks, plan_.block_count, first, plan_.stream_span);
+  };
+  for (BlockSpan span = next(0); span.count > 0; span = next(span.last)) {
+    const SpanScales scales = stream_scales(span, column, columns, scratch);
+    fetch_scales(next(span.last), column, columns);
+    product.k_blocks = storage_.blocks + span.first;
+    product.block_count = span.last - span.first;
+    product.x = x.data + span.k / plan_.step_k * x.rows * x.digits;
+    product.blocks = storage_.digit_blocks + span.first * x.rows;
+    product.channel_stride = scales.stride;
+    for (int64_t first = 0; first < columns; first += kStreamColumns) {
+      const int64_t strip = (column + first) / kStreamColumns;
+      product.cells = weight_.data + (strip * ceil_divide(problem_.k, 4) + span.k / 4) * weight_.bits * 16;
+      product.scale = scales.scale + first;
+      product.offset = scales.offset == nullptr ? nullptr : scales.offset + first;
+      product.c = scratch.c + first;
+      x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[x.digits](product);
+    }
+  }
+}
+
+// Those of short groups, which are blocks, stay where they lie if a kernel can read whole strips of them there.
+SpanScales WeightQuantProduct::stream_scales(const BlockSpan& span, int64_t column, int64_t columns,
+                                             const ThreadScratch& scratch) const {
+  if (plan_.stream_span == kSpan && columns % kStreamColumns == 0 && has_plain_scales(problem_)) {
+    const int64_t first = span.first * problem_.scale.group_stride + column;
+    return {static_cast<const float*>(problem_.scale.data) + first,
+            problem_.has_offset ? static_cast<const float*>(problem_.offset.data) + first : nullptr,
+            problem_.scale.group_stride};
+  }
+  load_scales(span, column, columns, scratch);
+  return {scratch.scale, problem_.has_offset ? scratch.offset : nullptr, plan_.column_block};
+}
+
+void WeightQuantProduct::fetch_scales(const BlockSpan& span, int64_t column, int64_t columns) const {
+  for (int64_t block = span.first; block < span.last; ++block) {
+    const int64_t group = storage_.blocks[block].k / problem_.group;
+    fetch_channels(problem_.scale, group, column, columns);
+    if (problem_.has_offset) fetch_channels(problem_.offset, group, column, columns);
   }
 }
 
@@ -111,6 +147,11 @@ BlockSpan WeightQuantProduct::next_span(int64_t first) const {
 void WeightQuantProduct::load_span(const BlockSpan& span, int64_t column, int64_t columns,
                                    const ThreadScratch& scratch) const {
   kernel_.unpack(weight_, {span.k, span.count, column, columns}, scratch.panels);
+  load_scales(span, column, columns, scratch);
+}
+
+void WeightQuantProduct::load_scales(const BlockSpan& span, int64_t column, int64_t columns,
+                                     const ThreadScratch& scratch) const {
   for (int64_t block = span.first; block < span.last; ++block) {
     load_scales(block, block - span.first, column, columns, scratch);
   }

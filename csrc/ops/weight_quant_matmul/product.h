@@ -7,6 +7,13 @@
 
 namespace anynpu {
 
+// Of the blocks of a span.
+struct SpanScales {
+  const float* scale;   // [blocks][stride]
+  const float* offset;  // likewise, or null
+  int64_t stride;
+};
+
 class WeightQuantProduct {
  public:
   WeightQuantProduct(const WeightQuantProblem& problem, const WeightQuantPlan& plan, const WeightQuantStorage& storage,
@@ -22,8 +29,11 @@ class WeightQuantProduct {
   void multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                       const ThreadScratch& scratch) const;
   void add_streams(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  SpanScales stream_scales(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  void fetch_scales(const BlockSpan& span, int64_t column, int64_t columns) const;
   void add_direct(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   BlockSpan next_span(int64_t first) const;
+  void load_scales(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void load_span(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void add_f32(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                const ThreadScratch& scratch) const;
