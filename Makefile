@@ -25,6 +25,7 @@ demo: install
 	.venv/bin/anynpu run examples/python/torch_npu_compressed_matmul.py build/compressed_data
 	.venv/bin/anynpu cc examples/c/compressed_matmul.cpp -O2 -o build/compressed_matmul
 	build/compressed_matmul build/compressed_data
+	.venv/bin/anynpu cc examples/c/moe_layer.cpp -O2 -o build/moe_layer && build/moe_layer
 	.venv/bin/anynpu demo
 
 lint: install

@@ -385,10 +385,10 @@ ANYNPU_API int32_t anynpu_dequant_swiglu_quant(const anynpu_dequant_swiglu_quant
  * drop_pad_mode 0: expanded_x (R, H), R at most N K: row i is x[order[i] / K] for i < A, else 0.
  * drop_pad_mode 1: expanded_x (expert_num, expert_capacity, H): the first slots of each expert, then zeros.
  * expanded_row_idx INT32 (N K): row_idx_type 0: at slot f its row in expanded_x or -1; type 1: order.
- * expert_tokens INT64: type 0 running sums, 1 counts, both (last - first); 2 (expert_num, 2) pairs (expert, count) of the
+ * expert_tokens INT64 or INT32, or absent: type 0 running sums, 1 counts, both (last - first); 2 (expert_num, 2) pairs (expert, count) of the
  * experts with tokens, then zeros; with drop_pad_mode 1 counts of all tokens, kept or not.
  * quant_mode -1: copies, scale FLOAT32 (N) or absent travels along; 0: x * scale + offset, both (1); 1: value = x * scale,
- * scale (last - first, H), (1, H) or absent, max |value| / 127 is the row's expanded_scale. expanded_scale FLOAT32 (rows);
+ * scale (last - first, H), (1, H) or absent, max |value| / 127 is the row's expanded_scale. expanded_scale FLOAT32 (rows) or absent;
  * zeros where a row has none. */
 typedef struct {
   anynpu_tensor x;

@@ -29,6 +29,7 @@ def _load() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
     runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
     base.aclCreateTensor.restype = ctypes.c_void_p
     base.aclCreateIntArray.restype = ctypes.c_void_p
+    base.aclCreateTensorList.restype = ctypes.c_void_p
     return runtime, base, operators
 
 
@@ -91,10 +92,15 @@ class Session:
     def __init__(self) -> None:
         self._tensors: list[DeviceTensor] = []
         self._arrays: list[int] = []
+        self._lists: list[int] = []
+        self._listed: set[int] = set()  # tensors that their list destroys
 
     def close(self) -> None:
+        for handle in self._lists:
+            require(base.aclDestroyTensorList(ctypes.c_void_p(handle)))
         for tensor in self._tensors:
-            require(base.aclDestroyTensor(ctypes.c_void_p(tensor.handle)))
+            if tensor.handle not in self._listed:
+                require(base.aclDestroyTensor(ctypes.c_void_p(tensor.handle)))
             require(runtime.aclrtFree(ctypes.c_void_p(tensor.address)))
         for array in self._arrays:
             require(base.aclDestroyIntArray(ctypes.c_void_p(array)))
@@ -139,6 +145,13 @@ class Session:
         array = base.aclCreateIntArray((ctypes.c_int64 * len(values))(*values), ctypes.c_uint64(len(values)))
         self._arrays.append(array)
         return array
+
+    def tensors(self, handles: list[int]) -> int:
+        """A list of tensors."""
+        made = base.aclCreateTensorList((ctypes.c_void_p * len(handles))(*handles), ctypes.c_uint64(len(handles)))
+        self._lists.append(made)
+        self._listed.update(handles)
+        return made
 
     def _make(
         self, shape: list[int], strides: list[int], offset: int, dtype: int, layout: int, storage: list[int], raw: bytes

@@ -176,3 +176,133 @@ def test_modes_of_dequant_swiglu_quant():
     outcome, _ = dequant_swiglu_quant(args, mode=b"dynamical")
     assert outcome.status == 161002
     assert 'quantModeOptional must be static or dynamic, got "dynamical"' in outcome.sentence
+
+
+ROUTING = cases("moe_init_routing")
+# What V2 does: no quantisation, no part of the experts, no pairs, rows of the slots.
+PLAIN_ROUTING = [
+    case
+    for case in cases("moe_init_routing", "scale", "offset", "active_expert_range", "row_idx_type", "quant_mode")
+    if case.args.get("expert_tokens_num_type", 0) != 2 and case.args["x"].dtype != torch.int8
+]
+
+
+def routing_shapes(args):
+    x, ids = args["x"], args["expert_idx"]
+    width, slots, experts = x.shape[-1], ids.numel(), max(1, args.get("expert_num", -1))
+    if args.get("drop_pad_mode", 0) == 1:
+        capacity = max(1, args.get("expert_capacity", -1))
+        return [experts, capacity, width], experts * capacity, slots, experts
+    active = args.get("active_num", -1)
+    rows = min(active, slots) if active > 0 else slots
+    return [rows, width], rows, slots, experts
+
+
+def moe_init_routing_v3(args):
+    shape, rows, slots, experts = routing_shapes(args)
+    expert_range = args.get("active_expert_range")
+    first, last = expert_range if expert_range and len(expert_range) == 2 else (0, experts)
+    counts = [experts, 2] if args.get("expert_tokens_num_type", 0) == 2 else [max(0, last - first)]
+    dtype = args["x"].dtype if args.get("quant_mode", -1) == -1 else torch.int8
+    numbers = [
+        ctypes.c_int64(args.get(name, default))
+        for name, default in (
+            *((name, -1) for name in ("active_num", "expert_capacity", "expert_num")),
+            *((name, 0) for name in ("drop_pad_mode", "expert_tokens_num_type")),
+        )
+    ]
+    numbers += [ctypes.c_bool(True), ctypes.c_int64(args.get("quant_mode", -1))]
+    with c_front_end.session() as make:
+        array = None if expert_range is None else make.ints(expert_range)
+        numbers += [array, ctypes.c_int64(args.get("row_idx_type", 0))]
+        return run(
+            "aclnnMoeInitRoutingV3",
+            [args[name] if name in args else None for name in ("x", "expert_idx", "scale", "offset")],
+            [(shape, dtype), ([slots], torch.int32), (counts, torch.int64), ([rows], torch.float32)],
+            lambda *handles: [*handles[:4], *numbers, *handles[4:]],
+        )
+
+
+def moe_init_routing_v2(args, flag=None, before_capacity=True):
+    """The outputs of V2, the unused one of the two kinds of counts last and never written."""
+    shape, _, slots, experts = routing_shapes(args)
+    flag = 1 + args.get("expert_tokens_num_type", 0) if flag is None else flag
+    numbers = [ctypes.c_int64(args.get(name, -1)) for name in ("active_num", "expert_capacity", "expert_num")]
+    numbers += [ctypes.c_int64(args.get("drop_pad_mode", 0)), ctypes.c_int64(flag), ctypes.c_bool(before_capacity)]
+    return run(
+        "aclnnMoeInitRoutingV2",
+        [args["x"], args["expert_idx"]],
+        [(shape, args["x"].dtype), ([slots], torch.int32), *2 * [([experts], torch.int32)]],
+        lambda *handles: [*handles[:2], *numbers, *handles[2:]],
+    )
+
+
+@valid(ROUTING)
+def test_moe_init_routing_v3(case):
+    outcome, results = moe_init_routing_v3(case.args)
+    assert outcome.status == 0, outcome
+    assert_equal(results, anynpu.moe_init_routing(**case.args))
+
+
+@invalid(ROUTING)
+def test_invalid_moe_init_routing_v3(case):
+    assert_refused(moe_init_routing_v3(case.args)[0], case)
+
+
+UNTOUCHED = int.from_bytes(bytes([c_front_end.POISON] * 4), "little", signed=True)
+
+
+@valid(PLAIN_ROUTING)
+def test_moe_init_routing_v2(case):
+    outcome, (x, index, sums_or_counts, all_tokens) = moe_init_routing_v2(case.args)
+    assert outcome.status == 0, outcome
+    *expected, tokens, _ = anynpu.moe_init_routing(**case.args)
+    assert_equal([x, index], expected)
+    padded = case.args.get("drop_pad_mode", 0) == 1
+    assert_equal([all_tokens if padded else sums_or_counts], [tokens.int()])
+    assert (sums_or_counts if padded else all_tokens).eq(UNTOUCHED).all()
+
+
+@invalid(PLAIN_ROUTING)
+def test_invalid_moe_init_routing_v2(case):
+    if case.args.get("expert_tokens_num_type", 0) == 3:
+        pytest.skip("a flag of another range")
+    assert_refused(moe_init_routing_v2(case.args)[0], case)
+
+
+def test_moe_init_routing_v2_counts_on_request_only():
+    args = next(case for case in PLAIN_ROUTING if case.name == "all experts").args
+    outcome, results = moe_init_routing_v2(args, flag=0)
+    assert outcome.status == 0, outcome
+    assert_equal(results[:2], anynpu.moe_init_routing(**args)[:2])
+    assert all(each.eq(UNTOUCHED).all() for each in results[2:])
+    outcome, _ = moe_init_routing_v2(args, flag=3)
+    assert outcome.status == 161002
+    assert "expertTokensCountOrCumsumFlagOptional must be 0, 1 or 2, got 3" in outcome.sentence
+    numbers = [*map(ctypes.c_int64, (0, 0, 2**31 - 1, 0, 0)), ctypes.c_bool(False)]
+    outcome, _ = run(
+        "aclnnMoeInitRoutingV2",
+        [args["x"], args["expert_idx"]],
+        [(routing_shapes(args)[0], args["x"].dtype), ([args["expert_idx"].numel()], torch.int32)],
+        lambda *handles: [*handles[:2], *numbers, *handles[2:], None, None],
+    )
+    assert outcome.status == 161002
+    assert "expert_num must be at most 1048576 without expert_tokens, got 2147483647" in outcome.sentence
+    padded = next(case for case in PLAIN_ROUTING if case.name == "padded running sums are counts").args
+    outcome, results = moe_init_routing_v2(padded, before_capacity=False)
+    assert outcome.status == 0, outcome
+    assert all(each.eq(UNTOUCHED).all() for each in results[2:])
+
+
+def test_moe_init_routing_wants_the_rows_of_its_attributes():
+    args = next(case for case in ROUTING if case.name == "all experts").args
+    shape, _, slots, experts = routing_shapes(args)
+    numbers = [ctypes.c_int64(value) for value in (0, 0, experts, 0, 1)]
+    outcome, _ = run(
+        "aclnnMoeInitRoutingV2",
+        [args["x"], args["expert_idx"]],
+        [([shape[0] - 1, shape[1]], args["x"].dtype), ([slots], torch.int32), ([experts], torch.int32)],
+        lambda *handles: [*handles[:2], *numbers, ctypes.c_bool(False), *handles[2:], None],
+    )
+    assert outcome.status == 161002
+    assert "expandedXOut must have 21 rows, got 20" in outcome.sentence

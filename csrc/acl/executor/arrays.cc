@@ -13,14 +13,6 @@ struct Scalar : Object {
   std::array<unsigned char, 16> bytes{};
 };
 
-template <typename T>
-struct Array : Object {
-  std::vector<T> values;
-};
-
-// Lists hold the handles of their members.
-using Handles = Array<const void*>;
-
 HandleTable<Scalar>& scalars() {
   static auto* table = new HandleTable<Scalar>(Kind::scalar, "aclScalar");
   return *table;
@@ -33,11 +25,6 @@ HandleTable<Array<float>>& float_arrays() {
 
 HandleTable<Array<bool>>& bool_arrays() {
   static auto* table = new HandleTable<Array<bool>>(Kind::bool_array, "aclBoolArray");
-  return *table;
-}
-
-HandleTable<Handles>& tensor_lists() {
-  static auto* table = new HandleTable<Handles>(Kind::tensor_list, "aclTensorList");
   return *table;
 }
 
@@ -143,6 +130,11 @@ int32_t destroy_list(const char* call, HandleTable<Handles>& table, HandleTable<
 
 HandleTable<IntArray>& int_arrays() {
   static auto* table = new HandleTable<IntArray>(Kind::int_array, "aclIntArray");
+  return *table;
+}
+
+HandleTable<Handles>& tensor_lists() {
+  static auto* table = new HandleTable<Handles>(Kind::tensor_list, "aclTensorList");
   return *table;
 }
 

@@ -333,15 +333,32 @@ void Stage::ints(const char* name, const aclIntArray* handle, int64_t* values, s
   if (ok()) std::copy(array->values.begin(), array->values.end(), values);
 }
 
-void Stage::reserved(const char* name, const aclTensor* handle) {
+void Stage::unused(const char* name, const aclTensor* handle) {
   if (!ok()) return;
   slots_.push_back({name, nullptr, 0, false, 0, 0});  // it has an index, but no address to set
-  if (handle == nullptr) return;
   TensorPtr tensor;
+  if (handle == nullptr) return;
+  status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
+}
+
+void Stage::reserved(const char* name, const aclTensor* handle) {
+  unused(name, handle);
+  TensorPtr tensor;
+  if (!ok() || handle == nullptr) return;
   status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
   if (!ok()) return;
   const auto end = tensor->shape.begin() + tensor->ndim;
   require(std::find(tensor->shape.begin(), end, 0) != end, "%s must be null or an empty tensor", name);
+}
+
+const aclTensor* Stage::only(const char* name, const aclTensorList* list) {
+  std::shared_ptr<Handles> found;
+  if (!ok() || list == nullptr) return nullptr;
+  status_ = tensor_lists().get(call_.c_str(), name, list, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
+  if (!ok() || found->values.empty()) return nullptr;
+  require(found->values.size() == 1, "%s must hold one tensor, longer lists are not implemented, got %zu", name,
+          found->values.size());
+  return static_cast<const aclTensor*>(found->values[0]);
 }
 
 void Stage::require(bool holds, const char* format, ...) {

@@ -55,8 +55,12 @@ class ACL_FUNC_VISIBILITY Stage {
 
   // The values of a required array of exactly `count` numbers.
   void ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count);
+  // An argument that this call does not use: null or any tensor.
+  void unused(const char* name, const aclTensor* handle);
   // An argument that the document reserves: null or a tensor without elements.
   void reserved(const char* name, const aclTensor* handle);
+  // The tensor of a list of one; null when the list is null or empty.
+  const aclTensor* only(const char* name, const aclTensorList* list);
   // A rule of the document that the kernels' own check does not know: 161002 unless it holds.
   void require(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
   // A limit that only the chips have, enforced in strict mode; the sentence goes on after the name of the chip.

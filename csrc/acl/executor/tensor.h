@@ -21,12 +21,17 @@ struct Tensor : Object {
 };
 using TensorPtr = std::shared_ptr<Tensor>;
 
-struct IntArray : Object {
-  std::vector<int64_t> values;
+template <typename T>
+struct Array : Object {
+  std::vector<T> values;
 };
+using IntArray = Array<int64_t>;
+// Lists hold the handles of their members.
+using Handles = Array<const void*>;
 
 HandleTable<Tensor>& tensors();
 HandleTable<IntArray>& int_arrays();
+HandleTable<Handles>& tensor_lists();
 
 // The bytes of memory that the view touches, from `data` on: [begin, end).
 struct Span {

@@ -18,6 +18,8 @@ constexpr const char* kOp = "moe_init_routing";
 constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives
 constexpr int64_t kTile = 1024;      // values converted at once
 static_assert(kTile % kQuantizeBlock == 0);
+// Experts of which no output has a value each: a wrong number must not take the machine's memory.
+constexpr int64_t kMostUncounted = 1 << 20;
 
 enum TokensType : int32_t { kRunningSums = 0, kCounts = 1, kPairs = 2 };
 enum QuantMode : int32_t { kNone = -1, kStatic = 0, kDynamic = 1 };
@@ -81,7 +83,7 @@ int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape)
   }
   const int64_t first = args.first_expert, last = args.last_expert;
   if (args.expert_num < 1 || args.expert_num > INT32_MAX) {
-    return fail(ANYNPU_BAD_VALUE, "%s: expert_num must be at least 1 and less than 2^31, got %lld", kOp,
+    return fail(ANYNPU_BAD_SHAPE, "%s: expert_num must be at least 1 and less than 2^31, got %lld", kOp,
                 text(args.expert_num));
   }
   if (first < 0 || first >= last || last > args.expert_num) {
@@ -128,16 +130,28 @@ int32_t check_scale(const anynpu_moe_init_routing_args& args, const Shape& shape
               kOp, text(shape.experts), text(shape.width), shape_text(scale));
 }
 
+int32_t check_tokens(const anynpu_moe_init_routing_args& args, const Shape& shape) {
+  const anynpu_tensor& tokens = args.expert_tokens;
+  if (!present(tokens)) {
+    if (shape.experts <= kMostUncounted) return ANYNPU_OK;
+    return fail(ANYNPU_BAD_SHAPE, "%s: expert_num must be at most %lld without expert_tokens, got %lld", kOp,
+                text(kMostUncounted), text(shape.experts));
+  }
+  if (tokens.dtype != ANYNPU_INT32) ANYNPU_TRY(check_dtype("expert_tokens", tokens, ANYNPU_INT64));
+  ANYNPU_TRY(check_layout("expert_tokens", tokens));
+  const bool counted = args.expert_tokens_num_type == kPairs
+                           ? tokens.ndim == 2 && tokens.shape[0] == args.expert_num && tokens.shape[1] == 2
+                           : tokens.ndim == 1 && tokens.shape[0] == shape.experts;
+  if (counted) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: expert_tokens has a wrong shape, %s", kOp, shape_text(tokens));
+}
+
 int32_t check_outputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
-  const anynpu_tensor &y = args.expanded_x, &index = args.expanded_row_idx, &tokens = args.expert_tokens;
+  const anynpu_tensor &y = args.expanded_x, &index = args.expanded_row_idx, &scale = args.expanded_scale;
   ANYNPU_TRY(check_dtype("expanded_x", y, args.quant_mode == kNone ? args.x.dtype : ANYNPU_INT8));
   ANYNPU_TRY(check_dtype("expanded_row_idx", index, ANYNPU_INT32));
-  ANYNPU_TRY(check_dtype("expert_tokens", tokens, ANYNPU_INT64));
-  ANYNPU_TRY(check_dtype("expanded_scale", args.expanded_scale, ANYNPU_FLOAT32));
   ANYNPU_TRY(check_layout("expanded_x", y));
   ANYNPU_TRY(check_layout("expanded_row_idx", index));
-  ANYNPU_TRY(check_layout("expert_tokens", tokens));
-  ANYNPU_TRY(check_layout("expanded_scale", args.expanded_scale));
   const bool padded = args.drop_pad_mode == 1;
   const bool fits = padded ? y.ndim == 3 && y.shape[0] == args.expert_num && y.shape[2] == shape->width
                            : y.ndim == 2 && y.shape[0] <= shape->slots() && y.shape[1] == shape->width;
@@ -150,15 +164,13 @@ int32_t check_outputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
   if (index.ndim != 1 || index.shape[0] != shape->slots()) {
     return fail(ANYNPU_BAD_SHAPE, "%s: expanded_row_idx must have shape (N K,), got %s", kOp, shape_text(index));
   }
-  const bool counted = args.expert_tokens_num_type == kPairs
-                           ? tokens.ndim == 2 && tokens.shape[0] == args.expert_num && tokens.shape[1] == 2
-                           : tokens.ndim == 1 && tokens.shape[0] == shape->experts;
-  if (!counted) return fail(ANYNPU_BAD_SHAPE, "%s: expert_tokens has a wrong shape, %s", kOp, shape_text(tokens));
-  if (args.expanded_scale.ndim != 1 || args.expanded_scale.shape[0] != shape->rows) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: expanded_scale must have a value for each row of expanded_x, got %s", kOp,
-                shape_text(args.expanded_scale));
-  }
-  return ANYNPU_OK;
+  ANYNPU_TRY(check_tokens(args, *shape));
+  if (!present(scale)) return ANYNPU_OK;
+  ANYNPU_TRY(check_dtype("expanded_scale", scale, ANYNPU_FLOAT32));
+  ANYNPU_TRY(check_layout("expanded_scale", scale));
+  if (scale.ndim == 1 && scale.shape[0] == shape->rows) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: expanded_scale must have a value for each row of expanded_x, got %s", kOp,
+              shape_text(scale));
 }
 
 int32_t check(const anynpu_moe_init_routing_args& args, Shape* shape) {
@@ -168,8 +180,8 @@ int32_t check(const anynpu_moe_init_routing_args& args, Shape* shape) {
   ANYNPU_TRY(check_tensor(kOp, "offset", args.offset));
   ANYNPU_TRY(check_required(kOp, "expanded_x", args.expanded_x));
   ANYNPU_TRY(check_required(kOp, "expanded_row_idx", args.expanded_row_idx));
-  ANYNPU_TRY(check_required(kOp, "expert_tokens", args.expert_tokens));
-  ANYNPU_TRY(check_required(kOp, "expanded_scale", args.expanded_scale));
+  ANYNPU_TRY(check_tensor(kOp, "expert_tokens", args.expert_tokens));
+  ANYNPU_TRY(check_tensor(kOp, "expanded_scale", args.expanded_scale));
   ANYNPU_TRY(check_attributes(args, shape));
   ANYNPU_TRY(check_inputs(args, shape));
   ANYNPU_TRY(check_scale(args, *shape));
@@ -191,7 +203,9 @@ class Routing {
     if (!ends_ || !order_ || !rows_)
       return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
     count();
-    write_tokens();
+    if (present(args_.expert_tokens)) {
+      args_.expert_tokens.dtype == ANYNPU_INT64 ? write_tokens<int64_t>() : write_tokens<int32_t>();
+    }
     sort();
     args_.drop_pad_mode == 1 ? place_padded() : place();
     parallel_for(shape_.tokens, rows_a_thread(shape_.chosen), [&](int64_t begin, int64_t end) {
@@ -212,17 +226,18 @@ class Routing {
     routed_ = ends_[shape_.experts];
   }
 
+  template <typename T>
   void write_tokens() const {
-    auto* tokens = static_cast<int64_t*>(args_.expert_tokens.data);
+    auto* tokens = static_cast<T*>(args_.expert_tokens.data);
     const bool sums = args_.expert_tokens_num_type == kRunningSums && args_.drop_pad_mode == 0;
-    if (args_.expert_tokens_num_type == kPairs) std::fill_n(tokens, 2 * args_.expert_num, int64_t{0});
+    if (args_.expert_tokens_num_type == kPairs) std::fill_n(tokens, 2 * args_.expert_num, T{0});
     for (int64_t e = 0; e < shape_.experts; ++e) {
       const int64_t own = ends_[e + 1] - ends_[e];
       if (args_.expert_tokens_num_type != kPairs) {
-        tokens[e] = sums ? ends_[e + 1] : own;
+        tokens[e] = static_cast<T>(sums ? ends_[e + 1] : own);
       } else if (own > 0) {
-        *tokens++ = args_.first_expert + e;
-        *tokens++ = own;
+        *tokens++ = static_cast<T>(args_.first_expert + e);
+        *tokens++ = static_cast<T>(own);
       }
     }
   }
@@ -270,12 +285,17 @@ class Routing {
 
   int64_t row_bytes() const { return shape_.width * dtype_bits(args_.expanded_x.dtype) / 8; }
   uint8_t* row_of_x(int64_t row) const { return static_cast<uint8_t*>(args_.expanded_x.data) + row * row_bytes(); }
-  float& scale_of_row(int64_t row) const { return static_cast<float*>(args_.expanded_scale.data)[row]; }
+  float scale_of_row(int64_t row) const {
+    return present(args_.expanded_scale) ? static_cast<const float*>(args_.expanded_scale.data)[row] : 0.0f;
+  }
+  void set_scales(int64_t row, int64_t count, float scale) const {
+    if (present(args_.expanded_scale)) std::fill_n(static_cast<float*>(args_.expanded_scale.data) + row, count, scale);
+  }
 
   void clear_rows(int64_t first, int64_t last) const {
     parallel_for(last - first, rows_a_thread(1), [&](int64_t begin, int64_t end) {
       std::memset(row_of_x(first + begin), 0, static_cast<size_t>((end - begin) * row_bytes()));
-      std::fill_n(&scale_of_row(first + begin), end - begin, 0.0f);
+      set_scales(first + begin, end - begin, 0.0f);
     });
   }
 
@@ -288,9 +308,9 @@ class Routing {
       if (row < 0) continue;
       if (made >= 0 && alike) {
         std::memcpy(row_of_x(row), row_of_x(made), static_cast<size_t>(row_bytes()));
-        scale_of_row(row) = scale_of_row(made);
+        set_scales(row, 1, scale_of_row(made));
       } else {
-        scale_of_row(row) = make_row(token, ids_[slot], row_of_x(row));
+        set_scales(row, 1, make_row(token, ids_[slot], row_of_x(row)));
         made = row;
       }
     }

@@ -2,6 +2,7 @@
 // Random descriptions of tensors for every operator: dtypes, ranks, shapes, strides, offsets, formats, storage shapes,
 // addresses and attributes, right and wrong. Every call must answer with a status; a sanitizer watches.
 // Arguments: seconds [seed]
+#include <algorithm>
 #include <chrono>
 #include <cinttypes>
 #include <random>
@@ -14,6 +15,9 @@
 #include "aclnnop/aclnn_dequant_swiglu_quant.h"
 #include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_dynamic_quant_v2.h"
+#include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "aclnnop/aclnn_moe_init_routing_v2.h"
+#include "aclnnop/aclnn_moe_init_routing_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v4.h"
 #include "aclnnop/aclnn_quant_matmul_weight_nz.h"
@@ -269,7 +273,7 @@ void dynamic_quant(Tensors& tensors) {
   const aclTensor* index = grouped ? tensors.random({groups}, ACL_INT32) : nullptr;
   aclTensor *y = tensors.output({rows, columns}, y_dtype), *scale = tensors.output({rows}, ACL_FLOAT);
   if (grouped || chance(50)) {
-    const int64_t code = slip(5) ? one_of(kHuge) : y_dtype;
+    const int64_t code = slip(5) ? one_of(kHuge) : int64_t{y_dtype};
     finish(
         aclnnDynamicQuantV2GetWorkspaceSize(x, scales, index, code, y, scale, slip(3) ? x : nullptr, &size, &executor),
         size, executor, aclnnDynamicQuantV2);
@@ -303,6 +307,75 @@ void dequant_swiglu_quant(Tensors& tensors) {
                                                                           : nullptr,
                                                              y, scale, &size, &executor);
   finish(status, size, executor, aclnnDequantSwigluQuant);
+}
+
+void moe_init_routing(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t tokens = pick(1, 9), width = pick(1, 40), chosen = pick(1, 4), experts = pick(1, 8);
+  const aclDataType dtype = one_of(kX);
+  const bool padded = chance(30);
+  const int64_t capacity = slip(5) ? pick(-1, 40) : pick(1, tokens), slots = tokens * chosen;
+  const int64_t active = slip(5) ? one_of(kHuge) : 0, rows = padded ? experts * capacity : slots;
+  const std::vector<int64_t> shape =
+      padded ? std::vector<int64_t>{experts, capacity, width} : std::vector<int64_t>{slots, width};
+  const int64_t expert_num = slip(5) ? one_of(kHuge) : experts, mode = slip(3) ? one_of(kHuge) : padded;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x = tensors.random({tokens, width}, dtype), *ids = tensors.random({tokens, chosen}, ACL_INT32);
+  aclTensor* index = tensors.output({slots}, ACL_INT32);
+  if (chance(50)) {
+    aclTensor* expanded = tensors.output(shape, dtype);
+    aclTensor *sums = tensors.output({experts}, ACL_INT32), *all = tensors.output({experts}, ACL_INT32);
+    const int64_t flag = slip(3) ? one_of(kHuge) : pick(0, 2);
+    finish(aclnnMoeInitRoutingV2GetWorkspaceSize(x, ids, active, capacity, expert_num, mode, flag, chance(50), expanded,
+                                                 index, sums, all, &size, &executor),
+           size, executor, aclnnMoeInitRoutingV2);
+    return;
+  }
+  const int64_t quant_mode = slip(3) ? one_of(kHuge) : pick(-1, 1), type = slip(3) ? one_of(kHuge) : pick(0, 1);
+  const int64_t range[] = {slip(5) ? one_of(kHuge) : 0, slip(5) ? one_of(kHuge) : experts};
+  aclIntArray* array = aclCreateIntArray(range, slip(3) ? pick(0, 1) : 2);
+  const aclTensor* scale = quant_mode == 0 ? tensors.random({1}, ACL_FLOAT) : nullptr;
+  const aclTensor* offset = quant_mode == 0 ? tensors.random({1}, ACL_FLOAT) : nullptr;
+  aclTensor* expanded = tensors.output(shape, quant_mode == -1 ? dtype : ACL_INT8);
+  aclTensor *counts = tensors.output({experts}, ACL_INT64), *row_scale = tensors.output({rows}, ACL_FLOAT);
+  finish(aclnnMoeInitRoutingV3GetWorkspaceSize(x, ids, scale, offset, active, capacity, expert_num, mode, type, true,
+                                               quant_mode, chance(50) ? array : nullptr,
+                                               slip(3)  ? one_of(kHuge)
+                                               : padded ? 0
+                                                        : pick(0, 1),
+                                               expanded, index, counts, row_scale, &size, &executor),
+         size, executor, aclnnMoeInitRoutingV3);
+  EXPECT_OK(aclDestroyIntArray(array));
+}
+
+void grouped_matmul(Tensors& tensors) {
+  const int64_t m = pick(1, 9), k = pick(1, 9) * 8, n = pick(1, 9) * 8, experts = pick(1, 4);
+  const bool sums = chance(50), int4 = !sums && chance(50);
+  // Lists destroy their members, so the tensors here are not among those that are destroyed later.
+  const auto list = [&](const std::vector<int64_t>& shape, aclDataType dtype) -> aclTensorList* {
+    const aclTensor* tensor = tensors.random(shape, dtype);
+    const auto at = std::find(tensors.made.begin(), tensors.made.end(), tensor);
+    if (at == tensors.made.end()) return nullptr;
+    tensors.made.erase(at);
+    return aclCreateTensorList(&tensor, slip(5) ? 0 : 1);
+  };
+  aclTensorList* x = list({m, k}, ACL_INT8);
+  aclTensorList* weight = list({experts, k, n}, int4 ? ACL_INT4 : ACL_INT8);
+  aclTensorList* scale = sums ? nullptr
+                              : list(int4 ? std::vector<int64_t>{experts, 1, n} : std::vector<int64_t>{experts, n},
+                                     int4 ? ACL_INT64 : ACL_FLOAT);
+  aclTensorList* token = !sums && chance(50) ? list({m}, ACL_FLOAT) : nullptr;
+  aclTensorList* other = slip(5) ? list({n}, ACL_FLOAT) : nullptr;
+  aclTensorList* out = list({m, n}, sums ? ACL_INT32 : chance(50) ? ACL_FLOAT16 : ACL_BF16);
+  const int64_t split = slip(5) ? one_of(kHuge) : 3, type = slip(5) ? one_of(kHuge) : pick(0, 1);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const int status = aclnnGroupedMatmulV4GetWorkspaceSize(
+      x, weight, nullptr, scale, other, nullptr, nullptr, token, tensors.random({experts}, ACL_INT64), nullptr, nullptr,
+      nullptr, split, slip(3) ? 2 : 0, type, slip(3) ? 1 : 0, out, other, nullptr, &size, &executor);
+  finish(status, size, executor, aclnnGroupedMatmulV4);
+  for (aclTensorList* each : {x, weight, scale, token, other, out}) aclDestroyTensorList(each);
 }
 
 void trans_quant_param(Tensors& tensors) {
@@ -400,8 +473,17 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   generator.seed(seed);
   Session session;
-  void (*const kTargets[])(Tensors&) = {
-      int4_pack, cast, matmul, quant_matmul, dynamic_quant, dequant_swiglu_quant, trans_quant_param, quantize, rope};
+  void (*const kTargets[])(Tensors&) = {int4_pack,
+                                        cast,
+                                        matmul,
+                                        quant_matmul,
+                                        dynamic_quant,
+                                        dequant_swiglu_quant,
+                                        moe_init_routing,
+                                        grouped_matmul,
+                                        trans_quant_param,
+                                        quantize,
+                                        rope};
   const auto start = std::chrono::steady_clock::now();
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
     Pool pool;

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// One x and one weight with the matrices of all groups, by the kernels of grouped_matmul_combine: their int32 sums, or their
+// float32 results rounded to 16 bits, as src/anynpu/ops/grouped_matmul/composite.py calls them.
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "acl/executor/executor.h"
+#include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "core/tensor.h"
+
+namespace {
+
+struct Args {
+  anynpu_tensor x, weight, bias, scale, pertoken_scale, group_list, y;
+  int32_t group_list_type;
+};
+using Stage = anynpu::acl::FirstStage<Args>;
+
+anynpu_tensor contiguous(int32_t dtype, int32_t ndim, const int64_t* shape, void* data) {
+  anynpu_tensor tensor = {};
+  tensor.data = data;
+  tensor.dtype = dtype;
+  tensor.format = ANYNPU_ND;
+  tensor.ndim = ndim;
+  std::copy_n(shape, ndim, tensor.shape);
+  int64_t stride = 1;
+  for (int axis = ndim - 1; axis >= 0; stride *= shape[axis--]) tensor.strides[axis] = stride;
+  return tensor;
+}
+
+// The same call of the kernels; results that are not sums go to `y`, row by row.
+anynpu_grouped_matmul_combine_args combine(const Args& args, float* y, int64_t* rows) {
+  anynpu_grouped_matmul_combine_args made = {};
+  made.x = args.x;
+  made.weight = args.weight;
+  made.scale = args.scale;
+  made.group_list = args.group_list;
+  made.bias = args.bias;
+  made.pertoken_scale = args.pertoken_scale;
+  made.y = args.y;
+  made.group_list_type = args.group_list_type;
+  if (args.y.dtype == ANYNPU_INT32) return made;
+  made.y = contiguous(ANYNPU_FLOAT32, args.y.ndim, args.y.shape, y);
+  made.row_index = contiguous(ANYNPU_INT64, 1, args.y.shape, rows);
+  return made;
+}
+
+int32_t check(const Args* args, size_t* workspace_bytes) {
+  const auto combined = combine(*args, nullptr, nullptr);
+  return anynpu_grouped_matmul_combine_check(&combined, workspace_bytes);
+}
+
+int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
+  std::unique_ptr<float[]> y;
+  std::unique_ptr<int64_t[]> rows;
+  if (args->y.dtype != ANYNPU_INT32) {
+    y.reset(new float[anynpu::element_count(args->y)]);
+    rows.reset(new int64_t[args->y.shape[0]]);
+    std::iota(rows.get(), rows.get() + args->y.shape[0], int64_t{0});
+  }
+  const auto combined = combine(*args, y.get(), rows.get());
+  const int32_t status = anynpu_grouped_matmul_combine(&combined, workspace, workspace_bytes);
+  if (status != ANYNPU_OK || !y) return status;
+  const anynpu_cast_args rounded{combined.y, args->y};
+  return anynpu_cast(&rounded, nullptr, 0);
+}
+
+constexpr auto kV4 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV4");
+
+long long text(int64_t value) { return static_cast<long long>(value); }
+
+void check_out(Stage& stage) {
+  const anynpu_tensor &x = stage.args.x, &y = stage.args.y;
+  stage.require(x.dtype == ANYNPU_INT8, "x must be int8, other products are not implemented, got %s",
+                anynpu::dtype_name(x.dtype));
+  stage.require(y.dtype == ANYNPU_INT32 || y.dtype == ANYNPU_FLOAT16 || y.dtype == ANYNPU_BFLOAT16,
+                "out must be int32, float16 or bfloat16, got %s", anynpu::dtype_name(y.dtype));
+  stage.require(y.dtype != ANYNPU_INT32 || !anynpu::present(stage.args.scale),
+                "scaleOptional must be null or empty with int32 out");
+  stage.require(x.ndim == 2 && y.ndim == 2 && x.shape[0] == y.shape[0] && y.format == ANYNPU_ND,
+                "x must have shape (M, K) and out (M, N), got %s and %s", anynpu::shape_text(x), anynpu::shape_text(y));
+}
+
+void check_attributes(Stage& stage, int64_t split_item, int64_t group_type, int64_t group_list_type, int64_t act_type) {
+  stage.require(split_item == 2 || split_item == 3, "splitItem must be 2 or 3 (one result), got %lld",
+                text(split_item));
+  stage.require(group_type == 0, "groupType must be 0 (groups of rows), others are not implemented, got %lld",
+                text(group_type));
+  stage.require(group_list_type == 0 || group_list_type == 1,
+                "groupListType must be 0 (running sums) or 1 (counts), got %lld", text(group_list_type));
+  stage.require(act_type == 0, "actType must be 0, activations are not implemented, got %lld", text(act_type));
+  stage.args.group_list_type = static_cast<int32_t>(group_list_type);
+}
+
+}  // namespace
+
+extern "C" aclnnStatus aclnnGroupedMatmulV4GetWorkspaceSize(
+    const aclTensorList* x, const aclTensorList* weight, const aclTensorList* biasOptional,
+    const aclTensorList* scaleOptional, const aclTensorList* offsetOptional,
+    const aclTensorList* antiquantScaleOptional, const aclTensorList* antiquantOffsetOptional,
+    const aclTensorList* perTokenScaleOptional, const aclTensor* groupListOptional,
+    const aclTensorList* activationInputOptional, const aclTensorList* activationQuantScaleOptional,
+    const aclTensorList* activationQuantOffsetOptional, int64_t splitItem, int64_t groupType, int64_t groupListType,
+    int64_t actType, aclTensorList* out, aclTensorList* activationFeatureOutOptional,
+    aclTensorList* dynQuantScaleOutOptional, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(kV4, workspaceSize, executor, [&](Stage& stage) {
+    const auto absent = [&stage](const char* name, const aclTensorList* list) {
+      const bool empty = stage.only(name, list) == nullptr;
+      stage.require(empty, "%s must be null or empty, what it asks for is not implemented", name);
+    };
+    stage.input("x", stage.only("x", x), &Args::x);
+    stage.input("weight", stage.only("weight", weight), &Args::weight);
+    stage.optional("biasOptional", stage.only("biasOptional", biasOptional), &Args::bias);
+    stage.optional("scaleOptional", stage.only("scaleOptional", scaleOptional), &Args::scale);
+    absent("offsetOptional", offsetOptional);
+    absent("antiquantScaleOptional", antiquantScaleOptional);
+    absent("antiquantOffsetOptional", antiquantOffsetOptional);
+    stage.optional("perTokenScaleOptional", stage.only("perTokenScaleOptional", perTokenScaleOptional),
+                   &Args::pertoken_scale);
+    stage.input("groupListOptional", groupListOptional, &Args::group_list);
+    absent("activationInputOptional", activationInputOptional);
+    absent("activationQuantScaleOptional", activationQuantScaleOptional);
+    absent("activationQuantOffsetOptional", activationQuantOffsetOptional);
+    stage.output("out", stage.only("out", out), &Args::y);
+    absent("activationFeatureOutOptional", activationFeatureOutOptional);
+    absent("dynQuantScaleOutOptional", dynQuantScaleOutOptional);
+    check_out(stage);
+    check_attributes(stage, splitItem, groupType, groupListType, actType);
+  });
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                            aclrtStream stream) {
+  return launch(kV4, workspace, workspaceSize, executor, stream);
+}
