@@ -34,27 +34,41 @@ def versions(case):
     return newer if "offset" in case.args else ["", *newer, *(["WeightNz"] if is_nz(case) else [])]
 
 
-def run(case, version, *, code=None, dtype=0, transpose_x=False, transpose_w=False, antiquant=(False, False)):
+def inputs(make, case, version, *, code=None, antiquant=(False, False)):
+    """The handles of the tensors that the call reads, in its order; None: a null pointer."""
+    args = case.args
+    reserved = [make.tensor(args["bias"]) if given else None for given in antiquant]
+    return [
+        make.tensor(args["x"]),
+        make.tensor(args["weight"], is_nz(case), code),
+        *(make.tensor(args.get(name)) for name in ("scale", "bias")),
+        *(() if version in ("", "WeightNz") else (make.tensor(args.get("offset")), *reserved)),
+        *(make.tensor(args.get(n)) for n in ("pertoken_scale", "group_list", "shared_input", "logit", "row_index")),
+    ]
+
+
+def attributes(args, dtype=0, transpose_x=False, transpose_w=False):
+    return (
+        ctypes.c_int64(dtype),
+        ctypes.c_float(args.get("shared_input_weight", 1.0)),
+        ctypes.c_int64(args.get("shared_input_offset", 0)),
+        ctypes.c_bool(transpose_x),
+        ctypes.c_bool(transpose_w),
+        ctypes.c_int64(args.get("group_list_type", 1)),
+    )
+
+
+def run(case, version, *, code=None, antiquant=(False, False), **options):
     """Outcome of the two stages, and y when they succeed; else y was left alone."""
     args = case.args
     x, weight = args["x"], args["weight"]
     shape = [args.get("output_bs", 0) or x.shape[0], weight.shape[-1] * (8 if weight.dtype == torch.int32 else 1)]
     with c_front_end.session() as make:
         y = make.output(shape, torch.float32)
-        reserved = [make.tensor(args["bias"]) if given else None for given in antiquant]
         outcome = c_front_end.call(
             f"aclnnGroupedMatmulFinalizeRouting{version}",
-            make.tensor(x),
-            make.tensor(weight, is_nz(case), code),
-            *(make.tensor(args.get(name)) for name in ("scale", "bias")),
-            *(() if version in ("", "WeightNz") else (make.tensor(args.get("offset")), *reserved)),
-            *(make.tensor(args.get(n)) for n in ("pertoken_scale", "group_list", "shared_input", "logit", "row_index")),
-            ctypes.c_int64(dtype),
-            ctypes.c_float(args.get("shared_input_weight", 1.0)),
-            ctypes.c_int64(args.get("shared_input_offset", 0)),
-            ctypes.c_bool(transpose_x),
-            ctypes.c_bool(transpose_w),
-            ctypes.c_int64(args.get("group_list_type", 1)),
+            *inputs(make, case, version, code=code, antiquant=antiquant),
+            *attributes(args, **options),
             *((make.ints([0]),) if version in ("V3", "WeightNzV2") else ()),
             y.handle,
         )
@@ -81,6 +95,25 @@ def test_invalid_call_gives_its_status(case):
         assert re.search(case.error["match"], outcome.sentence), (version, outcome)
 
 
+@pytest.mark.parametrize("version", ["", "V2"])
+def test_tensors_are_counted_as_the_call_has_them(version):
+    function = getattr(c_front_end.operators, f"aclnnGroupedMatmulFinalizeRouting{version}GetWorkspaceSize")
+    with c_front_end.session() as make:
+        handles = inputs(make, PLAIN, version)
+        y = make.output([PLAIN.args["x"].shape[0], PLAIN.args["weight"].shape[-1] * 8], torch.float32)
+        pointers = [ctypes.c_void_p(handle) for handle in (*handles, y.handle)]
+        size, executor = ctypes.c_uint64(), ctypes.c_void_p()
+        tail = (pointers[-1], ctypes.byref(size), ctypes.byref(executor))
+        c_front_end.require(function(*pointers[:-1], *attributes(PLAIN.args), *tail))
+        c_front_end.require(c_front_end.base.aclSetAclOpExecutorRepeatable(executor))
+        for index, pointer in enumerate(pointers):
+            if pointer.value is not None:
+                address = ctypes.c_void_p(make.find(pointer.value).address)
+                place = ctypes.c_size_t(index)
+                c_front_end.require(c_front_end.base.aclSetTensorAddr(executor, place, pointer, address))
+        c_front_end.require(c_front_end.base.aclDestroyAclOpExecutor(executor))
+
+
 def test_int4_tensors_hold_the_same_bytes_as_int32_words():
     outcome, y = run(PLAIN, "", code=INT4)
     assert outcome.status == 0, outcome
@@ -100,8 +133,8 @@ def test_weight_nz_wants_that_format(version):
         ({"dtype": 1}, "dtype must be 0 (FLOAT32), got 1"),
         ({"transpose_x": True}, "transposeX must be false"),
         ({"transpose_w": True}, "transposeW must be false"),
-        ({"antiquant": (True, False)}, "antiquantScaleOptional must be null"),
-        ({"antiquant": (False, True)}, "antiquantOffsetOptional must be null"),
+        ({"antiquant": (True, False)}, "antiquantScaleOptional must be null or an empty tensor"),
+        ({"antiquant": (False, True)}, "antiquantOffsetOptional must be null or an empty tensor"),
     ],
 )
 def test_attributes_that_the_document_excludes(options, text):

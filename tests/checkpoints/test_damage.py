@@ -150,6 +150,8 @@ def test_tied_tensors_are_equal(tmp_path):
         ({"quantization_status": "frozen"}, "quantization_status must be compressed, got 'frozen'"),
         ({"config_groups": {}}, "config_groups must name a target for model.layers.0"),
         ({"config_groups": {"group_0": {"targets": ["re:.*q_proj"]}}}, "config_groups must name a target"),
+        ({"config_groups": {"group_0": {"targets": ["re:("]}}}, "targets: '\\(' must be a regular expression"),
+        ({"config_groups": {"group_0": {"targets": ["re:(.|..|...)*[!?]"]}}}, "takes more than a second to match"),
         ({"config_groups": {"group_0": {"targets": ["Linear"]}}}, "weights must be of type dict"),
     ],
 )

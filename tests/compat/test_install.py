@@ -208,6 +208,19 @@ def add_one(x, size: tl.constexpr):
 x = torch.zeros(4, device="npu")
 add_one[(1,)](x, 4)
 assert x.tolist() == [1, 1, 1, 1]
+
+graph = torch.npu.NPUGraph()
+with torch.npu.graph(graph):
+    doubled = x * 2
+    add_one[(1,)](doubled, 4)
+    add_one[(1,)](x, size=4)
+assert x.tolist() == [1, 1, 1, 1]
+for i in range(1, 3):
+    graph.replay()
+    assert x.tolist() == 4 * [1 + i]
+    assert doubled.tolist() == 4 * [2 * i + 1]
+add_one[(1,)](x, 4)
+assert x.tolist() == [4, 4, 4, 4]
 """
 
 

@@ -32,7 +32,7 @@ struct Attributes {
   int64_t shared_input_offset;
   bool transpose_x, transpose_w;
   int64_t group_list_type;
-  bool nz;
+  bool nz, has_offsets;  // a weight in FRACTAL_NZ; offsetOptional and the two reserved tensors after it
 };
 
 long long text(int64_t value) { return static_cast<long long>(value); }
@@ -63,15 +63,17 @@ aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors,
     stage.input("w", tensors.w, &Args::weight);
     stage.input("scaleOptional", tensors.scale, &Args::scale);
     stage.optional("biasOptional", tensors.bias, &Args::bias);
-    stage.optional("offsetOptional", tensors.offset, &Args::offset);
+    if (attributes.has_offsets) {
+      stage.optional("offsetOptional", tensors.offset, &Args::offset);
+      stage.reserved("antiquantScaleOptional", tensors.antiquant_scale);
+      stage.reserved("antiquantOffsetOptional", tensors.antiquant_offset);
+    }
     stage.optional("pertokenScaleOptional", tensors.pertoken_scale, &Args::pertoken_scale);
     stage.input("groupListOptional", tensors.group_list, &Args::group_list);
     stage.optional("sharedInputOptional", tensors.shared_input, &Args::shared_input);
     stage.optional("logitOptional", tensors.logit, &Args::logit);
     stage.input("rowIndexOptional", tensors.row_index, &Args::row_index);
     stage.output("y", tensors.y, &Args::y);
-    stage.require(tensors.antiquant_scale == nullptr, "antiquantScaleOptional must be null");
-    stage.require(tensors.antiquant_offset == nullptr, "antiquantOffsetOptional must be null");
     stage.require(attributes.dtype == 0, "dtype must be 0 (FLOAT32), got %lld", text(attributes.dtype));
     stage.require(!attributes.transpose_x, "transposeX must be false");
     stage.require(!attributes.transpose_w, "transposeW must be false");
@@ -110,7 +112,7 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingGetWorkspaceSize(
                         logitOptional,
                         rowIndexOptional,
                         y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType,
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false,
                               false};
   return first_stage(kV1, tensors, attributes, workspaceSize, executor);
 }
@@ -140,8 +142,8 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2GetWorkspaceSize(
                         logitOptional,
                         rowIndexOptional,
                         y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType,
-                              false};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false,
+                              true};
   return first_stage(kV2, tensors, attributes, workspaceSize, executor);
 }
 
@@ -170,8 +172,8 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3GetWorkspaceSize(
                         logitOptional,
                         rowIndexOptional,
                         y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType,
-                              false};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false,
+                              true};
   return first_stage(kV3, tensors, attributes, workspaceSize, executor);
 }
 
@@ -199,7 +201,8 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzGetWorkspaceSize
                         logitOptional,
                         rowIndexOptional,
                         y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true,
+                              false};
   return first_stage(kWeightNz, tensors, attributes, workspaceSize, executor);
 }
 
@@ -228,7 +231,8 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2GetWorkspaceSi
                         logitOptional,
                         rowIndexOptional,
                         y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true};
+  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true,
+                              true};
   return first_stage(kWeightNzV2, tensors, attributes, workspaceSize, executor);
 }
 

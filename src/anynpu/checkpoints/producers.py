@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import abc
-import re
 from typing import Any
 
 import torch
@@ -206,8 +205,20 @@ def _is_target(name: str, target: object) -> bool:
     if not isinstance(target, str):
         return False
     if target.startswith("re:"):
-        return re.match(target[3:], name) is not None
+        return _matches(target[3:], name)
     return target in ("Linear", name)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """As re.match, which a pattern of somebody else may keep busy for years."""
+    import regex  # transformers needs it as well
+
+    try:
+        return regex.match(pattern, name, timeout=1.0) is not None
+    except regex.error as error:
+        raise ValueError(f"targets: {pattern!r:.80} must be a regular expression: {error}") from error
+    except TimeoutError as error:
+        raise ValueError(f"targets: {pattern!r:.80} takes more than a second to match {name}") from error
 
 
 def _expand_rows(parameter: torch.Tensor | None, n: int) -> torch.Tensor | None:

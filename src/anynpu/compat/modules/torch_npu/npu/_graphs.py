@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``torch.npu.NPUGraph`` where npu stands for the CPU: the operators of a block are noted down and called again.
+"""``torch.npu.NPUGraph`` where npu stands for the CPU: what a block calls, operators and Triton kernels, is noted and
+called again.
 
 As on a card the block changes nothing: results that it makes hold nothing of use before the first replay, and what it
 writes to other tensors is undone. A replay writes to the tensors of the block, whose places stay what they were.
@@ -8,11 +9,15 @@ Functions of torch.compile run uncompiled.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from torch_npu.npu._host import Stream, StreamContext
@@ -63,11 +68,20 @@ class _Recorder(TorchDispatchMode):
             for argument in operator._schema.arguments
             if argument.alias_info is not None and argument.alias_info.is_write and argument.name in named
         ]
+        self._keep(written)
+        return bool(written)
+
+    def _keep(self, written: Any) -> None:
         for address, storage in _storages(written).items():
             if address not in self._made and address not in self._before:
                 contents = torch.empty(0, dtype=torch.uint8).set_(storage)
                 self._before[address] = contents, contents.clone()
-        return bool(written)
+
+    def launch(self, kernel: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Notes a kernel, which may write to every tensor that it is given."""
+        self._keep((args, kwargs))
+        kernel(*args, **kwargs)
+        self.calls.append((kernel, args, kwargs, []))
 
     def undo(self) -> None:
         """Gives the tensors from outside the block what they held before it."""
@@ -76,11 +90,32 @@ class _Recorder(TorchDispatchMode):
         self._before.clear()
 
 
+@contextlib.contextmanager
+def _triton_launches(note: Callable) -> Iterator[None]:
+    """Hands launches in Triton's interpreter, which are no operators, to ``note``."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None:  # no kernel has been defined
+        yield
+        return
+    launch = interpreter.GridExecutor.__call__
+
+    def noted(grid: Any, *args: Any, **kwargs: Any) -> None:
+        with _disable_current_modes():
+            note(functools.partial(launch, grid), args, kwargs)
+
+    interpreter.GridExecutor.__call__ = noted
+    try:
+        yield
+    finally:
+        interpreter.GridExecutor.__call__ = launch
+
+
 class NPUGraph:
     """The operators of a block, to run again; see ``torch.npu.graph``."""
 
     def __init__(self) -> None:
         self._recorder: _Recorder | None = None
+        self._block = contextlib.ExitStack()  # of what a capture changes
         self._calls: list[tuple] | None = None
         self._pool = graph_pool_handle()
 
@@ -92,10 +127,10 @@ class NPUGraph:
         if self._calls is not None:
             raise RuntimeError("NPUGraph.capture_begin: the graph was captured already, reset() it first")
         self._pool = pool or self._pool
-        self._stance = torch.compiler.set_stance("force_eager")  # compiled code calls kernels that nobody can note
-        self._stance.__enter__()
         self._recorder = _Recorder()
-        self._recorder.__enter__()
+        self._block.enter_context(torch.compiler.set_stance("force_eager"))  # nobody can note what compiled code calls
+        self._block.enter_context(_triton_launches(self._recorder.launch))
+        self._block.enter_context(self._recorder)
         _capturing = True
 
     def capture_end(self) -> None:
@@ -104,8 +139,7 @@ class NPUGraph:
         if self._recorder is None:
             raise RuntimeError("NPUGraph.capture_end: no capture was begun")
         recorder, self._recorder = self._recorder, None
-        recorder.__exit__(None, None, None)
-        self._stance.__exit__(None, None, None)
+        self._block.close()
         _capturing = False
         recorder.undo()
         self._calls = recorder.calls
