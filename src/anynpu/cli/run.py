@@ -52,6 +52,6 @@ def _frames_of_the_script(frames: TracebackType | None) -> TracebackType | None:
     while frames is not None and frames.tb_frame.f_code is not run_script.__code__:
         frames = frames.tb_next
     frames = frames and frames.tb_next
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") == "runpy":
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in (run_script.__module__, "runpy"):
         frames = frames.tb_next
     return frames

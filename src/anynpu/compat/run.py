@@ -41,9 +41,8 @@ def run_script(
     try:
         _run(script, module)
     except ModuleNotFoundError as error:
-        if error.name == "triton" and error.args:
-            hint = "kernels for triton-ascend run in Triton's interpreter: pip install triton"
-            raise ModuleNotFoundError(f"{error}; {hint}", name=error.name) from error
+        if error.name == "triton":
+            error.msg += "; kernels for triton-ascend run in Triton's interpreter: pip install triton"
         raise
 
 
