@@ -348,7 +348,7 @@ void Stage::reserved(const char* name, const aclTensor* handle) {
   status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
   if (!ok()) return;
   const auto end = tensor->shape.begin() + tensor->ndim;
-  require(std::find(tensor->shape.begin(), end, 0) != end, "%s must be null or an empty tensor", name);
+  if (not_empty_ == nullptr && std::find(tensor->shape.begin(), end, 0) == end) not_empty_ = name;
 }
 
 const aclTensor* Stage::only(const char* name, const aclTensorList* list) {
@@ -385,6 +385,7 @@ aclnnStatus Stage::finish(uint64_t* workspace_size, aclOpExecutor** executor) {
     status_ = report(ACLNN_ERR_PARAM_NULLPTR, "%s: %s is a null pointer", call_.c_str(),
                      workspace_size == nullptr ? "workspaceSize" : "executor");
   }
+  require(not_empty_ == nullptr, "%s must be null or an empty tensor", not_empty_);
   if (workspace_size != nullptr) *workspace_size = 0;
   if (executor != nullptr) *executor = nullptr;
   if (!ok()) return status_;

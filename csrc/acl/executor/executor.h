@@ -76,6 +76,7 @@ class ACL_FUNC_VISIBILITY Stage {
   const std::string call_;
   std::shared_ptr<void> args_;
   std::vector<Slot> slots_;
+  const char* not_empty_ = nullptr;  // the first reserved tensor that has elements: null pointers are told of before it
   int32_t status_ = ACLNN_SUCCESS;
 };
 
