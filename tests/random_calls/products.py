@@ -13,7 +13,7 @@ def weight_quant_matmul(draw: Draw) -> dict:
     m, k, n = draw.rows(0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 33, 64, 65, 100), draw.size(700), draw.size(400)
     bits, dtype, along_k = draw.one_of(4, 4, 8), draw.one_of(*FLOATS), draw.chance(0.5)
     if bits == 4 and along_k:
-        k = -(-k // 8) * 8
+        k, n = -(-k // 8) * 8, max(n, 2)  # one word is eight columns
     elif bits == 4:
         n = -(-n // 8) * 8
     codes = draw.nibbles([n, k] if along_k else [k, n]) if bits == 4 else draw.codes([n, k] if along_k else [k, n])
@@ -29,7 +29,8 @@ def weight_quant_matmul(draw: Draw) -> dict:
         "x": draw.laid_out(draw.floats([*batch, m, k], dtype)),
         "weight": anynpu.weight_quant_prepack(weight) if prepacked else weight,
         "scale": draw.laid_out(draw.positive(shape, parameters)),
-        "offset": draw.maybe(lambda: draw.laid_out(draw.floats(shape, parameters, 3))),
+        # Finite: with infinite offsets results may be infinite that are NaN by the formula.
+        "offset": draw.maybe(lambda: draw.laid_out(draw.floats(shape, parameters, 3).clamp(-6e4, 6e4))),
         "bias": draw.maybe(lambda: draw.laid_out(draw.floats(draw.one_of([n], [1, n]), draw.one_of(*FLOATS)))),
         "quant_scale": quant_scale,
         "quant_offset": None
