@@ -49,6 +49,14 @@ bool is_contiguous(const anynpu_tensor& tensor) {
   return true;
 }
 
+void make_contiguous(anynpu_tensor& tensor) {
+  int64_t stride = 1;
+  for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
+    tensor.strides[axis] = stride;
+    stride *= tensor.shape[axis];
+  }
+}
+
 int64_t element_count(const anynpu_tensor& tensor) {
   int64_t count = 1;
   for (int axis = 0; axis < tensor.ndim; ++axis) {

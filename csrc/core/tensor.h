@@ -13,6 +13,8 @@ const char* dtype_name(int32_t dtype);
 // Bits of one element; 0 for an unknown dtype.
 int dtype_bits(int32_t dtype);
 bool is_contiguous(const anynpu_tensor& tensor);
+// Sets the strides to those of a contiguous tensor of this shape.
+void make_contiguous(anynpu_tensor& tensor);
 // Elements of the view, or -1 when the product overflows or an axis is negative.
 int64_t element_count(const anynpu_tensor& tensor);
 // "(2, 3)" in a thread-local ring of buffers, so that several may stand in one message.

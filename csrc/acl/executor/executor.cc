@@ -90,14 +90,6 @@ bool is_copied(const Operator& op, const anynpu_tensor& tensor) {
          !is_contiguous(tensor);
 }
 
-void make_contiguous(anynpu_tensor& tensor) {
-  int64_t stride = 1;
-  for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
-    tensor.strides[axis] = stride;
-    stride *= tensor.shape[axis];
-  }
-}
-
 std::shared_ptr<void> with_contiguous(const Operator& op, const void* args, const std::vector<Copied>& copied) {
   std::shared_ptr<void> made = op.copy(args);
   for (const Copied& each : copied) make_contiguous(tensor_at(made.get(), each.field));
@@ -333,20 +325,13 @@ void Stage::ints(const char* name, const aclIntArray* handle, int64_t* values, s
   if (ok()) std::copy(array->values.begin(), array->values.end(), values);
 }
 
-void Stage::unused(const char* name, const aclTensor* handle) {
+void Stage::leave(const char* name, const aclTensor* handle, bool must_be_empty) {
   if (!ok()) return;
   slots_.push_back({name, nullptr, 0, false, 0, 0});  // it has an index, but no address to set
-  TensorPtr tensor;
   if (handle == nullptr) return;
-  status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
-}
-
-void Stage::reserved(const char* name, const aclTensor* handle) {
-  unused(name, handle);
   TensorPtr tensor;
-  if (!ok() || handle == nullptr) return;
   status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
-  if (!ok()) return;
+  if (!ok() || !must_be_empty) return;
   const auto end = tensor->shape.begin() + tensor->ndim;
   if (not_empty_ == nullptr && std::find(tensor->shape.begin(), end, 0) == end) not_empty_ = name;
 }

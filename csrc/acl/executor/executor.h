@@ -56,9 +56,9 @@ class ACL_FUNC_VISIBILITY Stage {
   // The values of a required array of exactly `count` numbers.
   void ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count);
   // An argument that this call does not use: null or any tensor.
-  void unused(const char* name, const aclTensor* handle);
+  void unused(const char* name, const aclTensor* handle) { leave(name, handle, false); }
   // An argument that the document reserves: null or a tensor without elements.
-  void reserved(const char* name, const aclTensor* handle);
+  void reserved(const char* name, const aclTensor* handle) { leave(name, handle, true); }
   // The tensor of a list of one; null when the list is null or empty.
   const aclTensor* only(const char* name, const aclTensorList* list);
   // A rule of the document that the kernels' own check does not know: 161002 unless it holds.
@@ -72,6 +72,8 @@ class ACL_FUNC_VISIBILITY Stage {
   void take(const char* name, const aclTensor* handle, size_t field, bool is_output, bool is_optional);
 
  private:
+  void leave(const char* name, const aclTensor* handle, bool must_be_empty);
+
   const Operator& op_;
   const std::string call_;
   std::shared_ptr<void> args_;

@@ -31,8 +31,7 @@ anynpu_tensor as_bytes(const anynpu_tensor& int4) {
   anynpu_tensor view = int4;
   view.dtype = ANYNPU_UINT8;
   view.shape[view.ndim - 1] /= 2;
-  view.strides[view.ndim - 1] = 1;
-  for (int axis = view.ndim - 2; axis >= 0; --axis) view.strides[axis] = view.strides[axis + 1] * view.shape[axis + 1];
+  make_contiguous(view);
   return view;
 }
 

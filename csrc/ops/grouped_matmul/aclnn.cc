@@ -24,8 +24,7 @@ anynpu_tensor contiguous(int32_t dtype, int32_t ndim, const int64_t* shape, void
   tensor.format = ANYNPU_ND;
   tensor.ndim = ndim;
   std::copy_n(shape, ndim, tensor.shape);
-  int64_t stride = 1;
-  for (int axis = ndim - 1; axis >= 0; stride *= shape[axis--]) tensor.strides[axis] = stride;
+  anynpu::make_contiguous(tensor);
   return tensor;
 }
 

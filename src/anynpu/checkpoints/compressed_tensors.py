@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from anynpu._check import require
-from anynpu.checkpoints.msmodelslim import codes_of
 from anynpu.nn import QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
 
 _OP = "compressed-tensors"
@@ -63,7 +62,7 @@ def _args(bits: int, symmetric: bool, strategy: str, **options: Any) -> dict[str
 def _weight_only(layer: WeightQuantLinear) -> tuple[dict[str, torch.Tensor], str, dict[str, Any], None]:
     n, k, bits = layer.out_features, layer.in_features, layer.bits
     middle = 2 ** (bits - 1)
-    codes = codes_of(layer).int() + middle
+    codes = layer.codes().int() + middle
     scale = layer.scale.reshape(-1, n).t().contiguous()
     made: dict[str, torch.Tensor] = {"weight_scale": scale, "weight_shape": torch.tensor([n, k])}
     if layer.offset is not None:

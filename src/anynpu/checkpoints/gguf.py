@@ -32,17 +32,17 @@ def load_gguf(path: Path, dtype: torch.dtype | None, progress: Callable[[str], N
     except ImportError as error:
         raise ImportError(f"{OP}: GGUF files need transformers and gguf: pip install transformers gguf") from error
     try:
-        found = gguf.GGUFReader(path).tensors
+        reader = gguf.GGUFReader(path)
         config = reading.load_gguf_checkpoint(str(path))["config"]
-        architecture = gguf.GGUFReader(path).fields["general.architecture"].contents()
+        architecture = reader.fields["general.architecture"].contents()
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise ValueError(f"{OP}: {path} is no GGUF file that can be read: {error}") from error
     known = architecture in ARCHITECTURES
     require(OP, known, f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, got {architecture!r:.80}")
-    model = empty_model(config, dtype, False, len(found))
+    model = empty_model(config, dtype, False, len(reader.tensors))
     names = reading.get_gguf_hf_weights_map(model, reading.TensorProcessor(config=config))
     floats, layers = {}, {}
-    for tensor in found:
+    for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
             continue
         require(OP, tensor.name in names, f"{path} has a tensor {tensor.name!r:.80} that the model lacks")

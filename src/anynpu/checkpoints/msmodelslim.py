@@ -23,7 +23,6 @@ from anynpu.formats._words import FLOAT_DTYPES, require_finite, require_matrix
 from anynpu.formats.experts import from_int8
 from anynpu.formats.msmodelslim import from_msmodelslim_w4a8
 from anynpu.nn import QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
-from anynpu.ops.int4_pack import int4_unpack
 
 DESCRIPTION = "quant_model_description.json"
 _FLOAT = "FLOAT"
@@ -214,7 +213,7 @@ class MsModelSlimWriter:
         require("msmodelslim", whole, f"int4 needs one group_size that divides K, a multiple of 32, got {size} and {k}")
         scale = layer.scale.reshape(-1, n).t()  # [N, G]
         second = scale.repeat_interleave((layer.group_size or k) // size, dim=1).contiguous()
-        codes = codes_of(layer)
+        codes = layer.codes()
         return {
             "weight": _two_in_a_byte(codes),
             "weight_scale": torch.ones(n, 1),  # so that the product with the second one is exact
@@ -248,13 +247,3 @@ def _bias_in_units(bias: torch.Tensor | None, deq_scale: torch.Tensor) -> torch.
     units = torch.where(deq_scale == 0, 0, bias.double() / deq_scale.double()).round()
     require("msmodelslim", bool((units.abs() < 2**31).all()), "bias must be an int32 in units of deq_scale, got more")
     return units.to(torch.int32)
-
-
-def codes_of(layer: WeightQuantLinear) -> torch.Tensor:
-    """Signed codes int8 ``[N, K]`` of the layer, in the order in which it keeps them."""
-    matrix = layer.matrix()
-    if matrix.dtype == torch.int8:
-        return matrix.t().contiguous()
-    along_k = layer.weight.shape[0] == layer.out_features and layer.weight.shape[1] * 8 == layer.in_features
-    codes = int4_unpack(layer.weight) if along_k else int4_unpack(layer.weight).t()
-    return codes.to(torch.int8).contiguous()

@@ -156,6 +156,13 @@ class WeightQuantLinear(QuantizedLinear):
         packed_along_n = self.bits == 4 and packing_axis(self.in_features, self.out_features) == "n"
         return self.weight if packed_along_n else self.weight.t()
 
+    def codes(self) -> torch.Tensor:
+        """The signed codes, int8 ``[N, K]``, in the order of K in which the layer keeps them."""
+        if self.weight.dtype == torch.int8:
+            return self.weight
+        codes = int4_unpack(self.weight, torch.int8)
+        return codes if packing_axis(self.in_features, self.out_features) == "k" else codes.t().contiguous()
+
     def prepack(self) -> None:
         """Makes the rearranged copy that the CPU kernels read fastest; not needed on other devices."""
         if self.weight.device.type != "cpu":
