@@ -411,6 +411,16 @@ ANYNPU_API int32_t anynpu_moe_init_routing_check(const anynpu_moe_init_routing_a
 ANYNPU_API int32_t anynpu_moe_init_routing(const anynpu_moe_init_routing_args* args, void* workspace,
                                            size_t workspace_bytes);
 
+/* swiglu: y = a * sigmoid(a) * b, a the first half of x along `dim`, b the second. x FLOAT32, FLOAT16 or BFLOAT16 of 1 to 8
+ * axes, of an even size along dim; y of x's dtype, half as large there; both contiguous. A negative dim counts from the end. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor y;
+  int64_t dim;
+} anynpu_swiglu_args;
+ANYNPU_API int32_t anynpu_swiglu_check(const anynpu_swiglu_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_swiglu(const anynpu_swiglu_args* args, void* workspace, size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -28,6 +28,7 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"grouped_matmul_combine_args", sizeof(anynpu_grouped_matmul_combine_args)},
       {"dequant_swiglu_quant_args", sizeof(anynpu_dequant_swiglu_quant_args)},
       {"moe_init_routing_args", sizeof(anynpu_moe_init_routing_args)},
+      {"swiglu_args", sizeof(anynpu_swiglu_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {

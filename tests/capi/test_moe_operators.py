@@ -178,6 +178,47 @@ def test_modes_of_dequant_swiglu_quant():
     assert 'quantModeOptional must be static or dynamic, got "dynamical"' in outcome.sentence
 
 
+PLAIN_SWIGLU = cases("swiglu")
+
+
+def swiglu(args, out=None):
+    x, dim = args["x"], args.get("dim", -1)
+    shape = list(x.shape)
+    if -len(shape) <= dim < len(shape):
+        shape[dim] //= 2
+    return run(
+        "aclnnSwiGlu",
+        [x],
+        [out or (shape, x.dtype)],
+        lambda x, y: [x, ctypes.c_int64(dim), y],
+    )
+
+
+@valid(PLAIN_SWIGLU)
+def test_swiglu(case):
+    outcome, results = swiglu(case.args)
+    assert outcome.status == 0, outcome
+    assert_equal(results, [anynpu.swiglu(**case.args)])
+
+
+@invalid(PLAIN_SWIGLU)
+def test_invalid_swiglu(case):
+    assert_refused(swiglu(case.args)[0], case)
+
+
+@pytest.mark.parametrize(
+    "out, text",
+    [
+        (([4, 3], torch.float32), r"y must be ND, contiguous, of shape (4, 4), got (4, 3)"),
+        (([4, 4], torch.float16), "y must be float32 as x is, got float16"),
+    ],
+)
+def test_swiglu_wants_an_output_of_half_the_size(out, text):
+    outcome, _ = swiglu({"x": torch.ones(4, 8)}, out)
+    assert outcome.status == 161002
+    assert text in outcome.sentence
+
+
 ROUTING = cases("moe_init_routing")
 # What V2 does: no quantisation, no part of the experts, no pairs, rows of the slots.
 PLAIN_ROUTING = [

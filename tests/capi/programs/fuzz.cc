@@ -22,6 +22,7 @@
 #include "aclnnop/aclnn_quant_matmul_v4.h"
 #include "aclnnop/aclnn_quant_matmul_weight_nz.h"
 #include "aclnnop/aclnn_quantize.h"
+#include "aclnnop/aclnn_swi_glu.h"
 #include "aclnnop/aclnn_trans_quant_param_v2.h"
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
@@ -309,6 +310,24 @@ void dequant_swiglu_quant(Tensors& tensors) {
   finish(status, size, executor, aclnnDequantSwigluQuant);
 }
 
+void swiglu(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  std::vector<int64_t> shape(pick(1, 4));
+  for (int64_t& size : shape) size = pick(0, 9);
+  const int64_t rank = static_cast<int64_t>(shape.size()), dim = pick(0, rank - 1);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  aclTensor* out = tensors.output(shape, dtype);
+  shape[dim] *= 2;
+  const int status = aclnnSwiGluGetWorkspaceSize(tensors.random(shape, dtype),
+                                                 slip(3)      ? one_of(kHuge)
+                                                 : chance(50) ? dim
+                                                              : dim - rank,
+                                                 out, &size, &executor);
+  finish(status, size, executor, aclnnSwiGlu);
+}
+
 void moe_init_routing(Tensors& tensors) {
   const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
   const int64_t tokens = pick(1, 9), width = pick(1, 40), chosen = pick(1, 4), experts = pick(1, 8);
@@ -473,17 +492,12 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   generator.seed(seed);
   Session session;
-  void (*const kTargets[])(Tensors&) = {int4_pack,
-                                        cast,
-                                        matmul,
-                                        quant_matmul,
-                                        dynamic_quant,
-                                        dequant_swiglu_quant,
-                                        moe_init_routing,
-                                        grouped_matmul,
-                                        trans_quant_param,
-                                        quantize,
-                                        rope};
+  void (*const kTargets[])(Tensors&) = {int4_pack,      cast,
+                                        matmul,         quant_matmul,
+                                        dynamic_quant,  dequant_swiglu_quant,
+                                        swiglu,         moe_init_routing,
+                                        grouped_matmul, trans_quant_param,
+                                        quantize,       rope};
   const auto start = std::chrono::steady_clock::now();
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
     Pool pool;

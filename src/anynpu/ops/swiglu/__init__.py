@@ -6,18 +6,18 @@ from __future__ import annotations
 import torch
 
 from anynpu._register import Operator, register
-from anynpu.ops.swiglu import composite, reference, spec
+from anynpu.ops.swiglu import cpu, reference, spec
 
 _op = register(
     Operator(
         spec.OP,
         spec.SCHEMA,
         spec.fake,
-        composite.swiglu,
+        cpu.swiglu,
         reference.swiglu,
         spec.samples,
         reference.error_bound,
-        cuda=composite.__name__,
+        cuda=f"{__name__}.composite",
     )
 )
 

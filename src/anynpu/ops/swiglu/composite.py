@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""swiglu out of torch operators; models that quantise what follows use dequant_swiglu_quant instead."""
+"""swiglu of CUDA tensors out of torch operators; models that quantise what follows use dequant_swiglu_quant."""
 
 from __future__ import annotations
 
