@@ -104,25 +104,29 @@ class MoeProblem:
         self, name: str, arithmetic: str, parts: list, product: Callable, tolerance: float, weight_bytes: int
     ) -> Variant:
         """A loop over the experts; ``product(x, *parts[expert])`` returns what an expert makes of its float rows."""
+        copies = [[tuple(tensor.clone() for tensor in part) for part in parts] for _ in range(copies_for(weight_bytes))]
+        return self.variant_of_copies(name, arithmetic, copies, product, tolerance, weight_bytes)
+
+    def variant_of_copies(
+        self, name: str, arithmetic: str, copies: list, product: Callable, tolerance: float, weight_bytes: int
+    ) -> Variant:
+        """The same over ``copies``, each of which holds the parts of all experts."""
         counts = self.counts.tolist()
 
-        def call_with(copies: list) -> Callable[[], torch.Tensor]:
+        def call_with(parts: list) -> Callable[[], torch.Tensor]:
             def call() -> torch.Tensor:
                 y, first = torch.zeros(self.m, self.n), 0
                 for expert, count in enumerate(counts):
                     if count:
                         rows = slice(first, first + count)
                         first += count
-                        values = product(self.x[rows], *copies[expert]) * self.row_scale[rows, None]
+                        values = product(self.x[rows], *parts[expert]) * self.row_scale[rows, None]
                         y.index_add_(0, self.row_index[rows], values)
                 return y
 
             return call
 
-        calls = [
-            call_with([tuple(tensor.clone() for tensor in part) for part in parts])
-            for _ in range(copies_for(weight_bytes))
-        ]
+        calls = [call_with(parts) for parts in copies]
         return Variant(
             name, arithmetic, calls, self.expected, tolerance, int(weight_bytes * self.active()) + self.bytes
         )

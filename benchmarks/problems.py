@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -42,7 +42,6 @@ class MatmulProblem:
     n: int
     group_size: int  # 0: a scale for each column
     bits: int
-    _generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0), compare=False)
 
     @property
     def name(self) -> str:
@@ -58,19 +57,20 @@ class MatmulProblem:
     @cached_property
     def x(self) -> torch.Tensor:
         """[M, K] in float32; variants round it to their dtype."""
-        return torch.randn(self.m, self.k, generator=self._generator)
+        return torch.randn(self.m, self.k, generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def weight(self) -> torch.Tensor:
-        """[K, N] integers in int32."""
-        high = 1 << (self.bits - 1)
-        return torch.randint(-high, high, (self.k, self.n), dtype=torch.int32, generator=self._generator)
+        """[K, N] integers in int32, the same for every M, as is `scale`."""
+        high, generator = 1 << (self.bits - 1), torch.Generator().manual_seed(1)
+        return torch.randint(-high, high, (self.k, self.n), dtype=torch.int32, generator=generator)
 
     @cached_property
     def scale(self) -> torch.Tensor:
         """[K / group_size or 1, N] in float32, with values that bfloat16 and float16 hold too."""
         groups = -(-self.k // self.group_size) if self.group_size else 1
-        return (torch.randint(128, 256, (groups, self.n), generator=self._generator) * 2.0**-15).float()
+        generator = torch.Generator().manual_seed(2)
+        return (torch.randint(128, 256, (groups, self.n), generator=generator) * 2.0**-15).float()
 
     def dense(self) -> torch.Tensor:
         """[K, N] in float32: what the integers and scales stand for."""

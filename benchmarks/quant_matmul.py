@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -23,7 +23,6 @@ class Int8Problem:
     m: int
     k: int
     n: int
-    _generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0), compare=False)
 
     @property
     def name(self) -> str:
@@ -38,27 +37,34 @@ class Int8Problem:
     @cached_property
     def x(self) -> torch.Tensor:
         """[M, K]."""
-        return torch.randint(-128, 128, (self.m, self.k), dtype=torch.int8, generator=self._generator)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(-128, 128, (self.m, self.k), dtype=torch.int8, generator=generator)
 
     @cached_property
     def weight(self) -> torch.Tensor:
-        """[K, N]."""
-        return torch.randint(-128, 128, (self.k, self.n), dtype=torch.int8, generator=self._generator)
+        """[K, N], the same for every M, as is `scale`."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(-128, 128, (self.k, self.n), dtype=torch.int8, generator=generator)
 
     @cached_property
     def scale(self) -> torch.Tensor:
         """[N] in float32."""
-        return (torch.rand(self.n, generator=self._generator) + 0.5) * 1e-5
+        return (torch.rand(self.n, generator=torch.Generator().manual_seed(2)) + 0.5) * 1e-5
 
     def variant(
         self, name: str, weight: torch.Tensor, prepare: Callable[[torch.Tensor], Callable[[], torch.Tensor]]
     ) -> Variant:
         """``prepare`` turns a copy of ``weight`` [K, N] into the call that multiplies by it."""
+        calls = [prepare(weight.clone()) for _ in range(copies_for(weight.nbytes))]
+        return self.variant_of_calls(name, weight, calls)
+
+    def variant_of_calls(self, name: str, weight: torch.Tensor, calls: Sequence[Callable[[], torch.Tensor]]) -> Variant:
+        """``calls`` multiply by copies of ``weight`` [K, N]."""
         x, scale = self.x, self.scale
         return Variant(
             name=name,
             arithmetic="W8A8",
-            calls=[prepare(weight.clone()) for _ in range(copies_for(weight.nbytes))],
+            calls=calls,
             expected=lambda: (x.double() @ weight.double() * scale.double()).to(torch.float16),
             tolerance=2.0**-11,
             bytes=weight.nbytes + scale.nbytes + x.nbytes + self.m * self.n * 2,

@@ -12,9 +12,29 @@ from typing import Any
 
 from measure import Variant
 
-from peers import bitsandbytes_nf4, onnxruntime_nbits, torch_cpu, torch_int8, torch_kv_cache, torch_moe
+from peers import (
+    bitsandbytes_nf4,
+    onnxruntime_nbits,
+    openvino_matmul,
+    torch_cpu,
+    torch_int8,
+    torch_kv_cache,
+    torch_moe,
+    vllm_cpu,
+    zentorch_linear,
+)
 
-ALL = (torch_cpu, torch_int8, torch_kv_cache, torch_moe, bitsandbytes_nf4, onnxruntime_nbits)
+ALL = (
+    torch_cpu,
+    torch_int8,
+    torch_kv_cache,
+    torch_moe,
+    bitsandbytes_nf4,
+    onnxruntime_nbits,
+    openvino_matmul,
+    vllm_cpu,
+    zentorch_linear,
+)
 
 
 def unavailable() -> dict[str, str]:
