@@ -13,6 +13,7 @@ import roofs
 import torch
 
 ROTATED_BYTES = 512 << 20  # weights of one variant together, so that none is still in a cache when its turn comes again
+_RESULT_BYTES = 64 << 20  # of all products of one run, which with many rows would take seconds otherwise
 _GROUP_SECONDS = 0.03
 _PAUSE_SECONDS = 0.01  # until the spinning threads of the last variant have gone to sleep
 _CLEAN = 0.9  # of the best compute probe: below, another process or a sibling thread had the cores
@@ -58,6 +59,11 @@ class Comparison:
 def copies_for(weight_bytes: int) -> int:
     """How many copies of a weight a variant rotates over."""
     return max(2, -(-ROTATED_BYTES // weight_bytes))
+
+
+def copies_in_one_model(weight_bytes: int, result_bytes: int) -> int:
+    """The same for a variant that multiplies by all copies in one run: fewer where their results are large."""
+    return min(copies_for(weight_bytes), max(2, _RESULT_BYTES // result_bytes))
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:

@@ -127,6 +127,37 @@ def test_every_variant_of_quant_moe_is_correct(modules):
     assert all(timing.error == 0 for timing in comparison.timings if " layer, " in timing.variant.name)
 
 
+@pytest.mark.parametrize(
+    "peer", ["bitsandbytes_nf4", "onnxruntime_nbits", "openvino_matmul", "vllm_cpu", "zentorch_linear"]
+)
+def test_every_variant_of_an_installed_peer_is_correct(modules, peer):
+    module, moe = getattr(modules["peers"], peer), importlib.import_module("moe")
+    if reason := module.unavailable():
+        pytest.skip(reason)
+    problems = {
+        "weight_quant_matmul": [modules["problems"].MatmulProblem(m, 256, 64, 64, 4) for m in (1, 40, 3)],
+        "quant_matmul": [modules["quant_matmul"].Int8Problem(m, 64, 96) for m in (1, 40, 3)],
+        "grouped_matmul_combine": [moe.MoeProblem(4, 2, m, 64, 128, size) for m in (3, 20) for size in (0, 32)],
+    }
+    offered = [operator for operator in problems if hasattr(module, operator)]
+    assert offered
+    for operator in offered:
+        for problem in problems[operator]:
+            for variant in getattr(module, operator)(problem):
+                errors = [modules["measure"].relative_error(call(), variant.expected()) for call in variant.calls]
+                assert max(errors) <= variant.tolerance
+
+
+def test_a_library_that_cannot_be_loaded_is_reported(modules, tmp_path, monkeypatch):
+    why_not_loaded = modules["peers"].vllm_cpu.why_not_loaded
+    assert why_not_loaded("absent_peer", "operators.so", "pip install it") == "pip install it"
+    (tmp_path / "broken_peer").mkdir()
+    for name in ("__init__.py", "operators.so"):
+        (tmp_path / "broken_peer" / name).write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert why_not_loaded("broken_peer", "operators.so", "pip install it").startswith("pip install it (")
+
+
 @pytest.fixture
 def pretended_gpu(modules, monkeypatch):
     """The driver for GPUs on tensors of the CPU: calls are made one by one instead of replaying a graph of them."""

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Variant, copies_for
+from measure import Variant, copies_in_one_model
 from problems import MatmulProblem
 
 NAME = "onnxruntime"
 _ARITHMETIC = {0: "W4A32", 4: "W4A8"}
 _TOLERANCE = {0: 1e-5, 4: 2.0**-6}  # int8 activations, by block: half of 1/127 of the block's largest
-
-_OUTPUT_BYTES = 1 << 30  # of all copies together
 
 
 def unavailable() -> str | None:
@@ -38,7 +36,7 @@ def _matmul_nbits(problem: MatmulProblem, level: int) -> Variant:
     unsigned = (problem.weight.t() + 8).to(torch.uint8).contiguous().numpy()  # [N, K]; its zero is 8
     blocks = (unsigned[:, ::2] | unsigned[:, 1::2] << 4).reshape(problem.n, -1, problem.group_size // 2)
     scale = problem.scale.t().contiguous().numpy()  # [N, G]
-    copies = min(copies_for(blocks.nbytes + scale.nbytes), max(2, _OUTPUT_BYTES // (4 * problem.m * problem.n)))
+    copies = copies_in_one_model(blocks.nbytes + scale.nbytes, 4 * problem.m * problem.n)
     session, binding = _session(problem, level, blocks, scale, copies)
 
     def call() -> torch.Tensor:

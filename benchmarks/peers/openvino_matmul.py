@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Variant, copies_for
+from measure import Variant, copies_in_one_model
 from problems import MatmulProblem
 
 NAME = "openvino"
-_OUTPUT_BYTES = 1 << 30  # of all copies together
 
 
 def unavailable() -> str | None:
@@ -36,7 +35,7 @@ def _matmul(
     unsigned = (problem.weight.t() + 8).to(torch.uint8).contiguous().numpy()  # [N, K]; its zero is 8
     packed = unsigned[:, ::2] | unsigned[:, 1::2] << 4
     scale = problem.scale.t().half().contiguous().numpy()  # [N, G]
-    copies = min(copies_for(packed.nbytes + scale.nbytes), max(2, _OUTPUT_BYTES // (4 * problem.m * problem.n)))
+    copies = copies_in_one_model(packed.nbytes + scale.nbytes, 4 * problem.m * problem.n)
     request = _request(problem, options, packed, scale, copies)
 
     def call() -> torch.Tensor:
