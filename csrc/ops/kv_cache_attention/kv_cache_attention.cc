@@ -209,6 +209,7 @@ int32_t check_values(const Args& args, int64_t* longest) {
 // The cut of positions and rows depends on shapes and lengths alone, so that results do not depend on the threads.
 struct Plan {
   int64_t group, padded, positions, blocks, splits, split_rows, heads, head_groups, items, queries, digits;
+  bool reads_runs;
 
   Plan(const Args& args, int64_t longest, int threads) {
     const int64_t length = query_length(args), all_heads = kv_heads(args);
@@ -219,6 +220,7 @@ struct Plan {
     positions = std::min(positions, length);
     queries = positions * group;
     digits = args.q.dtype == ANYNPU_FLOAT32 ? 2 : 1;  // what a 16-bit q is rounded to is coarser than one digit
+    reads_runs = queries * digits <= kAttentionFewRows && pick(kKernels).reads_runs;
     blocks = (length + positions - 1) / positions;
     splits = few ? std::max<int64_t>(1, (longest + kSplitRows - 1) / kSplitRows) : 1;
     split_rows = splits == 1 ? longest : kSplitRows;
@@ -330,6 +332,7 @@ class Run {
  private:
   struct Item {
     int64_t batch, split, first_head, last_head, first_position, last_position, first_row, last_row;
+    bool in_runs;
     bool has_queries_of(const Item& other) const {
       return batch == other.batch && first_head == other.first_head && first_position == other.first_position;
     }
@@ -347,6 +350,7 @@ class Run {
     item.last_position = std::min(item.first_position + plan_.positions, query_length(args_));
     item.first_row = std::max(item.split * plan_.split_rows, start_of(args_, item.batch));
     item.last_row = std::min((item.split + 1) * plan_.split_rows, rows_seen(item.batch, item.last_position - 1));
+    item.in_runs = plan_.reads_runs && item.last_row <= rows_seen(item.batch, item.first_position);
     return item;
   }
 
@@ -414,7 +418,7 @@ class Run {
       set_visible(item, row, tile, scratch);
       const int64_t rows_left = length_of(args_, item.batch) - row;
       tile.rows_known = static_cast<int32_t>(std::min<int64_t>(tile.rows + kAttentionRowsAhead, rows_left));
-      set_offsets(item, row, tile.rows_known, scratch);
+      set_offsets(item, row, tile, scratch);
       kernel_.tile(tile);
     }
     if (plan_.splits > 1) return;
@@ -455,9 +459,21 @@ class Run {
     }
   }
 
-  // Of `count` rows from `row` on.
-  void set_offsets(const Item& item, int64_t row, int32_t count, const Scratch& scratch) const {
-    for (int32_t i = 0; i < count; ++i) scratch.offsets[i] = row_offset(item.batch, row + i);
+  // Of the rows of a tile in the order in which the kernel takes them, and of those that it takes next.
+  void set_offsets(const Item& item, int64_t row, const AttentionTile& tile, const Scratch& scratch) const {
+    order_rows(item, row, tile.rows, tile.rows, scratch.offsets);
+    const int64_t next = row + tile.rows,
+                  rows = std::min<int64_t>(kAttentionTileRows, length_of(args_, item.batch) - next);
+    order_rows(item, next, rows, tile.rows_known - tile.rows, scratch.offsets + tile.rows);
+  }
+
+  // Offsets of the first `count` of a tile of `rows`, from `first` on.
+  void order_rows(const Item& item, int64_t first, int64_t rows, int64_t count, int64_t* offsets) const {
+    const int64_t run = item.in_runs ? rows / kAttentionRuns : 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool in_run = i < run * kAttentionRuns;
+      offsets[i] = row_offset(item.batch, first + (in_run ? i % kAttentionRuns * run + i / kAttentionRuns : i));
+    }
   }
 
   void finish(int64_t batch, int64_t head, int64_t first_position, int64_t last_position,

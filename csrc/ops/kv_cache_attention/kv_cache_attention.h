@@ -8,8 +8,9 @@
 namespace anynpu {
 
 constexpr int kAttentionTileRows = 128;
-constexpr int kAttentionRowsAhead = 8;  // that are fetched while others are multiplied; with all heads some 8 KiB
-constexpr int kAttentionFewRows = 16;   // of digits of a head: up to here codes are multiplied as they lie in the cache
+constexpr int kAttentionRuns = 8;        // of a tile, whose rows some kernels take in turn
+constexpr int kAttentionRowsAhead = 16;  // that are fetched while others are multiplied; with all heads some 16 KiB
+constexpr int kAttentionFewRows = 16;  // of digits of a head: up to here codes are multiplied as they lie in the cache
 // Rows of head_size elements are padded to a multiple of this, with zeros, on every tier.
 constexpr int64_t kAttentionPadding = 32;
 
@@ -29,7 +30,7 @@ struct AttentionTile {
   int32_t rows, rows_known, heads, queries, digits;
   const int8_t* k;  // row i begins at k[offsets[i]]
   const int8_t* v;
-  const int64_t* offsets;  // [rows_known], those of the tile and of what is read after it
+  const int64_t* offsets;  // [rows_known], those of the tile, in any order where all is visible, and of what comes next
   const int16_t* q;        // [heads, queries, digits, padded], times scale_k and the softmax scale
   const float* q_steps;    // [heads, queries, digits]
   const int32_t* visible;  // query i sees the first visible[i] rows of the tile
@@ -70,6 +71,8 @@ struct AttentionFold {
 
 struct AttentionKernel {
   Isa isa;
+  // Whether few queries go through kAttentionRuns parts of a tile side by side, where all of them see all of its rows.
+  bool reads_runs;
   void (*fold[kAttentionFloats])(const AttentionFold& fold);
   void (*tile)(const AttentionTile& tile);
   void (*finish[kAttentionFloats])(const AttentionFinish& finish);
