@@ -421,6 +421,47 @@ typedef struct {
 ANYNPU_API int32_t anynpu_swiglu_check(const anynpu_swiglu_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_swiglu(const anynpu_swiglu_args* args, void* workspace, size_t workspace_bytes);
 
+/* moe_finalize_routing: y[n] = skip1[n] + skip2[n] + sum over j < K of scales[n, j] * (row v + bias[expert_idx[n, j]]), in
+ * float32 in that order. expanded_rows (R, H) or (E, C, H), whose first axes count as one; skips (N, H), bias (E, H) and
+ * y (N, H): one dtype of FLOAT32, FLOAT16, BFLOAT16; scales (N, K) of any of them. Absent skips and bias are 0, scales 1.
+ * row_idx INT32 (N K): v is row_idx[j N + n] with drop_pad_mode 0 and 1, row_idx[n K + j] with 2 and 3; -1: a row of zeros.
+ * expert_idx INT32 (N, K), needed with bias. All contiguous. */
+typedef struct {
+  anynpu_tensor expanded_rows;
+  anynpu_tensor skip1;
+  anynpu_tensor skip2;
+  anynpu_tensor bias;
+  anynpu_tensor scales;
+  anynpu_tensor row_idx;
+  anynpu_tensor expert_idx;
+  anynpu_tensor y;
+  int64_t drop_pad_mode;
+} anynpu_moe_finalize_routing_args;
+ANYNPU_API int32_t anynpu_moe_finalize_routing_check(const anynpu_moe_finalize_routing_args* args,
+                                                     size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_moe_finalize_routing(const anynpu_moe_finalize_routing_args* args, void* workspace,
+                                               size_t workspace_bytes);
+
+/* moe_gating_topk_softmax: the k largest of softmax(x) in each row, the largest first, NaN before all, ties to the lower
+ * index; float16 probabilities are rounded before they are compared. x (N, E) or (B, S, E) FLOAT32, FLOAT16 or BFLOAT16;
+ * finished BOOL of x's shape without E, or absent: where set, expert E (none) in all places.
+ * y of x's dtype, expert_idx INT32, row_idx INT32 or absent (j N + n for choice j of row n): x's shape with k for E.
+ * softmax FLOAT32 of x's shape, or absent: of all experts. renorm 1: the k largest logits, then their softmax; no `softmax`
+ * then. All contiguous. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor finished;
+  anynpu_tensor y;
+  anynpu_tensor expert_idx;
+  anynpu_tensor row_idx;
+  anynpu_tensor softmax;
+  int64_t renorm;
+} anynpu_moe_gating_topk_softmax_args;
+ANYNPU_API int32_t anynpu_moe_gating_topk_softmax_check(const anynpu_moe_gating_topk_softmax_args* args,
+                                                        size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_moe_gating_topk_softmax(const anynpu_moe_gating_topk_softmax_args* args, void* workspace,
+                                                  size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -29,6 +29,8 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"dequant_swiglu_quant_args", sizeof(anynpu_dequant_swiglu_quant_args)},
       {"moe_init_routing_args", sizeof(anynpu_moe_init_routing_args)},
       {"swiglu_args", sizeof(anynpu_swiglu_args)},
+      {"moe_finalize_routing_args", sizeof(anynpu_moe_finalize_routing_args)},
+      {"moe_gating_topk_softmax_args", sizeof(anynpu_moe_gating_topk_softmax_args)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kSizes) {

@@ -6,8 +6,9 @@ namespace anynpu {
 namespace {
 
 // Of kCount vectors, step by step: one alone would wait for each of its own. Relative error below 2^-22 for values <=
-// 87; below -87 they stay at exp(-87). NaN stays NaN.
-template <int kCount>
+// 87; below -87 they stay at exp(-87). NaN with zeros in its lowest bits stays NaN. With kScale > 0, 2^kScale times that, for
+// values <= 0 and down to -87 - kScale * ln 2: results that would be no normal numbers keep their digits.
+template <int kCount, int kScale = 0>
 inline __attribute__((always_inline)) void exponentials(Vec (&values)[kCount]) {
   const Vec rounder = broadcast(12582912.0f);  // 1.5 * 2^23
   Vec exponent[kCount], p[kCount];
@@ -15,7 +16,7 @@ inline __attribute__((always_inline)) void exponentials(Vec (&values)[kCount]) {
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) fn(i);
   };
-  each([&](int i) { values[i] = maximum(broadcast(-87.0f), values[i]); });
+  each([&](int i) { values[i] = maximum(broadcast(-87.0f - kScale * 0.69f), values[i]); });
   each([&](int i) { exponent[i] = add(multiply(values[i], broadcast(1.44269504f)), rounder); });
   each([&](int i) { p[i] = subtract(exponent[i], rounder); });
   each([&](int i) { values[i] = multiply_add(p[i], broadcast(-0.693359375f), values[i]); });
@@ -27,6 +28,7 @@ inline __attribute__((always_inline)) void exponentials(Vec (&values)[kCount]) {
   each([&](int i) { p[i] = multiply_add(p[i], values[i], broadcast(5.0000001201e-1f)); });
   each([&](int i) { p[i] = multiply(p[i], values[i]); });
   each([&](int i) { p[i] = multiply_add(p[i], values[i], add(values[i], broadcast(1.0f))); });
+  if constexpr (kScale > 0) each([&](int i) { exponent[i] = add(exponent[i], broadcast(kScale)); });
   each([&](int i) { values[i] = shift_exponent(p[i], exponent[i]); });
 }
 

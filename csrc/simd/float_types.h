@@ -25,6 +25,21 @@ struct Bfloat16 {
   static void store_vector(uint16_t* to, Vec value) { store_bf16(to, value); }
 };
 
+// Of a vector only the first `count` values.
+template <typename Type>
+inline Vec load_first(const typename Type::Stored* from, int64_t count) {
+  typename Type::Stored part[kLanes] = {};
+  memcpy(part, from, static_cast<size_t>(count) * sizeof(part[0]));
+  return Type::load_vector(part);
+}
+
+template <typename Type>
+inline void store_first(typename Type::Stored* to, Vec value, int64_t count) {
+  typename Type::Stored part[kLanes];
+  Type::store_vector(part, value);
+  memcpy(to, part, static_cast<size_t>(count) * sizeof(part[0]));
+}
+
 // Calls fn(Type{}) with the type of `dtype`.
 template <typename Function>
 inline __attribute__((always_inline)) void with_float_type(int32_t dtype, const Function& fn) {

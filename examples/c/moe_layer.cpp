@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A mixture of experts with int8 weights and int8 activations, on a stream: tokens sorted by expert and quantised, the first
-// product of all experts, SwiGLU and quantisation, the second product with the sum of each token's experts. A plain loop
-// computes the same.
+// A mixture of experts with int8 weights and int8 activations, on a stream: the experts of each token chosen, tokens sorted
+// by expert and quantised, the first product of all experts, SwiGLU and quantisation, the second product, and the sum of each
+// token's experts. Once with fused operators and int32 sums, once operator by operator in float16. A plain loop computes the
+// same.
 //   anynpu cc examples/c/moe_layer.cpp -O2 -o moe_layer && ./moe_layer
 #include <algorithm>
 #include <cmath>
@@ -16,8 +17,12 @@
 #include "acl/acl.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing.h"
+#include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "aclnnop/aclnn_moe_finalize_routing_v2.h"
+#include "aclnnop/aclnn_moe_gating_top_k_softmax_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
+#include "aclnnop/aclnn_swi_glu.h"
 
 namespace {
 
@@ -34,11 +39,10 @@ void check(int status, const char* what) {
 template <typename T>
 class Tensor {
  public:
-  Tensor(aclDataType dtype, const std::vector<int64_t>& shape) {
+  Tensor(aclDataType dtype, const std::vector<int64_t>& shape) : dtype_(dtype), shape_(shape) {
     count_ = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
     check(aclrtMalloc(&data_, count_ * sizeof(T), ACL_MEM_MALLOC_HUGE_FIRST), "aclrtMalloc");
-    tensor_ = aclCreateTensor(shape.data(), shape.size(), dtype, nullptr, 0, ACL_FORMAT_ND, shape.data(), shape.size(),
-                              data_);
+    tensor_ = describe();
   }
   Tensor(aclDataType dtype, const std::vector<int64_t>& shape, const std::vector<T>& values) : Tensor(dtype, shape) {
     const size_t bytes = count_ * sizeof(T);
@@ -47,14 +51,13 @@ class Tensor {
   Tensor(const Tensor&) = delete;
   Tensor& operator=(const Tensor&) = delete;
   ~Tensor() {
-    if (!listed_) aclDestroyTensor(tensor_);
+    aclDestroyTensor(tensor_);
     aclrtFree(data_);
   }
   aclTensor* get() const { return tensor_; }
-  // A list of this tensor, which destroys it.
-  aclTensorList* list() {
-    const aclTensor* tensors[] = {tensor_};
-    listed_ = true;
+  // A list of one tensor on the same memory, which is destroyed with the list.
+  aclTensorList* list() const {
+    const aclTensor* tensors[] = {describe()};
     return aclCreateTensorList(tensors, 1);
   }
   std::vector<T> read() const {
@@ -65,10 +68,16 @@ class Tensor {
   }
 
  private:
+  aclTensor* describe() const {
+    return aclCreateTensor(shape_.data(), shape_.size(), dtype_, nullptr, 0, ACL_FORMAT_ND, shape_.data(),
+                           shape_.size(), data_);
+  }
+
+  aclDataType dtype_;
+  std::vector<int64_t> shape_;
   int64_t count_ = 0;
   void* data_ = nullptr;
   aclTensor* tensor_ = nullptr;
-  bool listed_ = false;
 };
 
 // Both stages, and a wait for the results.
@@ -128,36 +137,72 @@ Routed route(const std::vector<float>& logits) {
   return made;
 }
 
-std::vector<float> on_the_device(const Layer& layer, const std::vector<float>& x, const Routed& routed,
-                                 aclrtStream stream) {
-  const Tensor<float> tokens(ACL_FLOAT, {kTokens, kHidden}, x);
-  const Tensor<int32_t> experts(ACL_INT32, {kTokens, kChosen}, routed.experts);
-  Tensor<int8_t> rows(ACL_INT8, {kRows, kHidden});
-  const Tensor<int32_t> order(ACL_INT32, {kRows});
-  const Tensor<int64_t> counts(ACL_INT64, {kExperts});
-  const Tensor<float> row_scale(ACL_FLOAT, {kRows});
-  run(
-      "aclnnMoeInitRoutingV3", stream,
-      [&](uint64_t* size, aclOpExecutor** executor) {
-        return aclnnMoeInitRoutingV3GetWorkspaceSize(
-            tokens.get(), experts.get(), nullptr, nullptr, kRows, 0, kExperts, 0, /* counts */ 1, true,
-            /* dynamic int8 */ 1, nullptr, /* slots of the rows */ 1, rows.get(), order.get(), counts.get(),
-            row_scale.get(), size, executor);
-      },
-      aclnnMoeInitRoutingV3);
+// The same on the device.
+struct Gate {
+  Tensor<int32_t> experts{ACL_INT32, {kTokens, kChosen}};
+  Tensor<float> weights{ACL_FLOAT, {kTokens, kChosen}};
 
-  Tensor<int8_t> up(ACL_INT8, {kExperts, kHidden, 2 * kInner}, layer.up);
-  Tensor<int32_t> sums(ACL_INT32, {kRows, 2 * kInner});
-  aclTensorList *x_list = rows.list(), *up_list = up.list(), *sums_list = sums.list();
+  Gate(const std::vector<float>& logits, aclrtStream stream) {
+    const Tensor<float> x(ACL_FLOAT, {kTokens, kExperts}, logits);
+    run(
+        "aclnnMoeGatingTopKSoftmaxV2", stream,
+        [&](uint64_t* size, aclOpExecutor** executor) {
+          return aclnnMoeGatingTopKSoftmaxV2GetWorkspaceSize(x.get(), nullptr, kChosen, /* softmax of the chosen */ 1,
+                                                             false, weights.get(), experts.get(), nullptr, size,
+                                                             executor);
+        },
+        aclnnMoeGatingTopKSoftmaxV2);
+  }
+};
+
+// Tokens as int8 rows in the order of their experts.
+struct Sorted {
+  Tensor<int8_t> rows{ACL_INT8, {kRows, kHidden}};
+  Tensor<float> scale{ACL_FLOAT, {kRows}};
+  Tensor<int64_t> counts{ACL_INT64, {kExperts}};
+  Tensor<int32_t> index{ACL_INT32, {kRows}};
+
+  // Kind 0 of the index: the row of each slot; 1: the slot of each row.
+  Sorted(const std::vector<float>& x, const Gate& gate, int64_t kind_of_index, aclrtStream stream) {
+    const Tensor<float> tokens(ACL_FLOAT, {kTokens, kHidden}, x);
+    run(
+        "aclnnMoeInitRoutingV3", stream,
+        [&](uint64_t* size, aclOpExecutor** executor) {
+          return aclnnMoeInitRoutingV3GetWorkspaceSize(tokens.get(), gate.experts.get(), nullptr, nullptr, kRows, 0,
+                                                       kExperts, 0, /* counts */ 1, true, /* dynamic int8 */ 1, nullptr,
+                                                       kind_of_index, rows.get(), index.get(), counts.get(),
+                                                       scale.get(), size, executor);
+        },
+        aclnnMoeInitRoutingV3);
+  }
+};
+
+// y = x @ weight of each row's expert: int32 sums, or with scales of the columns and rows float16.
+template <typename T>
+void multiply(const Tensor<int8_t>& x, const Tensor<int8_t>& weight, const Tensor<float>* scale,
+              const Tensor<float>* row_scale, const Tensor<int64_t>& counts, const Tensor<T>& y, aclrtStream stream) {
+  aclTensorList *x_list = x.list(), *weight_list = weight.list(), *y_list = y.list();
+  aclTensorList *scale_list = scale ? scale->list() : nullptr, *row_list = row_scale ? row_scale->list() : nullptr;
   run(
       "aclnnGroupedMatmulV4", stream,
       [&](uint64_t* size, aclOpExecutor** executor) {
-        return aclnnGroupedMatmulV4GetWorkspaceSize(x_list, up_list, nullptr, nullptr, nullptr, nullptr, nullptr,
-                                                    nullptr, counts.get(), nullptr, nullptr, nullptr,
+        return aclnnGroupedMatmulV4GetWorkspaceSize(x_list, weight_list, nullptr, scale_list, nullptr, nullptr, nullptr,
+                                                    row_list, counts.get(), nullptr, nullptr, nullptr,
                                                     /* one result */ 3, /* groups of rows */ 0, /* counts */ 1, 0,
-                                                    sums_list, nullptr, nullptr, size, executor);
+                                                    y_list, nullptr, nullptr, size, executor);
       },
       aclnnGroupedMatmulV4);
+  for (const aclTensorList* list : {x_list, weight_list, scale_list, row_list, y_list}) {
+    if (list != nullptr) aclDestroyTensorList(list);
+  }
+}
+
+std::vector<float> with_fused_operators(const Layer& layer, const std::vector<float>& x, const Gate& gate,
+                                        aclrtStream stream) {
+  const Sorted sorted(x, gate, /* slots of the rows */ 1, stream);
+  const Tensor<int8_t> up(ACL_INT8, {kExperts, kHidden, 2 * kInner}, layer.up);
+  const Tensor<int32_t> sums(ACL_INT32, {kRows, 2 * kInner});
+  multiply(sorted.rows, up, nullptr, nullptr, sorted.counts, sums, stream);
 
   const Tensor<float> up_scale(ACL_FLOAT, {kExperts, 2 * kInner}, layer.up_scale);
   const Tensor<int8_t> inner(ACL_INT8, {kRows, kInner});
@@ -166,16 +211,17 @@ std::vector<float> on_the_device(const Layer& layer, const std::vector<float>& x
   run(
       "aclnnDequantSwigluQuant", stream,
       [&](uint64_t* size, aclOpExecutor** executor) {
-        return aclnnDequantSwigluQuantGetWorkspaceSize(sums.get(), up_scale.get(), row_scale.get(), nullptr, nullptr,
-                                                       nullptr, counts.get(), /* the left half */ true, dynamic,
+        return aclnnDequantSwigluQuantGetWorkspaceSize(sums.get(), up_scale.get(), sorted.scale.get(), nullptr, nullptr,
+                                                       nullptr, sorted.counts.get(), /* the left half */ true, dynamic,
                                                        inner.get(), inner_scale.get(), size, executor);
       },
       aclnnDequantSwigluQuant);
 
   std::vector<float> weights;
   std::vector<int64_t> tokens_of_rows;
-  for (int32_t slot : order.read()) {
-    weights.push_back(routed.weights[slot]);
+  const std::vector<float> weights_of_slots = gate.weights.read();
+  for (int32_t slot : sorted.index.read()) {
+    weights.push_back(weights_of_slots[slot]);
     tokens_of_rows.push_back(slot / kChosen);
   }
   const Tensor<float> logit(ACL_FLOAT, {kRows}, weights), down_scale(ACL_FLOAT, {kExperts, kHidden}, layer.down_scale);
@@ -186,12 +232,52 @@ std::vector<float> on_the_device(const Layer& layer, const std::vector<float>& x
       "aclnnGroupedMatmulFinalizeRouting", stream,
       [&](uint64_t* size, aclOpExecutor** executor) {
         return aclnnGroupedMatmulFinalizeRoutingGetWorkspaceSize(
-            inner.get(), down.get(), down_scale.get(), nullptr, inner_scale.get(), counts.get(), nullptr, logit.get(),
-            row_index.get(), 0, 1.0f, 0, false, false, /* counts */ 1, y.get(), size, executor);
+            inner.get(), down.get(), down_scale.get(), nullptr, inner_scale.get(), sorted.counts.get(), nullptr,
+            logit.get(), row_index.get(), 0, 1.0f, 0, false, false, /* counts */ 1, y.get(), size, executor);
       },
       aclnnGroupedMatmulFinalizeRouting);
-  for (const aclTensorList* list : {x_list, up_list, sums_list}) aclDestroyTensorList(list);
   return y.read();
+}
+
+std::vector<float> operator_by_operator(const Layer& layer, const std::vector<float>& x, const Gate& gate,
+                                        aclrtStream stream) {
+  const Sorted sorted(x, gate, /* rows of the slots */ 0, stream);
+  const Tensor<int8_t> up(ACL_INT8, {kExperts, kHidden, 2 * kInner}, layer.up);
+  const Tensor<float> up_scale(ACL_FLOAT, {kExperts, 2 * kInner}, layer.up_scale);
+  const Tensor<aclFloat16> halves(ACL_FLOAT16, {kRows, 2 * kInner});
+  multiply(sorted.rows, up, &up_scale, &sorted.scale, sorted.counts, halves, stream);
+
+  const Tensor<aclFloat16> active(ACL_FLOAT16, {kRows, kInner});
+  run(
+      "aclnnSwiGlu", stream,
+      [&](uint64_t* size, aclOpExecutor** executor) {
+        return aclnnSwiGluGetWorkspaceSize(halves.get(), -1, active.get(), size, executor);
+      },
+      aclnnSwiGlu);
+  const Tensor<int8_t> inner(ACL_INT8, {kRows, kInner});
+  const Tensor<float> inner_scale(ACL_FLOAT, {kRows});
+  run(
+      "aclnnDynamicQuant", stream,
+      [&](uint64_t* size, aclOpExecutor** executor) {
+        return aclnnDynamicQuantGetWorkspaceSize(active.get(), nullptr, inner.get(), inner_scale.get(), size, executor);
+      },
+      aclnnDynamicQuant);
+
+  const Tensor<int8_t> down(ACL_INT8, {kExperts, kInner, kHidden}, layer.down);
+  const Tensor<float> down_scale(ACL_FLOAT, {kExperts, kHidden}, layer.down_scale);
+  const Tensor<aclFloat16> results(ACL_FLOAT16, {kRows, kHidden}), y(ACL_FLOAT16, {kTokens, kHidden});
+  multiply(inner, down, &down_scale, &inner_scale, sorted.counts, results, stream);
+  run(
+      "aclnnMoeFinalizeRoutingV2", stream,
+      [&](uint64_t* size, aclOpExecutor** executor) {
+        return aclnnMoeFinalizeRoutingV2GetWorkspaceSize(results.get(), sorted.index.get(), nullptr, nullptr, nullptr,
+                                                         gate.weights.get(), nullptr, /* a row of each slot */ 2,
+                                                         y.get(), size, executor);
+      },
+      aclnnMoeFinalizeRoutingV2);
+  std::vector<float> values;
+  for (aclFloat16 value : y.read()) values.push_back(aclFloat16ToFloat(value));
+  return values;
 }
 
 // Codes of a row and its scale.
@@ -233,33 +319,44 @@ std::vector<float> in_a_loop(const Layer& layer, const std::vector<float>& x, co
   return y;
 }
 
-}  // namespace
-
-int main() {
-  const Layer layer = {codes(kExperts * kHidden * 2 * kInner), codes(kExperts * kInner * kHidden),
-                       uniform(kExperts * 2 * kInner, 0.001f, 0.002f), uniform(kExperts * kHidden, 0.001f, 0.002f)};
-  const std::vector<float> x = uniform(kTokens * kHidden, -1, 1);
-  const Routed routed = route(uniform(kTokens * kExperts, -2, 2));
-
-  check(aclInit(nullptr), "aclInit");
-  check(aclrtSetDevice(0), "aclrtSetDevice");
-  aclrtStream stream = nullptr;
-  check(aclrtCreateStream(&stream), "aclrtCreateStream");
-  const std::vector<float> y = on_the_device(layer, x, routed, stream), expected = in_a_loop(layer, x, routed);
-  aclrtDestroyStream(stream);
-  aclrtResetDevice(0);
-  aclFinalize();
-
+// Whether all of y is near to what the plain loop made.
+bool is_near(const char* name, const std::vector<float>& y, const std::vector<float>& expected) {
   float largest = 0, furthest = 0;
   for (size_t i = 0; i < y.size(); ++i) {
     largest = std::max(largest, std::fabs(expected[i]));
     furthest = std::max(furthest, std::fabs(y[i] - expected[i]));
   }
-  // A value of SwiGLU that lies between two codes may become either.
-  const bool equal = furthest <= 0.01f * largest;
-  std::printf("%lld tokens, %lld of %lld experts each: values up to %.2f, furthest from a plain loop by %.1e\n",
-              static_cast<long long>(kTokens), static_cast<long long>(kChosen), static_cast<long long>(kExperts),
-              largest, furthest);
-  std::printf("equal to the plain loop: %s\n", equal ? "yes" : "no");
-  return equal ? 0 : 1;
+  std::printf("%s: values up to %.2f, furthest from a plain loop by %.1e\n", name, largest, furthest);
+  // float16 rounds, and a value of SwiGLU that lies between two codes may become either.
+  return furthest <= 0.01f * largest;
+}
+
+}  // namespace
+
+int main() {
+  const Layer layer = {codes(kExperts * kHidden * 2 * kInner), codes(kExperts * kInner * kHidden),
+                       uniform(kExperts * 2 * kInner, 0.001f, 0.002f), uniform(kExperts * kHidden, 0.001f, 0.002f)};
+  const std::vector<float> x = uniform(kTokens * kHidden, -1, 1), logits = uniform(kTokens * kExperts, -2, 2);
+
+  check(aclInit(nullptr), "aclInit");
+  check(aclrtSetDevice(0), "aclrtSetDevice");
+  aclrtStream stream = nullptr;
+  check(aclrtCreateStream(&stream), "aclrtCreateStream");
+  std::vector<float> fused, single;
+  {
+    const Gate gate(logits, stream);
+    fused = with_fused_operators(layer, x, gate, stream);
+    single = operator_by_operator(layer, x, gate, stream);
+  }
+  aclrtDestroyStream(stream);
+  aclrtResetDevice(0);
+  aclFinalize();
+
+  const std::vector<float> expected = in_a_loop(layer, x, route(logits));
+  std::printf("%lld tokens, %lld of %lld experts each\n", static_cast<long long>(kTokens),
+              static_cast<long long>(kChosen), static_cast<long long>(kExperts));
+  const bool near = is_near("fused operators", fused, expected);
+  const bool also_near = is_near("operator by operator, float16", single, expected);
+  std::printf("equal to the plain loop: %s\n", near && also_near ? "yes" : "no");
+  return near && also_near ? 0 : 1;
 }

@@ -20,6 +20,7 @@ def cases(operator, *absent):
     return [case for case in case_table.load(operator, "c") if not set(absent) & set(case.args)]
 
 
+UNTOUCHED = int.from_bytes(bytes([c_front_end.POISON] * 4), "little", signed=True)
 DYNAMIC_QUANT = cases("dynamic_quant", "quant_mode")
 SWIGLU = cases("dequant_swiglu_quant", "swiglu_mode", "clamp_limit", "glu_alpha", "glu_bias")
 
@@ -219,6 +220,97 @@ def test_swiglu_wants_an_output_of_half_the_size(out, text):
     assert text in outcome.sentence
 
 
+FINALIZE = cases("moe_finalize_routing")
+FINALIZE_INPUTS = ("expanded_rows", "row_idx", "skip1", "skip2", "bias", "scales", "expert_idx")
+
+
+def moe_finalize_routing(args, version="V2"):
+    rows, scales = args["expanded_rows"], args["scales"]
+    tokens = args["row_idx"].shape[0] // args.get("k", 1) if scales is None else scales.shape[0]
+    mode = ctypes.c_int64(args.get("drop_pad_mode", 0))
+
+    def arguments(rows, index, skip1, skip2, bias, scales, experts, out):
+        if version == "":
+            return [rows, skip1, skip2, bias, scales, index, experts, out]
+        return [rows, index, skip1, skip2, bias, scales, experts, mode, out]
+
+    inputs = [args.get(name) for name in FINALIZE_INPUTS]
+    return run(f"aclnnMoeFinalizeRouting{version}", inputs, [([tokens, rows.shape[-1]], rows.dtype)], arguments)
+
+
+@valid(FINALIZE)
+def test_moe_finalize_routing_v2(case):
+    outcome, results = moe_finalize_routing(case.args)
+    assert outcome.status == 0, outcome
+    assert_equal(results, [anynpu.moe_finalize_routing(**case.args)])
+
+
+@invalid(FINALIZE)
+def test_invalid_moe_finalize_routing_v2(case):
+    assert_refused(moe_finalize_routing(case.args)[0], case)
+
+
+def test_moe_finalize_routing():
+    rows, skip, bias = torch.randn(6, 20), torch.randn(3, 20), torch.randn(4, 20)
+    scales, index = torch.rand(3, 2), torch.tensor([5, 3, -1, 0, 2, 1], dtype=torch.int32)
+    experts = torch.tensor([[0, 3], [1, 1], [2, 0]], dtype=torch.int32)
+    for second in (None, torch.randn(3, 20)):
+        args = dict(zip(FINALIZE_INPUTS, (rows, index, skip, second, bias, scales, experts), strict=True))
+        outcome, results = moe_finalize_routing(args, "")
+        assert outcome.status == 0, outcome
+        assert_equal(results, [anynpu.moe_finalize_routing(**args)])
+    outcome, _ = moe_finalize_routing(args | {"bias": None}, "")
+    assert outcome.status == 161001
+    assert "bias is a null pointer" in outcome.sentence
+
+
+GATING = cases("moe_gating_topk_softmax")
+
+
+def moe_gating_topk_softmax(args, version, k=None):
+    """Results as those of Python; what a version lacks is left out."""
+    x, chosen, renorm = args["x"], args.get("k", 1), args.get("renorm", 0)
+    shape, flag = [*x.shape[:-1], chosen], args.get("output_softmax", False)
+    outputs = [(shape, x.dtype), (shape, torch.int32)]
+    outputs.append((shape, torch.int32) if version == "" else (list(x.shape), torch.float32))
+    numbers = [ctypes.c_int64(chosen if k is None else k)]
+    if version == "V2":
+        numbers += [ctypes.c_int64(renorm), ctypes.c_bool(flag)]
+    return run(
+        f"aclnnMoeGatingTopKSoftmax{version}",
+        [x, args.get("finished")],
+        outputs,
+        lambda x, finished, *made: [x, finished, *numbers, *made],
+    )
+
+
+@valid(GATING)
+def test_moe_gating_topk_softmax(case):
+    y, experts, row_idx, softmax = anynpu.moe_gating_topk_softmax(**case.args)
+    outcome, results = moe_gating_topk_softmax(case.args, "V2")
+    assert outcome.status == 0, outcome
+    if not case.args.get("output_softmax") or case.args.get("renorm"):
+        softmax = torch.full_like(results[2].view(torch.int32), UNTOUCHED).view(torch.float32)
+    assert_equal(results, [y, experts, softmax])
+    if case.args.get("renorm", 0) == 0:
+        outcome, results = moe_gating_topk_softmax(case.args, "")
+        assert outcome.status == 0, outcome
+        assert_equal(results, [y, experts, row_idx])
+
+
+@invalid(GATING)
+def test_invalid_moe_gating_topk_softmax(case):
+    for version in ("V2", *([] if "renorm" in case.args else [""])):
+        assert_refused(moe_gating_topk_softmax(case.args, version)[0], case)
+
+
+def test_moe_gating_topk_softmax_wants_outputs_of_k():
+    for version in ("", "V2"):
+        outcome, _ = moe_gating_topk_softmax({"x": torch.randn(3, 5), "k": 2}, version, k=2**32 + 2)
+        assert outcome.status == 161002
+        assert "k is 4294967298, but yOut has shape (3, 2)" in outcome.sentence
+
+
 ROUTING = cases("moe_init_routing")
 # What V2 does: no quantisation, no part of the experts, no pairs, rows of the slots.
 PLAIN_ROUTING = [
@@ -288,9 +380,6 @@ def test_moe_init_routing_v3(case):
 @invalid(ROUTING)
 def test_invalid_moe_init_routing_v3(case):
     assert_refused(moe_init_routing_v3(case.args)[0], case)
-
-
-UNTOUCHED = int.from_bytes(bytes([c_front_end.POISON] * 4), "little", signed=True)
 
 
 @valid(PLAIN_ROUTING)

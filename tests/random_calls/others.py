@@ -135,6 +135,24 @@ def moe_init_routing(draw: Draw) -> dict:
     return args
 
 
+def moe_finalize_routing(draw: Draw) -> dict:
+    tokens, chosen, width, rows = draw.size(60), draw.number(1, 9), draw.size(300), draw.size(90)
+    dtype, experts, column_major = draw.one_of(*FLOATS), draw.number(1, 8), draw.chance(0.5)
+    skips = [draw.maybe(lambda: draw.laid_out(draw.floats([tokens, width], dtype))) for _ in range(2)]
+    biased = draw.chance(0.4)
+    return {
+        "expanded_rows": draw.laid_out(draw.floats([rows, width], dtype)),
+        "skip1": skips[0],
+        "skip2": skips[1],
+        "bias": draw.floats([experts, width], dtype) if biased else None,
+        "scales": draw.maybe(lambda: draw.laid_out(draw.floats([tokens, chosen], draw.one_of(dtype, *FLOATS))), 0.8),
+        "row_idx": draw.integers([tokens * chosen], -1, rows - 1, torch.int32),
+        "expert_idx": draw.integers([tokens, chosen], 0, experts - 1, torch.int32) if biased else None,
+        "drop_pad_mode": draw.number(0, 1) if column_major else draw.number(2, 3),
+        "k": chosen,
+    }
+
+
 def moe_gating_topk_softmax(draw: Draw) -> dict:
     tokens, experts = draw.size(60), draw.size(300)
     return {

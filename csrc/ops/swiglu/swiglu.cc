@@ -62,6 +62,8 @@ int32_t check(const anynpu_swiglu_args& args, Shape* shape) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(halved),
                 shape_text(y));
   }
+  *shape = {0, 0};
+  if (element_count(y) == 0) return ANYNPU_OK;
   *shape = {1, 1};
   for (int axis = 0; axis < x.ndim; ++axis) (axis < dim ? shape->rows : shape->length) *= halved.shape[axis];
   return ANYNPU_OK;

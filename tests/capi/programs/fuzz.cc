@@ -16,6 +16,10 @@
 #include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_dynamic_quant_v2.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "aclnnop/aclnn_moe_finalize_routing.h"
+#include "aclnnop/aclnn_moe_finalize_routing_v2.h"
+#include "aclnnop/aclnn_moe_gating_top_k_softmax.h"
+#include "aclnnop/aclnn_moe_gating_top_k_softmax_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
@@ -368,6 +372,54 @@ void moe_init_routing(Tensors& tensors) {
   EXPECT_OK(aclDestroyIntArray(array));
 }
 
+void moe_finalize_routing(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t tokens = pick(0, 9), width = pick(0, 70), chosen = pick(1, 4), experts = pick(1, 8);
+  const aclDataType dtype = one_of(kX);
+  const std::vector<int64_t> shape = {tokens, width};
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* rows =
+      chance(70) ? tensors.random({pick(1, 40), width}, dtype) : tensors.random({experts, pick(1, 5), width}, dtype);
+  const aclTensor* index = tensors.random({tokens * chosen}, ACL_INT32);
+  const bool first = chance(30);
+  const aclTensor *skip1 = tensors.maybe(first ? 97 : 50, shape, dtype), *skip2 = tensors.maybe(50, shape, dtype);
+  const aclTensor* bias = tensors.maybe(first ? 97 : 30, {experts, width}, dtype);
+  const aclTensor* scales = tensors.maybe(80, {tokens, chosen}, chance(50) ? dtype : one_of(kX));
+  const aclTensor* ids = tensors.maybe(bias == nullptr ? 20 : 97, {tokens, chosen}, ACL_INT32);
+  aclTensor* out = tensors.output(shape, dtype);
+  if (first) {
+    finish(aclnnMoeFinalizeRoutingGetWorkspaceSize(rows, skip1, skip2, bias, scales, index, ids, out, &size, &executor),
+           size, executor, aclnnMoeFinalizeRouting);
+    return;
+  }
+  const int64_t mode = slip(3) ? one_of(kHuge) : pick(0, 3);
+  finish(aclnnMoeFinalizeRoutingV2GetWorkspaceSize(rows, index, skip1, skip2, bias, scales, ids, mode, out, &size,
+                                                   &executor),
+         size, executor, aclnnMoeFinalizeRoutingV2);
+}
+
+void moe_gating_topk_softmax(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t tokens = pick(0, 9), experts = pick(0, 70), k = pick(0, experts < 9 ? experts : 9);
+  const aclDataType dtype = one_of(kX);
+  const int64_t wanted = slip(5) ? one_of(kHuge) : k;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x = tensors.random({tokens, experts}, dtype), *finished = tensors.maybe(40, {tokens}, ACL_BOOL);
+  aclTensor *y = tensors.output({tokens, k}, dtype), *ids = tensors.output({tokens, k}, ACL_INT32);
+  if (chance(50)) {
+    aclTensor* places = tensors.output({tokens, k}, ACL_INT32);
+    finish(aclnnMoeGatingTopKSoftmaxGetWorkspaceSize(x, finished, wanted, y, ids, places, &size, &executor), size,
+           executor, aclnnMoeGatingTopKSoftmax);
+    return;
+  }
+  const int64_t renorm = slip(5) ? one_of(kHuge) : pick(0, 1);
+  finish(aclnnMoeGatingTopKSoftmaxV2GetWorkspaceSize(x, finished, wanted, renorm, chance(50), y, ids,
+                                                     tensors.output({tokens, experts}, ACL_FLOAT), &size, &executor),
+         size, executor, aclnnMoeGatingTopKSoftmaxV2);
+}
+
 void grouped_matmul(Tensors& tensors) {
   const int64_t m = pick(1, 9), k = pick(1, 9) * 8, n = pick(1, 9) * 8, experts = pick(1, 4);
   const bool sums = chance(50), int4 = !sums && chance(50);
@@ -492,12 +544,20 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   generator.seed(seed);
   Session session;
-  void (*const kTargets[])(Tensors&) = {int4_pack,      cast,
-                                        matmul,         quant_matmul,
-                                        dynamic_quant,  dequant_swiglu_quant,
-                                        swiglu,         moe_init_routing,
-                                        grouped_matmul, trans_quant_param,
-                                        quantize,       rope};
+  void (*const kTargets[])(Tensors&) = {int4_pack,
+                                        cast,
+                                        matmul,
+                                        quant_matmul,
+                                        dynamic_quant,
+                                        dequant_swiglu_quant,
+                                        swiglu,
+                                        moe_init_routing,
+                                        moe_finalize_routing,
+                                        moe_gating_topk_softmax,
+                                        grouped_matmul,
+                                        trans_quant_param,
+                                        quantize,
+                                        rope};
   const auto start = std::chrono::steady_clock::now();
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
     Pool pool;

@@ -6,18 +6,18 @@ from __future__ import annotations
 import torch
 
 from anynpu._register import Operator, register
-from anynpu.ops.moe_finalize_routing import composite, reference, spec
+from anynpu.ops.moe_finalize_routing import cpu, reference, spec
 
 _op = register(
     Operator(
         spec.OP,
         spec.SCHEMA,
         spec.fake,
-        composite.moe_finalize_routing,
+        cpu.moe_finalize_routing,
         reference.moe_finalize_routing,
         spec.samples,
         reference.error_bound,
-        cuda=composite.__name__,
+        cuda=f"{__name__}.composite",
     )
 )
 

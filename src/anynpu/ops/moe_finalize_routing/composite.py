@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""moe_finalize_routing out of torch operators: one gather and one product a choice, bound by memory."""
+"""moe_finalize_routing of CUDA tensors out of torch operators: one gather and one product a choice."""
 
 from __future__ import annotations
 
 import torch
 
 from anynpu import _device_errors
-from anynpu.ops.moe_finalize_routing.spec import OP, check_values, sizes
+from anynpu.ops.moe_finalize_routing.spec import OP, sizes
 
 _ROWS = _device_errors.new_rule(OP, "row_idx", "must be a row of expanded_rows, or -1")
 _EXPERTS = _device_errors.new_rule(OP, "expert_idx", "must be an expert of bias")
@@ -25,12 +25,10 @@ def moe_finalize_routing(
 ) -> torch.Tensor:
     """See ``anynpu.moe_finalize_routing``."""
     made = sizes(expanded_rows, skip1, skip2, bias, scales, row_idx, expert_idx, drop_pad_mode, k)
-    if row_idx.is_cpu:
-        check_values(row_idx, expert_idx, bias, made.rows)
-    else:  # nobody shall wait for the GPU: wrong values are noted there
-        row_idx = _device_errors.within(row_idx, -1, made.rows, _ROWS)
-        if bias is not None:
-            expert_idx = _device_errors.within(expert_idx, 0, len(bias), _EXPERTS)
+    # Nobody shall wait for the GPU: wrong values are noted there.
+    row_idx = _device_errors.within(row_idx, -1, made.rows, _ROWS)
+    if bias is not None:
+        expert_idx = _device_errors.within(expert_idx, 0, len(bias), _EXPERTS)
     rows = expanded_rows.reshape(made.rows, made.width)
     by_choice = row_idx.view(made.chosen, -1) if drop_pad_mode < 2 else row_idx.view(-1, made.chosen).t()
     total = torch.zeros(made.tokens, made.width, device=rows.device)

@@ -6,18 +6,18 @@ from __future__ import annotations
 import torch
 
 from anynpu._register import Operator, register
-from anynpu.ops.moe_gating_topk_softmax import composite, reference, spec
+from anynpu.ops.moe_gating_topk_softmax import cpu, reference, spec
 
 _op = register(
     Operator(
         spec.OP,
         spec.SCHEMA,
         spec.fake,
-        composite.moe_gating_topk_softmax,
+        cpu.moe_gating_topk_softmax,
         reference.moe_gating_topk_softmax,
         spec.samples,
         reference.error_bound,
-        cuda=composite.__name__,
+        cuda=f"{__name__}.composite",
     )
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""moe_gating_topk_softmax out of torch operators: a few hundred logits a token, far from what bounds a layer."""
+"""moe_gating_topk_softmax of CUDA tensors out of torch operators."""
 
 from __future__ import annotations
 
