@@ -100,6 +100,9 @@ CASES = {
     "quant_moe": Case(moe_layer.problems, moe_layer.variants, ("read",)),
     "moe_init_routing": Case(moe_tokens.routing_problems, moe_tokens.routing_variants, ("read",)),
     "dequant_swiglu_quant": Case(moe_tokens.activation_problems, moe_tokens.activation_variants, ("read",)),
+    "swiglu": Case(moe_tokens.swiglu_problems, moe_tokens.call_variants, ("read",)),
+    "moe_gating_topk_softmax": Case(moe_tokens.gating_problems, moe_tokens.call_variants, ("read",)),
+    "moe_finalize_routing": Case(moe_tokens.finalize_problems, moe_tokens.call_variants, ("read",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),
     "quant_matmul": Case(quant_matmul.problems, quant_matmul.variants, ("read", "int8")),
 }

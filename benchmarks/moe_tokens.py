@@ -12,6 +12,7 @@ import torch
 from measure import Variant, copies_for
 
 import anynpu
+from anynpu._register import operators
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,10 @@ TOLERANCE = 2.0**-8  # a code may be one off at a tie
 
 
 def _variant(
-    name: str, arithmetic: str, function: Callable[..., torch.Tensor], problem: RoutingProblem | ActivationProblem
+    name: str,
+    arithmetic: str,
+    function: Callable[..., torch.Tensor],
+    problem: RoutingProblem | ActivationProblem | CallProblem,
 ) -> Variant:
     def call_with(x: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: function(x, **problem.arguments)
@@ -169,3 +173,88 @@ def activation_formula(
 def _quantised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = values.abs().amax(-1, keepdim=True) / 127
     return (values / scale).round().to(torch.int8), scale
+
+
+@dataclass(frozen=True)
+class CallProblem:
+    """A call of an operator that is made of torch operators on CUDA; these are its peer."""
+
+    operator: str
+    name: str
+    arithmetic: str
+    make: Callable[[], tuple[torch.Tensor, dict[str, Any]]]  # the first argument, and the others by name
+    operations = 0  # it is bound by memory
+
+    @cached_property
+    def _arguments(self) -> tuple[torch.Tensor, dict[str, Any]]:
+        return self.make()
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The first argument."""
+        return self._arguments[0]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The others."""
+        return self._arguments[1]
+
+    @property
+    def moved(self) -> int:
+        """Bytes read but for x, and written."""
+        results = operators[self.operator].fake(self.x, **self.arguments)
+        tensors = [*self.arguments.values(), *(results if isinstance(results, tuple) else (results,))]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+    def expected(self) -> torch.Tensor:
+        """The first result."""
+        return _first(operators[self.operator].reference(self.x, **self.arguments))
+
+    def variant(self, name: str, function: Callable[..., Any]) -> Variant:
+        """``function`` takes the arguments of the operator."""
+        return _variant(name, self.arithmetic, lambda x, **arguments: _first(function(x, **arguments)), self)
+
+
+def _first(results: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return results[0] if isinstance(results, tuple) else results
+
+
+def swiglu_problems(quick: bool) -> Iterator[CallProblem]:
+    """Rows of the first product of a layer."""
+    for rows in (64, 512) if quick else (1, 8, 64, 512, 4096):
+        yield CallProblem(
+            "swiglu", f"rows{rows}_h2048", "bf16", lambda rows=rows: (torch.randn(rows, 4096).bfloat16(), {})
+        )
+
+
+def gating_problems(quick: bool) -> Iterator[CallProblem]:
+    """Logits of a router."""
+    for m, experts in ((8, 64), (512, 64)) if quick else ((1, 64), (8, 64), (512, 64), (512, 256), (4096, 128)):
+        yield CallProblem(
+            "moe_gating_topk_softmax", f"m{m}_e{experts}_top8", "fp32",
+            lambda m=m, experts=experts: (torch.randn(m, experts), {"k": 8, "renorm": 1}),
+        )  # fmt: skip
+
+
+def finalize_problems(quick: bool) -> Iterator[CallProblem]:
+    """Rows of eight experts a token, added up."""
+
+    def make(m: int, hidden: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        rows, index = torch.randn(8 * m, hidden).bfloat16(), torch.randperm(8 * m).int()
+        absent = dict.fromkeys(("skip1", "skip2", "bias"))
+        return rows, absent | {"scales": torch.rand(m, 8), "row_idx": index, "drop_pad_mode": 2}
+
+    for m, hidden in ((8, 2048), (64, 2048)) if quick else ((1, 4096), (8, 2048), (64, 2048), (512, 2048)):
+        yield CallProblem(
+            "moe_finalize_routing", f"m{m}_h{hidden}_top8", "bf16", lambda m=m, hidden=hidden: make(m, hidden)
+        )
+
+
+def call_variants(problem: CallProblem) -> Iterator[Variant]:
+    """The operator, through its public function."""
+    yield problem.variant("anynpu", getattr(anynpu, problem.operator))
+
+
+def call_peers(problem: CallProblem) -> Iterator[Variant]:
+    """Torch operators, as on CUDA."""
+    yield problem.variant("torch operators", operators[problem.operator].cuda_kernel)

@@ -116,6 +116,26 @@ def test_every_variant_of_the_tokens_operators_is_correct(modules, operator):
     assert all(hasattr(problem, "name") for problem in case.problems(False))
 
 
+def test_every_variant_of_calls_made_of_torch_operators_on_cuda_is_correct(modules):
+    tokens = importlib.import_module("moe_tokens")
+    logits, rows = torch.randn(5, 12), torch.randn(10, 8).bfloat16()
+    skips = dict.fromkeys(("skip1", "skip2", "bias"))
+    arguments = {
+        "swiglu": (rows, {}),
+        "moe_gating_topk_softmax": (logits, {"k": 3, "renorm": 1}),
+        "moe_finalize_routing": (rows, skips | {"scales": torch.rand(5, 2), "row_idx": torch.arange(10).int()}),
+    }
+    for operator, made in arguments.items():
+        case = modules["cases"].CASES[operator]
+        problem = tokens.CallProblem(operator, "small", "fp32", lambda made=made: made)
+        variants = [*case.variants(problem), *getattr(modules["peers"].torch_moe, operator)(problem)]
+        rows = modules["report"].rows(
+            operator, problem, modules["measure"].compare(variants, case.limits, threads=1, rounds=3)
+        )
+        assert [row["variant"] for row in rows] == ["anynpu", "torch operators"]
+        assert len({problem.name for problem in case.problems(False)}) >= 4
+
+
 def test_every_variant_of_quant_moe_is_correct(modules):
     layer = importlib.import_module("moe_layer")
     problem = layer.LayerProblem(5, 64, 32, 8, 3)

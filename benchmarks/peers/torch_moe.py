@@ -10,9 +10,15 @@ from measure import Variant
 from moe import MoeProblem
 from moe_layer import peers as quant_moe
 from moe_tokens import activation_peers as dequant_swiglu_quant
+from moe_tokens import call_peers as moe_finalize_routing
+from moe_tokens import call_peers as moe_gating_topk_softmax
+from moe_tokens import call_peers as swiglu
 from moe_tokens import routing_peers as moe_init_routing
 
-__all__ = ["NAME", "dequant_swiglu_quant", "grouped_matmul_combine", "moe_init_routing", "quant_moe", "unavailable"]
+__all__ = [
+    "NAME", "dequant_swiglu_quant", "grouped_matmul_combine", "moe_finalize_routing", "moe_gating_topk_softmax",
+    "moe_init_routing", "quant_moe", "swiglu", "unavailable",
+]  # fmt: skip
 
 NAME = "torch experts"
 
