@@ -149,7 +149,8 @@ using Second = aclnnStatus (*)(void*, uint64_t, aclOpExecutor*, aclrtStream);
 const Second kSeconds[] = {aclnnCast, aclnnConvertWeightToINT4Pack, aclnnWeightQuantBatchMatmulV2, aclnnQuantize};
 int64_t calls = 0, launched = 0, passed = 0;
 
-void finish(int first_status, uint64_t size, aclOpExecutor* executor, Second second) {
+// References: the call of the first stage stands beside them in the arguments, and sets both.
+void finish(int first_status, const uint64_t& size, aclOpExecutor* const& executor, Second second) {
   ++calls;
   if (first_status != ACLNN_SUCCESS) {
     EXPECT(aclGetRecentErrMsg() != nullptr);
