@@ -61,18 +61,20 @@ const char* cpu_refusal(Isa isa) {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
 #if defined(ANYNPU_EMULATE_AVX512)
-  const bool avx512vnni = avx2, avx512vbmi = avx2, amx = avx2, tiles = avx2;
+  const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2, amx = avx2, tiles = avx2;
 #else
   const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
   const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg");
+  const bool avx512bf16 = avx512vbmi && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
   const bool amx = avx512vnni && has_amx(), tiles = amx && may_use_tiles();
 #endif
   switch (isa) {
     case Isa::portable: return nullptr;
     case Isa::avx2: return avx2 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
     case Isa::avx512vbmi: return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI or BITALG";
+    case Isa::avx512bf16: return avx512bf16 ? nullptr : "the CPU is not one of AMD with AVX-512 BF16";
     case Isa::avx512vnni: return avx512vnni ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
     case Isa::amx:
       if (!amx) return "the CPU lacks AVX-512 VNNI, AMX-TILE, AMX-INT8 or AMX-BF16";

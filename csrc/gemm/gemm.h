@@ -73,7 +73,7 @@ struct DigitBlock {
 };
 
 // Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two
-// bfloat16 or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step and then k 1 and 3. Those of
+// bfloat16, four bfloat16 in pairs or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step and then k 1 and 3. Those of
 // the AMX tier in bfloat16 are [k blocks][tiles of rows][groups of 16 steps][planes][rows of the tile][steps of the group].
 // All tiles but the last have the same height.
 struct PackedRow {
@@ -112,18 +112,21 @@ struct PanelProduct {
   Ahead ahead;
 };
 
-// 32 outputs in the packed32 format times one tile of rows, over the k of some blocks: for products bound by memory.
+// 32 outputs in the packed32 format times rows of x, over the k of some blocks. But for the scheme pairs the rows are one
+// tile, and all there are: for products bound by memory.
 struct StreamProduct {
   const uint8_t* cells;
   int32_t bits;
   const KBlock* k_blocks;
   int64_t block_count;
-  const int32_t* x;          // one tile, of digits or floats
-  const DigitBlock* blocks;  // [k blocks][rows]
+  const int32_t* x;          // tiles
+  const DigitBlock* blocks;  // [k blocks][all_rows]
   const float* scale;        // [k blocks][channel_stride]
   const float* offset;       // likewise, or null
   int64_t channel_stride;
-  float* c;  // [rows][c_stride], added to
+  float* c;          // [rows][c_stride], added to
+  int64_t all_rows;  // of x
+  int64_t row;       // the first
   int64_t rows;
   int64_t c_stride;
   bool rests;  // x is two digits and rests
@@ -149,7 +152,7 @@ struct DirectProduct {
   const DigitBlock* blocks;  // [rows]
   const float* scale;        // [part.n_count]
   const float* offset;       // likewise, or null
-  int32_t* sums;             // scratch of digits [part.n_count up to whole panels][rows * digits]
+  int32_t* sums;             // scratch [part.n_count up to whole panels][rows * digits]
   float* c;                  // [rows][c_stride], added to
   int64_t rows;
   int64_t c_stride;
@@ -162,6 +165,16 @@ struct Bf16Scheme {
   bool (*pack)(const float* x, const KBlock* blocks, int64_t block_count, int32_t planes, const PackedRow& row);
   void (*panel)(const uint8_t* panel, int64_t k_count, float bias, int32_t* out);
   void (*multiply)(const PanelProduct& product);
+};
+
+// Scheme pairs, null where the tier has none: bfloat16 x in pairs, two a step, and int4 weights.
+struct PairScheme {
+  int64_t tile_rows;
+  bool (*pack)(const float* x, const KBlock* blocks, int64_t block_count, const PackedRow& row);
+  void (*multiply)(const PanelProduct& product);
+  void (*stream)(const StreamProduct& product);  // of any number of rows
+  int64_t direct_rows;
+  void (*direct)(const DirectProduct& product);  // of raw rows of k, for at most direct_rows rows of x
 };
 
 struct GemmKernel {
@@ -201,6 +214,7 @@ struct GemmKernel {
   void (*multiply_words)(const PanelProduct& product);
 
   Bf16Scheme bf16;
+  PairScheme pairs;
 };
 
 // Accumulator rows of one tile that fill the registers: of 64 columns with panels, of 32 when streaming.

@@ -40,6 +40,7 @@ const GemmKernel gemm_avx2 = {
     kWordRows,
     multiply_words,
     {},
+    {},
 };
 
 }  // namespace anynpu

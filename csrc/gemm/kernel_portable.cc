@@ -17,7 +17,7 @@ extern const GemmKernel gemm_portable;
 const GemmKernel gemm_portable = {
     Isa::portable, load_floats, unpack_any, store_row, kTileRows, panel_f32, multiply_f32, 0, nullptr,
     nullptr,       nullptr,     0,          false,     {},        {},        {},           0, 0,
-    nullptr,       {},
+    nullptr,       {},          {},
 };
 
 }  // namespace anynpu

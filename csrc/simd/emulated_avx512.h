@@ -400,6 +400,13 @@ ANYNPU_EMULATED __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i weights, __m51
   sums = _mm512_dpwssd_epi32(sums, even, _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8));
   return _mm512_dpwssd_epi32(sums, odd, _mm512_srai_epi16(x, 8));
 }
+// The instruction takes subnormals as zero, which this does not.
+ANYNPU_EMULATED __m512 _mm512_dpbf16_ps(__m512 sums, __m512i a, __m512i b) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  const auto odd = [=](__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, high)); };
+  const auto even = [](__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); };
+  return _mm512_fmadd_ps(even(a), even(b), _mm512_fmadd_ps(odd(a), odd(b), sums));
+}
 
 }  // namespace
 }  // namespace anynpu

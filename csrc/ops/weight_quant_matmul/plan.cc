@@ -47,9 +47,25 @@ bool can_skip_panels(const WeightQuantProblem& problem, const GemmKernel& kernel
   return problem.weight.source.bits == 8 && problem.rows <= kernel.few_rows;
 }
 
+// Very few rows are bound by memory, and digits take less work to unpack. Where k lie side by side, so do they for one tile.
+bool can_pair(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  constexpr int64_t kVeryFewRows = 2;
+  if (kernel.pairs.multiply == nullptr || problem.rows <= kVeryFewRows) return false;
+  const WeightSource& source = problem.weight.source;
+  if (problem.args->x.dtype != ANYNPU_BFLOAT16 || source.bits != 4) return false;
+  return source.order != WeightOrder::rows_of_n || !can_go_direct(problem, kernel);
+}
+
+// Raw weights of so few rows that they go into the pairs without panels.
+bool can_pair_directly(const WeightQuantProblem& problem, const GemmKernel& kernel) {
+  return problem.args->weight.dtype != ANYNPU_UINT8 && problem.weight.source.order == WeightOrder::rows_of_k &&
+         problem.n % 2 == 0 && problem.rows <= kernel.pairs.direct_rows;
+}
+
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   constexpr int64_t kFewRows = 4;     // that many are bound by memory, where digits unpack with less work
   constexpr int64_t kPlaneRows = 32;  // more for each further plane, with fewer of which digits are faster
+  if (can_pair(problem, kernel)) return Scheme::pairs;
   const int32_t planes = planes_of(problem);
   if (planes <= kernel.bf16.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) {
     return Scheme::bf16;
@@ -85,20 +101,25 @@ int64_t widest_block(const WeightQuantProblem& problem, const GemmKernel& kernel
 WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   WeightQuantPlan plan = {};
   plan.scheme = choose_scheme(problem, kernel);
-  const bool words = plan.scheme == Scheme::words;
-  plan.digits = words                           ? 2
+  const bool words = plan.scheme == Scheme::words, pairs = plan.scheme == Scheme::pairs;
+  plan.digits = words || pairs                  ? 2
                 : plan.scheme == Scheme::digits ? digits_of(problem)
                 : plan.scheme == Scheme::bf16   ? planes_of(problem)
                                                 : 1;
   plan.row_multiple = plan.scheme == Scheme::bf16 ? std::lcm(kRowMultiple, kernel.bf16.tile_rows) : kRowMultiple;
-  plan.step_k = words || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
+  plan.step_k = words || pairs || plan.scheme == Scheme::digits ? 4 : plan.scheme == Scheme::bf16 ? 2 : 1;
   plan.stream = plan.scheme == Scheme::digits && can_stream(problem, kernel);
   plan.direct = plan.scheme == Scheme::digits && can_go_direct(problem, kernel);
+  if (pairs) {
+    plan.stream = problem.args->weight.dtype == ANYNPU_UINT8;
+    plan.direct = can_pair_directly(problem, kernel);
+  }
   if (plan.scheme == Scheme::f32 && can_skip_panels(problem, kernel)) {
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
-  plan.stream_span = problem.group < kLongGroup ? kSpan : problem.k;
+  const bool one_tile = !pairs || problem.rows <= kernel.pairs.tile_rows;
+  plan.stream_span = one_tile && problem.group >= kLongGroup ? problem.k : kSpan;
   plan.most_rests = most_rests(problem, kernel, plan);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));

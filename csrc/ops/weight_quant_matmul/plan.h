@@ -6,11 +6,11 @@
 
 namespace anynpu {
 
-enum class Scheme { f32, digits, words, bf16 };
+enum class Scheme { f32, digits, words, bf16, pairs };
 
 struct WeightQuantPlan {
   Scheme scheme;
-  int32_t digits;       // of the digits and words schemes, planes of bf16
+  int32_t digits;       // of the digits and words schemes, planes of bf16, dwords of a step of pairs
   int64_t step_k;       // k per step
   int64_t row_dwords;   // packed size of one row
   int64_t most_rests;   // of a row in two digits, for which others are taken if it has more; 0: rests are not kept

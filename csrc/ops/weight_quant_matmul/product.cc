@@ -53,7 +53,7 @@ void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t r
                                         const ThreadScratch& scratch) const {
   std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
   if (plan_.stream && x.scheme == plan_.scheme) {
-    add_streams(x, column, columns, scratch);
+    add_streams(x, row, rows, column, columns, scratch);
   } else if (plan_.direct && x.scheme == plan_.scheme) {
     add_direct(x, column, columns, scratch);
   } else if (x.scheme == Scheme::f32) {
@@ -66,11 +66,16 @@ void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t r
   }
 }
 
-void WeightQuantProduct::add_streams(const PackedX& x, int64_t column, int64_t columns,
+void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                                      const ThreadScratch& scratch) const {
+  const auto stream = x.scheme == Scheme::f32     ? kernel_.stream_f32
+                      : x.scheme == Scheme::pairs ? kernel_.pairs.stream
+                                                  : kernel_.stream_digits[x.digits];
   StreamProduct product;
   product.bits = weight_.bits;
-  product.rows = x.rows;
+  product.all_rows = x.rows;
+  product.row = row;
+  product.rows = rows;
   product.c_stride = plan_.column_block;
   product.rests = x.digits < plan_.digits;
   const auto next = [&](int64_t first) {
@@ -90,7 +95,7 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t column, int64_t c
       product.scale = scales.scale + first;
       product.offset = scales.offset == nullptr ? nullptr : scales.offset + first;
       product.c = scratch.c + first;
-      x.scheme == Scheme::f32 ? kernel_.stream_f32(product) : kernel_.stream_digits[x.digits](product);
+      stream(product);
     }
   }
 }
@@ -118,6 +123,9 @@ void WeightQuantProduct::fetch_scales(const BlockSpan& span, int64_t column, int
 
 void WeightQuantProduct::add_direct(const PackedX& x, int64_t column, int64_t columns,
                                     const ThreadScratch& scratch) const {
+  const auto direct = x.scheme == Scheme::f32     ? kernel_.direct_f32
+                      : x.scheme == Scheme::pairs ? kernel_.pairs.direct
+                                                  : kernel_.direct_digits[x.digits];
   DirectProduct product;
   product.weight = &weight_;
   product.scale = scratch.scale;
@@ -136,7 +144,7 @@ void WeightQuantProduct::add_direct(const PackedX& x, int64_t column, int64_t co
     }
     product.x = x.data + k.k / plan_.step_k * x.rows * x.digits;
     product.blocks = storage_.digit_blocks + block * x.rows;
-    x.scheme == Scheme::f32 ? kernel_.direct_f32(product) : kernel_.direct_digits[x.digits](product);
+    direct(product);
   }
 }
 
@@ -238,6 +246,7 @@ void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t r
     return kernel_.bf16.multiply(product);
   }
   product.panel = bytes;
+  if (x.scheme == Scheme::pairs) return kernel_.pairs.multiply(product);
   x.scheme == Scheme::words ? kernel_.multiply_words(product) : kernel_.multiply_digits[x.digits](product);
 }
 

@@ -28,7 +28,8 @@ class WeightQuantProduct {
   void multiply(const PackedX& x) const;
   void multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                       const ThreadScratch& scratch) const;
-  void add_streams(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
+  void add_streams(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                   const ThreadScratch& scratch) const;
   SpanScales stream_scales(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void fetch_scales(const BlockSpan& span, int64_t column, int64_t columns) const;
   void add_direct(const PackedX& x, int64_t column, int64_t columns, const ThreadScratch& scratch) const;

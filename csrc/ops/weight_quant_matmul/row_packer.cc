@@ -48,6 +48,7 @@ void RowPacker::forget_rests(int64_t row, int64_t rows) const {
 int64_t RowPacker::tile_rows(int32_t digits) const {
   if (plan_.scheme == Scheme::words) return kernel_.word_tile_rows;
   if (plan_.scheme == Scheme::bf16) return kernel_.bf16.tile_rows;
+  if (plan_.scheme == Scheme::pairs) return kernel_.pairs.tile_rows;
   return (plan_.stream || plan_.direct ? kStreamDigitRows : kTileDigitRows) / digits;
 }
 
@@ -61,7 +62,9 @@ void RowPacker::pack_rows(int64_t first, int64_t count, int32_t digits, bool wit
       if (with_rests) *rests = {storage_.rests + row * plan_.most_rests, plan_.most_rests, 0};
       const PackedRow packed = {
           storage_.packed, storage_.digit_blocks, count, tile, std::min(tile_rows, count - tile), row - tile, rests};
-      const bool fits = plan_.scheme == Scheme::bf16
+      const bool fits = plan_.scheme == Scheme::pairs
+                            ? kernel_.pairs.pack(scratch.row, storage_.blocks, plan_.block_count, packed)
+                        : plan_.scheme == Scheme::bf16
                             ? kernel_.bf16.pack(scratch.row, storage_.blocks, plan_.block_count, digits, packed)
                             : kernel_.pack_digits(scratch.row, storage_.blocks, plan_.block_count, digits,
                                                   problem_.panel_bias(), packed);
