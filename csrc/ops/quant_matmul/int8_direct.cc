@@ -74,9 +74,7 @@ class Direct {
     parallel_tasks(threads_, ceil_divide(problem_.n, columns_), [&](int64_t task, int64_t thread) {
       const int64_t n = task * columns_, count = std::min(columns_, problem_.n - n);
       multiply(0, problem_.k, n, count, sums_of(thread));
-      for (int64_t row = 0; row < problem_.rows; ++row) {
-        store_int8_row(problem_, row, 0, sums_of(thread) + row * columns_, n, count);
-      }
+      store_int8_sums(problem_, {sums_of(thread), columns_, nullptr, 0, problem_.rows, n, count});
     });
   }
 
@@ -88,19 +86,19 @@ class Direct {
     });
     const int64_t grain = std::max<int64_t>(1, kFinishWork / (parts_ * problem_.rows * kColumns));
     parallel_for(ceil_divide(count, kColumns), grain, [&](int64_t begin, int64_t end) {
-      for (int64_t row = 0; row < problem_.rows; ++row) {
-        finish(row, n, begin * kColumns, std::min(end * kColumns, count) - begin * kColumns);
-      }
+      finish(n, begin * kColumns, std::min(end * kColumns, count) - begin * kColumns);
     });
   }
 
-  void finish(int64_t row, int64_t n, int64_t first, int64_t count) const {
-    int32_t* sums = sums_of(0) + row * columns_ + first;
-    for (int64_t part = 1; part < parts_; ++part) {
-      const int32_t* more = sums_of(part) + row * columns_ + first;
-      for (int64_t i = 0; i < count; ++i) sums[i] += more[i];
+  void finish(int64_t n, int64_t first, int64_t count) const {
+    for (int64_t row = 0; row < problem_.rows; ++row) {
+      int32_t* sums = sums_of(0) + row * columns_ + first;
+      for (int64_t part = 1; part < parts_; ++part) {
+        const int32_t* more = sums_of(part) + row * columns_ + first;
+        for (int64_t i = 0; i < count; ++i) sums[i] += more[i];
+      }
     }
-    store_int8_row(problem_, row, 0, sums, n + first, count);
+    store_int8_sums(problem_, {sums_of(0) + first, columns_, nullptr, 0, problem_.rows, n + first, count});
   }
 
   const Int8Problem& problem_;

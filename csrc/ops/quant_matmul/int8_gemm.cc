@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <numeric>
 
 #include "core/integer.h"
 #include "core/parallel.h"
@@ -17,7 +16,7 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 528;    // rows of x packed at once: whole tiles of every tier, and more than 512
 constexpr int64_t kColumns = 128;       // of a task
-constexpr int64_t kSums = 1 << 16;      // of a task that may be wider
+constexpr int64_t kSums = 1 << 17;      // of a task that may be wider
 constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 
@@ -38,18 +37,20 @@ class Gemm {
     columns_ =
         std::max(kColumns, std::min({weight_.wide(), cached, round_up(ceil_divide(problem.n, threads_), kColumns)}));
     const int64_t span_unit = std::max<int64_t>(32, 4 * kernel_.unit_steps);
-    span_ = kColumns * kSpan / columns_ / span_unit * span_unit;
+    span_ = std::min(kColumns * kernel_.panel_k / columns_, weight_.deep()) / span_unit * span_unit;
     column_tasks_ = ceil_divide(problem.n, columns_);
     // With few columns the rows are split too: then every part decodes or unpacks the same weights once more.
     const int64_t parts = column_tasks_ >= threads_ ? 1 : ceil_divide(threads_, column_tasks_);
     part_rows_ = round_up(ceil_divide(chunk_rows_, parts), kernel_.tile_rows);
     row_tasks_ = ceil_divide(chunk_rows_, part_rows_);
+    product_rows_ = std::min(part_rows_, kernel_.product_rows);
+    sum_rows_ = problem.k <= span_ ? product_rows_ : part_rows_;
     threads_ = std::min(threads_, column_tasks_ * row_tasks_);
   }
 
   bool allocate() {
     const int64_t packed = round_up(chunk_rows_ * row_steps_ * 4, 64), compensation = round_up(chunk_rows_ * 4, 64);
-    const int64_t panels = kColumns * kSpan, sums = round_up(part_rows_ * columns_ * 4, 64);
+    const int64_t panels = panel_bytes(), sums = round_up(sum_rows_ * columns_ * 4, 64);
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(packed + compensation + threads_ * (panels + sums))));
     if (memory == nullptr) return false;
@@ -70,6 +71,8 @@ class Gemm {
   }
 
  private:
+  int64_t panel_bytes() const { return columns_ * span_; }
+
   // Row `row` of a chunk, a unit of kUnit steps after the other, beside the other rows of its tile; zeros beyond k.
   template <int64_t kUnit>
   void pack_row(int64_t first, int64_t row, int64_t rows) {
@@ -92,8 +95,8 @@ class Gemm {
     compensation_[row] = 128 * sum_of(from, stride, k);
   }
 
-  static int32_t sum_of(const int8_t* from, int64_t stride, int64_t count) {
-    if (stride == 1) return std::accumulate(from, from + count, int32_t{0});
+  int32_t sum_of(const int8_t* from, int64_t stride, int64_t count) const {
+    if (stride == 1) return kernel_.sum(from, count);
     int32_t sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += from[i * stride];
     return sum;
@@ -115,8 +118,8 @@ class Gemm {
     });
   }
 
-  // The share of a panel of the weights that are unpacked next: most likely those, where threads take turns.
-  Int8Ahead ahead(WeightPart part, int64_t panel, int64_t columns) const {
+  // A share of the weights that are unpacked next: most likely those, where threads take turns.
+  Int8Ahead ahead(WeightPart part, int64_t share, int64_t shares) const {
     const WeightSource* weight = weight_.plain();
     part.k += part.k_count;
     if (part.k >= problem_.k) {
@@ -134,46 +137,63 @@ class Gemm {
     const bool plain = weight->chunk_bytes == 0;
     const int64_t apart = plain ? weight->row_bytes : weight->chunk_bytes;
     const int64_t runs = plain ? rows : ceil_divide(elements, weight->chunk);
-    const int64_t first = runs * panel / columns, last = runs * std::min(panel + kPanelColumns, columns) / columns;
+    const int64_t first = runs * share / shares, last = runs * (share + 1) / shares;
     return {at + first * apart, apart, plain ? elements : rows * weight->row_bytes, last - first};
   }
 
   void multiply_block(int64_t first, int64_t row, int64_t rows, int64_t column, uint8_t* memory) {
     const int64_t columns = std::min(columns_, problem_.n - column);
-    uint8_t* panels = memory;
-    int32_t* sums = reinterpret_cast<int32_t*>(memory + kColumns * kSpan);
-    std::fill(sums, sums + rows * columns_, 0);
+    int32_t* sums = reinterpret_cast<int32_t*>(memory + panel_bytes());
     for (int64_t k = 0; k < problem_.k; k += span_) {
       const WeightPart part = {k, std::min(span_, problem_.k - k), column, columns};
       codec::Nibbles nibbles = {};
       const bool may_be_nibbles = rows == 1 && kernel_.multiply_nibbles != nullptr;
-      if (!(may_be_nibbles ? weight_.fill_nibbles(part, panels, &nibbles) : weight_.fill(part, panels))) {
+      if (!(may_be_nibbles ? weight_.fill_nibbles(part, memory, &nibbles) : weight_.fill(part, memory))) {
         damaged_.store(true);
         return;
       }
-      const int64_t steps = ceil_divide(part.k_count, 4);
-      for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        const Int8Product product = {panels + panel * steps * 4,
-                                     packed_ + row * row_steps_,
-                                     sums + panel,
-                                     rows,
-                                     k / 4,
-                                     steps,
-                                     row_steps_,
-                                     columns_,
-                                     ahead(part, panel, columns)};
-        if (nibbles.classes == nullptr) {
-          kernel_.multiply(product);
-        } else {
-          kernel_.multiply_nibbles({product, nibbles});
-          nibbles.classes += steps * kPanelColumns * 2;
-          nibbles.bits += steps * kPanelColumns * 2;
-          nibbles.next += steps * kPanelColumns * 4;
-        }
+      for (int64_t i = 0; i < rows; i += product_rows_) {
+        const int64_t count = std::min(product_rows_, rows - i);
+        int32_t* c = sums + i % sum_rows_ * columns_;
+        if (k == 0) std::fill_n(c, count * columns_, 0);
+        multiply_panels(part, memory, &nibbles, {row, i, rows, count}, c);
+        if (k + span_ < problem_.k) continue;
+        store_int8_sums(problem_, {c, columns_, compensation_ + row + i, first + row + i, count, column, columns});
       }
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      store_int8_row(problem_, first + row + i, compensation_[row + i], sums + i * columns_, column, columns);
+  }
+
+  // Rows [first, first + count) of the part of `part_rows` rows that begins with row `part`.
+  struct Rows {
+    int64_t part;
+    int64_t first;
+    int64_t part_rows;
+    int64_t count;
+  };
+
+  void multiply_panels(const WeightPart& part, const uint8_t* panels, codec::Nibbles* nibbles, const Rows& rows,
+                       int32_t* c) const {
+    const int64_t steps = ceil_divide(part.k_count, 4), count = ceil_divide(part.n_count, kPanelColumns);
+    const int64_t shares = ceil_divide(rows.part_rows, product_rows_) * count;
+    const int64_t row = rows.part + rows.first;
+    for (int64_t panel = 0; panel < count; ++panel) {
+      const Int8Product product = {panels + panel * steps * kPanelColumns * 4,
+                                   packed_ + row * row_steps_,
+                                   c + panel * kPanelColumns,
+                                   rows.count,
+                                   part.k / 4,
+                                   steps,
+                                   row_steps_,
+                                   columns_,
+                                   ahead(part, rows.first / product_rows_ * count + panel, shares)};
+      if (nibbles->classes == nullptr) {
+        kernel_.multiply(product);
+      } else {
+        kernel_.multiply_nibbles({product, *nibbles});
+        nibbles->classes += steps * kPanelColumns * 2;
+        nibbles->bits += steps * kPanelColumns * 2;
+        nibbles->next += steps * kPanelColumns * 4;
+      }
     }
   }
 
@@ -181,6 +201,7 @@ class Gemm {
   const PanelSource& weight_;
   const Int8Kernel& kernel_;
   int64_t row_steps_, chunk_rows_, columns_, span_ = kSpan, column_tasks_, threads_, part_rows_, row_tasks_;
+  int64_t product_rows_, sum_rows_;
   int64_t thread_bytes_ = 0;
   int32_t* packed_ = nullptr;
   int32_t* compensation_ = nullptr;

@@ -12,8 +12,8 @@ namespace anynpu {
 class PanelSource {
  public:
   virtual ~PanelSource() = default;
-  // Writes the canonical panels of a part: whole spans of k, at most 128 columns, or a multiple of 32 k and at most wide()
-  // columns. False when the weight is damaged.
+  // Writes the canonical panels of a part: whole spans of k, at most 128 columns, or a multiple of 32 k, at most deep(), and
+  // at most wide() columns. False when the weight is damaged.
   virtual bool fill(const WeightPart& part, uint8_t* panels) const = 0;
   // The same, but where it can it gives the panels as nibbles, for which it may use the memory of `panels`.
   virtual bool fill_nibbles(const WeightPart& part, uint8_t* panels, codec::Nibbles* nibbles) const {
@@ -22,6 +22,8 @@ class PanelSource {
   }
   // Columns of a part where few rows of x leave it to the memory, a multiple of 128.
   virtual int64_t wide() const { return 128; }
+  // k of a part.
+  virtual int64_t deep() const { return kSpan; }
   // The weight as it lies in memory, or null.
   virtual const WeightSource* plain() const { return nullptr; }
 };

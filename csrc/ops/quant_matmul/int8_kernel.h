@@ -10,7 +10,8 @@
 
 namespace anynpu {
 
-constexpr int64_t kDirectK = 32;    // to a multiple of which few rows of x are padded
+constexpr int64_t kDirectK = 32;  // to a multiple of which few rows of x are padded
+constexpr int64_t kAnyRows = int64_t{1} << 40;
 constexpr int64_t kUnitSteps = 16;  // of tiers whose products take more than one step
 
 // Runs of bytes, `apart` bytes from one to the next, that the next products will need: fetched while one goes on.
@@ -74,13 +75,16 @@ struct Int8Kernel {
   Isa isa;
   int64_t least_rows;  // of x: fewer are left to the tiers below
   int64_t tile_rows;
-  int64_t unit_steps;  // 1 or kUnitSteps
+  int64_t unit_steps;    // 1 or kUnitSteps
+  int64_t panel_k;       // of a panel at most
+  int64_t product_rows;  // of x in a product at most, whole tiles
   void (*multiply)(const Int8Product& product);
   void (*multiply_nibbles)(const Int8NibblesProduct& product);  // or null
   void (*direct)(const Int8Direct& product);
   // Of x at most in a direct product, of weights whose rows are k or columns: more are faster with panels.
   int64_t direct_rows_of_k;
   int64_t direct_rows_of_n;
+  int32_t (*sum)(const int8_t* values, int64_t count);
   void (*store)(const Int8Output& output);
 };
 

@@ -27,8 +27,17 @@ struct Int8Problem {
   int64_t row_scale_stride;
 };
 
-// Finishes columns [column, column + columns) of row `row` of y. The sums are those of x * w plus `compensation`.
-void store_int8_row(const Int8Problem& problem, int64_t row, int32_t compensation, const int32_t* sums, int64_t column,
-                    int64_t columns);
+// Sums [rows][stride] of columns [column, column + columns) of y, from row `row` on: those of x * w plus the row's compensation.
+struct Int8Sums {
+  const int32_t* sums;
+  int64_t stride;
+  const int32_t* compensation;  // [rows], or null: none
+  int64_t row;
+  int64_t rows;
+  int64_t column;
+  int64_t columns;
+};
+
+void store_int8_sums(const Int8Problem& problem, const Int8Sums& sums);
 
 }  // namespace anynpu

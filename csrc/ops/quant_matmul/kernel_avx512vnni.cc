@@ -9,9 +9,25 @@ namespace anynpu {
 namespace {
 
 constexpr int kTileRows = 6;  // six rows of 64 columns fill the registers
+// Sums stay in the registers for so many k, since reading panels from the second cache costs nothing.
+constexpr int64_t kPanelK = 1024;
+constexpr int64_t kProductRows = 48;  // whose sums stay in the nearest cache until they are stored
 
 template <int kRows>
-void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c) {
+inline __attribute__((always_inline)) void add_step(const uint8_t* panel, const int32_t* x, __m512i (&sums)[kRows][4]) {
+  __m512i weights[4];
+#pragma GCC unroll 4
+  for (int vec = 0; vec < 4; ++vec) weights[vec] = _mm512_loadu_si512(panel + 64 * vec);
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+    const __m512i value = _mm512_set1_epi32(x[row * kUnitSteps]);
+#pragma GCC unroll 4
+    for (int vec = 0; vec < 4; ++vec) dot_bytes(sums[row][vec], weights[vec], value);
+  }
+}
+
+template <int kRows>
+void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c, Fetch* fetch) {
   __m512i sums[kRows][4];
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
@@ -19,15 +35,10 @@ void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c) {
     for (int vec = 0; vec < 4; ++vec) sums[row][vec] = _mm512_loadu_si512(c + row * product.c_stride + 16 * vec);
   }
   const uint8_t* panel = product.panel;
-  for (int64_t step = 0; step < product.steps; ++step, panel += 256, x += kRows) {
-    __m512i weights[4];
-#pragma GCC unroll 4
-    for (int vec = 0; vec < 4; ++vec) weights[vec] = _mm512_loadu_si512(panel + 64 * vec);
-#pragma GCC unroll 6
-    for (int row = 0; row < kRows; ++row) {
-      const __m512i value = _mm512_set1_epi32(x[row]);
-#pragma GCC unroll 4
-      for (int vec = 0; vec < 4; ++vec) dot_bytes(sums[row][vec], weights[vec], value);
+  for (int64_t left = product.steps; left > 0; left -= kUnitSteps, x += kRows * kUnitSteps) {
+    fetch->some();
+    for (int64_t step = 0; step < (left < kUnitSteps ? left : kUnitSteps); ++step, panel += 256) {
+      add_step<kRows>(panel, x + step, sums);
     }
   }
 #pragma GCC unroll 6
@@ -38,25 +49,25 @@ void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c) {
 }
 
 template <int kRows>
-void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c) {
+void tile(int rows, const Int8Product& product, const int32_t* x, int32_t* c, Fetch* fetch) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile<kRows - 1>(rows, product, x, c);
+    if (rows < kRows) return tile<kRows - 1>(rows, product, x, c, fetch);
   }
-  tile_rows<kRows>(product, x, c);
+  tile_rows<kRows>(product, x, c, fetch);
 }
 
 void multiply(const Int8Product& product) {
-  Fetch fetch(product.ahead, (product.rows + kTileRows - 1) / kTileRows);
-  for_each_tile<kTileRows>(product, [&](int rows, const int32_t* x, int32_t* c) {
-    fetch.some();
-    tile<kTileRows>(rows, product, x, c);
-  });
+  const int64_t tiles = (product.rows + kTileRows - 1) / kTileRows,
+                units = (product.steps + kUnitSteps - 1) / kUnitSteps;
+  Fetch fetch(product.ahead, tiles * units);
+  for_each_tile<kTileRows>(
+      product, [&](int rows, const int32_t* x, int32_t* c) { tile<kTileRows>(rows, product, x, c, &fetch); });
 }
 
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0,      kTileRows, 1,        multiply,
-                                    nullptr,         direct, kRowsOfK,  kRowsOfN, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0,      kTileRows, kUnitSteps, kPanelK,     kProductRows, multiply,
+                                    nullptr,         direct, kRowsOfK,  kRowsOfN,   sum_by_dots, store};
 
 }  // namespace anynpu

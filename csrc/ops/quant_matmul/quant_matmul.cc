@@ -186,6 +186,7 @@ class PlainWeight final : public PanelSource {
     return true;
   }
   const WeightSource* plain() const override { return &source_; }
+  int64_t deep() const override { return kMostInt8K + 1; }
   // Long runs of rows of k, which lie pages apart.
   int64_t wide() const override {
     return source_.order == WeightOrder::rows_of_k && source_.chunk_bytes == 0 ? 512 : 128;
