@@ -27,10 +27,73 @@ def model_of(kind="llama", tied=False, **options):
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+    "num_key_value_heads": 4, "n_routed_experts": 8, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
+}  # fmt: skip
+MIXTURES = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**EXPERTS, "num_experts": 8, "shared_expert_intermediate_size": 64},
+    "qwen3_moe": {**EXPERTS, "num_experts": 8, "head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [0]},
+    "deepseek_v2": {**EXPERTS, **LATENT, "n_shared_experts": 2, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "deepseek_v3": {**EXPERTS, **LATENT, "n_shared_experts": 1, "n_group": 4, "topk_group": 2},
+    "glm4_moe": {**EXPERTS, "n_routed_experts": 8, "head_dim": 16, "n_group": 1, "topk_group": 1},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 1, "pad_token_id": 0},
+}
+FILE_NAMES = {"mixtral": {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}}
+
+
+class PlainExperts(torch.nn.ModuleList):
+    """Experts of three linear layers each, as files have them."""
+
+    def __init__(self, fused):
+        super().__init__(
+            torch.nn.ModuleDict(self.matrices(*pair)) for pair in zip(fused.gate_up_proj, fused.down_proj, strict=True)
+        )
+
+    @staticmethod
+    def matrices(gate_up, down):
+        linears = {}
+        for name, weight in zip(("gate_proj", "up_proj", "down_proj"), (*gate_up.chunk(2), down), strict=True):
+            linears[name] = torch.nn.Linear(*reversed(weight.shape), bias=False)
+            linears[name].weight.data = weight.detach().clone()
+        return linears
+
+    def forward(self, x, experts, weights):
+        y = torch.zeros_like(x)
+        for token, (chosen, own) in enumerate(zip(experts.tolist(), weights, strict=True)):
+            for index, weight in zip(chosen, own, strict=True):
+                expert, row = self[index], x[token : token + 1]
+                inner = torch.nn.functional.silu(expert["gate_proj"](row)) * expert["up_proj"](row)
+                y[token] += weight * expert["down_proj"](inner)[0]
+        return y
+
+
+def mixture_of(kind, **options):
+    """A random model whose routed experts are PlainExperts."""
+    model = model_of(kind, **{**MIXTURES[kind], **options})
+    generator = torch.Generator().manual_seed(6)
+    for name, module in list(model.named_modules()):
+        if name.endswith("mlp.experts"):
+            for weight in (module.gate_up_proj, module.down_proj):
+                weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+            block = model.get_submodule(name.removesuffix(".experts"))
+            block.gate.weight.data = torch.randn(block.gate.weight.shape, generator=generator)
+            if hasattr(block.gate, "e_score_correction_bias"):
+                block.gate.e_score_correction_bias.uniform_(-0.1, 0.1, generator=generator)
+            block.experts = PlainExperts(module)
+    return model
+
+
 def linears_of(model, skip=("lm_head",)):
-    return {
-        name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear and name not in skip
-    }
+    linears = ((name, module) for name, module in model.named_modules() if type(module) is torch.nn.Linear)
+    return {name: module for name, module in linears if name not in skip and module.out_features > 1}
+
+
+def name_in_files(model, name):
+    parts = FILE_NAMES.get(model.config.model_type, {})
+    return ".".join(parts.get(part, part) for part in name.split("."))
 
 
 def write(model, folder, quantized, config, shards=1):
@@ -39,7 +102,8 @@ def write(model, folder, quantized, config, shards=1):
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] not in layers}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in (tensors | quantized).items()}
+    tensors |= quantized
+    tensors = {name_in_files(model, name): tensor.contiguous().clone() for name, tensor in tensors.items()}
     folder.mkdir(exist_ok=True)
     described = {**model.config.to_dict(), "dtype": "float32", **({"quantization_config": config} if config else {})}
     (folder / "config.json").write_text(json.dumps(described))
@@ -179,7 +243,7 @@ def compressed_config(weights, activations, form, targets=("Linear",)):
 class FakeInt8Linear(torch.nn.Module):
     """What an int8 layer computes, in float64: activations to int8 by the rule, an exact product, scales."""
 
-    def __init__(self, codes, scale, bias, input_scale=None, zero=0):
+    def __init__(self, codes, scale, bias=None, input_scale=None, zero=0):
         super().__init__()
         self.codes, self.scale, self.bias = codes.double(), scale.double(), bias
         self.input_scale, self.zero = input_scale, zero

@@ -14,9 +14,14 @@ _OP = "compressed-tensors"
 
 
 class CompressedTensorsWriter:
-    """Writes layers, and ``quantization_config`` with a group of layers for each kind of them."""
+    """Writes layers, and ``quantization_config`` with a group of layers for each kind of them.
 
-    def __init__(self) -> None:
+    Args:
+        int8_activations: the names of int4 layers, all of experts, whose activations are int8.
+    """
+
+    def __init__(self, int8_activations: set[str]) -> None:
+        self._int8_activations = int8_activations
         self._groups: list[dict[str, Any]] = []
 
     def tensors(self, name: str, layer: QuantizedLinear) -> dict[str, torch.Tensor]:
@@ -25,7 +30,9 @@ class CompressedTensorsWriter:
         Raises:
             ValueError: the layout has no place for the layer.
         """
-        if isinstance(layer, WeightQuantLinear):
+        if name in self._int8_activations:
+            made, form, weights, activations = _int4_with_int8_activations(layer)
+        elif isinstance(layer, WeightQuantLinear):
             made, form, weights, activations = _weight_only(layer)
         else:
             made, form, weights, activations = _int8(layer)
@@ -83,6 +90,15 @@ def _weight_only(layer: WeightQuantLinear) -> tuple[dict[str, torch.Tensor], str
         options["actorder"] = "group"
     strategy = "group" if layer.group_size else "channel"
     return made, "pack-quantized", _args(bits, layer.offset is None, strategy, **options), None
+
+
+def _int4_with_int8_activations(
+    layer: WeightQuantLinear,
+) -> tuple[dict[str, torch.Tensor], str, dict[str, Any], dict[str, Any]]:
+    scale = layer.scale.reshape(-1, layer.out_features).t().contiguous()
+    weights = _args(4, True, "group", group_size=layer.group_size) if layer.group_size else _args(4, True, "channel")
+    activations = _args(8, True, "token", dynamic=True)
+    return {"weight": layer.codes(), "weight_scale": scale}, "int-quantized", weights, activations
 
 
 def _packed_words(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ from safetensors.torch import save_file
 from anynpu._check import require
 from anynpu._read import read_object
 from anynpu.checkpoints.compressed_tensors import CompressedTensorsWriter
+from anynpu.checkpoints.experts import divide_experts, float_experts, name_in_files, routers
 from anynpu.checkpoints.folder import CONFIG
 from anynpu.checkpoints.load import Progress, load
+from anynpu.checkpoints.model import empty_model
 from anynpu.checkpoints.msmodelslim import DESCRIPTION, MsModelSlimWriter
 from anynpu.formats import decompress_weight
-from anynpu.nn import CompressedLinear, QuantizedLinear, QuantLinear, QuantMoE
+from anynpu.nn import CompressedLinear, QuantizedLayer, QuantizedLinear, QuantLinear
 from anynpu.quantization import save_quantized
 
 _OP = "convert_checkpoint"
@@ -75,10 +78,9 @@ def _side_files(source: Path) -> list[Path]:
 
 
 def _layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
-    """The quantised layers by name; a compressed one as it computes."""
+    """The quantised linear layers by name in the model; a compressed one as it computes."""
     layers = {}
     for name, module in model.named_modules():
-        require(_OP, not isinstance(module, QuantMoE), f"{name}: experts that are one operand are not written")
         if isinstance(module, CompressedLinear):
             module = QuantLinear.from_codes(
                 decompress_weight(module.compressed()), module.scale, module.bias, module.input_scale
@@ -90,24 +92,32 @@ def _layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
 
 def _anynpu(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
     save_quantized(model, folder)
-    return len(_layers(model))
+    return sum(isinstance(module, QuantizedLayer) for module in model.modules())
 
 
 def _msmodelslim(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
-    layers = _layers(model)
-    writer = MsModelSlimWriter(layers, model.dtype)
+    layers, int8_activations = _layers_for_files(model, config)
+    writer = MsModelSlimWriter(layers, model.dtype, int8_activations)
     names = _write_tensors(model, layers, writer, folder, "quant_model_weight", progress)
     (folder / DESCRIPTION).write_text(json.dumps(writer.description(names), indent=2) + "\n")
     return len(layers)
 
 
 def _compressed_tensors(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
-    layers = _layers(model)
-    writer = CompressedTensorsWriter()
+    layers, int8_activations = _layers_for_files(model, config)
+    writer = CompressedTensorsWriter(int8_activations)
     _write_tensors(model, layers, writer, folder, "model", progress)
     floats = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
-    config["quantization_config"] = writer.quantization_config(floats)
+    ignored = [name_in_files(model, name) for name in (*floats, *routers(model))]
+    config["quantization_config"] = writer.quantization_config(ignored)
     return len(layers)
+
+
+def _layers_for_files(model: torch.nn.Module, config: dict[str, Any]) -> tuple[dict[str, QuantizedLinear], set[str]]:
+    """The quantised layers by name in files, and the names of int4 ones with int8 activations; divides experts."""
+    int8_activations = divide_experts(model, lambda: empty_model(config, None, True, sys.maxsize))
+    layers = {name_in_files(model, name): layer for name, layer in _layers(model).items()}
+    return layers, {name_in_files(model, name) for name in int8_activations}
 
 
 WRITERS = {"anynpu": _anynpu, "msmodelslim": _msmodelslim, "compressed-tensors": _compressed_tensors}
@@ -140,9 +150,11 @@ def _floats(model: torch.nn.Module, layers: dict[str, QuantizedLinear]) -> Itera
     """Tensors that belong to no quantised layer, tied ones once."""
     seen = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.rpartition(".")[0] not in layers and tensor not in seen:
-            seen.add(tensor)
-            yield name, tensor.detach()
+        for own, part in float_experts(model, name, tensor.detach()).items():
+            own = name_in_files(model, own)
+            if own.rpartition(".")[0] not in layers and tensor not in seen:
+                yield own, part
+        seen.add(tensor)
 
 
 class _Shards:

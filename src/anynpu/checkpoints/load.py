@@ -12,9 +12,10 @@ import torch
 
 from anynpu._check import require
 from anynpu._read import read_object
+from anynpu.checkpoints.experts import join_experts, name_in_model, split_experts, stack_float_experts
 from anynpu.checkpoints.folder import CONFIG, OP, Tensors, open_folder
 from anynpu.checkpoints.gguf import load_gguf
-from anynpu.checkpoints.model import compute_buffers, empty_model, fill, install, require_linear
+from anynpu.checkpoints.model import cast, compute_buffers, empty_model, fill, install, is_left_out, require_linear
 from anynpu.checkpoints.msmodelslim import MsModelSlim, description_of
 from anynpu.checkpoints.producers import Producer, producer_of
 from anynpu.nn import QuantizedLinear
@@ -31,9 +32,10 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
     those of msModelSlim (Ascend), which have a ``quant_model_description.json``; and :func:`anynpu.save_quantized`'s
     beside a ``config.json``.
     Quantised linear layers become :class:`anynpu.nn.WeightQuantLinear`, :class:`anynpu.nn.QuantLinear` or
-    :class:`anynpu.nn.StaticQuantLinear`; which ones they are is what the files hold. Every tensor of the files must
-    have its place in the model, and every place its tensor. Only safetensors files are read, and no code of the folder
-    is run. The package transformers builds the model.
+    :class:`anynpu.nn.StaticQuantLinear`; which ones they are is what the files hold. Experts with int8 activations
+    become :class:`anynpu.nn.RoutedExperts`, others :class:`anynpu.nn.LinearExperts` of such layers. Every tensor of the
+    files must have its place in the model, and every place its tensor. Only safetensors files are read, and no code of
+    the folder is run. The package transformers builds the model.
 
     Args:
         path: the folder, or a GGUF file of Llama, Qwen2 or Qwen3, with Q4_0, Q4_1, Q8_0 or float weights.
@@ -69,11 +71,17 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
     with open_folder(path) as tensors:
         quantized = {name: own for name, own in tensors.by_module().items() if producer.is_quantized(name, own)}
         model = empty_model(config, dtype, "lm_head" in quantized, len(tensors.files))
-        for name, own in quantized.items():
-            install(model, name, _layer(model, producer, tensors, name, own))
-            progress(name)
+        layers = {name_in_model(model, name): name for name in quantized if not is_left_out(model, name)}
+        experts = split_experts(model, layers)
+        for place, name in layers.items():
+            install(model, place, _layer(model, place, producer, tensors, name, quantized[name]))
+            progress(place)
+        for name in experts:
+            join_experts(model, name, lambda place: place in layers and producer.int8_activations(layers[place]))
         names = [name for name in tensors.files if name.rpartition(".")[0] not in quantized]
-        fill(model, {name: tensors.read(name) for name in names})
+        floats = {name_in_model(model, name): tensors.read(name) for name in names if not is_left_out(model, name)}
+        stack_float_experts(model, floats)
+        fill(model, floats)
     return model.eval()
 
 
@@ -83,15 +91,20 @@ def _load_own(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> 
     with open_folder(path) as tensors:
         count = len(tensors.files)
     own_head = isinstance(layers, dict) and "lm_head" in layers
-    model = load_quantized(empty_model(config, None, own_head, count), path)
+    empty = empty_model(config, None, own_head, count)
+    split_experts(empty, [name for name in layers if ".experts." in name] if isinstance(layers, dict) else [])
+    model = load_quantized(empty, path)
     model.tie_weights()
     compute_buffers(model)
-    return model if dtype is None else model.to(dtype)
+    return model if dtype is None else cast(model, dtype)
 
 
-def _layer(model: torch.nn.Module, producer: Producer, tensors: Tensors, name: str, own: set[str]) -> QuantizedLinear:
+def _layer(
+    model: torch.nn.Module, place: str, producer: Producer, tensors: Tensors, name: str, own: set[str]
+) -> QuantizedLinear:
+    """The layer ``name`` of the files for the ``place`` in the model."""
     try:
-        present = model.get_submodule(name)
+        present = model.get_submodule(place)
     except AttributeError as error:
         raise ValueError(f"{OP}: the files have a layer {name!r:.80} that the model lacks") from error
     linear = type(present) is torch.nn.Linear
@@ -101,5 +114,5 @@ def _layer(model: torch.nn.Module, producer: Producer, tensors: Tensors, name: s
         layer = producer.layer(name, tensors.of_module(name, own), want)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{OP}: layer {name}: {error}") from error
-    require_linear(model, name, layer)
+    require_linear(model, place, layer)
     return layer

@@ -37,9 +37,56 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype | None, own_head: boo
         if own_head:
             parsed.tie_word_embeddings = False
         with torch.device("meta"):
-            return package.AutoModelForCausalLM.from_config(parsed, dtype=dtype or parsed.dtype or torch.float32)
+            model = package.AutoModelForCausalLM.from_config(parsed, dtype=dtype or parsed.dtype or torch.float32)
     except Exception as error:  # whatever a configuration makes transformers raise
         raise ValueError(f"{OP}: {CONFIG} describes no language model: {error}") from error
+    for name, tensor in float32_tensors(model):
+        _set(model, name, tensor.float())
+    return model
+
+
+def float32_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers that stay float32 in a model of another dtype, such as the biases of routers."""
+    kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor) for name, tensor in tensors if not set(kept).isdisjoint(name.split("."))]
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The model with the floats of its unquantised parts in another dtype."""
+    kept = float32_tensors(model)
+    model = model.to(dtype)
+    for name, tensor in kept:
+        _set(model, name, tensor)
+    return model
+
+
+def _set(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    module, _, own = name.rpartition(".")
+    store = model.get_submodule(module)
+    as_parameter = own in store._parameters
+    setattr(store, own, torch.nn.Parameter(tensor, requires_grad=False) if as_parameter else tensor)
+
+
+def is_ignored(model: torch.nn.Module, name: str) -> bool:
+    """Whether files may have a tensor that the model lacks: of a layer that drafts further tokens, say."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(each, name) for each in (r"\.rotary_emb\.inv_freq$", *patterns))
+
+
+def is_left_out(model: torch.nn.Module, name: str) -> bool:
+    """Whether a tensor or layer belongs to a block that the model lacks and that files may have."""
+    parts = name.split(".")
+    blocks = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return is_ignored(model, name) and any(not _has(model, block) for block in blocks if block[-1].isdigit())
+
+
+def _has(model: torch.nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _transformers() -> ModuleType:
@@ -73,10 +120,7 @@ def fill(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         TypeError, ValueError: names, shapes or dtypes that are not the model's; tied tensors that differ.
     """
     expected = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta}
-    ignored = [r"\.rotary_emb\.inv_freq$", *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])]
-    unknown = sorted(
-        name for name in tensors.keys() - expected.keys() if not any(re.search(each, name) for each in ignored)
-    )
+    unknown = sorted(name for name in tensors.keys() - expected.keys() if not is_ignored(model, name))
     require(OP, not unknown, f"the files have {len(unknown)} tensors that the model lacks, the first is {unknown[:1]}")
     given: dict[torch.Tensor, str] = {expected[name]: name for name in sorted(tensors.keys() & expected.keys())}
     missing = sorted(name for name, place in expected.items() if place not in given)

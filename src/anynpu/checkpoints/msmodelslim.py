@@ -26,7 +26,11 @@ from anynpu.nn import QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQua
 
 DESCRIPTION = "quant_model_description.json"
 _FLOAT = "FLOAT"
-_ROW_PARALLEL = ("o_proj", "down_proj")  # their scale_bias has a column for each sixteenth of K, for tensor parallelism
+_ROW_PARALLEL = (
+    "o_proj",
+    "down_proj",
+    "w2",
+)  # their scale_bias has a column for each sixteenth of K, for tensor parallelism
 _ROW_PARALLEL_COLUMNS = 16
 
 
@@ -57,6 +61,9 @@ class MsModelSlim(Producer):
         kind = self.config.get(tensor)
         require("load_checkpoint", isinstance(kind, str), f"{DESCRIPTION} must name the type of {tensor}, got {kind!r}")
         return kind
+
+    def int8_activations(self, name: str) -> bool:
+        return self._type(f"{name}.weight") == "W4A8_DYNAMIC"
 
     def layer(self, name: str, tensors: dict[str, torch.Tensor], shape: Shape) -> QuantizedLinear:
         kind = self._type(f"{name}.weight")
@@ -149,14 +156,18 @@ class MsModelSlimWriter:
 
     Args:
         layers: all quantised layers of the model by name: int4 weights share one group size, which the description
-            names once.
+            names once, 0 if they are experts with one scale a row each.
         dtype: of the model: ``deq_scale`` is int64 for float16, float32 for others.
+        int8_activations: the names of int4 layers, all of experts, whose activations are int8.
     """
 
-    def __init__(self, layers: dict[str, QuantizedLinear], dtype: torch.dtype) -> None:
+    def __init__(self, layers: dict[str, QuantizedLinear], dtype: torch.dtype, int8_activations: set[str]) -> None:
         self._deq_as_int64 = dtype == torch.float16
-        int4 = [each for each in layers.values() if isinstance(each, WeightQuantLinear) and each.bits == 4]
-        self._group_size = math.gcd(*(each.group_size or each.in_features for each in int4))
+        self._int8_activations = int8_activations
+        int4 = {name: each for name, each in layers.items() if isinstance(each, WeightQuantLinear) and each.bits == 4}
+        by_channel = int4.keys() <= int8_activations and not any(each.group_size for each in int4.values())
+        sizes = [0 if by_channel else each.group_size or each.in_features for each in int4.values()]
+        self._group_size = math.gcd(*sizes)
         self._types: dict[str, str] = {}
 
     def tensors(self, name: str, layer: QuantizedLinear) -> dict[str, torch.Tensor]:
@@ -184,6 +195,9 @@ class MsModelSlimWriter:
             deq_scale = layer.scale * layer.input_scale
             return "W8A8", self._static(layer, _bias_in_units(layer.bias, deq_scale), deq_scale, layer.scale)
         require("msmodelslim", isinstance(layer, WeightQuantLinear), f"no type for {type(layer).__name__}")
+        typed = ".experts." not in name or name in self._int8_activations
+        sentence = "experts with float activations have no type that vllm-ascend reads; --to compressed-tensors has"
+        require("msmodelslim", typed, sentence)
         sentence = "needs weights without {}: the layout has no place for it; --to compressed-tensors has"
         require("msmodelslim", layer.offset is None, sentence.format("an offset (asymmetric)"))
         require("msmodelslim", layer.input_order is None, sentence.format("input_order (act-order)"))
@@ -209,19 +223,19 @@ class MsModelSlimWriter:
     def _int4(self, name: str, layer: WeightQuantLinear) -> dict[str, torch.Tensor]:
         n, k, size = layer.out_features, layer.in_features, self._group_size
         require("msmodelslim", n % 2 == 0, f"int4 needs an even N, got {n}")
-        whole = size % 32 == 0 and k % size == 0
-        require("msmodelslim", whole, f"int4 needs one group_size that divides K, a multiple of 32, got {size} and {k}")
-        scale = layer.scale.reshape(-1, n).t()  # [N, G]
-        second = scale.repeat_interleave((layer.group_size or k) // size, dim=1).contiguous()
-        codes = layer.codes()
-        return {
-            "weight": _two_in_a_byte(codes),
-            "weight_scale": torch.ones(n, 1),  # so that the product with the second one is exact
-            "weight_offset": torch.zeros(n, 1),
-            "weight_scale_second": second,
-            "weight_offset_second": torch.zeros(second.shape, dtype=torch.int64),
-            "scale_bias": _scale_bias(codes, second, name.rpartition(".")[2] in _ROW_PARALLEL),
-        }
+        codes, scale = layer.codes(), layer.scale.reshape(-1, n).t().contiguous()  # [N, G]
+        made = {"weight": _two_in_a_byte(codes), "weight_scale": scale, "weight_offset": torch.zeros(n, 1)}
+        if size != 0:
+            whole = size % 32 == 0 and k % size == 0
+            sentence = f"int4 needs one group_size that divides K, a multiple of 32, got {size} and {k}"
+            require("msmodelslim", whole, sentence)
+            scale = scale.repeat_interleave((layer.group_size or k) // size, dim=1).contiguous()
+            made |= {
+                "weight_scale": torch.ones(n, 1),  # so that the product with the second one is exact
+                "weight_scale_second": scale,
+                "weight_offset_second": torch.zeros(scale.shape, dtype=torch.int64),
+            }
+        return {**made, "scale_bias": _scale_bias(codes, scale, name.rpartition(".")[2] in _ROW_PARALLEL)}
 
 
 def _scale_bias(codes: torch.Tensor, scale: torch.Tensor, row_parallel: bool) -> torch.Tensor:

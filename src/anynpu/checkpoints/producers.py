@@ -41,6 +41,10 @@ class Producer(abc.ABC):
             TypeError, ValueError: tensors or a configuration that make no such layer.
         """
 
+    def int8_activations(self, name: str) -> bool:
+        """Whether the activations of the int4 layer ``name``, one of an expert, are int8."""
+        return False
+
     def value(self, key: str, kind: type, default: Any = None) -> Any:
         """A value of the configuration, of type ``kind``."""
         return typed(self.config, key, kind, default)
@@ -148,10 +152,17 @@ class CompressedTensors(Producer):
         bits, kind = typed(weights, "num_bits", int), typed(weights, "type", str, "int")
         codes_known = kind == "int" and bits in (4, 8)
         require("quantization_config", codes_known, f"weights must be int of 4 or 8 bits, got {kind} of {bits}")
-        activations = group.get("input_activations")
-        if activations is not None:
+        if self.int8_activations(name):
+            dynamic = _is_dynamic(typed(group, "input_activations", dict))
+            require("quantization_config", dynamic, "input_activations of int4 experts must be dynamic, got static")
+        elif group.get("input_activations") is not None:
             return self._int8_layer(tensors, bits, typed(group, "input_activations", dict))
         return weight_layer(*self._weight(tensors, weights, bits, shape))
+
+    def int8_activations(self, name: str) -> bool:
+        group = self._group(name)
+        int4 = typed(typed(group, "weights", dict), "num_bits", int) == 4
+        return int4 and ".experts." in name and group.get("input_activations") is not None
 
     def _group(self, name: str) -> dict[str, Any]:
         fitting = [
@@ -180,14 +191,8 @@ class CompressedTensors(Producer):
         return weight, bias
 
     def _int8_layer(self, tensors: dict[str, torch.Tensor], bits: int, activations: dict[str, Any]) -> QuantizedLinear:
-        op = "quantization_config"
-        kind = (bits, typed(activations, "type", str, "int"), typed(activations, "num_bits", int))
-        require(op, kind == (8, "int", 8), f"input_activations must be int8 with 8-bit weights, got {kind}")
-        dynamic, symmetric = typed(activations, "dynamic", bool, False), typed(activations, "symmetric", bool, True)
-        strategy = typed(activations, "strategy", str, "tensor")
-        expected = "token" if dynamic else "tensor"
-        require(op, strategy == expected, f"strategy of input_activations must be {expected}, got {strategy!r}")
-        require(op, symmetric or not dynamic, "dynamic input_activations must be symmetric, got symmetric false")
+        require("quantization_config", bits == 8, f"weights beside int8 input_activations must have 8 bits, got {bits}")
+        dynamic = _is_dynamic(activations)
         optional = ("weight_zero_point", "bias")
         if dynamic:
             codes, scale, zero_point, bias = take(tensors, ("weight", "weight_scale"), optional)
@@ -198,6 +203,19 @@ class CompressedTensors(Producer):
             )
         require_zero("weight_zero_point", zero_point)
         return int8_layer(codes, scale, bias, input_scale, input_zero)
+
+
+def _is_dynamic(activations: dict[str, Any]) -> bool:
+    """Whether int8 activations get their scale at run time, one for each token; else there is one for all."""
+    op = "quantization_config"
+    kind = (typed(activations, "type", str, "int"), typed(activations, "num_bits", int))
+    require(op, kind == ("int", 8), f"input_activations must be int8, got {kind}")
+    dynamic, symmetric = typed(activations, "dynamic", bool, False), typed(activations, "symmetric", bool, True)
+    strategy = typed(activations, "strategy", str, "tensor")
+    expected = "token" if dynamic else "tensor"
+    require(op, strategy == expected, f"strategy of input_activations must be {expected}, got {strategy!r}")
+    require(op, symmetric or not dynamic, "dynamic input_activations must be symmetric, got symmetric false")
+    return dynamic
 
 
 def _is_target(name: str, target: object) -> bool:

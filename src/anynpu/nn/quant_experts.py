@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from anynpu._check import require
 from anynpu.ops.dequant_swiglu_quant import dequant_swiglu_quant
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
-from anynpu.ops.int4_pack import int4_pack
+from anynpu.ops.grouped_matmul_combine.weights import unpack_scale
+from anynpu.ops.int4_pack import int4_pack, int4_unpack
 
 _OP = "QuantExperts"
 
@@ -66,12 +67,29 @@ class QuantExperts(torch.nn.Module):
                 setattr(made, _joined(name, key), value)
         return made
 
+    @classmethod
+    def joined(cls, parts: Sequence[QuantExperts]) -> QuantExperts:
+        """The experts of all parts, which agree in everything but their number."""
+        first, count = parts[0], sum(part.experts for part in parts)
+        made = cls(count, first.hidden, first.intermediate, first.bits, first.group_size, device="meta")
+        for name in made._buffers:
+            setattr(made, name, torch.cat([getattr(part, name) for part in parts]))
+        return made
+
     def part(self, first: int, last: int) -> QuantExperts:
         """The experts [first, last), in memory of their own."""
         made = QuantExperts(last - first, self.hidden, self.intermediate, self.bits, self.group_size, device="meta")
         for name, buffer in self._buffers.items():
             setattr(made, name, buffer[first:last].clone())
         return made
+
+    def codes(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes int8 ``[E N, K]`` and scales float32 ``[E N, G]`` of ``"gate_up"`` or ``"down"``."""
+        matrix, scale = getattr(self, name), getattr(self, f"{name}_scale")
+        if self.bits == 4:
+            matrix, scale = int4_unpack(matrix, torch.int8), unpack_scale(scale)
+        scale = scale.reshape(self.experts, -1, scale.shape[-1])
+        return tuple(each.transpose(1, 2).flatten(0, 1).contiguous() for each in (matrix, scale))
 
     def forward(
         self,

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from anynpu._check import dtype_name, require
 from anynpu._read import read_object, read_tensors
-from anynpu.nn import LAYERS, QuantizedLinear, QuantMoE
-from anynpu.quantization.moe_blocks import is_moe_block
+from anynpu.nn import LAYERS, QuantizedLayer, QuantizedLinear, QuantMoE, RoutedExperts
+from anynpu.quantization.moe_blocks import is_experts, is_moe_block, sizes_of_experts
 
 DESCRIPTION = "anynpu_quantized.json"
 _FORMAT = "anynpu-quantized"
@@ -36,7 +36,7 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     tensors, aliases = _distinct(model.state_dict())
     modules = model.named_modules(remove_duplicate=False)
-    layers = {name: module for name, module in modules if isinstance(module, (QuantizedLinear, QuantMoE))}
+    layers = {name: module for name, module in modules if isinstance(module, QuantizedLayer)}
     file = f"model-{secrets.token_hex(8)}.safetensors"
     description = {
         "format": _FORMAT,
@@ -145,9 +145,9 @@ def _require_fields(name: str, fields: object) -> None:
     require(op, typed, f"layer {name!r} must have the fields {', '.join(expected)}, got {fields!r}")
 
 
-def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLinear | QuantMoE]:
+def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLayer]:
     """Layers without data, by name; a layer that the model uses under several names stays one."""
-    distinct: dict[tuple, QuantizedLinear | QuantMoE] = {}
+    distinct: dict[tuple, QuantizedLayer] = {}
     result = {}
     for name, fields in layers.items():
         try:
@@ -178,15 +178,27 @@ def _require_moe(present: torch.nn.Module, name: str, fields: dict) -> None:
     require(op, want == got, f"layer {name!r} must have (experts, hidden) = {want}, got {got}")
 
 
-def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> QuantizedLinear | QuantMoE:
+def _require_experts(present: torch.nn.Module, name: str, fields: dict) -> None:
+    op = "load_quantized"
+    known = isinstance(present, RoutedExperts) or is_experts(present)
+    require(op, known, f"layer {name!r} must be experts of a block, got {type(present).__name__}")
+    want = tuple(fields[key] for key in ("experts", "hidden", "intermediate"))
+    got = sizes_of_experts(present)
+    require(op, want == got, f"layer {name!r} must have (experts, hidden, intermediate) = {want}, got {got}")
+
+
+_REQUIRE_PLACE = {QuantMoE: _require_moe, RoutedExperts: _require_experts}
+
+
+def _empty_layer(present: torch.nn.Module, name: str, fields: dict) -> QuantizedLayer:
     kind = LAYERS[fields["kind"]]
-    (_require_moe if kind is QuantMoE else _require_linear)(present, name, fields)
+    _REQUIRE_PLACE.get(kind, _require_linear)(present, name, fields)
     options = {key: value for key, value in fields.items() if key != "kind"}
     return kind(**options, device="meta").train(present.training)
 
 
 def _check_state(
-    model: torch.nn.Module, layers: dict[str, QuantizedLinear | QuantMoE], state: dict[str, torch.Tensor]
+    model: torch.nn.Module, layers: dict[str, QuantizedLayer], state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Compares names, shapes and dtypes; returns the tensors that belong to no quantised layer."""
     op = "load_quantized"
@@ -207,7 +219,7 @@ def _check_state(
 
 
 def _install(
-    model: torch.nn.Module, layers: dict[str, QuantizedLinear | QuantMoE], others: dict[str, torch.Tensor]
+    model: torch.nn.Module, layers: dict[str, QuantizedLayer], others: dict[str, torch.Tensor]
 ) -> torch.nn.Module:
     for name, layer in layers.items():
         device = next(iter(model.get_submodule(name).state_dict().values())).device

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from anynpu._check import require
-from anynpu.nn import QuantExperts, QuantMoE
+from anynpu.nn import QuantExperts, QuantMoE, RoutedExperts
 
 Codes = tuple[torch.Tensor, torch.Tensor]
 
@@ -59,6 +59,31 @@ ROUTERS: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
     "DeepseekV3TopkRouter": _deepseek_v3,
 }
 
+# Experts as 3-D parameters ``[E, 2 I, H]``, the gate first, and ``[E, H, I]``, that compute ``down(act(gate) * up)``.
+EXPERTS = frozenset(
+    f"{kind}Experts" for kind in ("DeepseekV2", "DeepseekV3", "Glm4Moe", "Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe")
+)
+
+
+def is_experts(module: torch.nn.Module) -> bool:
+    """Whether a module is routed experts of transformers whose place other ones may take."""
+    return type(module).__name__ in EXPERTS and hasattr(module, "gate_up_proj")
+
+
+def sizes_of_experts(module: torch.nn.Module) -> tuple[int, int, int]:
+    """Number of experts, and the sizes of a token and of an expert."""
+    if isinstance(module, RoutedExperts):
+        return module.own.experts, module.own.hidden, module.own.intermediate
+    experts, hidden, intermediate = module.down_proj.shape
+    return experts, hidden, intermediate
+
+
+def require_silu(activation: torch.nn.Module) -> None:
+    """Experts activate with SiLU: all that the layers here compute."""
+    probe = torch.linspace(-8, 8, 33)  # transformers has classes of its own
+    silu = torch.allclose(activation(probe), torch.nn.functional.silu(probe))
+    require("QuantMoE", silu, f"experts must activate with SiLU, got {type(activation).__name__}")
+
 
 def is_moe_block(module: torch.nn.Module) -> bool:
     """Whether :func:`moe_layer` knows how this module routes and holds its experts' weights."""
@@ -90,9 +115,7 @@ def quant_experts(
     gate_up: torch.Tensor, down: torch.Tensor, activation: torch.nn.Module, config: ExpertsConfig
 ) -> QuantExperts:
     """Experts out of float weights ``[E, 2 I, H]``, the gate first, and ``[E, H, I]``."""
-    probe = torch.linspace(-8, 8, 33)  # transformers has classes of its own
-    silu = torch.allclose(activation(probe), torch.nn.functional.silu(probe))
-    require("QuantMoE", silu, f"experts must activate with SiLU, got {type(activation).__name__}")
+    require_silu(activation)
     parts = [config.quantize_experts(weight.detach()) for weight in (gate_up, down)]
     return QuantExperts.from_codes(*parts, config.bits, config.group_size)
 

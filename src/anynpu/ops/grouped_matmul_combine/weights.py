@@ -29,6 +29,11 @@ def pack_scale(scale: torch.Tensor) -> torch.Tensor:
     return scale.contiguous().view(torch.int32).long() & 0xFFFFFFFF
 
 
+def unpack_scale(words: torch.Tensor) -> torch.Tensor:
+    """float32 scales out of words of :func:`pack_scale`: the bits in their low halves."""
+    return words.contiguous().view(torch.int32)[..., ::2].contiguous().view(torch.float32)
+
+
 def make_w4a8_bias(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Computes the documented bias of int4 weights, ``8 * sum_k W * scale``.
 
