@@ -53,11 +53,17 @@ def test_to_ascend_and_back(case, tmp_path):
     assert count == 14
     got = anynpu.load_checkpoint(tmp_path / "ascend")
     require_equal(codes(got), codes(want))
-    assert torch.equal(logits(got), logits(want))
+    if case == "gptq, one group":  # scales are repeated for groups, which the sums of some kernels are cut by
+        assert torch.allclose(logits(got), logits(want), rtol=0, atol=1e-5)
+    else:
+        assert torch.equal(logits(got), logits(want))
     convert_checkpoint(tmp_path / "ascend", tmp_path / "out", "compressed-tensors")
     again = anynpu.load_checkpoint(tmp_path / "out")
     require_equal(codes(again), codes(want))
-    if case == "W8A8 static, zero point":  # deq_scale is divided by input_scale and multiplied again
+    if case in (
+        "gptq, one group",
+        "W8A8 static, zero point",
+    ):  # as above; deq_scale is divided by input_scale and multiplied again
         assert torch.allclose(logits(again), logits(want), rtol=0, atol=1e-5)
     else:
         assert torch.equal(logits(again), logits(want))

@@ -7,7 +7,7 @@ import checkpoint_folders as folders
 import pytest
 import torch
 import transformers
-from checkpoint_folders import model_of
+from checkpoint_folders import mixture_of, model_of
 from typer.testing import CliRunner
 
 import anynpu
@@ -20,11 +20,15 @@ WORDS = [f"w{i}" for i in range(folders.VOCABULARY)]
 @pytest.fixture
 def folder(tmp_path):
     folders.gptq(model_of(), tmp_path)
+    return with_tokenizer(tmp_path)
+
+
+def with_tokenizer(folder):
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(tmp_path)
-    return tmp_path
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("template", [None, "w7 {{ messages[0].content }}"])
@@ -33,6 +37,16 @@ def test_the_answer_of_a_folder(folder, template):
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
         tokens = [7, *tokens]
+    require_answer(folder, tokens)
+
+
+@pytest.mark.parametrize("write", [folders.gptq, folders.compressed_int8])
+def test_the_answer_of_a_mixture(tmp_path, write):
+    write(mixture_of("qwen3_moe"), tmp_path)
+    require_answer(with_tokenizer(tmp_path), [3, 14, 15])
+
+
+def require_answer(folder, tokens):
     result = CliRunner().invoke(app, ["generate", "w3 w14 w15", "--tokens", "5", "--model", str(folder)])
     assert result.exit_code == 0, result.output
     ids = torch.tensor([tokens])
