@@ -180,6 +180,11 @@ def routers(model: torch.nn.Module) -> list[str]:
     return [f"{name.removesuffix('experts')}gate" for name in experts]
 
 
+def count_experts(module: torch.nn.Module) -> int:
+    """How many experts a module of a transformers model, or one that was split, holds."""
+    return len(module) if isinstance(module, LinearExperts) else sizes_of_experts(module)[0]
+
+
 def stack_float_experts(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Replaces float tensors of experts by the 3-D parameters that the model has."""
     for name, module in model.named_modules():

@@ -38,7 +38,8 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
     the folder is run. The package transformers builds the model.
 
     Args:
-        path: the folder, or a GGUF file of Llama, Qwen2 or Qwen3, with Q4_0, Q4_1, Q8_0 or float weights.
+        path: the folder, or a GGUF file of Llama, Qwen2, Qwen3, Qwen2-MoE or Qwen3-MoE, with Q4_0, Q4_1, Q8_0 or float
+            weights.
         dtype: of everything that is not quantised; None: as the configuration says.
 
     Returns:

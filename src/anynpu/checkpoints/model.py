@@ -78,10 +78,11 @@ def is_left_out(model: torch.nn.Module, name: str) -> bool:
     """Whether a tensor or layer belongs to a block that the model lacks and that files may have."""
     parts = name.split(".")
     blocks = (".".join(parts[:count]) for count in range(1, len(parts)))
-    return is_ignored(model, name) and any(not _has(model, block) for block in blocks if block[-1].isdigit())
+    return is_ignored(model, name) and any(not has(model, block) for block in blocks if block[-1].isdigit())
 
 
-def _has(model: torch.nn.Module, name: str) -> bool:
+def has(model: torch.nn.Module, name: str) -> bool:
+    """Whether the model has a module of this name."""
     try:
         model.get_submodule(name)
     except AttributeError:
