@@ -17,7 +17,10 @@ from anynpu import _native
 
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "tests" / "native"
-FLAGS = "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512bitalg"
+FLAGS = (
+    "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni "
+    "-mavx512vbmi -mavx512bitalg -mgfni"
+)
 AMX_FLAGS = "-mavx2 -mfma -mamx-tile -mamx-int8 -mamx-bf16"
 TESTS = (
     "tests/ops",
@@ -85,7 +88,7 @@ def test_every_intrinsic_of_the_kernels_is_compared():
         ("BINARY", ("{}", "mask_{}", "maskz_{}")),
         ("COMPARISONS", ("cmpeq_{}_mask", "cmpgt_{}_mask", "cmplt_{}_mask")),
         ("MASKS", ("test_{}_mask", "mask_mov_{}", "maskz_mov_{}", "mask_blend_{}", "movm_{}")),
-        ("PERMUTES", ("permutexvar_{}", "permutex2var_{}")),
+        ("PERMUTES", ("permutexvar_{}", "maskz_permutexvar_{}", "permutex2var_{}")),
     ):
         for argument in re.findall(rf"^  {macro}\((\w+)", text, re.MULTILINE):
             named.update("_mm512_" + name.format(argument) for name in made)

@@ -5,96 +5,120 @@
 namespace anynpu::codec {
 namespace {
 
-// The low byte of each 64-bit number in all of its bytes.
-inline __m512i spread_low_byte(__m512i numbers) {
-  const __m512i pattern = _mm512_set4_epi64(0x0808080808080808, 0, 0x0808080808080808, 0);
-  return _mm512_shuffle_epi8(numbers, pattern);
+// Half of a code, and all of its bits but that of 128 turned when it is odd, that one when it is even.
+inline __m512i unfold(__m512i code) {
+  return _mm512_gf2p8affine_epi64_epi8(code, _mm512_set1_epi64(0x0305091121418101), 0x80);
 }
 
-// For each byte the sum of it and the bytes below, in its 64-bit number.
-inline __m512i running_sum_of_bytes(__m512i bytes) {
-  bytes = _mm512_add_epi8(bytes, _mm512_slli_epi64(bytes, 8));
-  bytes = _mm512_add_epi8(bytes, _mm512_slli_epi64(bytes, 16));
-  return _mm512_add_epi8(bytes, _mm512_slli_epi64(bytes, 32));
+// The tables of a piece. Of boxes also how much further up than its low nibble the high one of a code goes.
+struct Lanes {
+  __m512i base, mask, lift;
+};
+
+inline Lanes load_lanes(const LaneTable& table) {
+  const __m512i mask = _mm512_load_si512(table.mask);
+  const __m512i low_bits = _mm512_popcnt_epi8(_mm512_and_si512(mask, _mm512_set1_epi8(15)));
+  return {_mm512_load_si512(table.base), mask, _mm512_sub_epi8(low_bits, _mm512_set1_epi8(4))};
 }
 
-inline __m512i running_sum_of_numbers(__m512i numbers) {
-  const __m512i zero = _mm512_setzero_si512();
-  numbers = _mm512_add_epi64(numbers, _mm512_alignr_epi64(numbers, zero, 7));
-  numbers = _mm512_add_epi64(numbers, _mm512_alignr_epi64(numbers, zero, 6));
-  return _mm512_add_epi64(numbers, _mm512_alignr_epi64(numbers, zero, 4));
+// What is known of a piece before its place in the extra bits is.
+struct Piece {
+  __m512i classes, masks;
+  __m512i begins;  // of a code, in bits, in its group of eight
+  __m512i groups;  // of bits before a group; in place of the first, which has none, those of all groups
+
+  uint64_t bits() const { return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_castsi512_si128(groups))); }
+};
+
+inline Piece look_up(const uint8_t* nibbles, const Lanes& lanes) {
+  const __m512i classes = spread_nibbles(nibbles), masks = _mm512_shuffle_epi8(lanes.mask, classes);
+  const __m512i bits = _mm512_popcnt_epi8(masks);
+  const __m512i ends = _mm512_mullo_epi64(bits, _mm512_set1_epi8(1));  // the sums of the bytes up to each
+  const __m512i last_bytes = _mm512_set1_epi64(0x3f372f271f170f07);
+  const __m512i before = _mm512_maskz_permutexvar_epi8(0x7f3f1f0f070301ff, last_bytes, ends);
+  return {classes, masks, _mm512_sub_epi8(ends, bits), _mm512_sad_epu8(before, _mm512_setzero_si512())};
 }
 
-// Writes one piece and returns the position after it.
+// Writes what a piece stands for. Its extra bits begin at bit `first`, below 8, of `stream`.
 template <Codes kCodes>
-inline uint64_t expand_piece(const uint8_t* nibbles, __m512i lane_bases, __m512i lane_masks, const uint8_t* extras,
-                             uint64_t position, uint8_t* out) {
-  const __m512i classes = spread_nibbles(nibbles);
-  const __m512i masks = _mm512_shuffle_epi8(lane_masks, classes), bits = _mm512_popcnt_epi8(masks);
-  const __m512i ends = running_sum_of_bytes(bits), of_group = _mm512_srli_epi64(ends, 56);
-  const __m512i group_ends = running_sum_of_numbers(of_group);
-  const __m512i first = _mm512_set1_epi64(static_cast<int64_t>(position % 8));
-  const __m512i begins = _mm512_add_epi64(_mm512_sub_epi64(group_ends, of_group), first);  // of the groups
-  const __m512i byte =
-      _mm512_add_epi8(spread_low_byte(_mm512_srli_epi64(begins, 3)), _mm512_set1_epi64(0x0706050403020100));
-  const __m512i windows = _mm512_permutexvar_epi8(byte, _mm512_loadu_si512(extras + position / 8));
-  const __m512i shift = spread_low_byte(_mm512_and_si512(begins, _mm512_set1_epi64(7)));
-  const __m512i places = _mm512_add_epi8(_mm512_sub_epi8(ends, bits), shift);
+inline void finish(const Piece& piece, const Lanes& lanes, __m512i stream, const uint64_t* first, uint8_t* out) {
+  const __m512i start = _mm512_set1_epi64(static_cast<int64_t>(*first));
+  const __m512i groups = _mm512_mask_add_epi64(start, 0xfe, start, piece.groups);
+  const __m512i byte = _mm512_multishift_epi64_epi8(_mm512_set1_epi8(3), groups);  // of 9 bits all but the lowest 3
+  const __m512i windows = _mm512_permutexvar_epi8(_mm512_add_epi8(byte, _mm512_set1_epi64(0x0706050403020100)), stream);
+  const __m512i low_byte = _mm512_set4_epi64(0x0808080808080808, 0, 0x0808080808080808, 0);
+  const __m512i shift = _mm512_and_si512(_mm512_shuffle_epi8(groups, low_byte), _mm512_set1_epi8(7));
+  const __m512i places = _mm512_add_epi8(piece.begins, shift);
   __m512i values = _mm512_multishift_epi64_epi8(places, windows);
   if (kCodes == Codes::nibbles) {  // the bits of the high nibble follow those of the low one
-    const __m512i low = _mm512_set1_epi8(15), low_bits = _mm512_popcnt_epi8(_mm512_and_si512(masks, low));
-    const __m512i high_places = _mm512_add_epi8(places, _mm512_sub_epi8(low_bits, _mm512_set1_epi8(4)));
-    values = _mm512_ternarylogic_epi64(low, values, _mm512_multishift_epi64_epi8(high_places, windows), 0xca);
+    const __m512i high_places = _mm512_add_epi8(places, _mm512_shuffle_epi8(lanes.lift, piece.classes));
+    const __m512i high = _mm512_multishift_epi64_epi8(high_places, windows);
+    values = _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), values, high, 0xca);
   }
-  values = _mm512_and_si512(values, masks);
-  const __m512i code = _mm512_add_epi8(values, _mm512_shuffle_epi8(lane_bases, classes));
+  values = _mm512_and_si512(values, piece.masks);
+  const __m512i code = _mm512_add_epi8(values, _mm512_shuffle_epi8(lanes.base, piece.classes));
   _mm512_storeu_si512(out, kCodes == Codes::folded ? unfold(code) : code);
-  const __m512i last = _mm512_alignr_epi64(group_ends, group_ends, 7);
-  return position + static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_castsi512_si128(last)));
 }
 
 template <Codes kCodes>
 int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, bool one_table,
                       BitSource* extras, uint8_t* out) {
+  static constexpr uint64_t kFirst[8] = {0, 1, 2, 3, 4, 5, 6, 7};  // memory fills a vector for less than a register
+  const uint8_t* const data = extras->data;
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   uint64_t position = static_cast<uint64_t>(extras->position);
-  for (int64_t piece = 0; piece < pieces; ++piece) {
+  Lanes lanes = load_lanes(tables[0]);
+  Piece piece = look_up(nibbles, lanes);
+  for (int64_t done = 0; done < pieces; ++done, out += kPiece) {
     if (position > end) return 0;
-    const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
-    position = expand_piece<kCodes>(nibbles + piece * (kPiece / 2), _mm512_load_si512(table.base),
-                                    _mm512_load_si512(table.mask), extras->data, position, out + piece * kPiece);
+    // The next one meanwhile: in one piece alone each vector waits for the one before.
+    const int64_t following = done + 1 < pieces ? done + 1 : done;
+    const Lanes next_lanes = one_table ? lanes : load_lanes(tables[following % kPanelPieces]);
+    const Piece next = look_up(nibbles + following * (kPiece / 2), next_lanes);
+    finish<kCodes>(piece, lanes, _mm512_loadu_si512(data + position / 8), kFirst + position % 8, out);
+    position += piece.bits();
+    lanes = next_lanes;
+    piece = next;
   }
   extras->position = static_cast<int64_t>(position);
   return position <= end;
 }
 
-// Where classes and extra bits are nibbles, what a code stands for is the exclusive or of what its class and its bits
-// stand for.
-template <bool kFolded>
+// The bytes of two vectors of 32 in turn.
+struct InTurn {
+  alignas(64) uint8_t places[kPiece];
+  constexpr InTurn() : places() {
+    for (int i = 0; i < kPiece; ++i) places[i] = static_cast<uint8_t>(i / 2 + i % 2 * kPiece);
+  }
+};
+
+// Where classes and extra bits are nibbles.
 int32_t expand_nibbles(const uint8_t* nibbles, int64_t pieces, const LaneTable& table, BitSource* extras,
                        uint8_t* out) {
+  static constexpr InTurn kInTurn;
+  const auto load = [](const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
   const uint8_t* data = extras->data + extras->position / 8;
   extras->position += 4 * pieces * kPiece;
   if (extras->position > 8 * extras->bytes) return 0;
-  __m512i of_class = _mm512_load_si512(table.base);
-  __m512i of_bits = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  if (kFolded) {
-    of_class = unfold(of_class);
-    of_bits = _mm512_xor_si512(unfold(of_bits), unfold(_mm512_setzero_si512()));
-  }
+  const __m256i bases = load(table.base), low = _mm256_set1_epi8(15);
+  const auto codes = [&](__m256i classes, __m256i bits) {
+    const __m256i base = _mm256_shuffle_epi8(bases, _mm256_and_si256(classes, low));
+    return _mm512_castsi256_si512(_mm256_or_si256(base, _mm256_and_si256(bits, low)));
+  };
   for (int64_t piece = 0; piece < pieces; ++piece, nibbles += kPiece / 2, data += kPiece / 2, out += kPiece) {
     __builtin_prefetch(extras->next + piece * kPiece);
-    _mm512_storeu_si512(out, _mm512_xor_si512(_mm512_shuffle_epi8(of_class, spread_nibbles(nibbles)),
-                                              _mm512_shuffle_epi8(of_bits, spread_nibbles(data))));
+    const __m256i classes = load(nibbles), bits = load(data);
+    const __m512i even = codes(classes, bits);
+    const __m512i odd = codes(_mm256_srli_epi16(classes, 4), _mm256_srli_epi16(bits, 4));
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi8(even, _mm512_load_si512(kInTurn.places), odd));
   }
   return 1;
 }
 
 int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                BitSource* extras, uint8_t* out) {
-  if (one_table && codes != Codes::nibbles && extras->position % 8 == 0 && only_nibbles(tables[0])) {
-    const auto nibbles_of = codes == Codes::folded ? expand_nibbles<true> : expand_nibbles<false>;
-    return nibbles_of(nibbles, count / kPiece, tables[0], extras, out);
+  if (one_table && codes == Codes::values && extras->position % 8 == 0 && only_nibbles(tables[0])) {
+    return expand_nibbles(nibbles, count / kPiece, tables[0], extras, out);
   }
   const auto pieces = codes == Codes::values   ? expand_pieces<Codes::values>
                       : codes == Codes::folded ? expand_pieces<Codes::folded>

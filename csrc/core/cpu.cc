@@ -66,14 +66,16 @@ const char* cpu_refusal(Isa isa) {
   const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
-  const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg");
+  const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi") &&
+                          __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
   const bool avx512bf16 = avx512vbmi && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
   const bool amx = avx512vnni && has_amx(), tiles = amx && may_use_tiles();
 #endif
   switch (isa) {
     case Isa::portable: return nullptr;
     case Isa::avx2: return avx2 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
-    case Isa::avx512vbmi: return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI or BITALG";
+    case Isa::avx512vbmi:
+      return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI, BITALG or GFNI";
     case Isa::avx512bf16: return avx512bf16 ? nullptr : "the CPU is not one of AMD with AVX-512 BF16";
     case Isa::avx512vnni: return avx512vnni ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
     case Isa::amx:

@@ -174,6 +174,13 @@ ANYNPU_EMULATE_BINARY(__m512i, uint8_t, packus_epi16)
 ANYNPU_EMULATE_BINARY(__m512i, int32_t, sllv_epi32)
 ANYNPU_EMULATE_BINARY(__m512i, int32_t, srlv_epi32)
 ANYNPU_EMULATE_BINARY(__m512i, int64_t, srlv_epi64)
+ANYNPU_EMULATED __m512i _mm512_sad_epu8(__m512i a, __m512i b) {
+  return {_mm256_sad_epu8(a.low, b.low), _mm256_sad_epu8(a.high, b.high)};
+}
+ANYNPU_EMULATED __m512i _mm512_mullo_epi64(__m512i a, __m512i b) {
+  const Elements<uint64_t, __m512i> of_a(a), of_b(b);
+  return generate<uint64_t>([&](int i) { return of_a.at[i] * of_b.at[i]; });
+}
 ANYNPU_EMULATE_BINARY_AS(__m512i, int32_t, and_epi32, and_si256)
 ANYNPU_EMULATE_BINARY_AS(__m512i, int32_t, or_epi32, or_si256)
 ANYNPU_EMULATE_BINARY_AS(__m512i, int32_t, xor_epi32, xor_si256)
@@ -323,6 +330,9 @@ ANYNPU_EMULATED uint64_t _mm512_cmp_ps_mask(__m512 a, __m512 b, const int relati
     const Elements<index, __m512i> at(order);                                                             \
     return generate<element, V>([&](int i) { return from.at[at.at[i] % from.count]; });                   \
   }                                                                                                       \
+  ANYNPU_EMULATED V _mm512_maskz_permutexvar_##suffix(uint64_t mask, __m512i order, V value) {            \
+    return select<element>(mask, _mm512_permutexvar_##suffix(order, value), V{});                         \
+  }                                                                                                       \
   ANYNPU_EMULATED V _mm512_permutex2var_##suffix(V a, __m512i order, V b) {                               \
     const Elements<element, V> of_a(a), of_b(b);                                                          \
     const Elements<index, __m512i> at(order);                                                             \
@@ -390,6 +400,15 @@ ANYNPU_EMULATED __m512i _mm512_multishift_epi64_epi8(__m512i places, __m512i num
   return generate<uint8_t>([&](int i) {
     const int shift = place.at[i] % 64;
     return static_cast<uint8_t>(number.at[i / 8] >> shift | number.at[i / 8] << (64 - shift) % 64);
+  });
+}
+// Bit i of a byte is the parity of the bits that byte 7 - i of its matrix selects, and bit i of `added`.
+ANYNPU_EMULATED __m512i _mm512_gf2p8affine_epi64_epi8(__m512i value, __m512i matrices, const int added) {
+  const Elements<uint8_t, __m512i> bytes(value), rows(matrices);
+  return generate<uint8_t>([&](int at) {
+    int result = added;
+    for (int i = 0; i < 8; ++i) result ^= __builtin_parity(bytes.at[at] & rows.at[at / 8 * 8 + 7 - i]) << i;
+    return static_cast<uint8_t>(result);
   });
 }
 ANYNPU_EMULATED __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {

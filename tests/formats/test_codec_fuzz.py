@@ -18,7 +18,7 @@ FLAGS = {
     "avx2": "-mavx2 -mbmi2 -mfma -mf16c".split(),
     "avx512vnni": "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni".split(),
 }
-FLAGS["avx512vbmi"] = [*FLAGS["avx512vnni"], "-mavx512vbmi", "-mavx512bitalg"]
+FLAGS["avx512vbmi"] = [*FLAGS["avx512vnni"], "-mavx512vbmi", "-mavx512bitalg", "-mgfni"]
 EMULATED = [*FLAGS["avx2"], "-include", ROOT / "csrc" / "simd" / "emulated_avx512.h"]
 
 
