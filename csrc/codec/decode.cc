@@ -51,10 +51,12 @@ const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, uint8_t
     coded->level_tables[level] = payload + at;
     at += coded->boxes[level] ? kBoxesBytes : kRanksBytes;
   }
+  const uint8_t* next = payload + bytes;
   for (int level = coded->levels; level >= 1; --level) {
     const int64_t extras_bytes = payload[2 + 2 * level] | payload[3 + 2 * level] << 8;
-    coded->extras[level] = {payload + at, extras_bytes, 0, payload + bytes};
+    coded->extras[level] = {payload + at, extras_bytes, 0, next};
     at += extras_bytes;
+    next += values >> (level - 1);  // a level fetches a byte a code
   }
   coded->nibbles = payload + at;
   at += values >> coded->levels;
@@ -118,7 +120,7 @@ const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* 
   }
   const bool one_table = coded->tables_log2 == 0;
   const int64_t parts = one_table ? 1 : shape.panels(), count = shape.values() / parts;
-  for (int64_t part = 0; part < parts; ++part, nibbles += count / 2, out += count) {
+  for (int64_t part = 0; part < parts; ++part, nibbles += count / 2, out += count, coded->extras[1].next += count) {
     LaneTable lanes[kPanelPieces];
     for (int64_t piece = 0; piece < (one_table ? 1 : kPanelPieces); ++piece) {
       const Table* of_lane[4];

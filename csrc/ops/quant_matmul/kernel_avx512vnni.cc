@@ -3,6 +3,7 @@
 #include "simd/vec_avx512vnni.h"
 
 #include "ops/quant_matmul/direct_avx512.inc"
+#include "ops/quant_matmul/nibbles_avx512.inc"
 #include "ops/quant_matmul/store_avx512.inc"
 
 namespace anynpu {
@@ -67,7 +68,8 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0,      kTileRows, kUnitSteps, kPanelK,     kProductRows, multiply,
-                                    nullptr,         direct, kRowsOfK,  kRowsOfN,   sum_by_dots, store};
+const Int8Kernel int8_avx512vnni = {
+    Isa::avx512vnni,  0,      kTileRows, kUnitSteps, kPanelK,     kProductRows, multiply,
+    multiply_nibbles, direct, kRowsOfK,  kRowsOfN,   sum_by_dots, store};
 
 }  // namespace anynpu
