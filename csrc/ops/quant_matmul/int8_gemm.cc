@@ -192,7 +192,7 @@ class Gemm {
         kernel_.multiply_nibbles({product, *nibbles});
         nibbles->classes += steps * kPanelColumns * 2;
         nibbles->bits += steps * kPanelColumns * 2;
-        nibbles->next += steps * kPanelColumns * 4;
+        nibbles->next += steps * kPanelColumns * 2;
       }
     }
   }
