@@ -110,6 +110,21 @@ def test_extreme_values_do_not_overflow_partial_sums(rows, value, isa):
     assert torch.equal(y, torch.full((rows, n), float((value - 8) * 7 * k)))
 
 
+@pytest.mark.parametrize("k", [2**16, 2**16 + 32])
+@pytest.mark.parametrize("rows", [1, 3, 6])
+def test_long_groups_do_not_overflow(rows, k, isa):
+    """AVX-512 keeps sums of odd columns 16 times as large, where they fit."""
+    n = 2048 if rows == 1 else 128
+    x, eights = (
+        torch.full((rows, k), -128, dtype=torch.int8),
+        torch.full((1, k, n // 8), -0x77777778, dtype=torch.int32),
+    )
+    y = anynpu.grouped_matmul_combine(
+        x, eights, anynpu.pack_scale(torch.ones(1, 1, n)), torch.tensor([rows]), torch.arange(rows)
+    )
+    assert torch.equal(y, torch.full((rows, n), float((-128 - 8) * -8 * k)))
+
+
 @pytest.mark.parametrize("total", [2184, 2185, -2184, -2185])
 @pytest.mark.parametrize("pair", [0, 2])
 def test_sums_over_two_blocks_stay_within_int16(pair, total, isa):

@@ -31,6 +31,7 @@ constexpr const CombineKernel* kKernels[] = {
 };
 
 constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kColumns
+constexpr int64_t kScaledSums = 65536;      // likewise, of a kernel that scales its products
 constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights
 constexpr int64_t kSharedValues = 1 << 20;  // of all rows, so few that threads may share the experts
 constexpr int64_t kWideColumns = 1024;      // of a task of few rows that unpacks its weights
@@ -40,6 +41,7 @@ constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
 constexpr int64_t kRowBytes = 16 << 20;  // of x packed at once
 constexpr int64_t kPieces = 1024;        // likewise
+constexpr int64_t kMostGroup = 1 << 16;  // of k, whose sums are at most 1088 each, and kept 16 times as large
 constexpr int64_t kTaskWork = 1 << 18;   // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 16;   // values of x a thread, likewise
 
@@ -51,6 +53,7 @@ struct TaskMemory {
   int32_t* column_sums;  // [columns], of the weight
   int32_t* of_column;    // likewise
   float* scale;          // likewise
+  float* scaled;         // as sums, if the kernel scales its products
 };
 
 // A task owns columns of y and goes through the experts in order: every element of y gets its rows in ascending order.
@@ -67,9 +70,11 @@ class Combine {
         kernel_(pick(kKernels)),
         int8_(int8_kernel(rows_ / std::max<int64_t>(1, experts_with_rows()))),
         own_product_(int8_.unit_steps == 1 && has_own_product(kernel_, problem)),
-        tiles_(own_product_ ? RowTiles{kernel_.tile_rows, 1, kernel_.block_steps}
-                            : RowTiles{int8_.tile_rows, int8_.unit_steps, 0}),
-        packed_(problem, tiles_, problem.int4() && !own_product_),
+        scales_(own_product_ && kernel_.multiply_scaled_int4 != nullptr),
+        tiles_(scales_        ? RowTiles{kernel_.tile_rows, 1, 0, true}
+               : own_product_ ? RowTiles{kernel_.tile_rows, 1, kernel_.block_steps}
+                              : RowTiles{int8_.tile_rows, int8_.unit_steps, 0}),
+        packed_(problem, tiles_, problem.int4() && (scales_ || !own_product_)),
         direct_(problem, rows_, experts_with_rows()) {
     most_rows_ = std::min(rows_, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
@@ -91,7 +96,7 @@ class Combine {
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
     const int64_t values = share_experts_ ? rows_ * problem_.n * 4 : direct_.bytes();
-    thread_bytes_ = panel_bytes() + 2 * sums_ * 4 + 3 * columns_ * 4;
+    thread_bytes_ = panel_bytes() + (scales_ ? 3 : 2) * sums_ * 4 + 3 * columns_ * 4;
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + values + threads_ * thread_bytes_)));
     if (memory == nullptr) return false;
@@ -135,10 +140,11 @@ class Combine {
 
   // Whole panels in rows of k, whole blocks in a group.
   static bool has_own_product(const CombineKernel& kernel, const CombineProblem& problem) {
-    if (kernel.multiply_int4 == nullptr || !problem.int4()) return false;
+    if (kernel.panel_columns == 0 || !problem.int4()) return false;
     const WeightSource& weight = problem.weight.source;
     const bool panels = weight.chunk_bytes == 0 || weight.chunk == kernel.panel_columns;
-    return weight.order == WeightOrder::rows_of_k && panels && problem.n % kernel.panel_columns == 0 &&
+    const bool groups = kernel.multiply_scaled_int4 == nullptr || problem.group_size() <= kMostGroup;
+    return weight.order == WeightOrder::rows_of_k && panels && groups && problem.n % kernel.panel_columns == 0 &&
            problem.group_size() % (4 * kernel.block_steps) == 0;
   }
 
@@ -150,7 +156,7 @@ class Combine {
     const WeightSource& weight = problem_.weight.source;
     const bool long_runs = weight.order == WeightOrder::rows_of_k && weight.chunk_bytes == 0;
     int64_t most = kColumns;
-    if (own_product_) most = std::max(kColumns, kCachedSums / rows);
+    if (own_product_) most = std::max(kColumns, (scales_ ? kScaledSums : kCachedSums) / rows);
     if (!own_product_ && long_runs && rows <= kFewRows) most = kWideColumns;
     const int64_t owners = share_experts_ ? 1 : threads_;
     const int64_t tasks = owners * ceil_divide(problem_.n, owners * most);
@@ -166,8 +172,10 @@ class Combine {
     parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
         const TaskMemory memory = task_memory(thread);
-        std::fill_n(memory.sums, sums_, 0);  // and each group of k leaves zeros
-        std::fill_n(memory.column_sums, columns_, 0);
+        if (!scales_) {
+          std::fill_n(memory.sums, sums_, 0);  // and each group of k leaves zeros
+          std::fill_n(memory.column_sums, columns_, 0);
+        }
         task(thread, memory);
       }
     });
@@ -185,7 +193,7 @@ class Combine {
   // Whole pieces for each thread, and of the pieces that are left parts of k, whose sums are integers, since memory is
   // fastest along whole rows of k. Where these sums do not fit, even parts of all columns of all pieces.
   void multiply_shares() {
-    const bool by_k = problem_.scale_groups == 1 && columns_ >= problem_.n;
+    const bool by_k = !scales_ && problem_.scale_groups == 1 && columns_ >= problem_.n;
     const int64_t left = by_k ? piece_count_ % threads_ : 0;
     if (piece_count_ > left) multiply_columns(piece_count_ - left);
     for (int64_t i = piece_count_ - left; i < piece_count_; ++i) multiply_parts_of_k(pieces_[i]);
@@ -243,7 +251,8 @@ class Combine {
     auto* values = reinterpret_cast<float*>(sums + sums_);
     auto* column_sums = reinterpret_cast<int32_t*>(values + sums_);
     auto* of_column = column_sums + columns_;
-    return {panels, sums, values, column_sums, of_column, reinterpret_cast<float*>(of_column + columns_)};
+    auto* scale = reinterpret_cast<float*>(of_column + columns_);
+    return {panels, sums, values, column_sums, of_column, scale, scale + columns_};
   }
 
   // Fills the table with the rows that come next.
@@ -301,6 +310,7 @@ class Combine {
 
   void multiply_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
     start_values(piece, column, columns, values_of(piece, column, memory));
+    if (scales_) return multiply_scaled(piece, column, columns, memory);
     for (int64_t index = 0; index < problem_.scale_groups; ++index) {
       const ScaleGroup group = packed_.group(index);
       own_product_ ? multiply_int4(piece, group, column, columns, memory)
@@ -377,6 +387,18 @@ class Combine {
                            piece.rows, group.first_step, piece.long_sums, memory.sums, memory.column_sums});
   }
 
+  void multiply_scaled(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    const WeightSource weight = problem_.expert_weight(piece.expert);
+    const int64_t scale = piece.expert * problem_.scale_groups * problem_.n + column;
+    const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
+    kernel_.multiply_scaled_int4({weight.data + column / panel * panel_bytes, weight.row_bytes, panel_bytes,
+                                  columns / panel, problem_.scale_groups, problem_.group_size() / 4,
+                                  packed_.tiles(piece), packed_.rows(piece), packed_.tile_rows(piece),
+                                  packed_.row_steps(), packed_.of_rows(piece, 0),
+                                  static_cast<const int64_t*>(args_.scale.data) + scale, problem_.n, memory.sums,
+                                  memory.scaled, values_of(piece, column, memory), values_stride()});
+  }
+
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
                 const TaskMemory& memory) const {
     if (piece.direct >= 0) {
@@ -427,6 +449,7 @@ class Combine {
   const CombineKernel& kernel_;
   const Int8Kernel& int8_;
   const bool own_product_;
+  const bool scales_;  // and the kernel of it scales its sums
   const RowTiles tiles_;
   PackedRows packed_;
   DirectSums direct_;

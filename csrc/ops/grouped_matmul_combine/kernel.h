@@ -39,6 +39,27 @@ struct Int4Product {
   int32_t* column_sums;  // [panels][panel_columns]
 };
 
+// The same weights, scaled: values += sum over the groups of the sums of (x - 8) * w * scale.
+struct ScaledInt4Product {
+  const uint8_t* weight;  // as in Int4Product
+  int64_t row_bytes;
+  int64_t panel_bytes;
+  int64_t panels;
+  int64_t groups;
+  int64_t group_steps;
+  const int32_t* x;  // [tiles of tile_rows rows][row_steps][rows of the tile]
+  int64_t rows;      // the last one of ones
+  int64_t tile_rows;
+  int64_t row_steps;
+  const int32_t* of_rows;  // [groups][rows]
+  const int64_t* scale;    // [groups][scale_stride], floats in the low halves
+  int64_t scale_stride;
+  int32_t* partial;  // [panels][rows][panel_columns], undefined before and after
+  float* scaled;     // likewise
+  float* values;     // [rows - 1][values_stride]
+  int64_t values_stride;
+};
+
 struct CombineKernel {
   Isa isa;
   // Of the product with int4 weights; null: unpacking and the int8 product do.
@@ -48,7 +69,8 @@ struct CombineKernel {
   void (*multiply_int4)(const Int4Product& product);
   // Whether the products of a row of x may be added up over two blocks, whatever the weights; null: they never may.
   bool (*small_sums)(const int8_t* x, int64_t k);
-  void (*scale_int4)(const GroupSums& group);  // of these products
+  void (*scale_int4)(const GroupSums& group);                      // of these products
+  void (*multiply_scaled_int4)(const ScaledInt4Product& product);  // in place of the three; or null
   void (*scale_group)(const GroupSums& group);
   // y += values * first * second.
   void (*add_row)(const float* values, float first, float second, int64_t count, float* y);

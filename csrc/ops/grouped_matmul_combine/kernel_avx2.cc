@@ -69,7 +69,6 @@ bool small_sums(const int8_t* x, int64_t k) {
   return _mm_movemask_epi8(_mm_cmpgt_epi16(most, _mm_set1_epi16(INT16_MAX / 15))) == 0;
 }
 
-constexpr int kStreamK = 2;
 // GCC would do it for all steps before the loop over panels, and spill the vectors.
 inline Vec broadcast_at(const int32_t* from) {
   Vec value;
@@ -101,12 +100,12 @@ inline void store_columns(Vec even, Vec odd, int32_t* to) {
 }  // namespace
 }  // namespace anynpu
 
-#include "ops/grouped_matmul_combine/int4.inc"
+#include "ops/grouped_matmul_combine/int4_avx2.inc"
 
 namespace anynpu {
 
 extern const CombineKernel combine_avx2;
-const CombineKernel combine_avx2 = {Isa::avx2,  kColumns,   kTileRows,   kBlockSteps, multiply_int4,
-                                    small_sums, scale_int4, scale_group, add_row,     add_shared};
+const CombineKernel combine_avx2 = {Isa::avx2,  kColumns, kTileRows,   kBlockSteps, multiply_int4, small_sums,
+                                    scale_int4, nullptr,  scale_group, add_row,     add_shared};
 
 }  // namespace anynpu

@@ -76,6 +76,11 @@ void PackedRows::use(void* memory, int64_t rows) {
   row_sums_ = of_rows_ + rows * problem_.scale_groups;
 }
 
+int64_t PackedRows::tile_rows(const Piece& piece) const {
+  if (piece.direct >= 0) return 1;
+  return tiles_.even ? ceil_divide(rows(piece), ceil_divide(rows(piece), tiles_.rows)) : tiles_.rows;
+}
+
 void PackedRows::pack(const Piece& piece) {
   for (int64_t row = 0; row < rows(piece); ++row) pack_row(piece, row);
 }
@@ -87,7 +92,7 @@ void PackedRows::pack_row(const Piece& piece, int64_t row) {
   const anynpu_tensor& x = problem_.args->x;
   const bool ones = row == piece.rows, direct = piece.direct >= 0;
   const int8_t* from = ones ? &kOne : static_cast<const int8_t*>(x.data) + (piece.row + row) * x.strides[0];
-  const int64_t tile_rows = direct ? 1 : tiles_.rows;
+  const int64_t tile_rows = this->tile_rows(piece);
   const int64_t tile = row / tile_rows * tile_rows, height = std::min(tile_rows, rows(piece) - tile);
   const int64_t block_words = block_steps_ * rows(piece);
   int32_t* first = packed_ + piece.packed * row_steps_ + tile * block_steps_ + (row - tile) * tiles_.unit_steps;
@@ -103,7 +108,7 @@ void PackedRows::pack_row(const Piece& piece, int64_t row) {
                          block_words};
     const int32_t sum = pack_group(from, ones ? 0 : x.strides[1], k, to);
     const int32_t correction = problem_.int4() ? 8 * sum - 64 * static_cast<int32_t>(k.end - k.begin) : 128 * sum;
-    of_rows_[group_rows(piece, index) + row] = direct ? 0 : correction;
+    of_rows_[group_rows(piece, index) + row] = direct || ones ? 0 : correction;
     total += sum;
   }
   if (direct) std::fill(first + ceil_divide(problem_.k, 4), first + row_steps_, 0);

@@ -34,6 +34,7 @@ struct RowTiles {
   int64_t rows;
   int64_t unit_steps;
   int64_t block_steps;
+  bool even = false;  // tiles as high as each other, if a lower one would be needed
 };
 
 class PackedRows {
@@ -48,6 +49,7 @@ class PackedRows {
   ScaleGroup group(int64_t index) const;
   int64_t rows(const Piece& piece) const { return piece.rows + (ones_ ? 1 : 0); }
   int64_t row_steps() const { return row_steps_; }
+  int64_t tile_rows(const Piece& piece) const;
   // The first tile of a piece, in the form of Int8Product.
   const int32_t* tiles(const Piece& piece) const { return packed_ + piece.packed * row_steps_; }
   // Of each row: what is subtracted from its sums over a group, and its sum over all k.
