@@ -69,7 +69,7 @@ class Combine {
         rows_(problem.experts == 0 ? 0 : group_ends[problem.experts - 1]),
         kernel_(pick(kKernels)),
         int8_(int8_kernel(rows_ / std::max<int64_t>(1, experts_with_rows()))),
-        own_product_(int8_.unit_steps == 1 && has_own_product(kernel_, problem)),
+        own_product_(int8_.isa >= kernel_.isa && has_own_product(kernel_, problem)),
         scales_(own_product_ && kernel_.multiply_scaled_int4 != nullptr),
         tiles_(scales_        ? RowTiles{kernel_.tile_rows, 1, 0, true}
                : own_product_ ? RowTiles{kernel_.tile_rows, 1, kernel_.block_steps}
@@ -448,8 +448,8 @@ class Combine {
   const int64_t rows_;
   const CombineKernel& kernel_;
   const Int8Kernel& int8_;
-  const bool own_product_;
-  const bool scales_;  // and the kernel of it scales its sums
+  const bool own_product_;  // unless a better tier multiplies int8
+  const bool scales_;       // and the kernel of it scales its sums
   const RowTiles tiles_;
   PackedRows packed_;
   DirectSums direct_;
