@@ -73,8 +73,9 @@ struct DigitBlock {
 };
 
 // Packed rows of x are [k blocks][tiles of rows][steps of k][rows of the tile][digits] of 4 bytes: one float, two
-// bfloat16, four bfloat16 in pairs or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step and then k 1 and 3. Those of
-// the AMX tier in bfloat16 are [k blocks][tiles of rows][groups of 16 steps][planes][rows of the tile][steps of the group].
+// bfloat16, four bfloat16 in pairs or four int8 digits; the AVX2 tier keeps two digits as int16, k 0 and 2 of a step
+// and then k 1 and 3. Those of the AMX tier in bfloat16 are [k blocks][tiles of rows][groups of 16 steps][planes][rows
+// of the tile][steps of the group].
 // All tiles but the last have the same height.
 struct PackedRow {
   int32_t* packed;
