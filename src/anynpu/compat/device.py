@@ -23,7 +23,7 @@ from torch.utils._device import _device_constructors
 
 NAME = "npu"
 
-_ON_DEVICE, _PINNED = "_anynpu_on_device", "_anynpu_pinned"  # what a storage stands for
+_ON_DEVICE, _ON_HOST, _PINNED = "_anynpu_on_device", "_anynpu_on_host", "_anynpu_pinned"  # what a storage stands for
 
 # The factories that take pin_memory. Without an accelerator in C++ they would ask torch for an allocator it lacks.
 _FILLS = ("empty", "zeros", "ones", "full")
@@ -134,7 +134,17 @@ def _to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return _to_npu(self, real_device(device), args, kwargs)
     moved = _tensor_to(self, *args, **kwargs)
     # "cpu" asks for the host; a device object usually comes from another tensor and asks for nothing to happen.
-    return moved.clone() if kind is str and moved is self and _target.type == "cpu" else moved
+    asks_for_host = kind is str and moved.is_cpu and _target.type == "cpu"
+    return _copied_to_host(self, moved) if asks_for_host else moved
+
+
+def _copied_to_host(tensor: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """``moved``, what torch made of ``tensor``, as a copy; ``tensor`` itself if it is one already."""
+    if moved is not tensor or _has(tensor, _ON_HOST):
+        return moved
+    copy = tensor.clone()
+    _set(copy, _ON_HOST)
+    return copy
 
 
 def _to_npu(self: torch.Tensor, device: torch.device, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -153,8 +163,7 @@ def _to_npu(self: torch.Tensor, device: torch.device, args: tuple, kwargs: dict[
 
 
 def _cpu(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    moved = _tensor_cpu(self, *args, **kwargs)
-    return moved.clone() if moved is self else moved
+    return _copied_to_host(self, _tensor_cpu(self, *args, **kwargs))
 
 
 def _npu(self: Any, device: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -90,6 +90,16 @@ def test_device_to_host_copies():
     assert device.to(device.device) is device
 
 
+def test_a_copy_on_the_host_stays_there():
+    host = torch.zeros(3, device="npu").cpu()
+    assert host.cpu() is host.to("cpu") is host
+    parameter = torch.nn.Parameter(host)  # accelerate relies on it when it offloads a model
+    assert parameter.to("cpu") is parameter
+    assert host.npu() is not host
+    meta = torch.nn.Parameter(host.to("meta"))
+    assert meta.to("meta") is meta
+
+
 def test_copies_keep_strides_and_gradients():
     host = torch.randn(8, 4).t().requires_grad_()
     device = host.npu()
