@@ -29,7 +29,11 @@ from anynpu.ops.quantize import quantize
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 from anynpu.ops.swiglu import swiglu
 from anynpu.ops.trans_quant_param import trans_quant_param
-from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
+from anynpu.ops.weight_quant_matmul import (
+    weight_quant_matmul,
+    weight_quant_prepack,
+    weight_quant_unprepack,
+)
 from anynpu.quantization import (
     W4A8,
     W4A16,
@@ -90,6 +94,7 @@ __all__ = [
     "trans_quant_param",
     "weight_quant_matmul",
     "weight_quant_prepack",
+    "weight_quant_unprepack",
 ]
 
 

@@ -143,6 +143,43 @@ def test_a_changed_weight_is_never_answered_from_the_old_copy():
     assert torch.equal(layer(x), y)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(("k", "n"), [(128, 24), (100, 16), (99, 23)])
+def test_a_prepacked_layer_holds_its_weight_once(config, k, n):
+    """Packed along K, along N, and not packed: what is computed of the rearranged form is what was there."""
+    layer = config.layer(torch.nn.Linear(k, n), "layer")
+    plain = copy.deepcopy(layer)
+    layer.prepack()
+    assert layer.weight is None and plain.weight is not None
+    x = torch.randn(2, k)
+    assert torch.equal(layer(x), plain(x))
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(layer.state_dict()[name], tensor)
+    assert torch.equal(layer.codes(), plain.codes()) and torch.equal(layer.matrix(), plain.matrix())
+    assert layer.matrix().stride() == plain.matrix().stride()
+
+
+def test_a_prepacked_layer_moves_loads_and_copies():
+    layer, other = (anynpu.W4A16(group_size=32).layer(linear(seed=seed), "layer") for seed in (0, 1))
+    x = torch.randn(2, 128)
+    expected, other_expected = layer(x), other(x)
+    layer.prepack()
+    twin = copy.deepcopy(layer)
+    assert twin.weight is None and torch.equal(twin(x), expected)
+    stream = io.BytesIO()
+    torch.save(layer, stream)
+    stream.seek(0)
+    assert torch.equal(torch.load(stream, weights_only=False)(x), expected)
+    layer.double()
+    assert layer.weight is not None and torch.equal(layer(x), expected)
+    assert layer.weight is None
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other_expected) and layer.weight is None
+    twin.to("meta")
+    assert twin.weight.is_meta and twin.prepacked is None
+
+
 def test_state_dict_holds_the_plain_layouts_only():
     layer = anynpu.W4A16(group_size=32, symmetric=False).layer(linear(), "layer")
     layer.prepack()

@@ -64,7 +64,7 @@ def test_prepacked_weight_gives_the_same(case, isa):
         pytest.skip("a single word: only the K of x says that it is transposed, and prepacking does not know it")
     blob = anynpu.weight_quant_prepack(weight)
     assert torch.equal(blob, anynpu.reference.weight_quant_prepack(weight))
-    assert torch.equal(reference.unprepacked(blob).double(), reference.integers(weight, k))
+    assert torch.equal(anynpu.weight_quant_unprepack(blob).double(), reference.integers(weight, k))
     result = anynpu.weight_quant_matmul(**{**case.args, "weight": blob, "n": n})
     assert torch.equal(result, anynpu.weight_quant_matmul(**case.args))
 
@@ -264,6 +264,20 @@ def test_single_word_without_x_is_plain():
     weight = torch.tensor([[0x76543210]], dtype=torch.int32)
     assert not spec.is_transposed(weight) and not spec.is_transposed(weight.t())
     assert reference.unprepacked(anynpu.weight_quant_prepack(weight)).tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_unprepack_refuses_what_is_no_blob():
+    blob = anynpu.weight_quant_prepack(torch.ones(4, 3, dtype=torch.int8))
+    with pytest.raises(
+        ValueError, match="weight_quant_unprepack: prepacked weight of K 4 and N 3 must have 192 bytes, got 191"
+    ):
+        anynpu.weight_quant_unprepack(blob[:-1])
+    with pytest.raises(ValueError, match="weight_quant_unprepack: a uint8 weight must be a blob"):
+        anynpu.weight_quant_unprepack(torch.zeros(100, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"weight_quant_unprepack: blob must have one axis, got shape \(2, 96\)"):
+        anynpu.weight_quant_unprepack(blob.view(2, 96))
+    with pytest.raises(TypeError, match="weight_quant_unprepack: blob must be uint8"):
+        anynpu.weight_quant_unprepack(blob.view(torch.int8))
 
 
 @given(st.data())

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from anynpu._check import require
-from anynpu.formats.quantized_weight import QuantizedWeight, packing_axis
+from anynpu.formats.quantized_weight import QuantizedWeight, packed, packing_axis
 from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
-from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
+from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack, weight_quant_unprepack
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
 
 
@@ -22,7 +22,8 @@ class WeightQuantLinear(QuantizedLinear):
     A state dict holds the buffers ``weight``, ``scale``, ``offset``, ``bias`` and ``input_order`` in the plain layouts
     of :func:`anynpu.weight_quant_matmul`; see ``docs/quantization.md``. Scale, offset and bias are float32 and stay so
     when the module is cast (``half()``, ``bfloat16()``, ``to(dtype)``): they are valid with every dtype of x.
-    On CPU a rearranged copy of the weight is made at the first call, or by :meth:`prepack`; it is never saved.
+    On CPU the first call makes a rearranged copy of the weight. :meth:`prepack` makes it too and keeps it alone: then
+    ``weight`` is None, and :meth:`codes` and ``state_dict()`` compute it. The rearranged form is never saved.
 
     Args:
         in_features, out_features: as in ``torch.nn.Linear``.
@@ -54,7 +55,7 @@ class WeightQuantLinear(QuantizedLinear):
     }
     FLOAT32: ClassVar = ("scale", "offset", "bias")
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     scale: torch.Tensor
     offset: torch.Tensor | None
     bias: torch.Tensor | None
@@ -92,6 +93,7 @@ class WeightQuantLinear(QuantizedLinear):
         self.register_buffer("input_order", torch.arange(in_features, device=device) if reordered else None)
         self.register_buffer("prepacked", None, persistent=False)
         self._prepacked_from: tuple[torch.Tensor, int] | None = None
+        self._keeps_weight = True
 
     @classmethod
     def from_quantized(cls, quantized: QuantizedWeight, bias: torch.Tensor | None = None) -> WeightQuantLinear:
@@ -152,52 +154,83 @@ class WeightQuantLinear(QuantizedLinear):
         return y if x.dim() > 1 else y.squeeze(0)
 
     def matrix(self) -> torch.Tensor:
-        """The stored weight as the argument ``[K, N]`` of :func:`anynpu.weight_quant_matmul`."""
+        """The plain weight as the argument ``[K, N]`` of :func:`anynpu.weight_quant_matmul`."""
+        weight = self._plain_weight()
         packed_along_n = self.bits == 4 and packing_axis(self.in_features, self.out_features) == "n"
-        return self.weight if packed_along_n else self.weight.t()
+        return weight if packed_along_n else weight.t()
 
     def codes(self) -> torch.Tensor:
         """The signed codes, int8 ``[N, K]``, in the order of K in which the layer keeps them."""
-        if self.weight.dtype == torch.int8:
-            return self.weight
-        codes = int4_unpack(self.weight, torch.int8)
+        weight = self.weight
+        if weight is None:
+            return weight_quant_unprepack(self.prepacked).t().contiguous()
+        if weight.dtype == torch.int8:
+            return weight
+        codes = int4_unpack(weight, torch.int8)
         return codes if packing_axis(self.in_features, self.out_features) == "k" else codes.t().contiguous()
 
     def prepack(self) -> None:
-        """Makes the rearranged copy that the CPU kernels read fastest; not needed on other devices."""
-        if self.weight.device.type != "cpu":
+        """Keeps the weight in the form that the CPU kernels read fastest, and only there.
+
+        ``weight`` is None from then on. It is a buffer again after what replaces or moves it (``to()``,
+        ``load_state_dict()``), until the next call. Nothing on other devices, which read the plain weight.
+        """
+        self._keeps_weight = False
+        self._rearrange()
+
+    def _rearrange(self) -> None:
+        weight = self.weight
+        if weight is None:
+            return
+        if weight.device.type != "cpu":
             self._drop_prepacked()
             return
         self.prepacked = weight_quant_prepack(self.matrix())
-        self._prepacked_from = (self.weight, _version(self.weight))
+        self._prepacked_from = (weight, _version(weight))
+        if not self._keeps_weight:
+            self.weight = self._prepacked_from = None
 
     def _drop_prepacked(self) -> None:
+        self.weight = self._plain_weight()
         self.prepacked = None
         self._prepacked_from = None
 
+    def _plain_weight(self) -> torch.Tensor:
+        if self.weight is not None:
+            return self.weight
+        codes = weight_quant_unprepack(self.prepacked).t()
+        return _stored(packed(codes, self.bits), self.in_features, self.out_features)
+
     def _operand(self) -> torch.Tensor:
         weight, prepacked = self._buffers["weight"], self._buffers["prepacked"]
+        if weight is None:
+            return prepacked
         if torch.compiler.is_compiling():  # a graph must not contain the packing: prepack() before compiling
             return self.matrix() if prepacked is None else prepacked
         source = self._prepacked_from
         if source is not None and source[0] is weight and source[1] == _version(weight):
             return prepacked
-        self.prepack()
+        self._rearrange()
         return self.matrix() if self.prepacked is None else self.prepacked
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WeightQuantLinear:
         self._drop_prepacked()
         return super()._apply(fn, recurse)
 
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self._plain_weight()
+
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         self._drop_prepacked()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict:
-        """Copies and pickles go without the rearranged copy; they make their own."""
+        """Copies and pickles hold the weight once: in the rearranged form if the layer has no other."""
         state = self.__dict__.copy()
-        state["_buffers"] = {**self._buffers, "prepacked": None}
-        state["_prepacked_from"] = None
+        if self.weight is not None:
+            state["_buffers"] = {**self._buffers, "prepacked": None}
+            state["_prepacked_from"] = None
         return state
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import torch
 
+from anynpu._check import require, require_dtype
 from anynpu._register import Operator, register
 from anynpu.ops.weight_quant_matmul import cpu, reference, spec
+
+UNPREPACK = "weight_quant_unprepack"
 
 _matmul = register(
     Operator(
@@ -111,3 +114,26 @@ def weight_quant_prepack(weight: torch.Tensor) -> torch.Tensor:
     tensor([[4., 4., 4.]])
     """
     return _prepack(weight)
+
+
+def weight_quant_unprepack(blob: torch.Tensor) -> torch.Tensor:
+    """The codes in a blob of :func:`weight_quant_prepack`.
+
+    Args:
+        blob: uint8, one axis: format w4p32 or w8p32 of ``docs/formats.md``.
+
+    Returns:
+        int8 ``[K, N]``, in [-8, 7] for w4p32.
+
+    Raises:
+        ValueError: the bytes are no such blob.
+
+    >>> import torch, anynpu
+    >>> weight = torch.tensor([[1, -2], [3, -4]], dtype=torch.int8)
+    >>> anynpu.weight_quant_unprepack(anynpu.weight_quant_prepack(weight))
+    tensor([[ 1, -2],
+            [ 3, -4]], dtype=torch.int8)
+    """
+    require_dtype(UNPREPACK, "blob", blob, (torch.uint8,))
+    require(UNPREPACK, blob.dim() == 1, f"blob must have one axis, got shape {tuple(blob.shape)}")
+    return reference.unprepacked(blob, UNPREPACK)

@@ -207,24 +207,22 @@ def _header(bits: int, k: int, n: int) -> torch.Tensor:
     return torch.frombuffer(bytearray(header), dtype=torch.uint8)
 
 
-def unprepacked(blob: torch.Tensor) -> torch.Tensor:
-    """The weight in a blob of weight_quant_prepack, as int8 [K, N]."""
+def unprepacked(blob: torch.Tensor, op: str = spec.MATMUL) -> torch.Tensor:
+    """The weight in a blob of weight_quant_prepack, as int8 [K, N]; ``op`` is named in errors."""
     header = bytes(blob[: spec.HEADER_BYTES].tolist())
     if blob.shape[0] < spec.HEADER_BYTES or header[:8] not in _MAGIC.values():
         raise ValueError(
-            f"{spec.MATMUL}: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), "
+            f"{op}: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), "
             f"got {blob.shape[0]} bytes of something else"
         )
     _, version, bits, k, n = struct.unpack_from("<8sIIQQ", header)
     if version != 1 or _MAGIC.get(bits) != header[:8]:
-        raise ValueError(f"{spec.MATMUL}: prepacked weight must be version 1, got version {version} with {bits} bits")
+        raise ValueError(f"{op}: prepacked weight must be version 1, got version {version} with {bits} bits")
     size = spec.prepacked_bytes(bits, k, n)
     if blob.shape[0] != size:
-        raise ValueError(
-            f"{spec.MATMUL}: prepacked weight of K {k} and N {n} must have {size} bytes, got {blob.shape[0]}"
-        )
-    cells = blob[spec.HEADER_BYTES :].long().reshape(-(-n // spec.CELL_COLUMNS), -(-k // spec.CELL_K), -1, spec.CELL_K)
+        raise ValueError(f"{op}: prepacked weight of K {k} and N {n} must have {size} bytes, got {blob.shape[0]}")
+    cells = blob[spec.HEADER_BYTES :].reshape(-(-n // spec.CELL_COLUMNS), -(-k // spec.CELL_K), -1, spec.CELL_K)
     if bits == 4:
         cells = torch.cat([cells & 15, cells >> 4], dim=2)
     matrix = cells.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)[:k, :n]
-    return (matrix - 2 ** (bits - 1)).to(torch.int8)
+    return (matrix.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
