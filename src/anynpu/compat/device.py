@@ -350,6 +350,20 @@ def _with_mapped_type(function: Any) -> Any:
     return mapped
 
 
+def _provide_profiler() -> None:
+    """``use_device="npu"``: what runs there are operators of the real device."""
+    profile = torch.autograd.profiler.profile
+    initialise = profile.__init__
+
+    @functools.wraps(initialise)
+    def mapped(self: Any, *args: Any, use_device: str | None = None, **kwargs: Any) -> None:
+        if names_npu(use_device):
+            use_device = None if _target.type == "cpu" else _target.type
+        initialise(self, *args, use_device=use_device, **kwargs)
+
+    profile.__init__ = mapped
+
+
 def _provide_loading() -> None:
     def restore(storage: Any, location: str) -> Any:
         if not names_npu(location):
@@ -412,4 +426,5 @@ def provide(device: str) -> None:
     _provide_generator()
     _provide_storage()
     _provide_autocast()
+    _provide_profiler()
     _provide_loading()

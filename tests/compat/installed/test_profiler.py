@@ -41,6 +41,13 @@ def test_without_a_schedule(tmp_path):
     assert "aten::add" in {event.key for event in profiler.key_averages()}
 
 
+def test_the_profiler_of_autograd(capfd):
+    with torch.autograd.profiler.profile(use_device="npu") as profiler:
+        torch.ones(2, device="npu").add(1)
+    assert "aten::add" in {event.key for event in profiler.key_averages()}
+    assert "Exception" not in capfd.readouterr().err
+
+
 def test_names_that_are_missing_say_so():
     with pytest.raises(NotImplementedError, match="torch_npu.profiler.analyse is not implemented by anynpu"):
         _ = torch_npu.profiler.analyse
