@@ -314,6 +314,8 @@ def test_transfer_to_npu(python):
         x = torch.randn(2, 3, device="cuda:0")
         assert torch.cuda.is_available() and torch.cuda.get_device_name() == "Ascend910B" and x.is_npu
         torch.cuda.synchronize()
+        assert torch.cuda.memory.memory_allocated() > 0
+        torch.cuda.random.set_rng_state_all(torch.cuda.random.get_rng_state_all())
         with torch.autocast("cuda"), torch.cuda.stream(torch.cuda.Stream()):
             assert layer(x).dtype == torch.float16
         torch.amp.GradScaler("cuda").scale(layer(x).sum()).backward()

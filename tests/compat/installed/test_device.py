@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+import torch_npu
 
 FACTORIES = {
     "zeros": lambda device: torch.zeros(3, device=device),
@@ -129,6 +130,16 @@ def test_modules_and_optimisers():
     assert copy.deepcopy(model).npu()(torch.zeros(1, 4)).shape == (1, 4)
 
 
+@pytest.mark.parametrize("name", ["Adadelta", "Adam", "AdamW", "RMSprop", "SGD"])
+def test_fused_optimisers_are_those_of_torch(name):
+    ours, theirs = (torch.ones(3, device="npu", requires_grad=True) for _ in range(2))
+    classes = getattr(torch_npu.optim, f"NpuFused{name}"), getattr(torch.optim, name)
+    for parameter, optimiser in zip((ours, theirs), classes, strict=True):
+        parameter.grad = torch.tensor([0.0, -1.0, 2.0])
+        optimiser([parameter], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(ours, theirs) and not torch.equal(ours, torch.ones(3))
+
+
 def test_autocast():
     layer, x = torch.nn.Linear(4, 4).npu(), torch.randn(2, 4, device="npu")
     with torch.autocast("npu"):
@@ -212,6 +223,8 @@ def test_generators():
     assert torch.equal(torch.rand(3), drawn)
     with torch.random.fork_rng(device_type="npu"):
         torch.rand(3)
+    torch.npu.random.set_rng_state(state)  # the Trainer of transformers looks for the states here
+    assert torch.equal(torch.rand(3), drawn) and len(torch.npu.random.get_rng_state_all()) == 1
 
 
 def test_runtime():
@@ -224,7 +237,7 @@ def test_runtime():
     free, total = torch.npu.mem_get_info()
     assert 0 < free <= total == torch.npu.get_device_properties(0).total_memory
     assert 0 < torch.npu.memory_allocated() <= torch.npu.max_memory_allocated() <= total
-    assert torch.npu.memory_reserved() > 0
+    assert torch.npu.memory_reserved() > 0 and torch.npu.memory.max_memory_reserved() > 0
     torch.npu.set_compile_mode(jit_compile=False)
     assert torch.npu.is_jit_compile_false()
     torch.npu.config.allow_internal_format = False

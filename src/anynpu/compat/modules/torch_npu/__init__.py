@@ -109,7 +109,7 @@ from anynpu.compat.token_operators import (
     npu_moe_token_permute,
 )
 from torch_npu import _install as _install  # before the others
-from torch_npu import atb, contrib, dynamo, npu, profiler, testing, version
+from torch_npu import atb, contrib, dynamo, npu, optim, profiler, testing, version
 from torch_npu.version import __version__ as __version__
 
 __all__ = [
@@ -182,6 +182,7 @@ __all__ = [
     "npu_top_k_top_p",
     "npu_transpose",
     "npu_transpose_batchmatmul",
+    "optim",
     "profiler",
     "scatter_update",
     "scatter_update_",

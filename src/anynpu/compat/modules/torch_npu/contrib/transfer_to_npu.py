@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -30,13 +30,22 @@ def _except_for_the_compiler(original: Any, function: Any) -> Any:
     return choose
 
 
-def _adopt_functions() -> None:
-    for name, function in vars(torch.npu).items():
-        original = getattr(torch.cuda, name, None)
+def _adopt_functions(cuda: ModuleType, npu: ModuleType) -> None:
+    for name, function in vars(npu).items():
+        original = getattr(cuda, name, None)
         if name.startswith("_") or name == "is_initialized":  # torch.cuda asks itself before it touches a driver
             continue
         if isinstance(function, FunctionType) and isinstance(original, FunctionType):
-            setattr(torch.cuda, name, _except_for_the_compiler(original, function))
+            setattr(cuda, name, _except_for_the_compiler(original, function))
+
+
+def _adopt() -> None:
+    for cuda, npu in (
+        (torch.cuda, torch.npu),
+        (torch.cuda.random, torch.npu.random),
+        (torch.cuda.memory, torch.npu.memory),
+    ):
+        _adopt_functions(cuda, npu)
     torch.cuda.is_available = torch.compiler.assume_constant_result(torch.cuda.is_available)
     for name in ("Stream", "StreamContext", "Event", "device", "graph", *map("{}Tensor".format, torch.npu._TYPES)):
         setattr(torch.cuda, name, getattr(torch.npu, name))
@@ -45,4 +54,4 @@ def _adopt_functions() -> None:
 
 if target().type == "cpu":
     adopt_cuda_names()
-    _adopt_functions()
+    _adopt()

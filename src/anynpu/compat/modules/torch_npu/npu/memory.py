@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torch.npu.memory``: the memory of the device that npu stands for."""
+
+from __future__ import annotations
+
+from anynpu.compat.device import target as _target
+from anynpu.compat.errors import module_getattr
+
+if _target().type == "cpu":
+    from torch_npu.npu import _host as _runtime
+else:
+    from torch_npu.npu import _cuda as _runtime
+
+_FIGURES = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved", "mem_get_info")
+_OTHERS = ("empty_cache", "memory_stats", "memory_summary", "reset_peak_memory_stats")
+_FUNCTIONS = (*_FIGURES, *_OTHERS, "reset_accumulated_memory_stats", "set_per_process_memory_fraction")
+globals().update({name: getattr(_runtime, name) for name in _FUNCTIONS})
+
+__getattr__ = module_getattr(__name__, globals())
