@@ -105,3 +105,40 @@ def test_products_summed_over_ranks(tmp_path):
         [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
     )
     assert outcome.returncode == 0, outcome.stderr
+
+
+SHARDS = """
+import copy
+import torch, torch_npu
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
+
+dist.init_process_group("hccl")
+mesh = dist.init_device_mesh("npu", (2,))
+product = distribute_tensor(torch.ones(4, 4).npu(), mesh, [Shard(0)]) @ distribute_tensor(torch.ones(4, 4), mesh)
+assert product.full_tensor().sum() == 64
+torch.manual_seed(0)
+whole = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).npu()
+sharded = copy.deepcopy(whole)
+for layer in sharded:
+    fully_shard(layer, mesh=mesh)
+fully_shard(sharded)  # with the mesh of the accelerator
+x = torch.randn(2, 4).npu()
+for model in (whole, sharded):
+    model(x).square().sum().backward()
+assert torch.equal(whole(x), sharded(x))
+assert torch.equal(whole[0].weight.grad, sharded[0].weight.grad.full_tensor())
+torch.optim.AdamW(sharded.parameters()).step()
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_modules_and_tensors(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(SHARDS)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program))
+    outcome = subprocess.run(
+        [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
+    )
+    assert outcome.returncode == 0, outcome.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from anynpu.compat.device import NAME, names_npu, real_device, target
 
@@ -57,6 +58,17 @@ def _accept_device_ids() -> None:
     parallel.__init__ = mapped
 
 
+def _mesh_of_real_devices() -> None:
+    """A mesh is of the devices where its tensors are: ``fully_shard`` compares the two."""
+    initialise = DeviceMesh.__init__
+
+    @functools.wraps(initialise)
+    def mapped(self: DeviceMesh, device_type: str, *args: Any, **kwargs: Any) -> None:
+        initialise(self, target().type if names_npu(device_type) else device_type, *args, **kwargs)
+
+    DeviceMesh.__init__ = mapped
+
+
 def _comm_name(self: Any, rank: int, init_comm: bool = True) -> str:
     """The name that operators with a ``group`` or ``hcom`` argument take: that of the group with this backend."""
     for group in dist.distributed_c10d._world.pg_map:
@@ -73,5 +85,6 @@ def provide() -> None:
     dist.is_hccl_available = lambda: True
     dist.ProcessGroupGloo.get_hccl_comm_name = _comm_name
     _serve_real_tensors()
+    _mesh_of_real_devices()
     if target().type == "cpu":
         _accept_device_ids()
