@@ -95,22 +95,20 @@ const char* decode_nibbles(Coded* coded, int level, const uint8_t* nibbles, int6
   const uint8_t* from = coded->level_tables[level];
   const bool boxes = coded->boxes[level];
   Table table;
-  int64_t ranks = 0;
+  RankMap ranks;
   if (boxes) {
     if (!read_boxes(from, &table)) return kBadMask;
   } else {
     if (!read_bits(from + kClasses, &table)) return kBadTable;
-    ranks = set_rank_bases(&table);
+    ranks.count = set_rank_bases(&table);
+    if (!rank_map(from, ranks.nibbles)) return "an order holds a weight above 127";
   }
   const LaneTable lanes = lane_table({&table, &table, &table, &table});
-  const Codes codes = boxes ? Codes::nibbles : Codes::values;
-  if (!kernel().expand(nibbles, count, &lanes, true, codes, &coded->extras[level], out)) return kBitsMissing;
-  if (!all_read(coded->extras[level])) return kBitsLeft;
-  if (boxes) return nullptr;
-  uint8_t map[256];
-  if (!rank_map(from, map)) return "an order holds a weight above 127";
-  kernel().permute(map, ranks, count, out);
-  return nullptr;
+  const Codes codes = boxes ? Codes::nibbles : Codes::ranks;
+  if (!kernel().expand(nibbles, count, &lanes, true, codes, boxes ? nullptr : &ranks, &coded->extras[level], out)) {
+    return kBitsMissing;
+  }
+  return all_read(coded->extras[level]) ? nullptr : kBitsLeft;
 }
 
 const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* nibbles, uint8_t* out) {
@@ -130,7 +128,7 @@ const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* 
       lanes[piece] = lane_table(of_lane);
     }
     const Codes codes = coded->folded ? Codes::folded : Codes::values;
-    if (!kernel().expand(nibbles, count, lanes, one_table, codes, &coded->extras[1], out)) return kBitsMissing;
+    if (!kernel().expand(nibbles, count, lanes, one_table, codes, nullptr, &coded->extras[1], out)) return kBitsMissing;
   }
   return all_read(coded->extras[1]) ? nullptr : kBitsLeft;
 }
@@ -233,13 +231,14 @@ bool rank_map(const uint8_t* order, uint8_t* map) {
   for (int i = 0; i < kPart; ++i) {
     for (int part = 0; part < kParts; ++part) ++next[sums[part * kPart + i]][part];
   }
-  uint16_t before = 0;
-  for (int sum = 0; sum <= 2 * heaviest; ++sum) {
-    for (uint16_t& place : next[sum]) {
-      const uint16_t count = place;
-      place = before;
-      before = static_cast<uint16_t>(before + count);
-    }
+  uint64_t before = 0;
+  for (int sum = 0; sum <= 2 * heaviest; ++sum) {  // all parts at once
+    constexpr uint64_t kEach = 0x0001000100010001u;
+    uint64_t counts;
+    std::memcpy(&counts, next[sum], sizeof(counts));
+    const uint64_t up_to_each = counts * kEach, places = up_to_each - counts + before * kEach;
+    std::memcpy(next[sum], &places, sizeof(places));
+    before += up_to_each >> 48;
   }
   for (int i = 0; i < kPart; ++i) {
     for (int part = 0; part < kParts; ++part) {

@@ -44,8 +44,14 @@ struct Table {
   uint8_t mask[kClasses];
 };
 
-// What codes stand for: value + 128, folded values (0, -1, 1, -2, ...), or two class nibbles of the level below.
-enum class Codes { values, folded, nibbles };
+// What codes stand for: value + 128, folded values (0, -1, 1, -2, ...), two class nibbles of the level below, or their rank.
+enum class Codes { values, folded, nibbles, ranks };
+
+// The two class nibbles of each rank below `count`.
+struct RankMap {
+  uint8_t nibbles[256];
+  int64_t count;
+};
 
 // The tables of 64 neighbouring values, one for each 16, as byte shuffles want them.
 struct LaneTable {

@@ -25,9 +25,10 @@ struct BitSink {
 struct Kernel {
   Isa isa;
   // Reads count / 2 bytes of class nibbles (count a multiple of 64), all of them with tables[0] or piece i with
-  // tables[i % 4], and writes what they stand for; folded values as value + 128. Returns zero when the extra bits run out.
+  // tables[i % 4], and writes what they stand for; folded values as value + 128. `ranks` is null unless codes are ranks.
+  // Returns zero when the extra bits run out.
   int32_t (*expand)(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
-                    BitSource* extras, uint8_t* out);
+                    const RankMap* ranks, BitSource* extras, uint8_t* out);
   // The inverse in two steps: codes, folded or as they are, with their classes; every one must belong to a range.
   void (*classify)(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded,
                    uint8_t* codes, uint8_t* classes);

@@ -21,6 +21,12 @@ inline Lanes load_lanes(const LaneTable& table) {
   return {_mm512_load_si512(table.base), mask, _mm512_sub_epi8(low_bits, _mm512_set1_epi8(4))};
 }
 
+// Entries of the classes. Where all lanes are the same table, bits above a class do no harm.
+template <bool kOneTable>
+inline __m512i entries(__m512i table, __m512i classes) {
+  return kOneTable ? _mm512_permutexvar_epi8(classes, table) : _mm512_shuffle_epi8(table, classes);
+}
+
 // What is known of a piece before its place in the extra bits is.
 struct Piece {
   __m512i classes, masks;
@@ -30,54 +36,73 @@ struct Piece {
   uint64_t bits() const { return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_castsi512_si128(groups))); }
 };
 
+template <bool kOneTable>
 inline Piece look_up(const uint8_t* nibbles, const Lanes& lanes) {
-  const __m512i classes = spread_nibbles(nibbles), masks = _mm512_shuffle_epi8(lanes.mask, classes);
-  const __m512i bits = _mm512_popcnt_epi8(masks);
+  // Of each code its nibble and the one after.
+  const __m512i words = _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(nibbles)));
+  const __m512i pairs = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x1c1814100c080400), words);
+  const __m512i classes = kOneTable ? pairs : _mm512_and_si512(pairs, _mm512_set1_epi8(15));
+  const __m512i masks = entries<kOneTable>(lanes.mask, classes), bits = _mm512_popcnt_epi8(masks);
   const __m512i ends = _mm512_mullo_epi64(bits, _mm512_set1_epi8(1));  // the sums of the bytes up to each
   const __m512i last_bytes = _mm512_set1_epi64(0x3f372f271f170f07);
   const __m512i before = _mm512_maskz_permutexvar_epi8(0x7f3f1f0f070301ff, last_bytes, ends);
   return {classes, masks, _mm512_sub_epi8(ends, bits), _mm512_sad_epu8(before, _mm512_setzero_si512())};
 }
 
-// Writes what a piece stands for. Its extra bits begin at bit `first`, below 8, of `stream`.
-template <Codes kCodes>
-inline void finish(const Piece& piece, const Lanes& lanes, __m512i stream, const uint64_t* first, uint8_t* out) {
+// The codes of a piece. Its extra bits begin at bit `first`, below 8, of `stream`.
+template <Codes kCodes, bool kOneTable>
+inline __m512i finish(const Piece& piece, const Lanes& lanes, __m512i stream, const uint64_t* first) {
   const __m512i start = _mm512_set1_epi64(static_cast<int64_t>(*first));
   const __m512i groups = _mm512_mask_add_epi64(start, 0xfe, start, piece.groups);
   const __m512i byte = _mm512_multishift_epi64_epi8(_mm512_set1_epi8(3), groups);  // of 9 bits all but the lowest 3
-  const __m512i windows = _mm512_permutexvar_epi8(_mm512_add_epi8(byte, _mm512_set1_epi64(0x0706050403020100)), stream);
-  const __m512i low_byte = _mm512_set4_epi64(0x0808080808080808, 0, 0x0808080808080808, 0);
-  const __m512i shift = _mm512_and_si512(_mm512_shuffle_epi8(groups, low_byte), _mm512_set1_epi8(7));
-  const __m512i places = _mm512_add_epi8(piece.begins, shift);
-  __m512i values = _mm512_multishift_epi64_epi8(places, windows);
+  const __m512i bytes = _mm512_permutexvar_epi8(_mm512_add_epi8(byte, _mm512_set1_epi64(0x0706050403020100)), stream);
+  // 57 bits or more, and eight codes have at most 56.
+  const __m512i window = _mm512_srlv_epi64(bytes, _mm512_and_si512(groups, _mm512_set1_epi64(7)));
+  __m512i values = _mm512_multishift_epi64_epi8(piece.begins, window);
   if (kCodes == Codes::nibbles) {  // the bits of the high nibble follow those of the low one
-    const __m512i high_places = _mm512_add_epi8(places, _mm512_shuffle_epi8(lanes.lift, piece.classes));
-    const __m512i high = _mm512_multishift_epi64_epi8(high_places, windows);
+    const __m512i high_begins = _mm512_add_epi8(piece.begins, entries<kOneTable>(lanes.lift, piece.classes));
+    const __m512i high = _mm512_multishift_epi64_epi8(high_begins, window);
     values = _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), values, high, 0xca);
   }
-  values = _mm512_and_si512(values, piece.masks);
-  const __m512i code = _mm512_add_epi8(values, _mm512_shuffle_epi8(lanes.base, piece.classes));
-  _mm512_storeu_si512(out, kCodes == Codes::folded ? unfold(code) : code);
+  return _mm512_add_epi8(_mm512_and_si512(values, piece.masks), entries<kOneTable>(lanes.base, piece.classes));
 }
 
-template <Codes kCodes>
-int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, bool one_table,
+// 256 entries.
+struct Map {
+  __m512i rows[4];
+
+  explicit Map(const uint8_t* map) {
+    for (int row = 0; row < 4; ++row) rows[row] = _mm512_loadu_si512(map + 64 * row);
+  }
+  __m512i operator()(__m512i bytes) const {
+    const __m512i low = _mm512_permutex2var_epi8(rows[0], bytes, rows[1]);
+    const __m512i high = _mm512_permutex2var_epi8(rows[2], bytes, rows[3]);
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(bytes), low, high);
+  }
+};
+
+template <Codes kCodes, bool kOneTable>
+int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, const RankMap* ranks,
                       BitSource* extras, uint8_t* out) {
   static constexpr uint64_t kFirst[8] = {0, 1, 2, 3, 4, 5, 6, 7};  // memory fills a vector for less than a register
+  static constexpr uint8_t kNoMap[256] = {};
+  const Map map(kCodes == Codes::ranks ? ranks->nibbles : kNoMap);
   const uint8_t* const data = extras->data;
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   uint64_t position = static_cast<uint64_t>(extras->position);
   Lanes lanes = load_lanes(tables[0]);
-  Piece piece = look_up(nibbles, lanes);
+  Piece piece = look_up<kOneTable>(nibbles, lanes);
   for (int64_t done = 0; done < pieces; ++done, out += kPiece) {
     if (position > end) return 0;
     // As much of what comes next: to decode takes longer than to read.
     _mm_prefetch(extras->next + done * kPiece, _MM_HINT_T1);
     // The next one meanwhile: in one piece alone each vector waits for the one before.
     const int64_t following = done + 1 < pieces ? done + 1 : done;
-    const Lanes next_lanes = one_table ? lanes : load_lanes(tables[following % kPanelPieces]);
-    const Piece next = look_up(nibbles + following * (kPiece / 2), next_lanes);
-    finish<kCodes>(piece, lanes, _mm512_loadu_si512(data + position / 8), kFirst + position % 8, out);
+    const Lanes next_lanes = kOneTable ? lanes : load_lanes(tables[following % kPanelPieces]);
+    const Piece next = look_up<kOneTable>(nibbles + following * (kPiece / 2), next_lanes);
+    const __m512i stream = _mm512_loadu_si512(data + position / 8);
+    const __m512i codes = finish<kCodes, kOneTable>(piece, lanes, stream, kFirst + position % 8);
+    _mm512_storeu_si512(out, kCodes == Codes::folded ? unfold(codes) : kCodes == Codes::ranks ? map(codes) : codes);
     position += piece.bits();
     lanes = next_lanes;
     piece = next;
@@ -118,24 +143,23 @@ int32_t expand_nibbles(const uint8_t* nibbles, int64_t pieces, const LaneTable& 
 }
 
 int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
-               BitSource* extras, uint8_t* out) {
+               const RankMap* ranks, BitSource* extras, uint8_t* out) {
   if (one_table && codes == Codes::values && extras->position % 8 == 0 && only_nibbles(tables[0])) {
     return expand_nibbles(nibbles, count / kPiece, tables[0], extras, out);
   }
-  const auto pieces = codes == Codes::values   ? expand_pieces<Codes::values>
-                      : codes == Codes::folded ? expand_pieces<Codes::folded>
-                                               : expand_pieces<Codes::nibbles>;
-  return pieces(nibbles, count / kPiece, tables, one_table, extras, out);
+  const auto values = one_table ? expand_pieces<Codes::values, true> : expand_pieces<Codes::values, false>;
+  const auto folded = one_table ? expand_pieces<Codes::folded, true> : expand_pieces<Codes::folded, false>;
+  const auto pieces = codes == Codes::values    ? values
+                      : codes == Codes::folded  ? folded
+                      : codes == Codes::nibbles ? expand_pieces<Codes::nibbles, true>
+                                                : expand_pieces<Codes::ranks, true>;
+  return pieces(nibbles, count / kPiece, tables, ranks, extras, out);
 }
 
 void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
-  __m512i rows[4];
-  for (int row = 0; row < 4; ++row) rows[row] = _mm512_loadu_si512(map + 64 * row);
+  const Map entries(map);
   for (int64_t at = 0; at < count; at += kPiece) {
-    const __m512i codes = _mm512_loadu_si512(bytes + at);
-    const __m512i low = _mm512_permutex2var_epi8(rows[0], codes, rows[1]);
-    const __m512i high = _mm512_permutex2var_epi8(rows[2], codes, rows[3]);
-    _mm512_storeu_si512(bytes + at, _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high));
+    _mm512_storeu_si512(bytes + at, entries(_mm512_loadu_si512(bytes + at)));
   }
 }
 

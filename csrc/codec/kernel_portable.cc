@@ -38,8 +38,12 @@ uint64_t expand_group(const uint8_t* nibbles, const LaneTable& table, int64_t la
   return values;
 }
 
+void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
+  for (int64_t i = 0; i < count; ++i) bytes[i] = map[bytes[i]];
+}
+
 int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
-               BitSource* extras, uint8_t* out) {
+               const RankMap* ranks, BitSource* extras, uint8_t* out) {
   uint64_t position = static_cast<uint64_t>(extras->position);
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   for (int64_t piece = 0; piece < count / kPiece; ++piece, nibbles += kPiece / 2, out += kPiece) {
@@ -50,6 +54,7 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, b
           expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, codes == Codes::folded);
       memcpy(out + i, &values, sizeof(values));
     }
+    if (ranks != nullptr) permute(ranks->nibbles, ranks->count, kPiece, out);
   }
   extras->position = static_cast<int64_t>(position);
   return position <= end;
@@ -95,10 +100,6 @@ void pack(const uint8_t* codes, const uint8_t* classes, int64_t count, const Lan
     }
     for (int i = 0; i < kPiece / 2; ++i) nibbles[i] = static_cast<uint8_t>(classes[2 * i] | classes[2 * i + 1] << 4);
   }
-}
-
-void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
-  for (int64_t i = 0; i < count; ++i) bytes[i] = map[bytes[i]];
 }
 
 void add_range(const RangeCosts& from, int32_t none, const int32_t* ends, const int32_t* extra, int32_t count,

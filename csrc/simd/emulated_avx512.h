@@ -104,9 +104,6 @@ ANYNPU_EMULATED __m512 _mm512_set1_ps(float value) { return {_mm256_set1_ps(valu
 ANYNPU_EMULATED __m512i _mm512_set4_epi32(int d, int c, int b, int a) {
   return both(_mm256_set_epi32(d, c, b, a, d, c, b, a));
 }
-ANYNPU_EMULATED __m512i _mm512_set4_epi64(long long d, long long c, long long b, long long a) {
-  return both(_mm256_set_epi64x(d, c, b, a));
-}
 // _mm512_setr_* are macros that call these.
 ANYNPU_EMULATED __m512i _mm512_set_epi64(long long h, long long g, long long f, long long e, long long d, long long c,
                                          long long b, long long a) {
@@ -266,6 +263,7 @@ ANYNPU_EMULATE_CONVERT(__m512i, int32_t, __m128i, int8_t, cvtepi8_epi32)
 ANYNPU_EMULATE_CONVERT(__m512i, int32_t, __m128i, uint8_t, cvtepu8_epi32)
 ANYNPU_EMULATE_CONVERT(__m512i, int32_t, __m256i, int16_t, cvtepi16_epi32)
 ANYNPU_EMULATE_CONVERT(__m512i, int32_t, __m256i, uint16_t, cvtepu16_epi32)
+ANYNPU_EMULATE_CONVERT(__m512i, int64_t, __m256i, uint32_t, cvtepu32_epi64)
 ANYNPU_EMULATE_CONVERT(__m128i, int8_t, __m512i, int32_t, cvtepi32_epi8)
 ANYNPU_EMULATE_CONVERT(__m256i, int16_t, __m512i, int32_t, cvtepi32_epi16)
 ANYNPU_EMULATE_CONVERT(__m256i, int8_t, __m512i, int16_t, cvtepi16_epi8)

@@ -139,7 +139,7 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
     # Before memory for n x k values is asked for; the library has the exact rule.
     most = compressed.index.numel() // ENTRY_BYTES * BLOCK_K * BLOCK_N
     require(op, n * k <= most, f"n * k of info must be at most the index's {most} values, got {n} * {k}")
-    weight = torch.empty((compressed.n, compressed.k), dtype=torch.int8)
+    weight = torch.empty((n, k), dtype=torch.int8)
     stream, index = compressed.stream.cpu(), compressed.index.cpu()
     _decompress(stream, index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
     return weight.to(compressed.stream.device)
