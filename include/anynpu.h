@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes; the Python binding refuses any other number. */
-#define ANYNPU_ABI_VERSION 2
+#define ANYNPU_ABI_VERSION 3
 #define ANYNPU_MAX_DIMS 8
 
 typedef enum {
@@ -267,7 +267,10 @@ ANYNPU_API int32_t anynpu_weight_decompress(const anynpu_weight_decompress_args*
  * x1 INT8 [..., M, K]; x2 INT8 [..., K, N], ND or FRACTAL_NZ, or a transposed view; scale (1) or (N), INT64, UINT64 (the
  * low 32 bits are a float32), FLOAT32 or BFLOAT16; offset FLOAT32 (1) or (N); pertoken_scale FLOAT32 (M); bias INT32,
  * FLOAT32, FLOAT16 or BFLOAT16 (N) or [batch, 1, N]; y INT8 (rounded, saturated), FLOAT16, BFLOAT16, FLOAT32, or INT32,
- * which is x1 @ x2 + bias without the scale; contiguous. */
+ * which is x1 @ x2 + bias without the scale; contiguous.
+ * Int4 x2 is INT4 [K, N], INT32 (eight int4) or a prepacked UINT8 blob (w4p32) [bytes], for float y. With group_size every
+ * so many k, a multiple of 32, have a row of scale (ceil(K / group_size), N):
+ * y = (sum over the groups of (x1 @ x2) * scale + offset) * pertoken_scale + float bias, with pertoken_scale also (M, 1). */
 typedef struct {
   anynpu_tensor x1;
   anynpu_tensor x2;
@@ -276,6 +279,7 @@ typedef struct {
   anynpu_tensor pertoken_scale;
   anynpu_tensor bias;
   anynpu_tensor y;
+  int64_t group_size; /* 0: no groups */
 } anynpu_quant_matmul_args;
 ANYNPU_API int32_t anynpu_quant_matmul_check(const anynpu_quant_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, void* workspace, size_t workspace_bytes);

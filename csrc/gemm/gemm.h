@@ -199,7 +199,8 @@ struct GemmKernel {
 
   // Scheme digits, null where the tier has none: x in block fixed point of 8 * digits bits, kept as int8 digits.
   // Packing returns false when the row wants the f32 scheme. Without multiply_digits only int4 weights and few rows take it:
-  // with stream_digits prepacked weights, with direct_digits raw ones.
+  // with stream_digits prepacked weights, with direct_digits raw ones. One digit is x itself, in int8: all tiers multiply
+  // it by int4 weights, and of its DigitBlock there is the compensation alone.
   bool (*pack_digits)(const float* x, const KBlock* blocks, int64_t block_count, int32_t digits, int32_t bias,
                       const PackedRow& row);
   // Two digits and rests take the place of three digits where a row has no more than K / rest_fraction of them; 0: never.

@@ -8,6 +8,7 @@ constexpr int kTileVecs = 2;
 }  // namespace
 }  // namespace anynpu
 
+#include "gemm/bytes_avx2.inc"
 #include "gemm/digits_avx2.inc"
 #include "gemm/direct_avx2.inc"
 #include "gemm/f32.inc"
@@ -33,8 +34,8 @@ const GemmKernel gemm_avx2 = {
     pack_digits,
     8,
     true,
-    {},
-    {nullptr, nullptr, stream_digits<2>, stream_digits<3>},
+    {nullptr, multiply_bytes},
+    {nullptr, stream_bytes, stream_digits<2>, stream_digits<3>},
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
     24576,
     kWordRows,

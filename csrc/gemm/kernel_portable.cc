@@ -8,6 +8,7 @@ constexpr int kTileVecs = 2;
 }  // namespace
 }  // namespace anynpu
 
+#include "gemm/bytes_portable.inc"
 #include "gemm/f32.inc"
 #include "gemm/unpack_any.inc"
 
@@ -15,9 +16,27 @@ namespace anynpu {
 
 extern const GemmKernel gemm_portable;
 const GemmKernel gemm_portable = {
-    Isa::portable, load_floats, unpack_any, store_row, kTileRows, panel_f32, multiply_f32, 0, nullptr,
-    nullptr,       nullptr,     0,          false,     {},        {},        {},           0, 0,
-    nullptr,       {},          {},
+    Isa::portable,
+    load_floats,
+    unpack_any,
+    store_row,
+    kTileRows,
+    panel_f32,
+    multiply_f32,
+    0,
+    nullptr,
+    nullptr,
+    nullptr,
+    0,
+    false,
+    {nullptr, multiply_bytes},
+    {},
+    {},
+    0,
+    0,
+    nullptr,
+    {},
+    {},
 };
 
 }  // namespace anynpu

@@ -15,7 +15,7 @@ import torch
 
 from anynpu import _openmp
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_DIMS = 8
 ND = 2
 FRACTAL_NZ = 29

@@ -119,27 +119,47 @@ def test_int4_equals_the_product_of_its_values(transposed, x1_bits, options, isa
     assert_close(result, anynpu.reference.quant_matmul(x1, x2, scale, **keywords), bound)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_groups_have_scales_of_their_own(dtype, transposed, isa):
-    """Each of G terms rounds twice, their sum G - 1 times, offset and token scale once each: (G + 4) units of 2^-24
-    of the sum of the magnitudes, before a rounding to the output that may go to either neighbour."""
-    x1 = torch.randint(-128, 128, (7, 768), dtype=torch.int8, generator=torch.Generator().manual_seed(2))
-    words, values = int4_words(*((40, 768) if transposed else (768, 40)), seed=3)
-    x2, right = (words.t(), values.t()) if transposed else (words, values)
-    scale = torch.rand(3, 40, generator=torch.Generator().manual_seed(4)) * 1e-2
-    encoded = torch.stack([anynpu.trans_quant_param(row) for row in scale])
-    offset, token = torch.randn(40), torch.rand(7, 1) + 0.5
-    keywords = {"offset": offset, "pertoken_scale": token, "output_dtype": dtype, "group_size": 256}
-    result = anynpu.quant_matmul(x1, x2, encoded, **keywords)
-    expected = anynpu.reference.quant_matmul(x1, x2, encoded, **keywords)
-    factors = (encoded & 0xFFFFFFFF).to(torch.uint32).view(torch.float32).double()
-    sums = [x1[:, k : k + 256].double() @ right[k : k + 256].double() for k in range(0, 768, 256)]
-    magnitude = sum((part * factor).abs() for part, factor in zip(sums, factors, strict=True)) + offset.abs()
-    error = (3 + 4) * 2.0**-24 * magnitude * token.double()
-    assert_close(result, expected, error + torch.finfo(dtype).eps * expected.double().abs())
-    exact = (sum(part * factor for part, factor in zip(sums, factors, strict=True)) + offset) * token
-    assert_close(expected, exact.to(dtype), torch.finfo(dtype).eps * exact.abs())
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 11, 12, 13, 16, 31, 64])
+@pytest.mark.parametrize("group_size", [0, 32, 96, 256, 320])
+def test_int4_layouts_give_equal_bits(rows, group_size, isa, each_thread_count):
+    generator = torch.Generator().manual_seed(rows)
+    x1 = torch.randint(-128, 128, (rows, 520), dtype=torch.int8, generator=generator)
+    words, values = int4_words(520, 136, seed=3)
+    along_k = anynpu.int4_pack(values.t().contiguous().int()).t()
+    groups = -(-520 // group_size) if group_size else 1
+    scale = torch.rand((groups, 136) if group_size else 136, generator=generator) * 1e-2
+    keywords = {"pertoken_scale": torch.rand(rows), "output_dtype": torch.float32, "group_size": group_size}
+    expected = anynpu.reference.quant_matmul(x1, words, scale, **keywords)
+    bound = error_bound(x1, words, scale, **keywords)
+    results = []
+    for x2, n in ((words, None), (along_k, None), (anynpu.weight_quant_prepack(words), 136)):
+        results += each_thread_count(lambda x2=x2, n=n: anynpu.quant_matmul(x1, x2, scale, **keywords, n=n))
+        assert_close(results[-1], expected, bound)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("k", [16384, 131071])
+def test_extreme_int4_sums(k, isa):
+    """Sums of up to 2^24 are exact, those of 2^27 within their bound."""
+    x1 = torch.full((2, k), -128, dtype=torch.int8)
+    x1[1, ::2] = 127
+    values = torch.full((k, 8), -8, dtype=torch.int32)
+    values[::3, 1] = 7
+    args = (x1, anynpu.int4_pack(values), torch.ones(8))
+    result = anynpu.quant_matmul(*args, output_dtype=torch.float32)
+    expected = anynpu.reference.quant_matmul(*args, output_dtype=torch.float32)
+    assert_close(result, expected, error_bound(*args, output_dtype=torch.float32))
+    if k == 16384:
+        assert torch.equal(result, expected)
+
+
+def test_a_prepacked_weight_must_be_that_of_k_and_n():
+    words, _ = int4_words(64, 32, seed=5)
+    blob = anynpu.weight_quant_prepack(words)
+    x1 = torch.ones(1, 32, dtype=torch.int8)
+    for function in (anynpu.quant_matmul, anynpu.reference.quant_matmul):
+        with pytest.raises(ValueError, match=r"prepacked x2 is \(64, 32\).*, but x1 has K 32 and y has N 64"):
+            function(x1, blob, torch.ones(1), output_dtype=torch.float16, n=64)
 
 
 def test_int4_compiles_and_takes_no_rows():

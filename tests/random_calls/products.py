@@ -20,7 +20,7 @@ def weight_quant_matmul(draw: Draw) -> dict:
     weight = anynpu.int4_pack(codes) if bits == 4 else codes
     weight = weight.t() if along_k else weight
     prepacked = draw.chance(0.5)
-    group = draw.one_of(0, *(size for size in (32, 64, 96, 128, 256) if size < k))
+    group = draw.one_of(0, *(size for size in (32, 64, 96, 128, 256, 320, 512) if size < k))
     shape = [-(-k // group), n] if group else draw.one_of([1], [n], [1, n])
     parameters = draw.one_of(dtype, torch.float32)
     batch = [draw.number(1, 3)] if draw.chance(0.15) else []
@@ -43,6 +43,36 @@ def weight_quant_matmul(draw: Draw) -> dict:
 
 
 def quant_matmul(draw: Draw) -> dict:
+    return _int4_products(draw) if draw.chance(0.5) else _int8_products(draw)
+
+
+def _int4_products(draw: Draw) -> dict:
+    m, k, n = draw.rows(1, 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 25, 64, 100), draw.size(900), draw.size(400)
+    dtype, along_k, prepacked = draw.one_of(*FLOATS), draw.chance(0.5), draw.chance(0.5)
+    if along_k:
+        k, n = -(-k // 8) * 8, max(n, 2)  # one word is eight columns
+    else:
+        n = -(-n // 8) * 8
+    words = anynpu.int4_pack(draw.nibbles([n, k] if along_k else [k, n]))
+    words = words.t() if along_k else words
+    group = draw.one_of(0, 32, 64, 96, 128, 256, 512)
+    scale = draw.laid_out(draw.positive([-(-k // group), n])) if group else draw.positive(draw.one_of([1], [n]))
+    token = draw.maybe(lambda: draw.positive([m]))
+    integers = None if group else draw.maybe(lambda: draw.integers([n], -1000, 1000, torch.int32))
+    return {
+        "x1": draw.laid_out(draw.codes([m, k])),
+        "x2": anynpu.weight_quant_prepack(words) if prepacked else words,
+        "scale": scale,
+        "offset": draw.maybe(lambda: draw.floats([n], torch.float32, 4)) if group else None,
+        "pertoken_scale": token,
+        "bias": draw.maybe(lambda: draw.floats([n], torch.float32), 0.3) if integers is None else integers,
+        "output_dtype": dtype,
+        "group_size": group,
+        "n": n if prepacked else None,
+    }
+
+
+def _int8_products(draw: Draw) -> dict:
     m, k, n = draw.rows(1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 64, 70, 130), draw.size(900), draw.size(400)
     dtype = draw.one_of(torch.int8, torch.int32, *FLOATS)
     scale = draw.positive(draw.one_of([1], [n]))

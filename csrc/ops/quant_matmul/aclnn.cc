@@ -53,8 +53,7 @@ void take(Stage& stage, const Newer& call) {
   stage.reserved("yOffset", call.y_offset);
   stage.optional("bias", call.bias, &Args::bias);
   stage.output("out", call.out, &Args::y);
-  stage.require(call.group_size == 0, "groupSize must be 0, other groups are not implemented, got %lld",
-                static_cast<long long>(call.group_size));
+  stage.args.group_size = call.group_size;
 }
 
 }  // namespace

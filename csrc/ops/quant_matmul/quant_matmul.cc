@@ -7,6 +7,7 @@
 #include "core/strided.h"
 #include "gemm/weight_view.h"
 #include "ops/quant_matmul/columns.h"
+#include "ops/quant_matmul/int4_gemm.h"
 #include "ops/quant_matmul/int8_gemm.h"
 
 namespace anynpu {
@@ -26,15 +27,42 @@ int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initiali
   return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
 }
 
-int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
-  for (const anynpu_tensor* x : {&args.x1, &args.x2}) {
-    if (x->dtype == ANYNPU_INT32 || x->dtype == ANYNPU_INT4) {
-      return fail(ANYNPU_UNSUPPORTED, "%s: int4 inputs (int32 x1 or x2) are not implemented, use weight_quant_matmul",
-                  kOp);
-    }
+bool is_prepacked(const anynpu_tensor& x2) { return x2.dtype == ANYNPU_UINT8; }
+
+bool is_int4(const anynpu_tensor& x2) {
+  return x2.dtype == ANYNPU_INT32 || x2.dtype == ANYNPU_INT4 || is_prepacked(x2);
+}
+
+// What int4 weights and groups ask for beyond the rules of int8.
+int32_t check_int4(const anynpu_quant_matmul_args& args) {
+  if (args.x1.dtype == ANYNPU_INT32 || args.x1.dtype == ANYNPU_INT4) {
+    return fail(ANYNPU_UNSUPPORTED, "%s: int4 x1 (int32) is not implemented", kOp);
   }
+  if (args.group_size != 0 && !is_int4(args.x2)) {
+    return fail(ANYNPU_UNSUPPORTED, "%s: groups are implemented for int8 x1 and int4 (int32) x2, got %s and %s", kOp,
+                dtype_name(args.x1.dtype), dtype_name(args.x2.dtype));
+  }
+  if (args.group_size < 0 || args.group_size % 32 != 0) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: group_size must be 0 or a positive multiple of 32, got %lld", kOp,
+                text(args.group_size));
+  }
+  if (!is_int4(args.x2)) return ANYNPU_OK;
+  if (args.y.dtype == ANYNPU_INT8 || args.y.dtype == ANYNPU_INT32) {
+    return fail(ANYNPU_BAD_DTYPE,
+                "%s: When input's dtype is int32, output_dtype must be float16, bfloat16 or float32, but it is %s", kOp,
+                dtype_name(args.y.dtype));
+  }
+  if (args.group_size != 0 && present(args.bias) && args.bias.dtype == ANYNPU_INT32) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: an int32 bias must be absent with groups, whose sums are scaled apart", kOp);
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
+  ANYNPU_TRY(check_int4(args));
   ANYNPU_TRY(check_dtype("x1", args.x1, {ANYNPU_INT8}, "int8"));
-  ANYNPU_TRY(check_dtype("x2", args.x2, {ANYNPU_INT8}, "int8"));
+  ANYNPU_TRY(check_dtype("x2", args.x2, {ANYNPU_INT8, ANYNPU_INT4, ANYNPU_INT32, ANYNPU_UINT8},
+                         "int8, int4, int32 (eight int4) or uint8 (prepacked)"));
   ANYNPU_TRY(check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32, ANYNPU_BFLOAT16},
                          "int64, uint64, float32 or bfloat16"));
   ANYNPU_TRY(check_dtype("offset", args.offset, {ANYNPU_FLOAT32}, "float32"));
@@ -65,10 +93,41 @@ int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
 
 struct Shape {
   int64_t m, k, n;
+  Channels scale;  // of groups
   int batch_axes;
   int64_t batch[ANYNPU_MAX_DIMS];
   WeightView weight;
 };
+
+int32_t check_prepacked(const anynpu_tensor& x2, const Shape& shape) {
+  const bool sane = shape.n <= kLargestAxis && shape.k <= kMostInt8K;
+  const int64_t expected = sane ? packed32_bytes(4, shape.k, shape.n) : -1;
+  if (x2.ndim == 1 && x2.format == ANYNPU_ND && is_contiguous(x2) && x2.shape[0] == expected) return ANYNPU_OK;
+  return fail(
+      ANYNPU_BAD_SHAPE,
+      "%s: a prepacked (uint8) x2 for K %lld and N %lld must be contiguous with one axis of %lld bytes (w4p32), "
+      "got shape %s",
+      kOp, text(shape.k), text(shape.n), text(expected), shape_text(x2));
+}
+
+// K and N, and how x2 lies.
+int32_t check_weight(const anynpu_quant_matmul_args& args, Shape* shape) {
+  const anynpu_tensor& x2 = args.x2;
+  if (is_prepacked(x2)) {
+    shape->n = args.y.ndim > 0 ? args.y.shape[args.y.ndim - 1] : 0;
+    return check_prepacked(x2, *shape);
+  }
+  if (is_int4(x2) && x2.ndim != 2) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: an int4 x2 must have 2 axes, got %d", kOp, x2.ndim);
+  }
+  if (x2.format == ANYNPU_ND) ANYNPU_TRY(check_strides(kOp, "x2", x2, Access::read));
+  ANYNPU_TRY(view_weight(kOp, x2, shape->k, &shape->weight));
+  shape->n = shape->weight.source.n;
+  if (shape->weight.source.k == shape->k) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE,
+              "%s: k dim of x1 and x2 need be same, please check k dim of x1 and x2: x1 is %s, x2 is %s", kOp,
+              shape_text(args.x1), shape_text(x2));
+}
 
 // Axis `axis` of `axes` leading axes of y in `tensor`: 1 where the tensor has none.
 int64_t batch_size(const anynpu_tensor& tensor, int axes, int axis) {
@@ -79,7 +138,7 @@ int64_t batch_size(const anynpu_tensor& tensor, int axes, int axis) {
 int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
   const anynpu_tensor &x1 = args.x1, &x2 = args.x2;
   for (const anynpu_tensor* x : {&x1, &x2}) {
-    if (x->ndim >= 2 && x->ndim <= 6) continue;
+    if ((x->ndim >= 2 && x->ndim <= 6) || (x == &x2 && is_prepacked(x2))) continue;
     const char* name = x == &x1 ? "x1" : "x2";
     return fail(ANYNPU_BAD_SHAPE, "%s: %s dim num should be 2 ~ 6, please check %s dim num, got %d", kOp, name, name,
                 x->ndim);
@@ -87,12 +146,7 @@ int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
   if (x1.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: x1 must be ND", kOp);
   shape->m = x1.shape[x1.ndim - 2];
   shape->k = x1.shape[x1.ndim - 1];
-  shape->n = x2.shape[x2.ndim - 1];
-  if (x2.shape[x2.ndim - 2] != shape->k) {
-    return fail(ANYNPU_BAD_SHAPE,
-                "%s: k dim of x1 and x2 need be same, please check k dim of x1 and x2: x1 is %s, x2 is %s", kOp,
-                shape_text(x1), shape_text(x2));
-  }
+  ANYNPU_TRY(check_weight(args, shape));
   if (shape->k < 1 || shape->k > kMostInt8K) {
     return fail(ANYNPU_BAD_SHAPE, "%s: K must be in [1, %lld] so that int32 sums are exact, got %lld", kOp,
                 text(kMostInt8K), text(shape->k));
@@ -106,9 +160,7 @@ int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
     }
     shape->batch[axis] = a == 1 ? b : a;
   }
-  ANYNPU_TRY(check_strides(kOp, "x1", x1, Access::read));
-  if (x2.format == ANYNPU_ND) ANYNPU_TRY(check_strides(kOp, "x2", x2, Access::read));
-  return view_weight(kOp, x2, shape->k, &shape->weight);
+  return check_strides(kOp, "x1", x1, Access::read);
 }
 
 int32_t check_columns(const char* name, const anynpu_tensor& tensor, int64_t n) {
@@ -122,6 +174,35 @@ int32_t check_columns(const char* name, const anynpu_tensor& tensor, int64_t n) 
                 shape_text(tensor));
   }
   return check_strides(kOp, name, tensor, Access::read);
+}
+
+// (N) or (1), and of groups (ceil(K / group_size), N).
+int32_t check_scale(const anynpu_quant_matmul_args& args, Shape* shape) {
+  const anynpu_tensor& scale = args.scale;
+  if (args.group_size == 0) return check_columns("scale", scale, shape->n);
+  const int64_t groups = (shape->k + args.group_size - 1) / args.group_size;
+  if (scale.ndim != 2 || scale.shape[0] != groups || scale.shape[1] != shape->n || scale.format != ANYNPU_ND) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: scale must have shape (ceil(K / %lld), N) = (%lld, %lld), got %s", kOp,
+                text(args.group_size), text(groups), text(shape->n), shape_text(scale));
+  }
+  const int32_t dtype = scale.dtype == ANYNPU_UINT64 ? static_cast<int32_t>(ANYNPU_INT64) : scale.dtype;
+  shape->scale = {scale.data, dtype, scale.strides[0], scale.strides[1]};
+  return check_strides(kOp, "scale", scale, Access::read);
+}
+
+int32_t check_offset(const anynpu_quant_matmul_args& args, const Shape& shape) {
+  ANYNPU_TRY(check_columns("offset", args.offset, shape.n));
+  if (!present(args.offset) || args.group_size != 0 || args.y.dtype == ANYNPU_INT8) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: offset needs an int8 output, got %s", kOp, dtype_name(args.y.dtype));
+}
+
+// (M), and of groups also (M, 1).
+int32_t check_pertoken_scale(const anynpu_quant_matmul_args& args, int64_t m) {
+  const anynpu_tensor& token = args.pertoken_scale;
+  const bool one_axis = token.ndim == 1 || (args.group_size != 0 && token.ndim == 2 && token.shape[1] == 1);
+  if (!present(token) || (one_axis && token.shape[0] == m && token.format == ANYNPU_ND)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: the pertoken_scale dim num must be 1 and its shape (M,) = (%lld,), got %s", kOp,
+              text(m), shape_text(token));
 }
 
 int32_t check_bias(const anynpu_tensor& bias, const Shape& shape) {
@@ -164,16 +245,9 @@ int32_t check(const anynpu_quant_matmul_args& args, Shape* shape) {
   ANYNPU_TRY(check_required(kOp, "y", args.y));
   ANYNPU_TRY(check_dtypes(args));
   ANYNPU_TRY(check_shapes(args, shape));
-  ANYNPU_TRY(check_columns("scale", args.scale, shape->n));
-  ANYNPU_TRY(check_columns("offset", args.offset, shape->n));
-  if (present(args.offset) && args.y.dtype != ANYNPU_INT8) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: offset needs an int8 output, got %s", kOp, dtype_name(args.y.dtype));
-  }
-  const anynpu_tensor& token = args.pertoken_scale;
-  if (present(token) && (token.ndim != 1 || token.shape[0] != shape->m || token.format != ANYNPU_ND)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: the pertoken_scale dim num must be 1 and its shape (M,) = (%lld,), got %s", kOp,
-                text(shape->m), shape_text(token));
-  }
+  ANYNPU_TRY(check_scale(args, shape));
+  ANYNPU_TRY(check_offset(args, *shape));
+  ANYNPU_TRY(check_pertoken_scale(args, shape->m));
   ANYNPU_TRY(check_bias(args.bias, *shape));
   return check_y(args.y, *shape);
 }
@@ -223,10 +297,21 @@ int64_t product(const int64_t* sizes, int count) {
   return result;
 }
 
+int32_t read_prepacked(const anynpu_tensor& x2, Shape* shape) {
+  WeightSource& source = shape->weight.source;
+  ANYNPU_TRY(view_packed32(kOp, static_cast<const uint8_t*>(x2.data), x2.shape[0], &source));
+  if (source.k == shape->k && source.n == shape->n && source.bits == 4) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: prepacked x2 is (%lld, %lld) in %d bits, but x1 has K %lld and y has N %lld", kOp,
+              text(source.k), text(source.n), source.bits, text(shape->k), text(shape->n));
+}
+
 int32_t run(const anynpu_quant_matmul_args& args, const Shape& shape) {
   Columns columns;
   if (!columns.allocate(shape.n)) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, text(shape.n));
-  columns.load_scale(args.scale, args.y.dtype == ANYNPU_INT8 && !present(args.offset), false);
+  const bool int4 = is_int4(args.x2);
+  if (args.group_size == 0) {
+    columns.load_scale(args.scale, args.y.dtype == ANYNPU_INT8 && !present(args.offset), false);
+  }
   if (present(args.offset)) columns.load_offset(args.offset);
   const int64_t batches = product(shape.batch, shape.batch_axes);
   // One weight for all batches: their rows are the rows of one product.
@@ -245,7 +330,7 @@ int32_t run(const anynpu_quant_matmul_args& args, const Shape& shape) {
       ANYNPU_TRY(columns.load_bias(kOp, args.bias, offsets.bias, shape.k));
     }
     WeightSource source = shape.weight.source;
-    source.data = static_cast<const uint8_t*>(args.x2.data) + offsets.x2_bytes;
+    source.data += offsets.x2_bytes;
     Int8Problem problem = {};
     problem.rows = one_weight ? batches * shape.m : shape.m;
     problem.k = shape.k;
@@ -260,7 +345,8 @@ int32_t run(const anynpu_quant_matmul_args& args, const Shape& shape) {
       problem.row_scale_count = shape.m;
       problem.row_scale_stride = args.pertoken_scale.strides[0];
     }
-    ANYNPU_TRY(run_int8_gemm(kOp, problem, PlainWeight(source)));
+    ANYNPU_TRY(int4 ? run_int4_gemm(kOp, problem, {source, args.group_size, shape.scale})
+                    : run_int8_gemm(kOp, problem, PlainWeight(source)));
   }
   return ANYNPU_OK;
 }
@@ -289,6 +375,7 @@ extern "C" int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, voi
   ANYNPU_TRY(check_data("quant_matmul", "pertoken_scale", args->pertoken_scale));
   ANYNPU_TRY(check_data("quant_matmul", "bias", args->bias));
   ANYNPU_TRY(check_data("quant_matmul", "y", args->y));
+  if (anynpu::is_prepacked(args->x2)) ANYNPU_TRY(anynpu::read_prepacked(args->x2, &shape));
   if (anynpu::element_count(args->y) == 0) return ANYNPU_OK;
   return anynpu::run(*args, shape);
 }

@@ -17,7 +17,10 @@ constexpr int64_t kLongGroup = 128;        // k, whose scales are few; those of 
 constexpr int64_t kTaskWork = 1 << 20;     // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
-int32_t digits_of(const WeightQuantProblem& problem) { return problem.args->inner_precise == 1 ? 2 : 3; }
+int32_t digits_of(const WeightQuantProblem& problem) {
+  if (problem.sums != nullptr) return 1;
+  return problem.args->inner_precise == 1 ? 2 : 3;
+}
 
 // The bfloat16 that add up to a value of x.
 int32_t planes_of(const WeightQuantProblem& problem) {
@@ -28,9 +31,9 @@ int32_t planes_of(const WeightQuantProblem& problem) {
 // So few rows of x that they are one tile of digits.
 bool is_one_tile(const WeightQuantProblem& problem) { return problem.rows <= kStreamDigitRows / digits_of(problem); }
 
-// Prepacked weights of one tile.
+// Prepacked weights of one tile, or of int8 rows.
 bool can_stream(const WeightQuantProblem& problem, const GemmKernel& kernel) {
-  return kernel.stream_digits[digits_of(problem)] != nullptr && is_one_tile(problem) &&
+  return kernel.stream_digits[digits_of(problem)] != nullptr && (is_one_tile(problem) || problem.sums != nullptr) &&
          problem.args->weight.dtype == ANYNPU_UINT8;
 }
 
@@ -65,6 +68,7 @@ bool can_pair_directly(const WeightQuantProblem& problem, const GemmKernel& kern
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   constexpr int64_t kFewRows = 4;     // that many are bound by memory, where digits unpack with less work
   constexpr int64_t kPlaneRows = 32;  // more for each further plane, with fewer of which digits are faster
+  if (problem.sums != nullptr) return Scheme::digits;
   if (can_pair(problem, kernel)) return Scheme::pairs;
   const int32_t planes = planes_of(problem);
   if (planes <= kernel.bf16.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) {
@@ -79,12 +83,20 @@ Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel
 }
 
 int64_t most_rests(const WeightQuantProblem& problem, const GemmKernel& kernel, const WeightQuantPlan& plan) {
-  if (digits_of(problem) == 2) return 0;
+  if (digits_of(problem) < 3) return 0;
   if (plan.scheme == Scheme::words) return std::max<int64_t>(1, problem.k / kWordRestFraction);
   if (plan.scheme != Scheme::digits || kernel.rest_fraction == 0) return 0;
   // Where k lie side by side, those of a rest are far apart.
   const bool side_by_side = problem.weight.source.order == WeightOrder::rows_of_n;
   return plan.direct && (side_by_side || !kernel.direct_rests) ? 0 : problem.k / kernel.rest_fraction;
+}
+
+// Of int8 rows. Streamed tiles are as high as each other.
+int64_t byte_tile_rows(const WeightQuantProblem& problem, const WeightQuantPlan& plan) {
+  if (plan.direct) return kStreamDigitRows;
+  if (!plan.stream) return kTileDigitRows;
+  const int64_t rows = std::min(problem.rows, kRowsAtOnce);
+  return ceil_divide(rows, ceil_divide(rows, kStreamDigitRows));
 }
 
 // Most columns of a task.
@@ -118,7 +130,9 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
-  const bool one_tile = !pairs || problem.rows <= kernel.pairs.tile_rows;
+  const bool bytes = problem.sums != nullptr;
+  if (bytes) plan.row_multiple = plan.tile_rows = byte_tile_rows(problem, plan);
+  const bool one_tile = !(pairs || bytes) || problem.rows <= (bytes ? plan.tile_rows : kernel.pairs.tile_rows);
   plan.stream_span = one_tile && problem.group >= kLongGroup ? problem.k : kSpan;
   plan.most_rests = most_rests(problem, kernel, plan);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;

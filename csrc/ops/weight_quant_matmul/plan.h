@@ -21,6 +21,7 @@ struct WeightQuantPlan {
   int64_t block_count;
   int64_t column_block;
   int64_t row_parts;
+  int64_t tile_rows;     // of int8 rows
   int64_t row_multiple;  // of the rows of a part: whole tiles of this scheme and of f32
   int64_t threads;
 };

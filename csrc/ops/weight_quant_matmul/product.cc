@@ -95,15 +95,37 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
       product.scale = scales.scale + first;
       product.offset = scales.offset == nullptr ? nullptr : scales.offset + first;
       product.c = scratch.c + first;
-      stream(product);
+      problem_.sums != nullptr&& x.rows > plan_.tile_rows ? stream_tiles(product) : stream(product);
     }
   }
 }
 
-// Those of short groups, which are blocks, stay where they lie if a kernel can read whole strips of them there.
+// Of int8 rows tile after tile, while the cells of a block are in the nearest cache.
+void WeightQuantProduct::stream_tiles(const StreamProduct& all) const {
+  StreamProduct part = all;
+  part.block_count = 1;
+  const int32_t* x = all.x;
+  for (int64_t block = 0; block < all.block_count; ++block) {
+    const int64_t steps = ceil_divide(all.k_blocks[block].count, 4);
+    part.k_blocks = all.k_blocks + block;
+    part.scale = all.scale + block * all.channel_stride;
+    for (int64_t row = 0; row < all.rows; row += plan_.tile_rows) {
+      part.rows = std::min(plan_.tile_rows, all.rows - row);
+      part.x = x + (all.row + row) * steps;
+      part.blocks = all.blocks + block * all.all_rows + all.row + row;
+      part.c = all.c + row * all.c_stride;
+      kernel_.stream_digits[1](part);
+    }
+    part.cells += steps * all.bits * 16;
+    x += steps * all.all_rows;
+  }
+}
+
+// Those of groups that are blocks stay where they lie if a kernel can read whole strips of them there.
 SpanScales WeightQuantProduct::stream_scales(const BlockSpan& span, int64_t column, int64_t columns,
                                              const ThreadScratch& scratch) const {
-  if (plan_.stream_span == kSpan && columns % kStreamColumns == 0 && has_plain_scales(problem_)) {
+  const bool groups_are_blocks = plan_.stream_span == kSpan && problem_.group <= kSpan;
+  if (groups_are_blocks && columns % kStreamColumns == 0 && has_plain_scales(problem_)) {
     const int64_t first = span.first * problem_.scale.group_stride + column;
     return {static_cast<const float*>(problem_.scale.data) + first,
             problem_.has_offset ? static_cast<const float*>(problem_.offset.data) + first : nullptr,
@@ -250,9 +272,9 @@ void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t r
   x.scheme == Scheme::words ? kernel_.multiply_words(product) : kernel_.multiply_digits[x.digits](product);
 }
 
-void WeightQuantProduct::write_row(const PackedX& x, int64_t row, int64_t column, int64_t columns,
-                                   const float* c) const {
+void WeightQuantProduct::write_row(const PackedX& x, int64_t row, int64_t column, int64_t columns, float* c) const {
   if (x.scheme != Scheme::f32 && storage_.wants_f32[row]) return;
+  if (problem_.sums != nullptr) return problem_.sums->store(x.first + row, column, columns, c);
   const anynpu_tensor& y = problem_.args->y;
   const int64_t stride = y.strides[y.ndim - 1];
   RowOutput output = {};

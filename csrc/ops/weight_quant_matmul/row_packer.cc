@@ -2,6 +2,7 @@
 #include "ops/weight_quant_matmul/row_packer.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/integer.h"
 #include "ops/weight_quant_matmul/k_blocks.h"
@@ -29,6 +30,10 @@ int64_t RowPacker::threads(int64_t rows) const {
 // Two digits and rests where that may pay. In the digits scheme all rows of a call have as many digits; in words a row
 // stands alone.
 PackedX RowPacker::pack(int64_t first, int64_t count) const {
+  if (problem_.sums != nullptr) {
+    pack_bytes(first, count);
+    return {plan_.scheme, plan_.digits, storage_.packed, first, count};
+  }
   const bool with_rests = plan_.most_rests > 0;
   const int32_t digits = with_rests ? 2 : plan_.digits;
   pack_rows(first, count, digits, with_rests);
@@ -72,6 +77,42 @@ void RowPacker::pack_rows(int64_t first, int64_t count, int32_t digits, bool wit
       if (storage_.wants_f32[row] && plan_.scheme != Scheme::bf16) forget_rests(row, count);
     }
   });
+}
+
+void RowPacker::pack_bytes(int64_t first, int64_t count) const {
+  const anynpu_tensor& x = problem_.args->x;
+  parallel_slices(storage_, threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch&) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t tile = row / plan_.tile_rows * plan_.tile_rows;
+      storage_.wants_f32[row] = false;
+      pack_byte_row(static_cast<const int8_t*>(x.data) + row_elements(x, first + row), x.strides[x.ndim - 1],
+                    {storage_.packed, storage_.digit_blocks, count, tile, std::min(plan_.tile_rows, count - tile),
+                     row - tile, nullptr});
+    }
+  });
+}
+
+// Four k to a word, with zeros behind the last block.
+void RowPacker::pack_byte_row(const int8_t* from, int64_t stride, const PackedRow& row) const {
+  for (int64_t block = 0; block < plan_.block_count; ++block) {
+    const KBlock& k = storage_.blocks[block];
+    int8_t gathered[kSpan];
+    const int8_t* values = from + k.k * stride;
+    if (stride != 1) {
+      for (int64_t i = 0; i < k.count; ++i) gathered[i] = values[i * stride];
+      values = gathered;
+    }
+    int32_t* to = row.packed + k.k / 4 * row.rows + ceil_divide(k.count, 4) * row.tile + row.row;
+    int64_t i = 0;
+    for (; i + 4 <= k.count; i += 4, to += row.tile_rows) std::memcpy(to, values + i, 4);
+    if (i < k.count) {
+      *to = 0;
+      std::memcpy(to, values + i, static_cast<size_t>(k.count - i));
+    }
+    int32_t sum = 0;
+    for (i = 0; i < k.count; ++i) sum += values[i];
+    row.info[block * row.rows + row.tile + row.row].compensation[0] = -problem_.panel_bias() * sum;
+  }
 }
 
 PackedX RowPacker::pack_f32(int64_t count, int32_t* packed) const {

@@ -31,6 +31,8 @@ class RowPacker {
   int64_t tile_rows(int32_t digits) const;
   void forget_rests(int64_t row, int64_t rows) const;
   void pack_rows(int64_t first, int64_t count, int32_t digits, bool with_rests) const;
+  void pack_bytes(int64_t first, int64_t count) const;
+  void pack_byte_row(const int8_t* from, int64_t stride, const PackedRow& row) const;
 
   const WeightQuantProblem& problem_;
   const WeightQuantPlan& plan_;

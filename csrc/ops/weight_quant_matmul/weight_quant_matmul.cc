@@ -56,7 +56,10 @@ int32_t read_prepacked(WeightQuantProblem* problem) {
   return ANYNPU_OK;
 }
 
-int32_t run(const WeightQuantProblem& problem, void* workspace, size_t workspace_bytes) {
+}  // namespace
+
+int32_t run_weight_quant_matmul(const char* op, const WeightQuantProblem& problem, void* workspace,
+                                size_t workspace_bytes) {
   const GemmKernel& kernel = gemm_kernel();
   const WeightQuantPlan plan = make_plan(problem, kernel);
   const size_t needed = static_cast<size_t>(lay_out(problem, plan, nullptr).bytes);
@@ -67,12 +70,13 @@ int32_t run(const WeightQuantProblem& problem, void* workspace, size_t workspace
   }
   if (base == nullptr) base = static_cast<uint8_t*>(scratch(ScratchSlot::main, needed));
   int32_t* fallback = nullptr;
-  if (plan.scheme != Scheme::f32) {
+  const bool may_fall_back = plan.scheme != Scheme::f32 && problem.sums == nullptr;
+  if (may_fall_back) {
     const size_t bytes = static_cast<size_t>(plan.chunk_rows * problem.k) * sizeof(float);
     fallback = static_cast<int32_t*>(scratch(ScratchSlot::fallback, std::max<size_t>(1, bytes)));
   }
-  if (base == nullptr || (plan.scheme != Scheme::f32 && fallback == nullptr)) {
-    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of scratch", kOp, needed);
+  if (base == nullptr || (may_fall_back && fallback == nullptr)) {
+    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of scratch", op, needed);
   }
   const WeightQuantStorage storage = lay_out(problem, plan, base);
   fill_blocks(problem.k, problem.group, storage.blocks);
@@ -89,7 +93,6 @@ int32_t run(const WeightQuantProblem& problem, void* workspace, size_t workspace
   return ANYNPU_OK;
 }
 
-}  // namespace
 }  // namespace anynpu
 
 using anynpu::fail;
@@ -114,5 +117,5 @@ extern "C" int32_t anynpu_weight_quant_matmul(const anynpu_weight_quant_matmul_a
   ANYNPU_TRY(anynpu::check_all_data(*args));
   if (args->weight.dtype == ANYNPU_UINT8) ANYNPU_TRY(anynpu::read_prepacked(&problem));
   if (anynpu::element_count(args->y) == 0) return ANYNPU_OK;
-  return anynpu::run(problem, workspace, workspace_bytes);
+  return anynpu::run_weight_quant_matmul("weight_quant_matmul", problem, workspace, workspace_bytes);
 }

@@ -15,7 +15,15 @@ struct Channels {
   int64_t column_stride;
 };
 
-// A checked call.
+// Takes the sums of x * q * scale of int8 rows.
+class RowSums {
+ public:
+  virtual ~RowSums() = default;
+  // Those of columns [column, column + columns) of row `row` of x, counted through all axes; `sums` may be changed.
+  virtual void store(int64_t row, int64_t column, int64_t columns, float* sums) const = 0;
+};
+
+// A checked call. With `sums` x is int8 and weights are int4, bias and quant_scale are absent, and y is not looked at.
 struct WeightQuantProblem {
   const anynpu_weight_quant_matmul_args* args;
   int64_t m, k, n;
@@ -25,10 +33,15 @@ struct WeightQuantProblem {
   WeightView weight;                                        // of a prepacked weight only bits is known before the run
   Channels scale, offset, bias, quant_scale, quant_offset;  // data may be null
   bool has_offset, has_bias, has_quant;
+  const RowSums* sums;
 
   int32_t panel_bias() const { return weight.source.bits == 8 ? 128 : 8; }  // of the bytes of a panel (gemm/gemm.h)
 };
 
 int32_t check_weight_quant_matmul(const anynpu_weight_quant_matmul_args& args, WeightQuantProblem* problem);
+
+// In `workspace` if it is large enough.
+int32_t run_weight_quant_matmul(const char* op, const WeightQuantProblem& problem, void* workspace,
+                                size_t workspace_bytes);
 
 }  // namespace anynpu

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import torch
 
-from anynpu.ops.quant_matmul.int4 import GROUP, applies, require_group_rules, require_int4_rules
-from anynpu.ops.quant_matmul.spec import OP, output_shape
-from anynpu.ops.weight_quant_matmul.spec import is_transposed, matrix_shape
+from anynpu.ops.quant_matmul.spec import is_int4, output_shape, require_int4_rules
+from anynpu.ops.weight_quant_matmul.reference import unprepacked
+from anynpu.ops.weight_quant_matmul.spec import is_prepacked, is_transposed
+
+EXACT_INT4_K = 16384  # |sum| <= 128 * 8 * K <= 2^24, so that float32 holds it
+INT4_BLOCK = 256  # k whose sum is an integer in any case
 
 
 def exact_sums(x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
@@ -47,24 +50,43 @@ def int4_values(words: torch.Tensor) -> torch.Tensor:
     return torch.where(nibbles < 8, nibbles, nibbles - 16).flatten(-2).to(torch.int8)
 
 
-def int8_operands(x1: torch.Tensor, x2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x1 and x2 with their int4 values apart."""
-    x1 = int4_values(x1) if x1.dtype == torch.int32 else x1
-    matrix_shape(OP, x2, x1.shape[-1])
-    return x1, int4_values(x2.t()).t() if is_transposed(x2, x1.shape[-1]) else int4_values(x2)
+def int8_weight(x2: torch.Tensor, k: int, n: int | None = None) -> torch.Tensor:
+    """x2 with its int4 values apart."""
+    if is_prepacked(x2):
+        weight = unprepacked(x2)
+        if tuple(weight.shape) != (k, n):
+            raise ValueError(f"quant_matmul: prepacked x2 is {tuple(weight.shape)}, but x1 has K {k} and y has N {n}")
+        return weight
+    if x2.dtype != torch.int32:
+        return x2
+    return int4_values(x2.t()).t() if is_transposed(x2, k) else int4_values(x2)
 
 
-def grouped(x1, x2, scale, offset=None, pertoken_scale=None) -> torch.Tensor:
-    """(sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale before its rounding."""
-    factors = scale_values(scale)[0]
-    parts = [slice(k, k + GROUP) for k in range(0, x2.shape[0], GROUP)]
-    value = sum(exact_sums(x1[..., part], x2[part]) * factor for part, factor in zip(parts, factors, strict=True))
-    value = value if offset is None else value + offset.double()
-    return value if pertoken_scale is None else value * pertoken_scale.double().reshape(-1, 1)
+def grouped(
+    x1, x2, scale, group_size, *, offset=None, pertoken_scale=None, bias=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale + bias before its rounding, and its magnitudes."""
+    value = magnitude = torch.zeros((*x1.shape[:-1], x2.shape[-1]), dtype=torch.float64)
+    for group, factor in enumerate(scale_values(scale)[0]):
+        end = min((group + 1) * group_size, x2.shape[0])
+        for k in range(group * group_size, end, INT4_BLOCK):
+            part = slice(k, min(k + INT4_BLOCK, end))
+            term = exact_sums(x1[..., part], x2[part]) * factor
+            value, magnitude = value + term, magnitude + term.abs()
+    if offset is not None:
+        value, magnitude = value + offset.double(), magnitude + offset.double().abs()
+    if pertoken_scale is not None:
+        token = pertoken_scale.double().reshape(-1, 1)
+        value, magnitude = value * token, magnitude * token.abs()
+    return (value, magnitude) if bias is None else (value + bias.double(), magnitude + bias.double().abs())
 
 
-def unrounded(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """y before its rounding, and the sum of the magnitudes of its terms."""
+def unrounded(
+    x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, group_size=0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y before its rounding, and the sum of the magnitudes of its terms; both operands in int8."""
+    if group_size:
+        return grouped(x1, x2, scale, group_size, offset=offset, pertoken_scale=pertoken_scale, bias=bias)
     sums = exact_sums(x1, x2)
     factor, word_offset = scale_values(scale)
     if pertoken_scale is not None:
@@ -88,46 +110,71 @@ def quant_matmul(
     bias: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
     group_size: int = 0,
+    n: int | None = None,
 ) -> torch.Tensor:
-    """(x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias + offset; int32 output: x1 @ x2 + bias."""
-    if applies(x1, x2, group_size):
+    """(x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias + offset; int32 output: x1 @ x2 + bias.
+
+    With groups (sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale + float bias.
+    """
+    if isinstance(x1, torch.Tensor) and x1.dtype == torch.int32:
         require_int4_rules(x1, x2, output_dtype, group_size)
-        x1, x2 = int8_operands(x1, x2)
-    if group_size:
-        require_group_rules(x1, x2, scale, offset, pertoken_scale, bias, group_size)
-        return round_once(grouped(x1, x2, scale, offset, pertoken_scale), output_dtype)
-    output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
+        x1 = int4_values(x1)
+    output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
+    x2 = int8_weight(x2, x1.shape[-1], n)
     dtype = output_dtype or torch.int8
     if dtype == torch.int32:
         sums = exact_sums(x1, x2)
         return (sums if bias is None else sums + bias).int()
     if dtype != torch.int8 and scale.dtype in (torch.int64, torch.uint64):
         scale = scale_values(scale)[0].float()  # the offset of the word is for int8
-    value, _ = unrounded(x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias)
+    options = {"offset": offset, "pertoken_scale": pertoken_scale, "bias": bias, "group_size": group_size}
+    value, _ = unrounded(x1, x2, scale, **options)
     if dtype == torch.int8:
         return value.nan_to_num(nan=0.0).round().clamp(-128, 127).to(torch.int8)
     return round_once(value, dtype)
 
 
-def error_bound(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None) -> torch.Tensor:
+def error_bound(
+    x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None, group_size=0, n=None
+) -> torch.Tensor:
     """How far an element may be from the reference.
 
     Float32 epilogue: the conversion of the sum, two products and two additions round by at most 2^-24 each, relative
     to what they produce, so |error| <= 5 * 2^-24 * (|sum * scale * pts| + |bias| + |offset|) =: e before the last
     rounding. That one adds at most a unit of the output, where e crosses a tie; for int8 a tie within e of the value
     gives one code. With nothing but a scale the 16-bit floats are exact, int32 always is.
+
+    Of int4 weights with groups a term is the exact sum of a block, at most 256 k of a group, times its scale, which
+    rounds once; of B blocks each addition rounds once more, and so do those of offset and bias and the product with
+    pertoken_scale: at most B + 4 roundings meet a term, |error| <= (B + 4) * 2^-24 * magnitudes. Without groups the
+    sums of more than 16384 k are those of B such blocks with a scale of 1, added up in float32: B roundings more.
     """
-    value, magnitude = unrounded(x1, x2, scale, offset=offset, pertoken_scale=pertoken_scale, bias=bias)
+    x1 = int4_values(x1) if x1.dtype == torch.int32 else x1
+    k, int4, x2 = x1.shape[-1], is_int4(x2), int8_weight(x2, x1.shape[-1], n)
+    options = {"offset": offset, "pertoken_scale": pertoken_scale, "bias": bias, "group_size": group_size}
+    value, magnitude = unrounded(x1, x2, scale, **options)
     dtype = output_dtype or torch.int8
     if dtype == torch.int32:
         return torch.zeros_like(value)
     floating_bias = bias is not None and bias.dtype != torch.int32
-    if dtype in (torch.float16, torch.bfloat16) and pertoken_scale is None and not floating_bias:
+    exact_sums = not group_size and (k <= EXACT_INT4_K or not int4)
+    if dtype in (torch.float16, torch.bfloat16) and pertoken_scale is None and not floating_bias and exact_sums:
         return torch.zeros_like(value)
     error = 5 * 2.0**-24 * magnitude
+    if group_size:
+        error = (_blocks(k, group_size) + 4) * 2.0**-24 * magnitude
+    elif not exact_sums:
+        row = scale_values(scale)[0].expand(1, value.shape[-1])
+        error = error + _blocks(k, k) * 2.0**-24 * grouped(x1, x2, row.float(), k, pertoken_scale=pertoken_scale)[1]
     if dtype == torch.int8:
         near_tie = ((value - value.floor()) - 0.5).abs() <= error
         return near_tie.double()
     limits = torch.finfo(dtype)
     unit = torch.exp2(torch.floor(torch.log2((value.abs() + error).clamp(min=limits.tiny)))) * limits.eps
     return error + unit
+
+
+def _blocks(k: int, group_size: int) -> int:
+    """How many blocks of at most INT4_BLOCK k, none of which is in two groups."""
+    whole, rest = divmod(k, group_size)
+    return whole * -(-group_size // INT4_BLOCK) + -(-rest // INT4_BLOCK)

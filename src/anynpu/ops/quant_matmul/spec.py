@@ -9,24 +9,47 @@ import torch
 
 from anynpu._check import dtype_name, require, require_dtype, require_tensor
 from anynpu._register import Sample
+from anynpu.ops.weight_quant_matmul.spec import is_prepacked, matrix_shape, prepacked_bytes
 
 OP = "quant_matmul"
 SCHEMA = (
     "(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, Tensor? pertoken_scale=None, Tensor? bias=None, "
-    "ScalarType? output_dtype=None) -> Tensor"
+    "ScalarType? output_dtype=None, SymInt group_size=0, SymInt? n=None) -> Tensor"
 )
-OUTPUT_DTYPES = (torch.int8, torch.float16, torch.bfloat16, torch.float32, torch.int32)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+OUTPUT_DTYPES = (torch.int8, *FLOAT_DTYPES, torch.int32)
 MOST_K = 131071  # int32 sums are exact up to here
 
 
-def _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype) -> None:
-    if torch.int32 in (x1.dtype, x2.dtype):
+def is_int4(x2: torch.Tensor) -> bool:
+    """Whether x2 is words of eight int4, or prepacked."""
+    return x2.dtype == torch.int32 or is_prepacked(x2)
+
+
+def require_int4_rules(x1, x2, output_dtype, group_size) -> None:
+    """What int4 operands and groups ask for beyond the rules of int8."""
+    if group_size and not (x1.dtype == torch.int8 and is_int4(x2)):
         raise NotImplementedError(
-            f"{OP}: torch.ops.anynpu.{OP} takes int8, anynpu.{OP} unpacks int4 (int32) for it; "
-            f"x1 is {dtype_name(x1.dtype)}, x2 is {dtype_name(x2.dtype)}"
+            f"{OP}: groups are implemented for int8 x1 and int4 (int32) x2, got {dtype_name(x1.dtype)} and "
+            f"{dtype_name(x2.dtype)}; what is published of other groups contradicts itself"
         )
+    require(
+        OP,
+        group_size >= 0 and group_size % 32 == 0,
+        f"group_size must be 0 or a positive multiple of 32, got {group_size}",
+    )
+    if x1.dtype == torch.int32:
+        require_dtype(OP, "x2", x2, (torch.int32,))
+    if is_int4(x2) and output_dtype not in FLOAT_DTYPES:
+        expected, got = "float16, bfloat16 or float32", dtype_name(output_dtype or torch.int8)
+        raise TypeError(f"{OP}: When input's dtype is int32, output_dtype must be {expected}, but it is {got}")
+
+
+def _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype) -> None:
+    if x1.dtype == torch.int32:
+        raise NotImplementedError(f"{OP}: torch.ops.anynpu.{OP} takes int8 x1, anynpu.{OP} unpacks int4 for it")
     require_dtype(OP, "x1", x1, (torch.int8,))
-    require_dtype(OP, "x2", x2, (torch.int8,))
+    require_dtype(OP, "x2", x2, (torch.int8, torch.int32, torch.uint8))
     require_dtype(OP, "scale", scale, (torch.int64, torch.uint64, torch.float32, torch.bfloat16))
     for name, tensor in (("offset", offset), ("pertoken_scale", pertoken_scale)):
         if tensor is not None:
@@ -56,6 +79,32 @@ def _require_bias_dtype(bias, pertoken_scale, dtype) -> None:
         raise TypeError(f"{OP}: Bias dtype cannot be float16 when pertoken not given.")
 
 
+def _weight_shape(x1: torch.Tensor, x2: torch.Tensor, n: int | None) -> tuple[int, int]:
+    """K and N of x2."""
+    k = x1.shape[-1]
+    if is_prepacked(x2):
+        if n is None:
+            raise ValueError(f"{OP}: n must be the columns of x2 when it is prepacked, got None")
+        expected = prepacked_bytes(4, k, n)
+        fits = x2.dim() == 1 and x2.is_contiguous() and x2.shape[0] == expected
+        sentence = f"a prepacked (uint8) x2 for K {k} and N {n} must be contiguous with one axis of {expected} bytes"
+        require(OP, fits, f"{sentence} (w4p32), got shape {tuple(x2.shape)}")
+        return k, n
+    if is_int4(x2):
+        require(OP, x2.dim() == 2, f"an int4 x2 must have 2 axes, got {x2.dim()}")
+        shape = matrix_shape(OP, x2, k)
+    else:
+        shape = x2.shape[-2], x2.shape[-1]
+        strides = x2.stride()[-2:]
+        require(
+            OP,
+            x2.numel() == 0 or 1 in strides or 1 in x2.shape[-2:],
+            f"x2 must have stride 1 along one of its last two axes, got {strides}",
+        )
+    require(OP, n is None or n == shape[1], f"n must be the columns of x2, {shape[1]}, got {n}")
+    return shape
+
+
 def _batch_shape(x1: torch.Tensor, x2: torch.Tensor) -> list[int]:
     first, second = list(x1.shape[:-2]), list(x2.shape[:-2])
     axes = max(len(first), len(second))
@@ -81,49 +130,61 @@ def _require_bias_shape(bias: torch.Tensor, batch: list[int], n: int) -> None:
     require(OP, fits, f"bias must have shape (N,) = ({n},), or (batch, 1, N) when y has 3 axes, got {shape}")
 
 
-def output_shape(x1, x2, scale, offset=None, pertoken_scale=None, bias=None, output_dtype=None) -> list[int]:
-    """Checks everything that does not need data; returns the shape of y."""
-    for name, tensor in (("x1", x1), ("x2", x2), ("scale", scale)):
-        require_tensor(OP, name, tensor)
-    dtype = output_dtype or torch.int8
-    _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype)
-    for name, tensor in (("x1", x1), ("x2", x2)):
-        dims = tensor.dim()
-        require(OP, 2 <= dims <= 6, f"{name} dim num should be 2 ~ 6, please check {name} dim num, got {dims}")
-    m, k, n = x1.shape[-2], x1.shape[-1], x2.shape[-1]
-    require(
-        OP,
-        x2.shape[-2] == k,
-        "k dim of x1 and x2 need be same, please check k dim of x1 and x2: "
-        f"x1 is {tuple(x1.shape)}, x2 is {tuple(x2.shape)}",
-    )
-    require(OP, k >= 1 and k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
-    strides = x2.stride()[-2:]
-    require(
-        OP,
-        x2.numel() == 0 or 1 in strides or 1 in x2.shape[-2:],
-        f"x2 must have stride 1 along one of its last two axes, got {strides}",
-    )
-    batch = _batch_shape(x1, x2)
-    _require_columns("scale", scale, n)
+def _require_scales(scale, offset, pertoken_scale, m, k, n, dtype, group_size) -> None:
+    if group_size:
+        shape, expected = tuple(scale.shape), (-(-k // group_size), n)
+        require(OP, shape == expected, f"scale must have shape (ceil(K / {group_size}), N) = {expected}, got {shape}")
+    else:
+        _require_columns("scale", scale, n)
     _require_columns("offset", offset, n)
-    if offset is not None:
+    if offset is not None and not group_size:
         require(OP, dtype == torch.int8, f"offset needs an int8 output, got {dtype_name(dtype)}")
     if pertoken_scale is not None:
         shape = tuple(pertoken_scale.shape)
         require(
             OP,
-            len(shape) == 1 and shape[0] == m,
+            shape == (m,) or (group_size > 0 and shape == (m, 1)),
             f"the pertoken_scale dim num must be 1 and its shape (M,) = ({m},), got {shape}",
         )
+
+
+def output_shape(
+    x1, x2, scale, offset=None, pertoken_scale=None, bias=None, output_dtype=None, group_size=0, n=None
+) -> list[int]:
+    """Checks everything that does not need data; returns the shape of y."""
+    for name, tensor in (("x1", x1), ("x2", x2), ("scale", scale)):
+        require_tensor(OP, name, tensor)
+    dtype = output_dtype or torch.int8
+    require_int4_rules(x1, x2, output_dtype, group_size)
+    _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype)
+    for name, tensor in (("x1", x1), ("x2", x2)):
+        if is_prepacked(tensor):
+            continue
+        dims = tensor.dim()
+        require(OP, 2 <= dims <= 6, f"{name} dim num should be 2 ~ 6, please check {name} dim num, got {dims}")
+    m, k = x1.shape[-2:]
+    weight_k, n = _weight_shape(x1, x2, n)
+    require(
+        OP,
+        weight_k == k,
+        "k dim of x1 and x2 need be same, please check k dim of x1 and x2: "
+        f"x1 is {tuple(x1.shape)}, x2 is {tuple(x2.shape)}",
+    )
+    require(OP, k >= 1 and k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
+    batch = _batch_shape(x1, x2)
+    _require_scales(scale, offset, pertoken_scale, m, k, n, dtype, group_size)
     if bias is not None:
+        if group_size and bias.dtype == torch.int32:
+            raise TypeError(f"{OP}: an int32 bias must be absent with groups, whose sums are scaled apart")
         _require_bias_shape(bias, batch, n)
     return [*batch, m, n]
 
 
-def fake(x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None) -> torch.Tensor:
+def fake(
+    x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None, group_size=0, n=None
+) -> torch.Tensor:
     """Fake kernel."""
-    shape = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
+    shape = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
     return x1.new_empty(shape, dtype=output_dtype or torch.int8)
 
 

@@ -9,7 +9,8 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._triton import ceil_divide, dot, encoded_offset, encoded_scale, launch, report, rounded, tile_of
-from anynpu.ops.quant_matmul.spec import OP, output_shape
+from anynpu.ops.quant_matmul import int4
+from anynpu.ops.quant_matmul.spec import OP, is_int4, output_shape
 
 _BIAS = _device_errors.new_rule(OP, "bias", "must be so small that int32 sums cannot overflow")
 
@@ -103,9 +104,16 @@ def quant_matmul(
     pertoken_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
+    group_size: int = 0,
+    n: int | None = None,
 ) -> torch.Tensor:
     """See ``anynpu.quant_matmul``; a bias that is too large is told by ``anynpu.check_device_errors``."""
-    *batches, m, n = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype)
+    *batches, m, n = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
+    if is_int4(x2):
+        x2 = int4.unpacked_x2(x2, x1.shape[-1])
+    if group_size:
+        rest = (scale, offset, pertoken_scale, bias, output_dtype, group_size)
+        return int4.sum_groups(quant_matmul, x1, x2, *rest)
     y = x1.new_empty((*batches, m, n), dtype=output_dtype or torch.int8)
     if y.numel() == 0:
         return y
