@@ -85,6 +85,13 @@ assert torch.equal(weight_only.double(), sums / 2)
 twice = lambda a, b: torch_npu.npu_mm_all_reduce_base(a, b, names[0]) * 2
 compiled = torch.compile(twice, backend="npu", fullgraph=True)
 assert torch.equal(compiled(x.half(), weight.half()).double(), sums * 2)
+graph, static, total = torch.npu.NPUGraph(), torch.zeros_like(x).half(), torch.zeros(1).npu()
+with torch.npu.graph(graph):
+    replayed = twice(static, weight.half())
+    dist.all_reduce(total)
+static.copy_(x), total.fill_(rank + 1)
+graph.replay()
+assert torch.equal(replayed.double(), sums * 2) and total.item() == 3
 refused = (({"reduce_op": "max"}, "reduce_op must be 'sum', got 'max'"), ({"x3": product}, "x3 is for modes"))
 for options, text in refused:
     try:

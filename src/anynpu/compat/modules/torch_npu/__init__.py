@@ -27,6 +27,12 @@ from anynpu.compat.cache_operators import (
 )
 from anynpu.compat.collective_operators import npu_mm_all_reduce_base
 from anynpu.compat.decoding_operators import npu_attention_update, npu_top_k_top_p
+from anynpu.compat.dispatch_operators import (
+    npu_moe_distribute_combine,
+    npu_moe_distribute_combine_v2,
+    npu_moe_distribute_dispatch,
+    npu_moe_distribute_dispatch_v2,
+)
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.float_operators import (
     fast_gelu,
@@ -138,6 +144,10 @@ __all__ = [
     "npu_weight_quant_batchmatmul",
     "npu_dequant_swiglu_quant",
     "npu_moe_compute_expert_tokens",
+    "npu_moe_distribute_combine",
+    "npu_moe_distribute_combine_v2",
+    "npu_moe_distribute_dispatch",
+    "npu_moe_distribute_dispatch_v2",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",
     "npu_moe_gating_top_k_softmax",

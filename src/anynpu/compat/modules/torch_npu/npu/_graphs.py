@@ -32,6 +32,17 @@ def _storages(value: Any) -> dict[int, torch.UntypedStorage]:
     return {storage._cdata: storage for storage in found}
 
 
+def _finished(collective: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A collective of torch.distributed, which runs beside others until it is waited for."""
+    results = collective(*args, **kwargs)
+    for leaf in tree_leaves(results):
+        if isinstance(leaf, torch.Tensor):
+            torch.ops._c10d_functional.wait_tensor(leaf)
+        elif isinstance(leaf, torch.ScriptObject):
+            leaf.wait()
+    return results
+
+
 class _Recorder(TorchDispatchMode):
     """Notes every operator with its arguments and the results that replays write to."""
 
@@ -47,7 +58,10 @@ class _Recorder(TorchDispatchMode):
             raise RuntimeError(
                 f"NPUGraph: the values of tensors cannot be read while a graph is captured, got a call of {operator}"
             )
-        writes = self._keep_what_is_written(operator, args, kwargs)
+        collective = operator.namespace in ("c10d", "_c10d_functional")
+        if collective:  # their schemas do not say what they write to
+            self._keep((args, kwargs))
+        writes = self._keep_what_is_written(operator, args, kwargs) or collective
         result = operator(*args, **kwargs)
         given, results = _storages((args, kwargs)), tree_leaves(result)
         made = [
@@ -57,7 +71,8 @@ class _Recorder(TorchDispatchMode):
         ]
         self._made.update(_storages([tensor for _, tensor in made]))
         if made or writes:  # views see what replays write
-            self.calls.append((operator, args, kwargs, made))
+            call = functools.partial(_finished, operator) if collective else operator
+            self.calls.append((call, args, kwargs, made))
         return result
 
     def _keep_what_is_written(self, operator: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
