@@ -92,6 +92,48 @@ with torch.npu.graph(graph):
 static.copy_(x), total.fill_(rank + 1)
 graph.replay()
 assert torch.equal(replayed.double(), sums * 2) and total.item() == 3
+
+# Rows of the sum for each rank; rows of all ranks times this rank's weight.
+tall = [a.flatten(0, 1) for a, _ in both]
+products = [a.double() @ b.double() for a, (_, b) in zip(tall, both)]
+part = torch_npu.npu_mm_reduce_scatter_base(tall[rank].half(), weight.half(), names[0], 2, comm_mode="aiv")
+assert part.dtype == torch.float16 and torch.equal(part.double(), sum(products).chunk(2)[rank])
+every = torch.cat(tall)
+y, rows = torch_npu.npu_all_gather_base_mm(
+    tall[rank].bfloat16(), weight.bfloat16(), names[1], 2, bias=torch.ones(8).bfloat16().npu()
+)
+exact = every.double() @ weight.double() + 1
+assert torch.equal(rows.double(), every.double()) and torch.equal(y, exact.bfloat16())
+per_token = [torch.arange(1.0, 7)[:, None] * 2.0**-i for i in (0, 1)]
+int8 = {"x2_scale": scale[None]}
+pair = tall[rank].to(torch.int8), weight.to(torch.int8)
+y, rows = torch_npu.npu_all_gather_base_mm(*pair, names[0], 2, x1_scale=per_token[rank], gather_output=False, **int8)
+exact = every.double() @ weight.double() * torch.cat(per_token).double() / 2
+assert rows.numel() == 0 and torch.equal(y, exact.bfloat16())
+part = torch_npu.npu_mm_reduce_scatter_base(
+    *pair, names[0], 2, x1_scale=per_token[rank], output_dtype=torch.float16, **int8
+)
+exact = sum((a * b.double() / 2).half() for a, b in zip(products, per_token))
+assert torch.equal(part, exact.chunk(2)[rank])
+words = torch_npu.npu_trans_quant_param(scale)[None]
+part = torch_npu.npu_mm_reduce_scatter_base(*pair, names[0], 2, x2_scale=words)
+assert part.dtype == torch.float16 and torch.equal(part.double(), sum(products).chunk(2)[rank] / 2)
+part = torch_npu.npu_mm_reduce_scatter_base(*pair, names[0], 2, x2_scale=scale, output_dtype=torch.bfloat16)
+assert torch.equal(part, sum((a / 2).bfloat16() for a in products).chunk(2)[rank])
+for options, text in (
+    ({"world_size": 3}, "world_size must be that of hcom, 2, got 3"),
+    ({"comm_turn": 1}, "comm_turn must be 0, got 1"),
+    ({"x2_scale": words, "x1_scale": per_token[0]}, "x1_scale is for float32 x2_scale"),
+    ({"x2_scale": scale[:4]}, "x2_scale must have shape (1, 8) or (8,), got (4,)"),
+    ({"bias": scale.half()}, "bias is for modes"),
+):
+    try:
+        torch_npu.npu_mm_reduce_scatter_base(*pair, **{"hcom": names[0], "world_size": 2} | options)
+    except RuntimeError as error:
+        assert text in str(error), error
+    else:
+        raise AssertionError(text)
+
 refused = (({"reduce_op": "max"}, "reduce_op must be 'sum', got 'max'"), ({"x3": product}, "x3 is for modes"))
 for options, text in refused:
     try:

@@ -25,7 +25,11 @@ from anynpu.compat.cache_operators import (
     scatter_update,
     scatter_update_,
 )
-from anynpu.compat.collective_operators import npu_mm_all_reduce_base
+from anynpu.compat.collective_operators import (
+    npu_all_gather_base_mm,
+    npu_mm_all_reduce_base,
+    npu_mm_reduce_scatter_base,
+)
 from anynpu.compat.decoding_operators import npu_attention_update, npu_top_k_top_p
 from anynpu.compat.dispatch_operators import (
     npu_moe_distribute_combine,
@@ -179,7 +183,9 @@ __all__ = [
     "npu_interleave_rope",
     "npu_kv_rmsnorm_rope_cache",
     "npu_linear",
+    "npu_all_gather_base_mm",
     "npu_mm_all_reduce_base",
+    "npu_mm_reduce_scatter_base",
     "npu_mrope",
     "npu_prefetch",
     "npu_prompt_flash_attention",
