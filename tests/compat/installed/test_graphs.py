@@ -121,3 +121,109 @@ def test_wrong_orders_of_calls():
     assert graph.pool() == (0, 7)
     with pytest.raises(NotImplementedError, match="auto_dispatch_capture"):
         torch.npu.graph(graph, auto_dispatch_capture=True)
+
+
+class PagedDecoder:
+    """Attention over a paged cache as serving engines capture it: its lengths are changed after each replay began."""
+
+    def __init__(self, paged):
+        self.paged, self.stream, self.update_stream = paged, torch.npu.current_stream(), torch.npu.Stream()
+        generator = torch.Generator().manual_seed(0)
+        self.cache = [torch.randn(6, 16, 2, 8, generator=generator).npu() for _ in range(2)]
+        self.table = torch.tensor([[4, 1], [0, 5]], dtype=torch.int32).npu()
+        self.x, self.out = torch.zeros(2, 4, 8).npu(), torch.empty(2, 4, 8).npu()
+        self.event, self.graph = torch.npu.ExternalEvent(), torch.npu.NPUGraph()
+        with torch.npu.graph(self.graph):
+            self.q = self.x * 2
+            self.event.wait(self.stream)
+            self.event.reset(self.stream)
+            torch.npu.graph_task_group_begin(self.stream)
+            self.attend([1, 1])
+            self.handle = torch.npu.graph_task_group_end(self.stream)
+            self.y = self.out.view(2, 32) + 1
+
+    def attend(self, lengths):
+        if self.paged:
+            torch_npu._npu_paged_attention(
+                query=self.q, key_cache=self.cache[0], value_cache=self.cache[1], num_kv_heads=2, num_heads=4,
+                scale_value=0.5, block_table=self.table, context_lens=torch.tensor(lengths, dtype=torch.int32),
+                out=self.out,
+            )  # fmt: skip
+        else:
+            key, value = [cache.view(6, 16, 16) for cache in self.cache]
+            torch_npu.npu_fused_infer_attention_score.out(
+                query=self.q, key=key, value=value, block_table=self.table, input_layout="TND", block_size=16,
+                actual_seq_lengths=[1, 2], actual_seq_lengths_kv=lengths, num_key_value_heads=2, num_heads=4,
+                scale=0.5, workspace=None, out=[self.out, torch.empty(1).npu()],
+            )  # fmt: skip
+
+    def update(self, lengths):
+        torch.npu.graph_task_update_begin(self.update_stream, self.handle)
+        self.attend(lengths)
+        torch.npu.graph_task_update_end(self.update_stream)
+        self.event.record(self.update_stream)
+
+    def expected(self, lengths):
+        result = torch.empty(2, 4, 8, dtype=torch.float64)
+        for sequence, head in ((sequence, head) for sequence in range(2) for head in range(4)):
+            rows = [
+                cache[self.table[sequence].long()].flatten(0, 1)[: lengths[sequence], head // 2] for cache in self.cache
+            ]
+            weights = torch.softmax(rows[0].double() @ self.x[sequence, head].double(), 0)  # 2 * 0.5
+            result[sequence, head] = weights @ rows[1].double()
+        return result.flatten(1) + 1
+
+
+@pytest.mark.parametrize("paged", [True, False])
+@pytest.mark.parametrize("update_first", [True, False])
+def test_a_task_group_takes_new_lengths(paged, update_first):
+    decoder = PagedDecoder(paged)
+    for lengths in ([3, 20], [4, 21], [32, 1]):
+        decoder.x.copy_(torch.randn(2, 4, 8))
+        before = decoder.y.clone()
+        steps = [lambda: decoder.update(lengths), decoder.graph.replay]  # noqa: B023
+        first, second = steps if update_first else steps[::-1]
+        first()
+        assert torch.equal(decoder.y, before)  # an update computes nothing, a replay waits for it
+        second()
+        torch.testing.assert_close(decoder.y.double(), decoder.expected(lengths), rtol=1e-5, atol=1e-5)
+    if not update_first:
+        decoder.graph.replay()
+        with pytest.raises(RuntimeError, match="the last replay waits for an ExternalEvent that nobody recorded"):
+            decoder.graph.replay()
+
+
+def test_wrong_orders_of_task_groups():
+    decoder, stream = PagedDecoder(paged=False), torch.npu.current_stream()
+    x = torch.ones(2, 8, device="npu")
+    for call in (torch.npu.graph_task_group_begin, torch.npu.graph_task_group_end, torch.npu.graph_task_update_end):
+        with pytest.raises(RuntimeError, match=call.__name__):
+            call(stream)
+    torch.npu.graph_task_update_begin(stream, decoder.handle)
+    with pytest.raises(RuntimeError, match="wants no capture and no other update"):
+        torch.npu.graph_task_update_begin(stream, decoder.handle)
+    with pytest.raises(RuntimeError, match="the task group does not call npu.npu_swiglu.default here"):
+        torch_npu.npu_swiglu(x)
+    with pytest.raises(RuntimeError, match="1 tasks of the group were given no arguments"):
+        torch.npu.graph_task_update_end(stream)
+    with pytest.raises(RuntimeError, match="a task group was not ended"), torch.npu.graph(torch.npu.NPUGraph()):
+        torch.npu.graph_task_group_begin(stream)
+        y = torch_npu.npu_swiglu(x)
+    assert torch_npu.npu_swiglu(x).shape == y.shape
+
+
+def test_tasks_with_results_of_their_own():
+    x, stream = torch.zeros(2, 8, device="npu"), torch.npu.current_stream()
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        torch.npu.graph_task_group_begin(stream)
+        y = torch_npu.npu_swiglu(x * 2)
+        handle = torch.npu.graph_task_group_end(stream)
+    x.fill_(1)
+    graph.replay()
+    torch.testing.assert_close(y, torch_npu.npu_swiglu(torch.full((2, 8), 2.0)))
+    torch.npu.graph_task_update_begin(stream, handle)
+    torch_npu.npu_swiglu(x)
+    torch.npu.graph_task_update_end(stream)
+    graph.replay()
+    torch.testing.assert_close(y, torch_npu.npu_swiglu(torch.ones(2, 8)))

@@ -67,6 +67,12 @@ NPUGraph = _graphs.NPUGraph
 graph = _graphs.graph
 graph_pool_handle = _graphs.graph_pool_handle
 is_current_stream_capturing = _graphs.is_current_stream_capturing
+if _target().type == "cpu":
+    ExternalEvent = _graphs.ExternalEvent
+    graph_task_group_begin = _graphs.graph_task_group_begin
+    graph_task_group_end = _graphs.graph_task_group_end
+    graph_task_update_begin = _graphs.graph_task_update_begin
+    graph_task_update_end = _graphs.graph_task_update_end
 
 default_generators = _runtime.default_generators
 manual_seed = _runtime.manual_seed
