@@ -48,3 +48,11 @@ def test_dequantised_codes_are_near(isa):
     codes, scale = anynpu.dynamic_quant(x)
     # Half a step, and the float32 rounding of one division and one product.
     assert torch.all((codes * scale.unsqueeze(1) - x).abs() <= scale.unsqueeze(1) * (0.5 + 127 * 2.0**-22))
+
+
+def test_the_dtype_may_be_left_out():
+    x = torch.randn(3, 8)
+    for mode in ("pertoken", "pertensor"):
+        left_out = torch.ops.anynpu.dynamic_quant(x, quant_mode=mode)
+        for ours, theirs in zip(left_out, anynpu.dynamic_quant(x, quant_mode=mode), strict=True):
+            assert torch.equal(ours, theirs)

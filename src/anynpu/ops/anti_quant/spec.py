@@ -12,7 +12,7 @@ from anynpu._register import Sample
 from anynpu.ops.int4_pack.reference import int4_pack
 
 OP = "anti_quant"
-SCHEMA = "(Tensor x, Tensor scale, Tensor? offset=None, ScalarType dtype=half) -> Tensor"
+SCHEMA = "(Tensor x, Tensor scale, Tensor? offset=None, ScalarType? dtype=None) -> Tensor"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 RESULTS = (torch.float16, torch.bfloat16)
 INT4_PER_WORD = 8

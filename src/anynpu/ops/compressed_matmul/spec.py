@@ -13,7 +13,7 @@ from anynpu._register import Sample
 OP = "compressed_matmul"
 SCHEMA = (
     "(Tensor x, Tensor stream, Tensor index, Tensor? bias, Tensor scale, *, SymInt? n=None, "
-    "bool scale_19_bits=False, Tensor? pertoken_scale=None, ScalarType output_dtype=float16) -> Tensor"
+    "bool scale_19_bits=False, Tensor? pertoken_scale=None, ScalarType? output_dtype=None) -> Tensor"
 )
 OUTPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_K = 131071  # int32 sums are exact up to here

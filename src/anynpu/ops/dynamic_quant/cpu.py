@@ -16,9 +16,10 @@ def _plan(
     x: torch.Tensor,
     smooth_scales: torch.Tensor | None = None,
     group_index: torch.Tensor | None = None,
-    dtype: torch.dtype = torch.int8,
+    dtype: torch.dtype | None = None,
     quant_mode: str = "pertoken",
 ) -> Plan:
+    dtype = dtype or torch.int8
     shape, scale_shape = output_shapes(x, smooth_scales, group_index, dtype, quant_mode)
     outputs = [(shape, dtype), (scale_shape, torch.float32)]
     return _call.plan([x, smooth_scales, group_index], outputs, (MODES.index(quant_mode), 0))

@@ -12,7 +12,7 @@ from anynpu._register import Sample
 
 OP = "dynamic_quant"
 SCHEMA = (
-    "(Tensor x, Tensor? smooth_scales=None, Tensor? group_index=None, ScalarType dtype=int8, "
+    "(Tensor x, Tensor? smooth_scales=None, Tensor? group_index=None, ScalarType? dtype=None, "
     'str quant_mode="pertoken") -> (Tensor, Tensor)'
 )
 MODES = ("pertoken", "perchannel", "pertensor")
@@ -57,8 +57,9 @@ def output_shapes(x, smooth_scales, group_index, dtype, quant_mode) -> tuple[lis
     return shape, scale
 
 
-def fake(x, smooth_scales=None, group_index=None, dtype=torch.int8, quant_mode="pertoken"):
+def fake(x, smooth_scales=None, group_index=None, dtype=None, quant_mode="pertoken"):
     """Fake kernel."""
+    dtype = dtype or torch.int8
     shape, scale = output_shapes(x, smooth_scales, group_index, dtype, quant_mode)
     return x.new_empty(shape, dtype=dtype), x.new_empty(scale, dtype=torch.float32)
 

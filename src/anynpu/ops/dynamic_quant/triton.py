@@ -139,10 +139,11 @@ def dynamic_quant(
     x: torch.Tensor,
     smooth_scales: torch.Tensor | None = None,
     group_index: torch.Tensor | None = None,
-    dtype: torch.dtype = torch.int8,
+    dtype: torch.dtype | None = None,
     quant_mode: str = "pertoken",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``anynpu.dynamic_quant``; a wrong group_index is told by ``anynpu.check_device_errors``."""
+    dtype = dtype or torch.int8
     shape, scale_shape = output_shapes(x, smooth_scales, group_index, dtype, quant_mode)
     y, scale = x.new_empty(shape, dtype=dtype), x.new_zeros(scale_shape, dtype=torch.float32)
     if x.numel() == 0:

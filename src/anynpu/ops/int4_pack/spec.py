@@ -11,8 +11,8 @@ from anynpu._check import dtype_name, require, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu._strict import check_int4_pack_limits
 
-PACK_SCHEMA = "(Tensor weight, ScalarType dtype=int) -> Tensor"
-UNPACK_SCHEMA = "(Tensor packed, ScalarType dtype=int) -> Tensor"
+PACK_SCHEMA = "(Tensor weight, ScalarType? dtype=None) -> Tensor"
+UNPACK_SCHEMA = "(Tensor packed, ScalarType? dtype=None) -> Tensor"
 
 VALUES_PER_ELEMENT = {torch.int32: 8, torch.uint8: 2}
 
