@@ -23,7 +23,7 @@ _ALL = 2147483647  # tokens: no limit
 _COMPRESSED = 2048  # rows and columns of the mask that stands for a causal or banded one
 _CAUSAL_FROM_TOP_LEFT, _CAUSAL, _BAND = 2, 3, 4  # of sparse_mode
 
-Lengths = Sequence[int] | None
+Lengths = Sequence[int] | torch.Tensor | None
 
 
 def _refuse(**arguments: object) -> None:
@@ -133,7 +133,13 @@ def _laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     return x.flatten(-2) if "H" in layout else x
 
 
-def _require_lengths(op: str, name: str, lengths: Lengths, batch: int, most: int) -> Sequence[int]:
+def _listed(lengths: Lengths) -> Sequence[int] | None:
+    """Lengths in a 1-D tensor as a list, as torch takes such a tensor for a list of ints."""
+    whole = isinstance(lengths, torch.Tensor) and lengths.dim() == 1 and not lengths.is_floating_point()
+    return lengths.tolist() if whole else lengths
+
+
+def _require_lengths(op: str, name: str, lengths: Sequence[int] | None, batch: int, most: int) -> Sequence[int]:
     """The length of each of ``batch`` sequences: a list of one serves all."""
     if lengths is None:
         return [most] * batch
@@ -195,9 +201,14 @@ def paged_sequences(
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    hidden: torch.Tensor | None,
+    scale: float,
+    sink: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One sequence; 0 where everything is hidden."""
+    """One sequence; 0 where everything is hidden. ``sink``: of each head, the score of a key whose value is 0."""
     if key.shape[1] == 0:
         return query.new_zeros(*query.shape[:2], value.shape[-1])
     operands = [operand.float().unsqueeze(0) for operand in (query, key, value)]
@@ -207,6 +218,8 @@ def _attend(
     ).squeeze(0)
     if hidden is not None:
         result = result.masked_fill(hidden.all(-1, keepdim=True), 0)
+    if sink is not None:
+        result = result * torch.sigmoid(_log_sum_exp(query, key, hidden, scale) - sink.float()[:, None, None])
     return result.to(query.dtype)
 
 
@@ -256,9 +269,9 @@ class _Operands:
     def sizes(self) -> list[tuple[int, int]]:
         return [(query.shape[1], key.shape[1]) for query, key in zip(self.query, self.key, strict=True)]
 
-    def attend(self, masks: list[torch.Tensor | None], scale: float) -> torch.Tensor:
+    def attend(self, masks: list[torch.Tensor | None], scale: float, sink: torch.Tensor | None = None) -> torch.Tensor:
         operands = zip(self.query, self.key, self.value, masks, strict=True)
-        return _laid_out(self._joined([_attend(*one, scale) for one in operands]), self.layout)
+        return _laid_out(self._joined([_attend(*one, scale, sink) for one in operands]), self.layout)
 
     def log_sum_exp(self, masks: list[torch.Tensor | None], scale: float) -> torch.Tensor:
         """(B, N, S, 1), or (T, N, 1)."""
@@ -295,7 +308,7 @@ def operands_of(
     for name, tensor in (("key", key), ("value", value)):
         require_dtype(op, name, tensor, (query.dtype,))
     source, _, target = layout.partition("_")
-    (q_name, q_lengths), (kv_name, kv_lengths) = lengths.items()
+    (q_name, q_lengths), (kv_name, kv_lengths) = ((name, _listed(value)) for name, value in lengths.items())
     queries = _sequences(op, q_name, _by_head(op, "query", query, source, heads), q_lengths)
     if block_table is None:
         keys, values = (
@@ -433,6 +446,7 @@ def _fused_infer(
     with_lse: bool,
     query_rope: torch.Tensor | None,
     key_rope: torch.Tensor | None,
+    sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD", "TND_NTD")
     shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
@@ -448,14 +462,24 @@ def _fused_infer(
         got = mask.sparse_mode
         raise NotImplementedError(f"{op}: sparse_mode must be 0, 1 or 3 for queries of one token, got {got}")
     masks = mask.of_sequences(op, operands, one_row)
+    if sink is not None:
+        _check_sink(op, sink, heads, with_lse)
     lse = operands.log_sum_exp(masks, scale) if with_lse else query.new_zeros(1, dtype=torch.float32)
-    return operands.attend(masks, scale), lse
+    return operands.attend(masks, scale, sink), lse
+
+
+def _check_sink(op: str, sink: torch.Tensor, heads: int, with_lse: bool) -> None:
+    require_dtype(op, "learnable_sink", sink, _FLOATS)
+    shape = tuple(sink.shape)
+    require(op, shape == (heads,), f"learnable_sink must have shape ({heads},), one score a head, got {shape}")
+    if with_lse:
+        raise NotImplementedError(f"{op}: return_softmax_lse with learnable_sink is not implemented")
 
 
 _V2_TENSORS = (
     "pse_shift", "dequant_scale_query", "dequant_scale_key", "dequant_offset_key",
     "dequant_scale_value", "dequant_offset_value", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out",
-    "quant_scale_p", "learnable_sink",
+    "quant_scale_p",
 )  # fmt: skip
 _V2_MODES = ("query_quant_mode", "key_quant_mode", "value_quant_mode")
 _V2_DTYPES = tuple(
@@ -471,10 +495,10 @@ _V2_DTYPES = tuple(
     "npu_fused_infer_attention_score_v2(Tensor query, Tensor key, Tensor value, *, Tensor? query_rope=None, "
     "Tensor? key_rope=None, "
     + "".join(f"Tensor? {name}=None, " for name in _V2_TENSORS)
-    + "Tensor? atten_mask=None, SymInt[]? actual_seq_qlen=None, SymInt[]? actual_seq_kvlen=None, "
-    "Tensor? block_table=None, int num_query_heads=1, int num_key_value_heads=0, float softmax_scale=1.0, "
-    "int pre_tokens=2147483647, int next_tokens=2147483647, str input_layout='BSH', int sparse_mode=0, "
-    "int block_size=0, int inner_precise=0, bool return_softmax_lse=False, "
+    + "Tensor? learnable_sink=None, Tensor? atten_mask=None, SymInt[]? actual_seq_qlen=None, "
+    "SymInt[]? actual_seq_kvlen=None, Tensor? block_table=None, int num_query_heads=1, int num_key_value_heads=0, "
+    "float softmax_scale=1.0, int pre_tokens=2147483647, int next_tokens=2147483647, str input_layout='BSH', "
+    "int sparse_mode=0, int block_size=0, int inner_precise=0, bool return_softmax_lse=False, "
     + ", ".join([f"int {name}=0" for name in _V2_MODES] + [f"int? {name}=None" for name in _V2_DTYPES])
     + ") -> (Tensor, Tensor)",
     "aclnnFusedInferAttentionScoreV4",
@@ -486,6 +510,7 @@ def npu_fused_infer_attention_score_v2(
     *,
     query_rope: torch.Tensor | None = None,
     key_rope: torch.Tensor | None = None,
+    learnable_sink: torch.Tensor | None = None,
     atten_mask: torch.Tensor | None = None,
     actual_seq_qlen: Lengths = None,
     actual_seq_kvlen: Lengths = None,
@@ -502,7 +527,10 @@ def npu_fused_infer_attention_score_v2(
     return_softmax_lse: bool = False,
     **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``npu_fused_infer_attention_score`` with other names of its arguments; ``others`` are refused."""
+    """``npu_fused_infer_attention_score`` with other names of its arguments; ``others`` are refused.
+
+    ``learnable_sink``, (N,), is the score of one more key of each head, which all queries see and whose value is 0.
+    """
     op = "npu_fused_infer_attention_score_v2"
     for name in others:
         if name not in (*_V2_TENSORS, *_V2_MODES, *_V2_DTYPES):
@@ -512,7 +540,7 @@ def npu_fused_infer_attention_score_v2(
     mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
-        mask, softmax_scale, return_softmax_lse, query_rope, key_rope,
+        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, learnable_sink,
     )  # fmt: skip
 
 

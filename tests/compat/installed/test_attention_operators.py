@@ -242,11 +242,52 @@ def test_the_second_version_has_other_names(rows, options):
         assert all(map(torch.equal, function.npu_fused_infer_attention_score_v2(*tensors, **renamed), expected))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_sinks_are_keys_without_a_value(dtype, masked):
+    query, key, value = operands(2, 5, 9, dtype)
+    key = key[:, :, : 3 if masked else 9]  # masked: the first queries see no key
+    value = value[:, :, : key.shape[2]]
+    sink = reals(HEADS, dtype=dtype, seed=3)
+    sink[0], sink[1] = 8, -8
+    mask = {"atten_mask": CAUSAL, "sparse_mode": 3} if masked else {}
+    hidden = CAUSAL[:5, :5][:, 2:] if masked else None
+    y, lse, error, lse_error = batched(query, key, value, lambda b: hidden)
+    above = lse - sink.double()[:, None, None]
+    share = above.sigmoid()
+    error = share * (error + y.abs() * (lse_error.nan_to_num(0) + (8 + above.abs().nan_to_num(0, 0, 0)) * UNIT))
+    y_sunk, _ = torch_npu.npu_fused_infer_attention_score_v2(
+        query, key, value, learnable_sink=sink, num_query_heads=HEADS, num_key_value_heads=KV_HEADS,
+        softmax_scale=SCALE, input_layout="BNSD", **mask,
+    )  # fmt: skip
+    assert_near(y_sunk, y * share, error, dtype)
+    assert not masked or not y_sunk[:, :, :2].any()
+
+
+def test_lengths_may_be_a_tensor():
+    tensors, lengths = operands(2, 5, 9), [9, 4]
+    options = {**FUSED, "input_layout": "BNSD"}
+    for function in (torch_npu, torch.ops.npu):
+        results = [
+            function.npu_fused_infer_attention_score(*tensors, **options, actual_seq_lengths_kv=kind(lengths))[0]
+            for kind in (list, torch.tensor)
+        ]
+        assert torch.equal(*results)
+
+
 def test_refusals_of_the_second_version():
     q, k, v = operands(2, 5, 9)
-    for name, value in {"learnable_sink": q, "key_quant_mode": 1, "out_dtype": torch.int8}.items():
+    for name, value in {"quant_scale_p": q, "key_quant_mode": 1, "out_dtype": torch.int8}.items():
         with pytest.raises(NotImplementedError, match=f"{name} is not supported by anynpu"):
             torch_npu.npu_fused_infer_attention_score_v2(q, k, v, **{name: value})
+    sink, sinks = (
+        torch.zeros(HEADS),
+        {"num_query_heads": HEADS, "input_layout": "BNSD", "num_key_value_heads": KV_HEADS},
+    )
+    with pytest.raises(ValueError, match=r"learnable_sink must have shape \(6,\), one score a head, got \(2,\)"):
+        torch_npu.npu_fused_infer_attention_score_v2(q, k, v, learnable_sink=sink[:2], **sinks)
+    with pytest.raises(NotImplementedError, match="return_softmax_lse with learnable_sink is not implemented"):
+        torch_npu.npu_fused_infer_attention_score_v2(q, k, v, learnable_sink=sink, return_softmax_lse=True, **sinks)
     with pytest.raises(TypeError, match="got an unexpected keyword argument 'num_heads'"):
         torch_npu.npu_fused_infer_attention_score_v2(q, k, v, num_heads=8)
     with pytest.raises(ValueError, match="actual_seq_qlen"):
