@@ -16,7 +16,6 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 528;    // rows of x packed at once: whole tiles of every tier, and more than 512
 constexpr int64_t kColumns = 128;       // of a task
-constexpr int64_t kSums = 1 << 17;      // of a task that may be wider
 constexpr int64_t kTaskWork = 1 << 18;  // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kPackWork = 1 << 15;  // values of x a thread
 
@@ -33,7 +32,7 @@ class Gemm {
     const double work =
         static_cast<double>(problem.k) * static_cast<double>(problem.n) * static_cast<double>(chunk_rows_);
     threads_ = thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork);
-    const int64_t cached = kSums / chunk_rows_ / kColumns * kColumns;
+    const int64_t cached = kernel_.wide_sums / chunk_rows_ / kColumns * kColumns;
     columns_ =
         std::max(kColumns, std::min({weight_.wide(), cached, round_up(ceil_divide(problem.n, threads_), kColumns)}));
     const int64_t span_unit = std::max<int64_t>(32, 4 * kernel_.unit_steps);
@@ -156,10 +155,20 @@ class Gemm {
         const int64_t count = std::min(product_rows_, rows - i);
         int32_t* c = sums + i % sum_rows_ * columns_;
         if (k == 0) std::fill_n(c, count * columns_, 0);
+        if (k + span_ >= problem_.k) fetch_result(first + row + i, count, column, columns);
         multiply_panels(part, memory, &nibbles, {row, i, rows, count}, c);
         if (k + span_ < problem_.k) continue;
         store_int8_sums(problem_, {c, columns_, compensation_ + row + i, first + row + i, count, column, columns});
       }
+    }
+  }
+
+  // Brings near the part of the result that is stored next.
+  void fetch_result(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const int64_t element = dtype_bits(problem_.y_dtype) / 8;
+    const auto* at = static_cast<const uint8_t*>(problem_.y) + (row * problem_.n + column) * element;
+    for (const uint8_t* end = at + rows * problem_.n * element; at < end; at += problem_.n * element) {
+      for (int64_t byte = 0; byte < columns * element; byte += 64) __builtin_prefetch(at + byte, 1);
     }
   }
 

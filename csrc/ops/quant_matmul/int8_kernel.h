@@ -12,7 +12,8 @@ namespace anynpu {
 
 constexpr int64_t kDirectK = 32;  // to a multiple of which few rows of x are padded
 constexpr int64_t kAnyRows = int64_t{1} << 40;
-constexpr int64_t kUnitSteps = 16;  // of tiers whose products take more than one step
+constexpr int64_t kUnitSteps = 16;        // of tiers whose products take more than one step
+constexpr int64_t kCachedSums = 1 << 17;  // in the second cache
 
 // Runs of bytes, `apart` bytes from one to the next, that the next products will need: fetched while one goes on.
 struct Int8Ahead {
@@ -78,6 +79,7 @@ struct Int8Kernel {
   int64_t unit_steps;    // 1 or kUnitSteps
   int64_t panel_k;       // of a panel at most
   int64_t product_rows;  // of x in a product at most, whole tiles
+  int64_t wide_sums;     // of a task at most that is wider than 128 columns
   void (*multiply)(const Int8Product& product);
   void (*multiply_nibbles)(const Int8NibblesProduct& product);  // or null
   void (*direct)(const Int8Direct& product);

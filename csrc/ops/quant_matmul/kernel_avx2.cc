@@ -111,7 +111,7 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2,        0,      kWordRows, 1,        kSpan, kAnyRows, multiply,
+const Int8Kernel int8_avx2 = {Isa::avx2,        0,      kWordRows, 1,        kSpan, kAnyRows, kCachedSums, multiply,
                               multiply_nibbles, direct, kRowsOfK,  kRowsOfN, sum,   store};
 
 }  // namespace anynpu

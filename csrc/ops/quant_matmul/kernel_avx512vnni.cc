@@ -12,7 +12,8 @@ namespace {
 constexpr int kTileRows = 6;  // six rows of 64 columns fill the registers
 // Sums stay in the registers for so many k, since reading panels from the second cache costs nothing.
 constexpr int64_t kPanelK = 1024;
-constexpr int64_t kProductRows = 48;  // whose sums stay in the nearest cache until they are stored
+constexpr int64_t kProductRows = 48;    // whose sums stay in the nearest cache until they are stored
+constexpr int64_t kWideSums = 1 << 13;  // likewise: wider tasks have shorter panels, which meet them more often
 
 template <int kRows>
 inline __attribute__((always_inline)) void add_step(const uint8_t* panel, const int32_t* x, __m512i (&sums)[kRows][4]) {
@@ -68,8 +69,8 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {
-    Isa::avx512vnni,  0,      kTileRows, kUnitSteps, kPanelK,     kProductRows, multiply,
-    multiply_nibbles, direct, kRowsOfK,  kRowsOfN,   sum_by_dots, store};
+const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0,         kTileRows,   kUnitSteps,        kPanelK,
+                                    kProductRows,    kWideSums, multiply,    multiply_nibbles,  direct,
+                                    kRowsOfK,        kRowsOfN,  sum_by_dots, store_in_registers};
 
 }  // namespace anynpu

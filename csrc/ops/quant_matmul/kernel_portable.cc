@@ -35,7 +35,7 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_portable;
-const Int8Kernel int8_portable = {Isa::portable, 0,       kTileRows, 1, kSpan, kAnyRows, multiply,
-                                  nullptr,       nullptr, 0,         0, sum,   store};
+const Int8Kernel int8_portable = {Isa::portable, 0,       kTileRows, 1, kSpan, kAnyRows, kCachedSums,
+                                  multiply,      nullptr, nullptr,   0, 0,     sum,      store};
 
 }  // namespace anynpu
