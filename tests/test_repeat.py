@@ -419,3 +419,17 @@ def test_outputs_are_allocated_without_the_private_function(monkeypatch):
     assert_same(
         Watched("weight_quant_matmul")(*matmul_args()), operators["weight_quant_matmul"].overload(*matmul_args())
     )
+
+
+def test_huge_pages_are_asked_for_within_large_outputs(monkeypatch):
+    from anynpu import _native
+
+    advised = []
+    monkeypatch.setattr(_native, "_madvise", lambda *args: advised.append(args))
+    x = torch.randn(9 << 20).bfloat16()
+    small, large = anynpu.cast(x[:1000], torch.float32), anynpu.cast(x, torch.float32)
+    assert torch.equal(small, x[:1000].float()) and torch.equal(large, x.float())
+    ((begin, size, _),) = advised
+    assert begin % _native._HUGE_PAGE == size % _native._HUGE_PAGE == 0
+    assert large.data_ptr() <= begin and begin + size <= large.data_ptr() + large.nbytes
+    assert size > large.nbytes - 2 * _native._HUGE_PAGE
