@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing: every variant of a case in every round, in a new order each round, beside probes of the machine's limits."""
+"""Timing: every variant of a case in every round, in a new order each round, between probes of the machine's limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import roofs
 import torch
@@ -39,11 +39,20 @@ class Timing:
     variant: Variant
     error: float
     seconds: list[float]
+    limits: dict[str, list[float]] = field(default_factory=dict)  # likewise, measured before and after the variant
 
     @property
     def median(self) -> float:
         """Seconds of one operation."""
         return statistics.median(self.seconds)
+
+    def limit(self, name: str) -> float:
+        """The limit of which the variant at its median reaches the median share of all rounds; 0: not measured."""
+        rates = self.limits.get(name, [0.0])
+        if not all(rates):
+            return 0.0
+        shares = [1 / (seconds * rate) for seconds, rate in zip(self.seconds, rates, strict=True)]
+        return 1 / (self.median * statistics.median(shares))
 
 
 @dataclass
@@ -109,29 +118,33 @@ def _rested_probe(name: str, threads: int) -> float:
 
 
 def compare(variants: Sequence[Variant], limits: Sequence[str], threads: int, rounds: int) -> Comparison:
-    """Checks and times the variants; ``limits`` names the roofs to probe in every round."""
+    """Checks and times the variants; ``limits`` names the roofs to probe between them."""
     errors = [require_correct(variant) for variant in variants]
     rotations = [_Rotation(variant) for variant in variants]
     samples: list[list[float]] = [[] for _ in variants]
-    probes: dict[str, list[float]] = {name: [] for name in limits}
+    beside: list[dict[str, list[float]]] = [{name: [] for name in limits} for _ in variants]
     cleanliness = []
     for _ in range(rounds):
-        before = _rested_probe("fp32", threads)
-        steps: list[int | str] = [*range(len(variants)), *limits]
-        random.shuffle(steps)
-        for step in steps:
-            if isinstance(step, str):
-                probes[step].append(_rested_probe(step, threads))
-            else:
-                time.sleep(_PAUSE_SECONDS)
-                samples[step].append(rotations[step].sample())
-        cleanliness.append(min(before, _rested_probe("fp32", threads)))
+        first = _rested_probe("fp32", threads)
+        before = {name: _rested_probe(name, threads) for name in limits}
+        for index in random.sample(range(len(variants)), len(variants)):
+            time.sleep(_PAUSE_SECONDS)
+            samples[index].append(rotations[index].sample())
+            after = {name: _rested_probe(name, threads) for name in limits}
+            for name in limits:
+                beside[index][name].append((before[name] + after[name]) / 2)
+            before = after
+        cleanliness.append(min(first, _rested_probe("fp32", threads)))
     best = max(cleanliness)
     clean = [index for index, rate in enumerate(cleanliness) if rate >= _CLEAN * best]
     kept = clean if len(clean) >= 3 else list(range(rounds))
+
+    def chosen(values: list[float]) -> list[float]:
+        return [values[index] for index in kept]
+
     timings = [
-        Timing(variant, error, [sample[index] for index in kept])
-        for variant, error, sample in zip(variants, errors, samples, strict=True)
+        Timing(variant, error, chosen(sample), {name: chosen(rates) for name, rates in probes.items()})
+        for variant, error, sample, probes in zip(variants, errors, samples, beside, strict=True)
     ]
-    medians = {name: statistics.median([values[index] for index in kept]) for name, values in probes.items()}
+    medians = {name: statistics.median(rate for t in timings for rate in t.limits[name]) for name in limits}
     return Comparison(timings, medians, rounds, len(clean))

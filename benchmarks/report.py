@@ -55,7 +55,8 @@ def _row(operator: str, problem: Any, timing: Timing, comparison: Comparison) ->
     seconds = timing.median
     gigabytes = timing.variant.bytes / seconds / 1e9
     operations = problem.operations / seconds / 1e9
-    limits = {name: rate for name, rate in comparison.limits.items() if rate}
+    beside = {name: timing.limit(name) for name in timing.limits} or comparison.limits
+    limits = {name: rate for name, rate in beside.items() if rate}
     bandwidths = ("read", "copy")
     percent = {name: 100 * (gigabytes if name in bandwidths else operations) / rate for name, rate in limits.items()}
     return {
@@ -101,7 +102,8 @@ def markdown(case_rows: list[dict[str, Any]]) -> str:
     measured = ", ".join(f"{name} {rate:.1f} {_UNITS[name]}" for name, rate in first["limits"].items())
     title = f"### {first['operator']} {first['case']}"
     rounds = f"{first['clean_rounds']} of {first['rounds']} rounds clean"
-    return "\n".join([title, "", *lines, "", f"Limits in the same rounds: {measured}; {rounds}.", ""])
+    beside = f"Limits beside {first['variant']}: {measured}; {rounds}."
+    return "\n".join([title, "", *lines, "", beside, ""])
 
 
 def _line(cells: list[str]) -> str:

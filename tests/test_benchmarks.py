@@ -42,6 +42,12 @@ def compared(modules, operator, problem):
     return modules["report"].rows(operator, problem, comparison)
 
 
+def test_the_share_of_a_limit_is_the_median_of_the_rounds(modules):
+    timing = modules["measure"].Timing(None, 0, [1.0, 2.0, 4.0], {"read": [8.0, 2.0, 1.0], "bf16": [0.0] * 3})
+    assert 1 / (timing.median * timing.limit("read")) == 1 / 4  # of 1/8, 1/4 and 1/4
+    assert timing.limit("bf16") == timing.limit("int8") == 0
+
+
 def test_rows_of_int4_pack(modules):
     problem = modules["problems"].PackProblem(64, 128)
     rows = compared(modules, "int4_pack", problem)

@@ -12,6 +12,7 @@ namespace anynpu {
 namespace {
 
 constexpr int64_t kMostSums = 1 << 20;   // of all rows
+constexpr int64_t kApart = 16;           // between rows of sums, which so do not all fall to the same lines of a cache
 constexpr int64_t kColumns = 128;        // of a task that does not own parts of k
 constexpr int64_t kTasks = 4;            // a thread, so that a thread that is disturbed does less
 constexpr int64_t kTaskBytes = 1 << 18;  // of weights a thread; below it a second thread costs more than it gives
@@ -27,7 +28,7 @@ DirectSums::DirectSums(const CombineProblem& problem, int64_t rows, int64_t expe
     : problem_(problem),
       most_each_(problem.int4() ? 0 : most_direct_rows(problem.weight.source)),
       by_k_(problem.weight.source.order == WeightOrder::rows_of_k && problem.weight.source.chunk_bytes == 0),
-      stride_(round_up(problem.n, kPanelColumns)),
+      stride_(round_up(problem.n, kPanelColumns) + kApart),
       most_rows_(most_each_ == 0 ? 0 : std::min(rows, kMostSums / std::max(kPanelColumns, stride_))),
       threads_(thread_count(experts * problem.k * problem.n, kTaskBytes)),
       part_k_(by_k_ ? part_of_k(problem.k, threads_, experts) : problem.k),

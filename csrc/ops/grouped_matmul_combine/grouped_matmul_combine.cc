@@ -34,9 +34,7 @@ constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kC
 constexpr int64_t kScaledSums = 65536;      // likewise, of a kernel that scales its products
 constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights
 constexpr int64_t kSharedValues = 1 << 20;  // of all rows, so few that threads may share the experts
-constexpr int64_t kWideColumns = 1024;      // of a task of few rows that unpacks its weights
 constexpr int64_t kUnitOfK = 64;            // of parts of k: a multiple of the blocks of a kernel
-constexpr int64_t kFewRows = 8;
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
 constexpr int64_t kRowBytes = 16 << 20;  // of x packed at once
@@ -85,7 +83,8 @@ class Combine {
     columns_ = most_columns();
     task_columns_ = share_experts_ ? round_up(ceil_divide(problem.n, threads_), kColumns) : columns_;
     const int64_t span_unit = std::max<int64_t>(32, 4 * int8_.unit_steps);
-    span_ = std::max(span_unit, kColumns * kSpan / columns_ / span_unit * span_unit);
+    const int64_t most_k = std::min(int8_.panel_k, kernel_.unpacking.panel_bytes / columns_);
+    span_ = std::max(span_unit, most_k / span_unit * span_unit);
     tasks_ = ceil_divide(problem.n, task_columns_);
     threads_ = std::min(threads_, tasks_);
   }
@@ -157,7 +156,7 @@ class Combine {
     const bool long_runs = weight.order == WeightOrder::rows_of_k && weight.chunk_bytes == 0;
     int64_t most = kColumns;
     if (own_product_) most = std::max(kColumns, (scales_ ? kScaledSums : kCachedSums) / rows);
-    if (!own_product_ && long_runs && rows <= kFewRows) most = kWideColumns;
+    if (!own_product_ && long_runs && rows <= kernel_.unpacking.wide_rows) most = kernel_.unpacking.wide_columns;
     const int64_t owners = share_experts_ ? 1 : threads_;
     const int64_t tasks = owners * ceil_divide(problem_.n, owners * most);
     return round_up(ceil_divide(problem_.n, tasks), kColumns);

@@ -60,8 +60,16 @@ struct ScaledInt4Product {
   int64_t values_stride;
 };
 
+// Tasks that unpack weights which lie in rows of k, and multiply them by int8 products.
+struct UnpackingTasks {
+  int64_t wide_rows;     // of an expert, up to which a task is wide, so that it reads long stretches of memory
+  int64_t wide_columns;  // which it has then
+  int64_t panel_bytes;   // at most
+};
+
 struct CombineKernel {
   Isa isa;
+  UnpackingTasks unpacking;
   // Of the product with int4 weights; null: unpacking and the int8 product do.
   int64_t panel_columns;
   int64_t tile_rows;

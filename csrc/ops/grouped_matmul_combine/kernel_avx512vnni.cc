@@ -5,8 +5,8 @@
 namespace anynpu {
 
 extern const CombineKernel combine_avx512vnni;
-const CombineKernel combine_avx512vnni = {Isa::avx512vnni, kColumns, kTileRows, kGroupSteps,
-                                          nullptr,         nullptr,  nullptr,   multiply_scaled_int4,
-                                          scale_group,     add_row,  add_shared};
+const CombineKernel combine_avx512vnni = {
+    Isa::avx512vnni, {200, 2048, 1 << 18}, kColumns,    kTileRows, kGroupSteps, nullptr, nullptr,
+    nullptr,         multiply_scaled_int4, scale_group, add_row,   add_shared};
 
 }  // namespace anynpu
