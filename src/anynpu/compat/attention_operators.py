@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from anynpu._check import require, require_dtype
+from anynpu.compat import antiquant as codes_of
+from anynpu.compat.antiquant import AntiQuant
 from anynpu.compat.published import published
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,7 +33,7 @@ def _refuse(**arguments: object) -> None:
         if value is not None and not (isinstance(value, int) and value == 0):
             raise NotImplementedError(
                 f"{name} is not supported by anynpu, supported: float query, key and value of one dtype, atten_mask, "
-                "lengths of sequences, paged caches, query_rope and key_rope"
+                "lengths of sequences, paged caches, query_rope and key_rope, int8 key and value"
             )
 
 
@@ -297,6 +299,7 @@ def operands_of(
     lengths: dict[str, Lengths],
     block_table: torch.Tensor | None = None,
     block_size: int = 0,
+    antiquant: tuple[AntiQuant | None, AntiQuant | None] = (None, None),
 ) -> _Operands:
     """``lengths`` of the queries and of the keys, by the names of their arguments; ``kv_heads`` 0: ``heads``."""
     require(op, layout in layouts, f"Layout {layout} is not supported! input_layout must be {' or '.join(layouts)}")
@@ -305,21 +308,30 @@ def operands_of(
     whole = kv_heads > 0 and heads % kv_heads == 0
     require(op, whole, f"num_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
     require_dtype(op, "query", query, _FLOATS)
-    for name, tensor in (("key", key), ("value", value)):
-        require_dtype(op, name, tensor, (query.dtype,))
+    for name, tensor, codes in zip(("key", "value"), (key, value), antiquant, strict=True):
+        if codes is None:
+            require_dtype(op, name, tensor, (query.dtype,))
+        else:
+            codes.check(op, tensor)
     source, _, target = layout.partition("_")
     (q_name, q_lengths), (kv_name, kv_lengths) = ((name, _listed(value)) for name, value in lengths.items())
     queries = _sequences(op, q_name, _by_head(op, "query", query, source, heads), q_lengths)
+    paged = None
     if block_table is None:
         keys, values = (
             _sequences(op, kv_name, _by_head(op, name, tensor, source, kv_heads), kv_lengths)
             for name, tensor in (("key", key), ("value", value))
         )
     else:
-        keys, values = (
-            paged_sequences(op, name, cache, kv_heads, block_table, block_size, kv_name, kv_lengths)
-            for name, cache in (("key", key), ("value", value))
-        )
+
+        def paged(name: str, cache: torch.Tensor, heads: int) -> list[torch.Tensor]:
+            return paged_sequences(op, name, cache, heads, block_table, block_size, kv_name, kv_lengths)
+
+        keys, values = (paged(name, cache, kv_heads) for name, cache in (("key", key), ("value", value)))
+    keys, values = (
+        tensors if codes is None else codes.floats(op, tensors, paged)
+        for tensors, codes in zip((keys, values), antiquant, strict=True)
+    )
     padded = None if source == "TND" else query.shape[source.index("S")]
     operands = _Operands(queries, keys, values, padded, target or source)
     operands.check(op)
@@ -413,20 +425,25 @@ def npu_fused_infer_attention_score(
     op = "npu_fused_infer_attention_score"
     _refuse(
         pse_shift=pse_shift, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1, dequant_scale2=dequant_scale2,
-        quant_scale2=quant_scale2, quant_offset2=quant_offset2, antiquant_scale=antiquant_scale,
-        antiquant_offset=antiquant_offset, key_antiquant_scale=key_antiquant_scale,
-        key_antiquant_offset=key_antiquant_offset, value_antiquant_scale=value_antiquant_scale,
-        value_antiquant_offset=value_antiquant_offset, query_padding_size=query_padding_size,
+        quant_scale2=quant_scale2, quant_offset2=quant_offset2, query_padding_size=query_padding_size,
         kv_padding_size=kv_padding_size, key_shared_prefix=key_shared_prefix, value_shared_prefix=value_shared_prefix,
-        actual_shared_prefix_len=actual_shared_prefix_len,
-        key_rope_antiquant_scale=key_rope_antiquant_scale, antiquant_mode=antiquant_mode,
-        key_antiquant_mode=key_antiquant_mode, value_antiquant_mode=value_antiquant_mode,
+        actual_shared_prefix_len=actual_shared_prefix_len, key_rope_antiquant_scale=key_rope_antiquant_scale,
     )  # fmt: skip
+    separate = {
+        "key_antiquant_scale": key_antiquant_scale,
+        "key_antiquant_offset": key_antiquant_offset,
+        "value_antiquant_scale": value_antiquant_scale,
+        "value_antiquant_offset": value_antiquant_offset,
+    }
+    antiquant = codes_of.separate(op, separate, (key_antiquant_mode, value_antiquant_mode))
+    if antiquant[0] is None:
+        stacked = {"antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset}
+        antiquant = codes_of.stacked(op, stacked, antiquant_mode)
     lengths = {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv}
     mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_heads, num_key_value_heads, lengths, block_table, block_size, mask,
-        scale, softmax_lse_flag, query_rope, key_rope,
+        scale, softmax_lse_flag, query_rope, key_rope, antiquant,
     )  # fmt: skip
 
 
@@ -446,11 +463,14 @@ def _fused_infer(
     with_lse: bool,
     query_rope: torch.Tensor | None,
     key_rope: torch.Tensor | None,
+    antiquant: tuple[AntiQuant | None, AntiQuant | None],
     sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD", "TND_NTD")
     shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
-    operands = operands_of(op, query, key, value, *shared)
+    operands = operands_of(op, query, key, value, *shared, antiquant)
+    if antiquant[0] is not None and query_rope is not None:
+        raise NotImplementedError(f"{op}: query_rope is not supported by anynpu with int8 key and value")
     require(op, (query_rope is None) == (key_rope is None), "query_rope and key_rope must be given together")
     if query_rope is not None:
         ropes = operands_of(op, query_rope, key_rope, key_rope, *shared)
@@ -476,9 +496,9 @@ def _check_sink(op: str, sink: torch.Tensor, heads: int, with_lse: bool) -> None
         raise NotImplementedError(f"{op}: return_softmax_lse with learnable_sink is not implemented")
 
 
+_V2_ANTIQUANT = ("dequant_scale_key", "dequant_offset_key", "dequant_scale_value", "dequant_offset_value")
 _V2_TENSORS = (
-    "pse_shift", "dequant_scale_query", "dequant_scale_key", "dequant_offset_key",
-    "dequant_scale_value", "dequant_offset_value", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out",
+    "pse_shift", "dequant_scale_query", *_V2_ANTIQUANT, "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out",
     "quant_scale_p",
 )  # fmt: skip
 _V2_MODES = ("query_quant_mode", "key_quant_mode", "value_quant_mode")
@@ -535,12 +555,15 @@ def npu_fused_infer_attention_score_v2(
     for name in others:
         if name not in (*_V2_TENSORS, *_V2_MODES, *_V2_DTYPES):
             raise TypeError(f"{op}: got an unexpected keyword argument {name!r}")
+    separate = {name: others.pop(name, None) for name in _V2_ANTIQUANT}
+    modes = others.pop("key_quant_mode", 0), others.pop("value_quant_mode", 0)
+    antiquant = codes_of.separate(op, separate, modes)
     _refuse(**others)
     lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
     mask = _Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
-        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, learnable_sink,
+        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, learnable_sink,
     )  # fmt: skip
 
 
@@ -661,14 +684,15 @@ def npu_incre_flash_attention(
     """The same for one new token of each sequence; ``actual_seq_lengths`` are those of the keys."""
     op = "npu_incre_flash_attention"
     _refuse(
-        padding_mask=padding_mask, pse_shift=pse_shift, antiquant_scale=antiquant_scale,
-        antiquant_offset=antiquant_offset, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1,
+        padding_mask=padding_mask, pse_shift=pse_shift, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1,
         dequant_scale2=dequant_scale2, quant_scale2=quant_scale2, quant_offset2=quant_offset2,
         kv_padding_size=kv_padding_size,
     )  # fmt: skip
+    stacked = {"antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset}
     operands = operands_of(
         op, query, key, value, input_layout, ("BSH", "BSND", "BNSD"), num_heads, num_key_value_heads,
         {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}, block_table, block_size,
+        codes_of.stacked(op, stacked),
     )  # fmt: skip
     require(op, operands.padded == 1, f"query must have one token for each sequence, got {operands.padded}")
     return operands.attend(_Mask(atten_mask).of_sequences(op, operands, one_row=True), scale_value)

@@ -277,7 +277,7 @@ def test_lengths_may_be_a_tensor():
 
 def test_refusals_of_the_second_version():
     q, k, v = operands(2, 5, 9)
-    for name, value in {"quant_scale_p": q, "key_quant_mode": 1, "out_dtype": torch.int8}.items():
+    for name, value in {"quant_scale_p": q, "query_quant_mode": 1, "out_dtype": torch.int8}.items():
         with pytest.raises(NotImplementedError, match=f"{name} is not supported by anynpu"):
             torch_npu.npu_fused_infer_attention_score_v2(q, k, v, **{name: value})
     sink, sinks = (
@@ -373,6 +373,7 @@ def test_packed_sequences(mode, paged):
 
 
 Q, K, V = operands(2, 5, 9)
+CODES, MODES = K.to(torch.int8), ("key_antiquant_mode", "value_antiquant_mode")
 ROW = Q[:, :, :1]
 TND = [x.transpose(0, 1).flatten(1, 2).transpose(0, 1) for x in (Q, K, V)]
 TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4, 8, KV_HEADS * D)
@@ -438,11 +439,45 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
             NotImplementedError,
             "pse_shift is not supported by anynpu, supported: float query",
         ),
-        ((Q, K, V), {"antiquant_scale": Q}, NotImplementedError, "antiquant_scale is not supported by anynpu"),
+        ((Q, K, V), {"antiquant_scale": Q}, TypeError, "antiquant_scale is for int8 codes, got float32"),
+        ((Q, CODES, CODES), {}, TypeError, "key must be float32, got int8"),
+        ((Q, CODES, CODES), {"antiquant_scale": Q[0, 0]}, ValueError, "the first axis of antiquant_scale must be 2"),
+        ((Q, CODES, CODES), {"antiquant_scale": Q, "antiquant_mode": 2}, ValueError, "must be 0 or 1, got 2"),
+        ((Q, CODES, CODES), {"key_antiquant_scale": Q}, ValueError, "value_antiquant_scale must be given together"),
+        ((Q, CODES, CODES), {"key_antiquant_offset": Q}, ValueError, "key_antiquant_offset needs a scale"),
+        (
+            (Q, CODES, CODES),
+            {"key_antiquant_scale": Q, "value_antiquant_scale": Q},
+            ValueError,
+            f"key_antiquant_scale must have {KV_HEADS * D} elements for mode 0, got",
+        ),
+        (
+            (Q, CODES, CODES),
+            {"key_antiquant_scale": Q, "value_antiquant_scale": Q, "key_antiquant_mode": 1},
+            ValueError,
+            "modes of key and value must be equal, 0 to 5, or 0 and 1, got 1 and 0",
+        ),
+        (
+            (Q, CODES, CODES),
+            {"key_antiquant_scale": Q, "value_antiquant_scale": Q, **dict.fromkeys(MODES, 4)},
+            ValueError,
+            "key_antiquant_scale of mode 4 is for a block_table",
+        ),
+        (
+            (Q, CODES, CODES),
+            {"key_antiquant_scale": Q[0, 0], "value_antiquant_scale": Q, **dict.fromkeys(MODES, 1)},
+            ValueError,
+            r"key_antiquant_scale must have shape \(2, 9\) for mode 1, or more tokens, got \(5, 16\)",
+        ),
         ((Q, K, V), {"query_rope": Q}, ValueError, "query_rope and key_rope must be given together"),
         ((Q, K, V), {"query_rope": Q, "key_rope": K[:, :, :1]}, ValueError, "key_rope must have the heads and tokens"),
         ((Q, K, V), {"query_rope": Q, "key_rope": K.half()}, TypeError, "key must be float32, got float16"),
-        ((Q, K, V), {"key_antiquant_mode": 1}, NotImplementedError, "key_antiquant_mode is not supported by anynpu"),
+        (
+            (Q, CODES, CODES),
+            {"antiquant_scale": torch.ones(2), "query_rope": Q, "key_rope": K},
+            NotImplementedError,
+            "query_rope is not supported by anynpu with int8 key and value",
+        ),
         ((Q, CACHE, CACHE), {"block_table": TABLE}, ValueError, "block_size must be that of key, 8, got 0"),
         ((Q, CACHE, CACHE), {"block_table": TABLE, "block_size": 8}, TypeError, "actual_seq_lengths_kv must be given"),
         ((Q, CACHE, CACHE), {"block_table": TABLE.long()}, TypeError, "block_table must be int32, got int64"),
@@ -657,3 +692,111 @@ def test_flash_attention_of_packed_sequences(dtype):
     assert_near(out, expected, error, dtype)
     with pytest.raises(RuntimeError, match="seq_len must be cumulative and end with T = 10"):
         torch_npu._npu_flash_attention_unpad(q, k, v, torch.tensor([3]), SCALE, HEADS, KV_HEADS, out)
+
+
+LENGTHS, BLOCK, BLOCK_TABLE = [13, 30], 8, torch.tensor([[5, 1, 9, 9], [0, 3, 2, 7]], dtype=torch.int32)
+FACTORS = {  # shapes of scales by mode; the last two are paged
+    0: (1, KV_HEADS, 1, D), 1: (2, 30), 2: (KV_HEADS,), 3: (2, KV_HEADS, 30), 4: (8, BLOCK), 5: (8, KV_HEADS, BLOCK),
+}  # fmt: skip
+
+
+def codes(*shape, seed):
+    return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8).npu()
+
+
+def factors(shape, seed, dtype=torch.float32):
+    """Scales that are powers of two and small whole offsets: float32 holds every key and value."""
+    exponents = torch.randint(-9, -5, shape, generator=torch.Generator().manual_seed(seed))
+    offsets = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed + 1))
+    return (2.0**exponents).to(dtype).npu(), offsets.to(dtype).npu()
+
+
+def blocks_of(cache, b):
+    """Blocks (blocks, N, BLOCK, ...) of a sequence in order: (N, S, ...)."""
+    return torch.cat([cache[block] for block in BLOCK_TABLE[b, : -(-LENGTHS[b] // BLOCK)].tolist()], 1)[:, : LENGTHS[b]]
+
+
+def spread(values, mode, b):
+    """The factors of sequence b for each (N, S, D), spelled out."""
+    if mode == 0:
+        return values.reshape(KV_HEADS, 1, D).expand(-1, LENGTHS[b], -1)
+    if mode == 2:
+        return values.reshape(KV_HEADS, 1, 1).expand(-1, LENGTHS[b], D)
+    if mode in (1, 3):
+        rows = values[b].expand(KV_HEADS, -1) if mode == 1 else values[b]
+        return rows[:, : LENGTHS[b], None].expand(-1, -1, D)
+    by_head = values.unsqueeze(1).expand(-1, KV_HEADS, -1) if mode == 4 else values
+    return blocks_of(by_head, b)[..., None].expand(-1, -1, D)
+
+
+@pytest.mark.parametrize("modes", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (0, 1)])
+@pytest.mark.parametrize("rows, with_offset", [(1, True), (4, False)])
+def test_int8_keys_and_values_with_every_mode(modes, rows, with_offset):
+    query, caches = reals(2, HEADS, rows, D), [codes(10, KV_HEADS, BLOCK, D, seed=i) for i in (1, 2)]
+    pairs = [factors(FACTORS[mode], seed=3 + i) for i, mode in enumerate(modes)]
+    if not with_offset:
+        pairs = [(scale, torch.zeros_like(offset)) for scale, offset in pairs]
+    exact = [
+        [(blocks_of(cache, b).double() + spread(offset, mode, b)) * spread(scale, mode, b) for b in range(2)]
+        for cache, (scale, offset), mode in zip(caches, pairs, modes, strict=True)
+    ]
+    expected, lse, error, lse_error = batched(list(query), *exact)
+    given = [part if i == 0 or with_offset else None for pair in pairs for i, part in enumerate(pair)]
+    names = "key_antiquant_scale", "key_antiquant_offset", "value_antiquant_scale", "value_antiquant_offset"
+    shared = {"block_table": BLOCK_TABLE, "block_size": BLOCK, "input_layout": "BNSD", "num_key_value_heads": KV_HEADS}
+    result, got = torch_npu.npu_fused_infer_attention_score(
+        query, *caches, num_heads=HEADS, scale=SCALE, actual_seq_lengths_kv=LENGTHS, softmax_lse_flag=True,
+        **dict(zip(names, given, strict=True)), **dict(zip(MODES, modes, strict=True)), **shared,
+    )  # fmt: skip
+    assert_near(result, expected, error, torch.float32)
+    assert_near(got, lse, lse_error, torch.float32)
+    renamed = "dequant_scale_key", "dequant_offset_key", "dequant_scale_value", "dequant_offset_value"
+    again, _ = torch_npu.npu_fused_infer_attention_score_v2(
+        query, *caches, num_query_heads=HEADS, softmax_scale=SCALE, actual_seq_kvlen=LENGTHS,
+        **dict(zip(renamed, given, strict=True)), key_quant_mode=modes[0], value_quant_mode=modes[1], **shared,
+    )  # fmt: skip
+    assert torch.equal(again, result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(KV_HEADS, 1, D), (1, KV_HEADS * D), (KV_HEADS, D), (1,)])
+def test_int8_caches_as_serving_engines_keep_them(dtype, shape):
+    """5-D FRACTAL_NZ caches, one token a sequence, a scale for each channel of each head."""
+    query = reals(2, HEADS, 1, 32, dtype=dtype)
+    width = {D: 32, KV_HEADS * D: KV_HEADS * 32}
+    shape = tuple(width.get(size, size) for size in shape)
+    caches, scales = [codes(10, KV_HEADS, BLOCK, 32, seed=i) for i in (1, 2)], [factors(shape, i)[0] for i in (3, 5)]
+    exact = [
+        [blocks_of(cache, b).double() * scale.reshape(-1, 1, scale.numel() // KV_HEADS or 1) for b in range(2)]
+        for cache, scale in zip(caches, scales, strict=True)
+    ]
+    expected, _, error, _ = batched(list(query), *exact)
+    nz = [cache.unflatten(-1, (1, 32)).transpose(2, 3).contiguous() for cache in caches]
+    result, _ = torch_npu.npu_fused_infer_attention_score(
+        query, *nz, key_antiquant_scale=scales[0].to(dtype), value_antiquant_scale=scales[1].to(dtype),
+        block_table=BLOCK_TABLE, actual_seq_lengths_kv=LENGTHS, num_heads=HEADS, num_key_value_heads=KV_HEADS,
+        input_layout="BNSD", scale=SCALE, block_size=BLOCK, antiquant_mode=0, key_antiquant_mode=0,
+        value_antiquant_mode=0, inner_precise=1, sparse_mode=0,
+    )  # fmt: skip
+    assert_near(result, expected, 2 * error, dtype)  # D of the bound is 16
+
+
+@pytest.mark.parametrize("shape, mode", [((2,), 0), ((2, KV_HEADS, 1, D), 0), ((2, KV_HEADS * D), 0), ((2, 2, 9), 1)])
+def test_scales_of_keys_and_values_in_one_tensor(shape, mode):
+    query, tensors = reals(2, HEADS, 1, D), [codes(2, KV_HEADS, 9, D, seed=i) for i in (1, 2)]
+    scale, offset = factors(shape, seed=3)
+    exact = []
+    for i, tensor in enumerate(tensors):
+        if mode == 1:
+            spread_out = [part[i][:, None, :, None] for part in (scale, offset)]
+        else:
+            spread_out = [part[i].reshape(-1, 1, part[i].numel() // KV_HEADS or 1) for part in (scale, offset)]
+        exact.append(list((tensor.double() + spread_out[1]) * spread_out[0]))
+    expected, _, error, _ = batched(list(query), *exact)
+    options = {"antiquant_scale": scale, "antiquant_offset": offset, "num_heads": HEADS, "input_layout": "BNSD"}
+    options["num_key_value_heads"] = KV_HEADS
+    result, _ = torch_npu.npu_fused_infer_attention_score(query, *tensors, antiquant_mode=mode, scale=SCALE, **options)
+    assert_near(result, expected, error, torch.float32)
+    if mode == 0:
+        again = torch_npu.npu_incre_flash_attention(query, *tensors, scale_value=SCALE, **options)
+        assert torch.equal(again, result)
