@@ -8,7 +8,7 @@ import torch
 from anynpu._check import require, require_dtype
 from anynpu.compat import formats
 from anynpu.compat.float_operators import interleaved_rope, rms_norm
-from anynpu.compat.published import published, require_absent
+from anynpu.compat.published import Dtype, published, require_absent, torch_dtype
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _INDICES = (torch.int32, torch.int64)
@@ -234,6 +234,83 @@ def scatter_update(data: torch.Tensor, indices: torch.Tensor, updates: torch.Ten
 def scatter_update_(data: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, axis: int) -> torch.Tensor:
     """``scatter_update`` in place; returns ``data``."""
     return _scatter_update("scatter_update_", data, indices, updates, axis)
+
+
+_QUANT_SCATTER = (
+    "(Tensor{} self, Tensor indices, Tensor updates, Tensor quant_scales, Tensor? quant_zero_points=None, "
+    "int axis=-2, int quant_axis=-1, str reduce='update', int? dst_type=None, str? round_mode='rint') -> Tensor{}"
+)
+
+
+@published("npu_quant_scatter" + _QUANT_SCATTER.format("", ""), "aclnnQuantScatter")
+def npu_quant_scatter(
+    self: torch.Tensor,
+    indices: torch.Tensor,
+    updates: torch.Tensor,
+    quant_scales: torch.Tensor,
+    quant_zero_points: torch.Tensor | None = None,
+    axis: int = -2,
+    quant_axis: int = -1,
+    reduce: str = "update",
+    dst_type: Dtype | None = None,
+    round_mode: str | None = "rint",
+) -> torch.Tensor:
+    """``scatter_update`` of an int8 tensor with ``round(updates / quant_scales + quant_zero_points)``."""
+    codes = _quantised(
+        "npu_quant_scatter", self, updates, quant_scales, quant_zero_points, quant_axis, reduce, dst_type, round_mode
+    )
+    return _scatter_update("npu_quant_scatter", self.clone(), indices, codes, axis)
+
+
+@published("npu_quant_scatter_" + _QUANT_SCATTER.format("(a!)", "(a!)"), "aclnnInplaceQuantScatter")
+def npu_quant_scatter_(
+    self: torch.Tensor,
+    indices: torch.Tensor,
+    updates: torch.Tensor,
+    quant_scales: torch.Tensor,
+    quant_zero_points: torch.Tensor | None = None,
+    axis: int = -2,
+    quant_axis: int = -1,
+    reduce: str = "update",
+    dst_type: Dtype | None = None,
+    round_mode: str | None = "rint",
+) -> torch.Tensor:
+    """``npu_quant_scatter`` in place; returns ``self``."""
+    codes = _quantised(
+        "npu_quant_scatter_", self, updates, quant_scales, quant_zero_points, quant_axis, reduce, dst_type, round_mode
+    )
+    return _scatter_update("npu_quant_scatter_", self, indices, codes, axis)
+
+
+def _quantised(
+    op: str,
+    data: torch.Tensor,
+    updates: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor | None,
+    quant_axis: int,
+    reduce: str,
+    dst_type: Dtype | None,
+    round_mode: str | None,
+) -> torch.Tensor:
+    """int8 codes of ``updates`` with a scale, and a zero point, for each place of the last axis."""
+    require_dtype(op, "self", data, (torch.int8,))
+    require_dtype(op, "updates", updates, _FLOATS)
+    require_dtype(op, "quant_scales", scales, _FLOATS)
+    require(op, reduce == "update", f"reduce must be 'update', got {reduce!r}")
+    last = quant_axis in (-1, updates.dim() - 1)
+    require(op, last, f"quant_axis must be the last of updates, got {quant_axis}")
+    int8 = dst_type is None or torch_dtype("dst_type", dst_type) in (torch.int8, torch.qint8)
+    require_absent(dst_type=None if int8 else dst_type, round_mode=None if round_mode in ("rint", None) else round_mode)
+    size = updates.shape[-1]
+    for name, factors in (("quant_scales", scales), ("quant_zero_points", zero_points)):
+        fits = factors is None or factors.numel() == size
+        require(op, fits, f"{name} must have {size} elements, got {0 if factors is None else factors.numel()}")
+    codes = updates.float() / scales.float().flatten()
+    if zero_points is not None:
+        require_dtype(op, "quant_zero_points", zero_points, (*_FLOATS, torch.int32))
+        codes = codes + zero_points.float().flatten()
+    return codes.round().clamp(-128, 127).to(torch.int8)
 
 
 def _scatter_update(

@@ -10,7 +10,7 @@ import torch
 
 from anynpu._check import require, require_dtype
 from anynpu.compat.attention_operators import attend_to, operands_of, paged_sequences
-from anynpu.compat.published import published
+from anynpu.compat.published import published, require_absent
 
 _INDICES = (torch.int32, torch.int64)
 _PAGED = (
@@ -156,6 +156,27 @@ def npu_paged_cache_load(
         rows.append(cache.flatten(0, 1)[flat])
     key.copy_(rows[0])
     value.copy_(rows[1])
+
+
+@published(
+    "npu_gather_pa_kv_cache(Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor seq_lens, "
+    "Tensor(a!) key, Tensor(b!) value, *, Tensor? seq_offset=None, bool is_seq_lens_cumsum=False) -> ()",
+    "aclnnGatherPaKvCache",
+)
+def npu_gather_pa_kv_cache(
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    seq_offset: torch.Tensor | None = None,
+    is_seq_lens_cumsum: bool = False,
+) -> None:
+    """``npu_paged_cache_load`` with other names of its arguments."""
+    require_absent(is_seq_lens_cumsum=is_seq_lens_cumsum or None)
+    npu_paged_cache_load(key_cache, value_cache, block_tables, seq_lens, seq_starts=seq_offset, key=key, value=value)
 
 
 def _places(op: str, cache: torch.Tensor, table: torch.Tensor, start: int, length: int) -> torch.Tensor:

@@ -676,6 +676,10 @@ def test_paged_cache_load():
         torch_npu.atb.npu_paged_cache_load(*stored, table, lengths, seq_starts=starts + 9, key=key, value=value)
     with pytest.raises(RuntimeError, match=r"value must have shape \(13, 2, 5\)"):
         torch_npu.atb.npu_paged_cache_load(*stored, table, lengths, key=key, value=key)
+    torch_npu.npu_gather_pa_kv_cache(*stored, table, lengths, seq_offset=starts, key=key, value=value)
+    assert torch.equal(key, torch.cat([k[0, :, 8:12], k[1, :, 11:20]], 1).transpose(0, 1))
+    with pytest.raises(NotImplementedError, match="is_seq_lens_cumsum is for modes that anynpu does not implement"):
+        torch_npu.npu_gather_pa_kv_cache(*stored, table, lengths, key, value, is_seq_lens_cumsum=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

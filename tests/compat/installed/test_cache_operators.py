@@ -201,6 +201,45 @@ def test_refusals_of_scatter_update():
         assert torch.equal(data, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("zero_dtype", [None, torch.int32, torch.bfloat16])
+def test_quant_scatter(dtype, zero_dtype):
+    """Scales are powers of two, so that float32 holds what is rounded."""
+    data = torch.randint(-128, 128, (3, 6, 2, 8), dtype=torch.int8).npu()
+    updates, starts = reals(2, 3, 2, 8, dtype=dtype), slots(2, 0)
+    scales = (2.0 ** torch.arange(-8, 0)).view(1, 1, 1, 8).to(dtype).npu()
+    zeros = None if zero_dtype is None else torch.arange(-3, 5).to(zero_dtype).npu()
+    expected = data.clone()
+    for batch, start in enumerate(starts.tolist()):
+        for place, channel in ((place, channel) for place in range(3) for channel in range(8)):
+            exact = updates[batch, place, :, channel].double() * 2.0 ** (8 - channel)
+            exact += 0 if zeros is None else channel - 3
+            expected[batch, start + place, :, channel] = exact.round().clamp(-128, 127).to(torch.int8)
+    before = data.clone()
+    result = torch_npu.npu_quant_scatter(data, starts, updates, scales, zeros, axis=1)
+    assert torch.equal(result, expected) and torch.equal(data, before)
+    assert torch_npu.npu_quant_scatter_(data, starts, updates, scales, zeros, axis=-3) is data
+    assert torch.equal(data, expected)
+
+
+def test_refusals_of_quant_scatter():
+    data, updates, starts = torch.zeros(2, 4, 8, dtype=torch.int8).npu(), reals(2, 1, 8), slots(0, 3)
+    scales = torch.ones(8).npu()
+    for changes, text in (
+        ({"self": updates}, "self must be int8, got float16"),
+        ({"quant_scales": scales[:4]}, "quant_scales must have 8 elements, got 4"),
+        ({"quant_zero_points": scales[:1]}, "quant_zero_points must have 8 elements, got 1"),
+        ({"quant_axis": 1}, "quant_axis must be the last of updates, got 1"),
+        ({"reduce": "add"}, "reduce must be 'update', got 'add'"),
+        ({"round_mode": "floor"}, "round_mode is for modes that anynpu does not implement, got floor"),
+        ({"dst_type": torch.uint8}, "dst_type is for modes that anynpu does not implement, got torch.uint8"),
+        ({"indices": slots(0, 4)}, "indices must be at least 0 and at most 3"),
+    ):
+        arguments = {"self": data, "indices": starts, "updates": updates, "quant_scales": scales}
+        with pytest.raises(RuntimeError, match=text):
+            torch_npu.npu_quant_scatter(**arguments | changes)
+
+
 def test_captured_writes_reach_the_caches():
     key, places = reals(3, 2, 16), slots(3, -1, 0)
     caches = [torch.zeros(2, 4, 2, 16, dtype=torch.float16, device="npu") for _ in range(4)]

@@ -21,6 +21,8 @@ from anynpu.compat.cache_operators import (
 )
 from anynpu.compat.cache_operators import (
     npu_kv_rmsnorm_rope_cache,
+    npu_quant_scatter,
+    npu_quant_scatter_,
     npu_scatter_pa_kv_cache,
     scatter_update,
     scatter_update_,
@@ -86,6 +88,7 @@ from anynpu.compat.paged_operators import (
 from anynpu.compat.paged_operators import (
     _npu_paged_attention_get_workspace as _npu_paged_attention_get_workspace,
 )
+from anynpu.compat.paged_operators import npu_gather_pa_kv_cache
 from anynpu.compat.published import INT4 as int4
 from anynpu.compat.rotary_operators import (
     _npu_rotary_embedding as _npu_rotary_embedding,
@@ -176,6 +179,7 @@ __all__ = [
     "npu_fused_infer_attention_score_v2",
     "npu_fusion_attention",
     "npu_geglu",
+    "npu_gather_pa_kv_cache",
     "npu_gelu",
     "npu_grouped_matmul_swiglu_quant",
     "npu_grouped_matmul_swiglu_quant_v2",
@@ -189,6 +193,8 @@ __all__ = [
     "npu_mrope",
     "npu_prefetch",
     "npu_prompt_flash_attention",
+    "npu_quant_scatter",
+    "npu_quant_scatter_",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_scatter_nd_update",
