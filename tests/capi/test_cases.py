@@ -22,6 +22,10 @@ ROUTING = [ctypes.c_int64(0), ctypes.c_float(1), *(3 * [ctypes.c_int64(0)]), cty
 TRANSPOSES = 2 * [ctypes.c_bool(False)]
 QUANT_MATMUL = [*"tttt", None, None, "t", None, "t", *TRANSPOSES, ctypes.c_int64(0)]
 # activeNum, expertCapacity, expertNum, dropPadMode, the kind of counts, whether they are wanted
+V2_SWIGLU = [
+    ctypes.c_bool(False), ctypes.c_char_p(b"static"), ctypes.c_int64(2), None, ctypes.c_int64(-1), ctypes.c_int64(0),
+    *map(ctypes.c_double, (7.0, 1.702, 1.0)),
+]  # fmt: skip
 V2_ROUTING = [*(ctypes.c_int64(value) for value in (0, 0, 1, 0, 1)), ctypes.c_bool(True)]
 V3_ROUTING = [*V2_ROUTING, ctypes.c_int64(-1), None, ctypes.c_int64(0)]
 QUANTIZED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32, torch.quint4x2: torch.int32}
@@ -233,6 +237,7 @@ def test_int4_tensors_hold_the_same_bytes_as_int32_words():
             [*"ttttttt", ctypes.c_bool(False), ctypes.c_char_p(b"static"), "t", "t"],
             [0, 9, 10],
         ),
+        ("aclnnDequantSwigluQuantV2", [*"ttttttt", *V2_SWIGLU, "t", "t"], [0, 16, 17]),
         ("aclnnMoeInitRoutingV2", ["t", "t", *V2_ROUTING, *"tttt"], [0, 1, 8, 9, 10]),
         ("aclnnMoeInitRoutingV3", ["t", "t", None, None, *V3_ROUTING, *"tttt"], [0, 1, 13, 14, 15, 16]),
         ("aclnnQuantMatmulV3", [*"ttttt", *TRANSPOSES, "t"], [0, 1, 2, 7]),

@@ -179,6 +179,59 @@ def test_modes_of_dequant_swiglu_quant():
     assert 'quantModeOptional must be static or dynamic, got "dynamical"' in outcome.sentence
 
 
+SWIGLU_V2 = cases("dequant_swiglu_quant")
+FORM = {"swiglu_mode": 0, "clamp_limit": 7.0, "glu_alpha": 1.702, "glu_bias": 1.0}
+
+
+def dequant_swiglu_quant_v2(args, dst_type=2, round_mode=b"rint", dim=-1):
+    x = args["x"]
+    names = ("weight_scale", "activation_scale", "bias", "quant_scale", "quant_offset", "group_index")
+    mode, *form = (args.get(name, value) for name, value in FORM.items())
+    options = [
+        ctypes.c_bool(args.get("activate_left", False)),
+        ctypes.c_char_p({0: b"static", 1: b"dynamic"}[args.get("quant_mode", 0)]),
+        ctypes.c_int64(dst_type),
+        ctypes.c_char_p(round_mode),
+        ctypes.c_int64(dim),
+        ctypes.c_int64(mode),
+        *map(ctypes.c_double, form),
+    ]
+    return run(
+        "aclnnDequantSwigluQuantV2",
+        [x, *(args.get(name) for name in names)],
+        [([*x.shape[:-1], x.shape[-1] // 2], torch.int8), (list(x.shape[:-1]), torch.float32)],
+        lambda *handles: [*handles[:-2], *options, *handles[-2:]],
+    )
+
+
+@valid(SWIGLU_V2)
+def test_dequant_swiglu_quant_v2(case):
+    outcome, results = dequant_swiglu_quant_v2(case.args)
+    assert outcome.status == 0, outcome
+    assert_equal(results, anynpu.dequant_swiglu_quant(**case.args))
+
+
+@invalid([case for case in SWIGLU_V2 if case.args.get("quant_mode", 0) in (0, 1)])
+def test_invalid_dequant_swiglu_quant_v2(case):
+    assert_refused(dequant_swiglu_quant_v2(case.args)[0], case)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"dst_type": 29}, r"dstType must be 2 \(int8\), got 29"),
+        ({"round_mode": b"floor"}, 'roundModeOptional must be rint, got "floor"'),
+        ({"dim": 0}, "activateDim must be -1 or 1, got 0"),
+    ],
+)
+def test_modes_of_dequant_swiglu_quant_v2(options, text):
+    args = next(case for case in SWIGLU_V2 if case.name == "static").args
+    assert dequant_swiglu_quant_v2(args, round_mode=None, dim=1)[0].status == 0
+    outcome, _ = dequant_swiglu_quant_v2(args, **options)
+    assert outcome.status == 161002
+    assert re.search(text, outcome.sentence), outcome
+
+
 PLAIN_SWIGLU = cases("swiglu")
 
 

@@ -13,6 +13,7 @@
 #include "aclnnop/aclnn_convert_weight_to_int4_pack.h"
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant.h"
+#include "aclnnop/aclnn_dequant_swiglu_quant_v2.h"
 #include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_dynamic_quant_v2.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
@@ -305,6 +306,14 @@ void dequant_swiglu_quant(Tensors& tensors) {
   const aclTensor* quant_offset = tensors.maybe(grouped || dynamic ? 0 : 50, {own, outputs}, ACL_FLOAT);
   const aclTensor* index = grouped ? tensors.random({groups}, ACL_INT64) : nullptr;
   aclTensor *y = tensors.output({rows, outputs}, ACL_INT8), *scale = tensors.output({rows}, ACL_FLOAT);
+  if (chance(50)) {
+    char rint[] = "rint";
+    const int status = aclnnDequantSwigluQuantV2GetWorkspaceSize(
+        x, weight_scale, activation_scale, bias, quant_scale, quant_offset, index, chance(50),
+        dynamic ? dynamically : statically, slip(5) ? 3 : 2, slip(5) ? odd : rint, slip(5) ? 0 : -1, pick(0, 2), 7.0,
+        1.702, 1.0, y, scale, &size, &executor);
+    return finish(status, size, executor, aclnnDequantSwigluQuantV2);
+  }
   const int status = aclnnDequantSwigluQuantGetWorkspaceSize(x, weight_scale, activation_scale, bias, quant_scale,
                                                              quant_offset, index, chance(50),
                                                              slip(5)      ? odd
