@@ -113,10 +113,12 @@ struct PanelProduct {
   Ahead ahead;
 };
 
-// 32 outputs in the packed32 format times rows of x, over the k of some blocks. But for the scheme pairs the rows are one
-// tile, and all there are: for products bound by memory.
+// Strips of 32 outputs in the packed32 format times rows of x, over the k of some blocks. But for the scheme pairs the rows
+// are one tile, and all there are: for products bound by memory.
 struct StreamProduct {
   const uint8_t* cells;
+  int64_t strips;       // at most those of the kernel
+  int64_t strip_bytes;  // from one to the next
   int32_t bits;
   const KBlock* k_blocks;
   int64_t block_count;
@@ -208,6 +210,7 @@ struct GemmKernel {
   bool direct_rests;  // of raw rows of k too
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
+  int64_t stream_strips;  // of a stream product at most
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);
   int64_t direct_sums;  // of a direct product of raw rows of k at most: longer runs against nearer caches
 

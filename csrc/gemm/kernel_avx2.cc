@@ -36,6 +36,7 @@ const GemmKernel gemm_avx2 = {
     true,
     {nullptr, multiply_bytes},
     {nullptr, stream_bytes, stream_digits<2>, stream_digits<3>},
+    1,
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
     24576,
     kWordRows,

@@ -31,6 +31,7 @@ const GemmKernel gemm_portable = {
     false,
     {nullptr, multiply_bytes},
     {},
+    0,
     {},
     0,
     0,

@@ -78,6 +78,7 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
   product.rows = rows;
   product.c_stride = plan_.column_block;
   product.rests = x.digits < plan_.digits;
+  product.strip_bytes = ceil_divide(problem_.k, 4) * weight_.bits * 16;
   const auto next = [&](int64_t first) {
     return span_from(storage_.blocks, plan_.block_count, first, plan_.stream_span);
   };
@@ -89,9 +90,10 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
     product.x = x.data + span.k / plan_.step_k * x.rows * x.digits;
     product.blocks = storage_.digit_blocks + span.first * x.rows;
     product.channel_stride = scales.stride;
-    for (int64_t first = 0; first < columns; first += kStreamColumns) {
-      const int64_t strip = (column + first) / kStreamColumns;
-      product.cells = weight_.data + (strip * ceil_divide(problem_.k, 4) + span.k / 4) * weight_.bits * 16;
+    for (int64_t first = 0; first < columns; first += kernel_.stream_strips * kStreamColumns) {
+      product.strips = std::min(kernel_.stream_strips, ceil_divide(columns - first, kStreamColumns));
+      product.cells =
+          weight_.data + (column + first) / kStreamColumns * product.strip_bytes + span.k / 4 * weight_.bits * 16;
       product.scale = scales.scale + first;
       product.offset = scales.offset == nullptr ? nullptr : scales.offset + first;
       product.c = scratch.c + first;
