@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import compressed_matmul
+import int4_linear
 import kv_cache
 import moe
 import moe_layer
@@ -104,5 +105,6 @@ CASES = {
     "moe_gating_topk_softmax": Case(moe_tokens.gating_problems, moe_tokens.call_variants, ("read",)),
     "moe_finalize_routing": Case(moe_tokens.finalize_problems, moe_tokens.call_variants, ("read",)),
     "weight_quant_matmul": Case(_matmul_problems, _matmul_variants, ("read", "fp32", "int8", "bf16")),
+    "int4_linear": Case(int4_linear.problems, int4_linear.variants, ("read", "int8")),
     "quant_matmul": Case(quant_matmul.problems, quant_matmul.variants, ("read", "int8")),
 }

@@ -48,6 +48,14 @@ def test_the_share_of_a_limit_is_the_median_of_the_rounds(modules):
     assert timing.limit("bf16") == timing.limit("int8") == 0
 
 
+def test_int4_linear(modules):
+    problem = modules["problems"].MatmulProblem(5, 256, 64, 128, 4)
+    variants = [*modules["cases"].CASES["int4_linear"].variants(problem)]
+    assert [variant.name for variant in variants] == ["anynpu Int4Linear bf16", "anynpu plain layout bf16"]
+    for variant in variants:
+        assert modules["measure"].require_correct(variant) > 0
+
+
 def test_rows_of_int4_pack(modules):
     problem = modules["problems"].PackProblem(64, 128)
     rows = compared(modules, "int4_pack", problem)
@@ -162,6 +170,7 @@ def test_every_variant_of_an_installed_peer_is_correct(modules, peer):
         pytest.skip(reason)
     problems = {
         "weight_quant_matmul": [modules["problems"].MatmulProblem(m, 256, 64, 64, 4) for m in (1, 40, 3)],
+        "int4_linear": [modules["problems"].MatmulProblem(m, 256, 64, 64, 4) for m in (1, 40, 3)],
         "quant_matmul": [modules["quant_matmul"].Int8Problem(m, 64, 96) for m in (1, 40, 3)],
         "grouped_matmul_combine": [moe.MoeProblem(4, 2, m, 64, 128, size) for m in (3, 20) for size in (0, 32)],
     }

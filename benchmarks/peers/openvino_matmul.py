@@ -23,10 +23,15 @@ def unavailable() -> str | None:
 def weight_quant_matmul(problem: MatmulProblem) -> Iterator[Variant]:
     """Like onnxruntime's, a model holds all copies of the weight, so that one run is one operation on each."""
     if problem.bits == 4 and problem.group_size:
-        quantised = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(problem.group_size)}
-        yield _matmul(problem, "openvino int8 groups", "W4A8", quantised, torch.float32, 2.0**-6)
+        yield from int4_linear(problem)
         kept = {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
         yield _matmul(problem, "openvino bf16", "W4A16", kept, torch.bfloat16, 2.0**-8)
+
+
+def int4_linear(problem: MatmulProblem) -> Iterator[Variant]:
+    """Activations in int8, with a scale for each group."""
+    quantised = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(problem.group_size)}
+    yield _matmul(problem, "openvino int8 groups", "W4A8", quantised, torch.float32, 2.0**-6)
 
 
 def _matmul(

@@ -36,6 +36,11 @@ def weight_quant_matmul(problem: MatmulProblem) -> Iterator[Variant]:
         yield _gemm_wna16(problem, torch.float16, "fp16", tolerance=2.0**-11)
 
 
+def int4_linear(problem: MatmulProblem) -> Iterator[Variant]:
+    """SGLang's W4A8 product."""
+    yield _int4_scaled_mm(problem)
+
+
 def quant_matmul(problem: Int8Problem) -> Iterator[Variant]:
     """SGLang's W8A8 product, which reads x in bfloat16 and quantises it anew: -128 takes it off the old integers."""
     if problem.n % 32:

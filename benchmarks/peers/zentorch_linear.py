@@ -37,6 +37,11 @@ def weight_quant_matmul(problem: MatmulProblem) -> Iterator[Variant]:
         yield _woq_linear(problem)
 
 
+def int4_linear(problem: MatmulProblem) -> Iterator[Variant]:
+    """Its product of rows that it quantises."""
+    yield _dynamic_qlinear(problem)
+
+
 def quant_matmul(problem: Int8Problem) -> Iterator[Variant]:
     """`zentorch_qlinear` reads the int8 rows as they are; it has no float16 result, so that one follows."""
     one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)

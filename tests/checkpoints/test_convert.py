@@ -187,6 +187,39 @@ def test_weights_of_ascend(tmp_path, kind):
     assert torch.allclose(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
 
 
+def with_int8_activations(folder, **activations):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, **activations}
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_int4_beside_int8_activations(tmp_path, packed):
+    model = model_of()
+    folders.compressed_weights(model, tmp_path / "in", packed=packed)
+    with_int8_activations(tmp_path / "in", dynamic=True, strategy="token")
+    loaded = anynpu.load_checkpoint(tmp_path / "in")
+    layers = [module for module in loaded.modules() if isinstance(module, anynpu.nn.QuantizedLinear)]
+    assert len(layers) == 14 and {type(layer) for layer in layers} == {anynpu.nn.Int4Linear}
+    got, want = logits(loaded), logits(model)
+    assert 0 < (got - want).norm() < 5e-2 * want.norm()
+    for target in ("compressed-tensors", "anynpu"):
+        convert_checkpoint(tmp_path / "in", tmp_path / target, target)
+        assert torch.equal(logits(anynpu.load_checkpoint(tmp_path / target)), got)
+    convert_checkpoint(tmp_path / "in", tmp_path / "ascend", "msmodelslim")
+    ascend_layers = anynpu.load_checkpoint(tmp_path / "ascend").modules()  # vllm-ascend multiplies with float x
+    assert sum(type(layer) is anynpu.nn.WeightQuantLinear for layer in ascend_layers) == 14
+
+
+def test_int4_beside_static_activations_is_refused(tmp_path):
+    folders.compressed_weights(model_of(), tmp_path)
+    with_int8_activations(tmp_path, dynamic=False, strategy="tensor")
+    with pytest.raises(ValueError, match="input_activations of int4 weights must be dynamic, got static"):
+        anynpu.load_checkpoint(tmp_path)
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """A function that changes tensors and types of an Ascend folder, and gives the error of loading it."""

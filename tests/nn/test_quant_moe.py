@@ -10,7 +10,7 @@ import torch
 from expert_bounds import expert_and_bound, quantised_expert_and_bound
 
 import anynpu
-from anynpu.nn import QuantLinear, QuantMoE
+from anynpu.nn import Int4Linear, QuantLinear, QuantMoE
 from anynpu.quantization.moe_blocks import moe_layer, quant_experts
 
 pytest.importorskip("transformers", reason="the blocks are those of transformers")
@@ -161,9 +161,9 @@ def model(name="DeepSeek-V3"):
 def test_quantize_replaces_blocks():
     both = anynpu.quantize_(model(), anynpu.W8A8())
     assert isinstance(both["mlp"], QuantMoE) and isinstance(both["attention"], QuantLinear)
-    experts = anynpu.quantize_(model(), anynpu.W4A8(group_size=32))
-    assert isinstance(experts["mlp"], QuantMoE) and type(experts["attention"]) is torch.nn.Linear
-    assert experts["mlp"].routed.bits == 4
+    int4 = anynpu.quantize_(model(), anynpu.W4A8(group_size=32))
+    assert isinstance(int4["mlp"], QuantMoE) and isinstance(int4["attention"], Int4Linear)
+    assert int4["mlp"].routed.bits == 4
     skipped = anynpu.quantize_(model(), anynpu.W8A8(), skip=("mlp",))
     assert type(skipped["mlp"]).__name__ == "DeepseekV3MoE"
     assert isinstance(skipped["mlp"].shared_experts.up_proj, QuantLinear)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from anynpu._check import require
-from anynpu.nn import QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
+from anynpu.nn import Int4Linear, QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
 
 _OP = "compressed-tensors"
 
@@ -30,7 +30,7 @@ class CompressedTensorsWriter:
         Raises:
             ValueError: the layout has no place for the layer.
         """
-        if name in self._int8_activations:
+        if name in self._int8_activations or isinstance(layer, Int4Linear):
             made, form, weights, activations = _int4_with_int8_activations(layer)
         elif isinstance(layer, WeightQuantLinear):
             made, form, weights, activations = _weight_only(layer)
@@ -98,7 +98,10 @@ def _int4_with_int8_activations(
     scale = layer.scale.reshape(-1, layer.out_features).t().contiguous()
     weights = _args(4, True, "group", group_size=layer.group_size) if layer.group_size else _args(4, True, "channel")
     activations = _args(8, True, "token", dynamic=True)
-    return {"weight": layer.codes(), "weight_scale": scale}, "int-quantized", weights, activations
+    made = {"weight": layer.codes(), "weight_scale": scale}
+    if layer.bias is not None:
+        made["bias"] = layer.bias
+    return made, "int-quantized", weights, activations
 
 
 def _packed_words(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from anynpu.formats.awq import from_awq
 from anynpu.formats.compressed_tensors import from_compressed_tensors
 from anynpu.formats.gptq import from_gptq
 from anynpu.formats.quantized_weight import QuantizedWeight
-from anynpu.nn import QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
+from anynpu.nn import Int4Linear, QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
 
 Shape = tuple[int, int]
 
@@ -66,11 +66,13 @@ def take(tensors: dict[str, torch.Tensor], required: tuple[str, ...], optional: 
     return tuple(tensors.get(key) for key in (*required, *optional))
 
 
-def weight_layer(weight: QuantizedWeight, bias: torch.Tensor | None) -> WeightQuantLinear:
+def weight_layer(
+    weight: QuantizedWeight, bias: torch.Tensor | None, kind: type[WeightQuantLinear] = WeightQuantLinear
+) -> WeightQuantLinear:
     """The layer of a weight; an offset that is zero everywhere is left out, which changes no value."""
     if weight.offset is not None and not bool(weight.offset.any()):
         weight = QuantizedWeight(weight.weight, weight.scale, None, weight.group_size, weight.input_order)
-    return WeightQuantLinear.from_quantized(weight, require_bias(bias, weight.shape[1]))
+    return kind.from_quantized(weight, require_bias(bias, weight.shape[1]))
 
 
 def require_bias(bias: torch.Tensor | None, n: int) -> torch.Tensor | None:
@@ -152,12 +154,15 @@ class CompressedTensors(Producer):
         bits, kind = typed(weights, "num_bits", int), typed(weights, "type", str, "int")
         codes_known = kind == "int" and bits in (4, 8)
         require("quantization_config", codes_known, f"weights must be int of 4 or 8 bits, got {kind} of {bits}")
-        if self.int8_activations(name):
-            dynamic = _is_dynamic(typed(group, "input_activations", dict))
-            require("quantization_config", dynamic, "input_activations of int4 experts must be dynamic, got static")
-        elif group.get("input_activations") is not None:
-            return self._int8_layer(tensors, bits, typed(group, "input_activations", dict))
-        return weight_layer(*self._weight(tensors, weights, bits, shape))
+        if group.get("input_activations") is None:
+            return weight_layer(*self._weight(tensors, weights, bits, shape))
+        activations = typed(group, "input_activations", dict)
+        if bits == 8:
+            return self._int8_layer(tensors, activations)
+        dynamic = _is_dynamic(activations)
+        require("quantization_config", dynamic, "input_activations of int4 weights must be dynamic, got static")
+        kind = WeightQuantLinear if ".experts." in name else Int4Linear  # experts are joined when all are there
+        return weight_layer(*self._weight(tensors, weights, bits, shape), kind)
 
     def int8_activations(self, name: str) -> bool:
         group = self._group(name)
@@ -190,8 +195,7 @@ class CompressedTensors(Producer):
         require_groups(weight, group_size)
         return weight, bias
 
-    def _int8_layer(self, tensors: dict[str, torch.Tensor], bits: int, activations: dict[str, Any]) -> QuantizedLinear:
-        require("quantization_config", bits == 8, f"weights beside int8 input_activations must have 8 bits, got {bits}")
+    def _int8_layer(self, tensors: dict[str, torch.Tensor], activations: dict[str, Any]) -> QuantizedLinear:
         dynamic = _is_dynamic(activations)
         optional = ("weight_zero_point", "bias")
         if dynamic:

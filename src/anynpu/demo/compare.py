@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from anynpu.demo import measure, smollm2, split_ffn
-from anynpu.quantization import W4A16, W8A8, W8A16, QuantConfig, W8A8Compressed, calibrate_activations, quantize_
+from anynpu.quantization import W4A8, W4A16, W8A8, W8A16, QuantConfig, W8A8Compressed, calibrate_activations, quantize_
 
 CONTEXTS = (128, 2048)  # tokens in the cache
 CALIBRATION = 2048  # tokens, from the end of the text that the perplexity is taken from the beginning of
@@ -77,6 +77,7 @@ def variants(calibration: torch.Tensor) -> dict[str, Callable[[torch.nn.Module],
         "anynpu W4A16 g32, fp32 head": lambda model: quantised(model, four32, None),
         "anynpu W4A16 g32, W8A16 head": lambda model: quantised(model, four32, W8A16(32)),
         "anynpu W4A16 g64, W8A16 head": lambda model: quantised(model, four64, W8A16(32)),
+        "anynpu W4A8 g64, W8A8 head": lambda model: quantised(model, W4A8(64), W8A8()),
         "anynpu W8A16, W8A16 head": lambda model: quantised(model, eight, eight),
         "anynpu W8A8, dynamic": lambda model: quantised(model, W8A8(), W8A8()),
         "anynpu W8A8, static but down_proj, head": lambda model: statically_quantised(model, calibration),

@@ -109,15 +109,18 @@ class WeightQuantLinear(QuantizedLinear):
             reordered=quantized.input_order is not None,
             device="meta",
         )
-        layer._set("weight", _stored(quantized.weight, k, n))
-        layer._set("scale", quantized.scale)
-        if quantized.offset is not None:
-            layer._set("offset", quantized.offset)
-        if bias is not None:
-            layer._set("bias", bias.detach().to(torch.float32))
-        if quantized.input_order is not None:
-            layer._set("input_order", quantized.input_order)
+        layer._take(quantized, bias)
         return layer
+
+    def _take(self, quantized: QuantizedWeight, bias: torch.Tensor | None) -> None:
+        self._set("weight", _stored(quantized.weight, self.in_features, self.out_features))
+        self._set("scale", quantized.scale)
+        if quantized.offset is not None:
+            self._set("offset", quantized.offset)
+        if bias is not None:
+            self._set("bias", bias.detach().to(torch.float32))
+        if quantized.input_order is not None:
+            self._set("input_order", quantized.input_order)
 
     def fields(self) -> dict[str, int | bool]:
         return {

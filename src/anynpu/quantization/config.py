@@ -12,7 +12,7 @@ import torch
 from anynpu._check import require, require_dtype
 from anynpu.formats.compressed_files import GRANULARITIES
 from anynpu.formats.quantized_weight import QuantizedWeight
-from anynpu.nn import CompressedLinear, QuantizedLinear, QuantLinear, QuantMoE, WeightQuantLinear
+from anynpu.nn import CompressedLinear, Int4Linear, QuantizedLinear, QuantLinear, QuantMoE, WeightQuantLinear
 from anynpu.quantization.activations import ActivationScales
 from anynpu.quantization.moe_blocks import is_moe_block, moe_layer
 
@@ -177,10 +177,13 @@ class W8A8Compressed(W8A8):
 
 @dataclass(frozen=True)
 class W4A8(QuantConfig):
-    """4-bit weights and 8-bit activations of mixtures of experts, both symmetric; linear layers stay as they are.
+    """4-bit weights and 8-bit activations of linear layers and mixtures of experts, both symmetric.
+
+    Each row (token) of activations gets the scale at which its largest magnitude is 127, found at run time.
 
     Attributes:
-        group_size: how many inputs share a scale, a divisor of both sizes of the experts; 0: all of them.
+        group_size: how many inputs share a scale; 0: all of them. For linear layers a multiple of 32 (one with no more
+            inputs gets one scale for each output), for experts a divisor of both of their sizes.
 
     >>> import torch
     >>> codes, scale = W4A8(group_size=2).quantize_experts(torch.tensor([[[0.5, -1.0, 3.5, 7.0]]]))
@@ -195,6 +198,19 @@ class W4A8(QuantConfig):
         valid = isinstance(self.group_size, int) and self.group_size >= 0
         require("W4A8", valid, f"group_size must be 0 or positive, got {self.group_size!r}")
 
+    def quantize(self, weight: torch.Tensor) -> QuantizedWeight:
+        """Quantises ``[N, K]`` as :class:`W4A16` does.
+
+        Raises:
+            TypeError, ValueError: not a non-empty float matrix, or not finite; a group_size that is no multiple of 32.
+        """
+        require("W4A8", self.group_size % 32 == 0, f"group_size must be a multiple of 32, got {self.group_size}")
+        weight = _float_weight("W4A8", weight)
+        group_size = self.group_size if 0 < self.group_size < weight.shape[1] else weight.shape[1]
+        codes, scale, _ = _round_to_nearest(weight, 4, group_size, symmetric=True)
+        require("W4A8", bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
+        return QuantizedWeight.from_codes(codes, scale, group_size=group_size)
+
     def quantize_experts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """int8 codes ``[E, N, K]`` and float32 scales ``[E, N, G]`` of float weights ``[E, N, K]``.
 
@@ -207,10 +223,12 @@ class W4A8(QuantConfig):
         return codes.reshape(weight.shape), scale.unflatten(0, weight.shape[:2])
 
     def takes(self, module: torch.nn.Module) -> bool:
-        return is_moe_block(module)
+        return super().takes(module) or is_moe_block(module)
 
-    def layer(self, module: torch.nn.Module, name: str) -> QuantMoE:
-        return moe_layer(module, self)
+    def layer(self, module: torch.nn.Module, name: str) -> Int4Linear | QuantMoE:
+        if is_moe_block(module):
+            return moe_layer(module, self)
+        return Int4Linear.from_quantized(self.quantize(module.weight), module.bias)
 
 
 def _float_weight(op: str, weight: torch.Tensor, axes: int = 2) -> torch.Tensor:

@@ -24,7 +24,7 @@ def quantize_(
     """Replaces every layer of ``model`` that ``config`` takes by a quantised one, in place.
 
     Those are modules whose class is exactly ``torch.nn.Linear`` (subclasses have a meaning of their own), and with
-    :class:`anynpu.W8A8` and :class:`anynpu.W4A8` (only) the blocks of experts of transformers, as a whole. All
+    :class:`anynpu.W8A8` and :class:`anynpu.W4A8` the blocks of experts of transformers, as a whole. All
     layers are quantised before the first is replaced, so that an error leaves the model as it was. A layer that is
     used in several places stays one layer. A weight that is tied to another parameter (an embedding) is copied: the
     other one keeps its float weight, and a warning says so; ``skip=("lm_head",)`` leaves such a layer alone. Another
