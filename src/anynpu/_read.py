@@ -25,6 +25,8 @@ def parse_object(op: str, what: str, text: str | bytes) -> dict:
 
 def read_object(op: str, path: Path) -> dict:
     """The JSON object in a file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{op}: {path} is missing")
     return parse_object(op, str(path), path.read_bytes())
 
 

@@ -113,6 +113,9 @@ def test_what_is_missing(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds no safetensors file"):
         anynpu.load_checkpoint(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="load_checkpoint: .*config.json is missing"):
+        anynpu.load_checkpoint(folder)
 
 
 def test_pickles_are_not_read(folder):

@@ -113,6 +113,8 @@ def test_mistakes_are_refused():
         anynpu.quantize_(tiny(), CONFIGS[0], skip=("head",))
     with pytest.raises(TypeError, match="skip must be a sequence of names"):
         anynpu.quantize_(tiny(), CONFIGS[0], skip="lm_head")
+    with pytest.raises(TypeError, match="model must be a module, got OrderedDict"):
+        anynpu.quantize_(tiny().state_dict(), CONFIGS[0])
     with pytest.raises(TypeError, match="config must be"):
         anynpu.quantize_(tiny(), anynpu.W4A16)
     for group_size in (-32, 16, 100, 32.0):

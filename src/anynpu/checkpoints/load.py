@@ -63,7 +63,7 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
     if path.is_file() and path.suffix == ".gguf":
         return load_gguf(path, dtype, progress).eval()
     if not path.is_dir():
-        raise FileNotFoundError(f"{OP}: {path} is no folder and no .gguf file")
+        raise FileNotFoundError(f"{OP}: {path} is no folder and no .gguf file; models of a hub are downloaded first")
     config = read_object(OP, path / CONFIG)
     if (path / OWN_DESCRIPTION).exists():
         return _load_own(path, config, dtype).eval()

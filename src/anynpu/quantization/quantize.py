@@ -41,7 +41,7 @@ def quantize_(
         The model.
 
     Raises:
-        TypeError: config is no configuration, or a layer is not float.
+        TypeError: model is no module, config is no configuration, or a layer is not float.
         ValueError: the weight of a layer is empty, not finite or on the device meta (the error names the layer), or a
             name in ``skip`` fits none.
 
@@ -50,6 +50,8 @@ def quantize_(
     >>> anynpu.quantize_(model, anynpu.W4A16(group_size=32), skip=("2",))[0]
     WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True, reordered=False)
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"quantize_: model must be a module, got {type(model).__name__}")
     if not isinstance(config, QuantConfig):
         raise TypeError(f"quantize_: config must be one such as W4A16(...), got {config!r}")
     chosen = _chosen(model, config, filter_fn, skip)
