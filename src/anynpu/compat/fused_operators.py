@@ -296,10 +296,47 @@ def npu_dynamic_quant_asymmetric(
     codes = (values / divisor + offset).round().clamp(low, high).masked_fill(flat, 0)
     if dtype != torch.quint4x2:
         return codes.to(torch.int8), scale.squeeze(-1), offset.squeeze(-1)
-    fits = x.shape[-1] % 8 == 0
-    require(op, fits, f"Input shape last dim must be divded by 8 when int4 quantization, got {x.shape[-1]}")
-    packed = anynpu.int4_pack(codes.int().flatten(0, -2)).unflatten(0, x.shape[:-1])
-    return packed, scale.squeeze(-1), offset.squeeze(-1)
+    return _packed(op, codes), scale.squeeze(-1), offset.squeeze(-1)
+
+
+def _packed(op: str, codes: torch.Tensor) -> torch.Tensor:
+    """Eight int4 of the last axis in an int32."""
+    fits = codes.shape[-1] % 8 == 0
+    require(op, fits, f"Input shape last dim must be divded by 8 when int4 quantization, got {codes.shape[-1]}")
+    return anynpu.int4_pack(codes.int().flatten(0, -2)).unflatten(0, codes.shape[:-1])
+
+
+@published(
+    "npu_kronecker_quant(Tensor x, Tensor kronecker_p1, Tensor kronecker_p2, float? clip_ratio=None, "
+    "int? dst_dtype=None) -> (Tensor, Tensor)",
+    "aclnnFlatQuant",
+)
+def npu_kronecker_quant(
+    x: torch.Tensor,
+    kronecker_p1: torch.Tensor,
+    kronecker_p2: torch.Tensor,
+    clip_ratio: float | None = None,
+    dst_dtype: Dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int4 codes ``round(y / scale)`` of ``y = kronecker_p1 @ x @ kronecker_p2``, eight in an int32.
+
+    x is (T, M, N); each token has a scale, ``max(abs(y)) * clip_ratio / 7``. In float32; codes are saturated.
+    """
+    op = "npu_kronecker_quant"
+    dtype = torch.int32 if dst_dtype is None else torch_dtype("dst_dtype", dst_dtype)
+    require(op, dtype in (torch.int32, torch.quint4x2), f"dst_dtype must be int32 (eight int4), got {dtype}")
+    require_dtype(op, "x", x, (torch.float16, torch.bfloat16))
+    require(op, x.dim() == 3, f"x must have shape (T, M, N), got {tuple(x.shape)}")
+    for name, factor, size in (("kronecker_p1", kronecker_p1, x.shape[1]), ("kronecker_p2", kronecker_p2, x.shape[2])):
+        require_dtype(op, name, factor, (x.dtype,))
+        expected, got = (size, size), tuple(factor.shape)
+        require(op, expected == got, f"{name} must have shape {expected}, got {got}")
+    ratio = 1.0 if clip_ratio is None else clip_ratio
+    require(op, 0 < ratio <= 1, f"clip_ratio must be in (0, 1], got {ratio}")
+    y = kronecker_p1.float() @ (x.float() @ kronecker_p2.float())
+    scale = y.abs().amax((1, 2)) * (ratio / 7)
+    divisor = scale.masked_fill(scale == 0, 1)[:, None, None]
+    return _packed(op, (y / divisor).round().clamp(-8, 7)), scale
 
 
 def _smoothed(

@@ -8,6 +8,8 @@ import torch
 import torch_npu
 from torch_npu.contrib.module import LinearA8W8Quant, LinearQuant, LinearWeightQuant
 
+import anynpu
+
 UNIT = 2.0**-24  # of float32 roundings
 
 
@@ -275,3 +277,35 @@ def test_linear_weight_quant():
     exact = x.double() @ ((weight.double() + offset) * scale).t()
     assert ((layer(x).double() - exact).abs() <= 2e-2 * exact.abs().amax()).all()
     assert list(layer.state_dict()) == ["weight", "antiquant_scale", "antiquant_offset"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("clip_ratio", [None, 0.5])
+def test_kronecker_quant(dtype, clip_ratio):
+    generator = torch.Generator().manual_seed(0)
+    # small integers: the products are exact in float32
+    x, left, right = (
+        torch.randint(-3, 4, shape, generator=generator).to(dtype).npu() for shape in ((5, 6, 16), (6, 6), (16, 16))
+    )
+    x[2] = 0
+    codes, scale = torch_npu.npu_kronecker_quant(x, left, right, clip_ratio=clip_ratio, dst_dtype=torch.int32)
+    y = torch.einsum("ij,tjk,kl->til", left.double(), x.double(), right.double())
+    expected = (y.abs().amax((1, 2)).float() * ((clip_ratio or 1.0) / 7)).float()
+    assert codes.shape == (5, 6, 2) and torch.equal(scale, expected)
+    unpacked = anynpu.int4_unpack(codes.flatten(0, 1)).view(5, 6, 16)
+    steps = y / scale.double()[:, None, None].masked_fill(scale[:, None, None] == 0, 1)
+    assert ((unpacked - steps.clamp(-8, 7)).abs() <= 0.5 + 1e-6).all() and not unpacked[2].any()
+    assert clip_ratio is None or unpacked.min() == -8 or unpacked.max() == 7
+
+
+def test_kronecker_quant_refuses():
+    x, left, right = torch.ones(2, 4, 8).half(), torch.eye(4).half(), torch.eye(8).half()
+    refused = (
+        ((x, right, right), {}, r"kronecker_p1 must have shape \(4, 4\), got \(8, 8\)"),
+        ((x, left, right), {"clip_ratio": 0.0}, r"clip_ratio must be in \(0, 1\], got 0.0"),
+        ((x, left, right), {"dst_dtype": torch.int8}, r"dst_dtype must be int32 \(eight int4\), got torch.int8"),
+        ((x[0], left, right), {}, r"x must have shape \(T, M, N\), got \(4, 8\)"),
+    )
+    for args, options, text in refused:
+        with pytest.raises(ValueError, match=text):
+            torch_npu.npu_kronecker_quant(*args, **options)

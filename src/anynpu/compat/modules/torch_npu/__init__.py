@@ -62,6 +62,7 @@ from anynpu.compat.fused_operators import (
     npu_dynamic_quant_asymmetric,
     npu_grouped_matmul_swiglu_quant,
     npu_grouped_matmul_swiglu_quant_v2,
+    npu_kronecker_quant,
 )
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
@@ -185,6 +186,7 @@ __all__ = [
     "npu_grouped_matmul_swiglu_quant_v2",
     "npu_incre_flash_attention",
     "npu_interleave_rope",
+    "npu_kronecker_quant",
     "npu_kv_rmsnorm_rope_cache",
     "npu_linear",
     "npu_all_gather_base_mm",
