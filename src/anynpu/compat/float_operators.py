@@ -29,6 +29,18 @@ def npu_rms_norm(self: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6)
 
 
 @published(
+    "npu_gemma_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)", "aclnnGemmaRmsNorm"
+)
+def npu_gemma_rms_norm(
+    self: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``npu_rms_norm`` with ``1 + gamma`` for gamma."""
+    require_dtype("npu_gemma_rms_norm", "gamma", gamma, tuple(dict.fromkeys((self.dtype, torch.float32))))
+    y, rstd = rms_norm("npu_gemma_rms_norm", "self", self, 1 + gamma.float(), epsilon)
+    return y.to(self.dtype), rstd
+
+
+@published(
     "npu_add_rms_norm(Tensor x1, Tensor x2, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor, Tensor)",
     "aclnnAddRmsNorm",
 )

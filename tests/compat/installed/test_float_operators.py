@@ -48,6 +48,15 @@ def test_rms_norm(dtype, shape, axes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_gemma_rms_norm(dtype):
+    x = reals(3, 5, 64, dtype=dtype)
+    gamma = torch.arange(-32, 32).div(32).to(dtype).npu()  # 1 + gamma is exact
+    for weight in (gamma, gamma.float()):
+        y, rstd = torch_npu.npu_gemma_rms_norm(x, weight, 1e-3)
+        assert_rms_norm(y, rstd, x, 1 + gamma.float(), 1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_add_rms_norm(dtype):
     x1, x2, gamma = (reals(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(4, 6, 96), (4, 6, 96), (96,)]))
     y, rstd, x = torch_npu.npu_add_rms_norm(x1, x2, gamma)
