@@ -35,8 +35,27 @@ struct RowWords {
   }
 };
 
+// The same where words follow words: of neighbouring values, or of a single one.
+int32_t pack_words(const int8_t* from, int64_t stride, int64_t words, const RowWords& to) {
+  if (stride == 0) {
+    int32_t word;
+    std::memset(&word, *from, 4);
+    for (int64_t i = 0; i < words; ++i) to.at[i * to.height] = word;
+    return static_cast<int32_t>(4 * words * *from);
+  }
+  for (int64_t i = 0; i < words; ++i) std::memcpy(to.at + i * to.height, from + 4 * i, 4);
+  int32_t sum = 0;
+  for (int64_t i = 0; i < 4 * words; ++i) sum += from[i];
+  return sum;
+}
+
 // The k of a group, four to a word; returns their sum.
 int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, RowWords to) {
+  const int64_t values = group.end - group.begin;
+  if ((stride == 0 || stride == 1) && group.first_k == group.begin && values % 4 == 0 && to.unit == 1 &&
+      4 * to.left >= values) {
+    return pack_words(from + stride * group.begin, stride, values / 4, to);
+  }
   int32_t sum = 0;
   for (int64_t k = group.first_k; k < group.end; k += 4) {
     int8_t values[4] = {};
