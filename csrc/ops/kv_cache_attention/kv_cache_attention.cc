@@ -265,7 +265,7 @@ struct Scratch {
     take(&totals, plan.heads * kAttentionFewRows * std::max<int64_t>(plan.padded, kAttentionTileRows));
     take(&pairs, kAttentionTileRows * plan.padded);
     take(&visible, plan.queries);
-    take(&offsets, kAttentionTileRows + kAttentionRowsAhead);
+    take(&offsets, kAttentionTileRows + kAttentionMostRowsAhead);
   }
   static int64_t bytes(const Plan& plan) { return static_cast<int64_t>(Scratch(plan, 0).end); }
 
@@ -417,7 +417,7 @@ class Run {
       tile.rows = static_cast<int32_t>(std::min<int64_t>(kAttentionTileRows, item.last_row - row));
       set_visible(item, row, tile, scratch);
       const int64_t rows_left = length_of(args_, item.batch) - row;
-      tile.rows_known = static_cast<int32_t>(std::min<int64_t>(tile.rows + kAttentionRowsAhead, rows_left));
+      tile.rows_known = static_cast<int32_t>(std::min<int64_t>(tile.rows + kernel_.rows_ahead, rows_left));
       set_offsets(item, row, tile, scratch);
       kernel_.tile(tile);
     }

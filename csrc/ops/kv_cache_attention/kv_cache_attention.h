@@ -8,8 +8,8 @@
 namespace anynpu {
 
 constexpr int kAttentionTileRows = 128;
-constexpr int kAttentionRuns = 8;        // of a tile, whose rows some kernels take in turn
-constexpr int kAttentionRowsAhead = 16;  // that are fetched while others are multiplied; with all heads some 16 KiB
+constexpr int kAttentionRuns = 8;            // of a tile, whose rows some kernels take in turn
+constexpr int kAttentionMostRowsAhead = 16;  // with all heads some 16 KiB
 constexpr int kAttentionFewRows = 16;  // of digits of a head: up to here codes are multiplied as they lie in the cache
 // Rows of head_size elements are padded to a multiple of this, with zeros, on every tier.
 constexpr int64_t kAttentionPadding = 32;
@@ -73,6 +73,7 @@ struct AttentionKernel {
   Isa isa;
   // Whether few queries go through kAttentionRuns parts of a tile side by side, where all of them see all of its rows.
   bool reads_runs;
+  int32_t rows_ahead;  // that are fetched while others are multiplied, at most kAttentionMostRowsAhead
   void (*fold[kAttentionFloats])(const AttentionFold& fold);
   void (*tile)(const AttentionTile& tile);
   void (*finish[kAttentionFloats])(const AttentionFinish& finish);
