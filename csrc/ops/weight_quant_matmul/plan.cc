@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kRowsAtOnce = 512;       // rows of x packed at once
 constexpr int64_t kRowMultiple = 12;       // rows in whole tiles of all schemes but bf16
 constexpr int64_t kLongGroup = 128;        // k, whose scales are few; those of shorter groups are fetched span by span
-constexpr int64_t kTaskWork = 1 << 20;     // products a thread; below it a second thread costs more than it gives
+constexpr int64_t kTaskWork = 1 << 18;     // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
 int32_t digits_of(const WeightQuantProblem& problem) {
