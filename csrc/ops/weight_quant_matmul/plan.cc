@@ -18,7 +18,7 @@ constexpr int64_t kTaskWork = 1 << 18;     // products a thread; below it a seco
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
 int32_t digits_of(const WeightQuantProblem& problem) {
-  if (problem.sums != nullptr) return 1;
+  if (problem.has_int8_rows()) return 1;
   return problem.args->inner_precise == 1 ? 2 : 3;
 }
 
@@ -33,7 +33,7 @@ bool is_one_tile(const WeightQuantProblem& problem) { return problem.rows <= kSt
 
 // Prepacked weights of one tile, or of int8 rows.
 bool can_stream(const WeightQuantProblem& problem, const GemmKernel& kernel) {
-  return kernel.stream_digits[digits_of(problem)] != nullptr && (is_one_tile(problem) || problem.sums != nullptr) &&
+  return kernel.stream_digits[digits_of(problem)] != nullptr && (is_one_tile(problem) || problem.has_int8_rows()) &&
          problem.args->weight.dtype == ANYNPU_UINT8;
 }
 
@@ -68,7 +68,7 @@ bool can_pair_directly(const WeightQuantProblem& problem, const GemmKernel& kern
 Scheme choose_scheme(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   constexpr int64_t kFewRows = 4;     // that many are bound by memory, where digits unpack with less work
   constexpr int64_t kPlaneRows = 32;  // more for each further plane, with fewer of which digits are faster
-  if (problem.sums != nullptr) return Scheme::digits;
+  if (problem.has_int8_rows()) return Scheme::digits;
   if (can_pair(problem, kernel)) return Scheme::pairs;
   const int32_t planes = planes_of(problem);
   if (planes <= kernel.bf16.most_planes && problem.rows > std::max(kFewRows, kPlaneRows * (planes - 1))) {
@@ -130,7 +130,7 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
     plan.stream = problem.weight.source.order == WeightOrder::packed32;
     plan.direct = !plan.stream;
   }
-  const bool bytes = problem.sums != nullptr;
+  const bool bytes = problem.has_int8_rows();
   if (bytes) plan.row_multiple = plan.tile_rows = byte_tile_rows(problem, plan);
   const bool one_tile = !(pairs || bytes) || problem.rows <= (bytes ? plan.tile_rows : kernel.pairs.tile_rows);
   plan.stream_span = one_tile && problem.group >= kLongGroup ? problem.k : kSpan;

@@ -97,7 +97,7 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
       product.scale = scales.scale + first;
       product.offset = scales.offset == nullptr ? nullptr : scales.offset + first;
       product.c = scratch.c + first;
-      problem_.sums != nullptr&& x.rows > plan_.tile_rows ? stream_tiles(product) : stream(product);
+      problem_.has_int8_rows() && x.rows > plan_.tile_rows ? stream_tiles(product) : stream(product);
     }
   }
 }
@@ -276,7 +276,7 @@ void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t r
 
 void WeightQuantProduct::write_row(const PackedX& x, int64_t row, int64_t column, int64_t columns, float* c) const {
   if (x.scheme != Scheme::f32 && storage_.wants_f32[row]) return;
-  if (problem_.sums != nullptr) return problem_.sums->store(x.first + row, column, columns, c);
+  if (problem_.has_int8_rows()) return problem_.sums->store(x.first + row, column, columns, c);
   const anynpu_tensor& y = problem_.args->y;
   const int64_t stride = y.strides[y.ndim - 1];
   RowOutput output = {};

@@ -30,7 +30,7 @@ int64_t RowPacker::threads(int64_t rows) const {
 // Two digits and rests where that may pay. In the digits scheme all rows of a call have as many digits; in words a row
 // stands alone.
 PackedX RowPacker::pack(int64_t first, int64_t count) const {
-  if (problem_.sums != nullptr) {
+  if (problem_.has_int8_rows()) {
     pack_bytes(first, count);
     return {plan_.scheme, plan_.digits, storage_.packed, first, count};
   }

@@ -70,7 +70,7 @@ int32_t run_weight_quant_matmul(const char* op, const WeightQuantProblem& proble
   }
   if (base == nullptr) base = static_cast<uint8_t*>(scratch(ScratchSlot::main, needed));
   int32_t* fallback = nullptr;
-  const bool may_fall_back = plan.scheme != Scheme::f32 && problem.sums == nullptr;
+  const bool may_fall_back = plan.scheme != Scheme::f32 && !problem.has_int8_rows();
   if (may_fall_back) {
     const size_t bytes = static_cast<size_t>(plan.chunk_rows * problem.k) * sizeof(float);
     fallback = static_cast<int32_t*>(scratch(ScratchSlot::fallback, std::max<size_t>(1, bytes)));

@@ -35,6 +35,7 @@ struct WeightQuantProblem {
   bool has_offset, has_bias, has_quant;
   const RowSums* sums;
 
+  bool has_int8_rows() const { return sums != nullptr; }
   int32_t panel_bias() const { return weight.source.bits == 8 ? 128 : 8; }  // of the bytes of a panel (gemm/gemm.h)
 };
 

@@ -256,10 +256,10 @@ def npu_quant_scatter(
     round_mode: str | None = "rint",
 ) -> torch.Tensor:
     """``scatter_update`` of an int8 tensor with ``round(updates / quant_scales + quant_zero_points)``."""
-    codes = _quantised(
-        "npu_quant_scatter", self, updates, quant_scales, quant_zero_points, quant_axis, reduce, dst_type, round_mode
-    )
-    return _scatter_update("npu_quant_scatter", self.clone(), indices, codes, axis)
+    return _quant_scatter(
+        "npu_quant_scatter", self.clone(), indices, updates, quant_scales, quant_zero_points, axis, quant_axis, reduce,
+        dst_type, round_mode,
+    )  # fmt: skip
 
 
 @published("npu_quant_scatter_" + _QUANT_SCATTER.format("(a!)", "(a!)"), "aclnnInplaceQuantScatter")
@@ -276,24 +276,26 @@ def npu_quant_scatter_(
     round_mode: str | None = "rint",
 ) -> torch.Tensor:
     """``npu_quant_scatter`` in place; returns ``self``."""
-    codes = _quantised(
-        "npu_quant_scatter_", self, updates, quant_scales, quant_zero_points, quant_axis, reduce, dst_type, round_mode
-    )
-    return _scatter_update("npu_quant_scatter_", self, indices, codes, axis)
+    return _quant_scatter(
+        "npu_quant_scatter_", self, indices, updates, quant_scales, quant_zero_points, axis, quant_axis, reduce,
+        dst_type, round_mode,
+    )  # fmt: skip
 
 
-def _quantised(
+def _quant_scatter(
     op: str,
     data: torch.Tensor,
+    indices: torch.Tensor,
     updates: torch.Tensor,
     scales: torch.Tensor,
     zero_points: torch.Tensor | None,
+    axis: int,
     quant_axis: int,
     reduce: str,
     dst_type: Dtype | None,
     round_mode: str | None,
 ) -> torch.Tensor:
-    """int8 codes of ``updates`` with a scale, and a zero point, for each place of the last axis."""
+    """Into ``data`` int8 codes of ``updates``, with a scale and a zero point for each place of the last axis."""
     require_dtype(op, "self", data, (torch.int8,))
     require_dtype(op, "updates", updates, _FLOATS)
     require_dtype(op, "quant_scales", scales, _FLOATS)
@@ -310,7 +312,7 @@ def _quantised(
     if zero_points is not None:
         require_dtype(op, "quant_zero_points", zero_points, (*_FLOATS, torch.int32))
         codes = codes + zero_points.float().flatten()
-    return codes.round().clamp(-128, 127).to(torch.int8)
+    return _scatter_update(op, data, indices, codes.round().clamp(-128, 127).to(torch.int8), axis)
 
 
 def _scatter_update(

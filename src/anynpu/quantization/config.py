@@ -61,12 +61,7 @@ class WeightQuantConfig(QuantConfig):
         Raises:
             TypeError, ValueError: not a non-empty float matrix, or not finite.
         """
-        op = type(self).__name__
-        weight = _float_weight(op, weight)
-        group_size = self.group_size if 0 < self.group_size < weight.shape[1] else weight.shape[1]
-        codes, scale, offset = _round_to_nearest(weight, self.bits, group_size, self.symmetric)
-        require(op, bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
-        return QuantizedWeight.from_codes(codes, scale, offset, group_size, bits=self.bits)
+        return _quantized(type(self).__name__, weight, self.bits, self.group_size, self.symmetric)
 
     def layer(self, module: torch.nn.Module, name: str) -> WeightQuantLinear:
         return WeightQuantLinear.from_quantized(self.quantize(module.weight), module.bias)
@@ -205,11 +200,7 @@ class W4A8(QuantConfig):
             TypeError, ValueError: not a non-empty float matrix, or not finite; a group_size that is no multiple of 32.
         """
         require("W4A8", self.group_size % 32 == 0, f"group_size must be a multiple of 32, got {self.group_size}")
-        weight = _float_weight("W4A8", weight)
-        group_size = self.group_size if 0 < self.group_size < weight.shape[1] else weight.shape[1]
-        codes, scale, _ = _round_to_nearest(weight, 4, group_size, symmetric=True)
-        require("W4A8", bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
-        return QuantizedWeight.from_codes(codes, scale, group_size=group_size)
+        return _quantized("W4A8", weight, self.bits, self.group_size, symmetric=True)
 
     def quantize_experts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """int8 codes ``[E, N, K]`` and float32 scales ``[E, N, G]`` of float weights ``[E, N, K]``.
@@ -229,6 +220,15 @@ class W4A8(QuantConfig):
         if is_moe_block(module):
             return moe_layer(module, self)
         return Int4Linear.from_quantized(self.quantize(module.weight), module.bias)
+
+
+def _quantized(op: str, weight: torch.Tensor, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
+    """``[N, K]`` with a scale for each ``group_size`` inputs, or for each output if there are no more inputs, or 0."""
+    weight = _float_weight(op, weight)
+    group_size = group_size if 0 < group_size < weight.shape[1] else weight.shape[1]
+    codes, scale, offset = _round_to_nearest(weight, bits, group_size, symmetric)
+    require(op, bool(torch.isfinite(scale).all()), "the range of weight must be finite in float32")
+    return QuantizedWeight.from_codes(codes, scale, offset, group_size, bits=bits)
 
 
 def _float_weight(op: str, weight: torch.Tensor, axes: int = 2) -> torch.Tensor:
