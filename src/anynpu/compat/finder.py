@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds ``torch_npu`` and ``torchair`` in this package, and says so when a submodule of theirs is not implemented.
 
-Programs that ask for the installed distribution find torch_npu too, and torch the backend "npu" that it brings.
+Programs that ask for the installed distribution find torch_npu too, and torch the backends that it brings.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from anynpu.compat.errors import available_names, missing_text
 FOLDER = str(Path(__file__).parent / "modules")
 PACKAGES = ("torch_npu", "torchair")
 DISTRIBUTIONS = ("torch-npu", "torch_npu", "torchair")
+_BACKENDS = "[torch_dynamo_backends]\nnpu = torchair._backend:npu\nnpugraph_ex = torchair._backend:npugraph_ex\n"
 _ALIAS = "torch_npu.dynamo.torchair"  # the same modules under a second name
 
 
@@ -41,7 +42,7 @@ class _Distribution(importlib.metadata.Distribution):
         if filename == "METADATA":
             version = importlib.import_module("torch_npu").__version__
             return f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n"
-        return {"entry_points.txt": "[torch_dynamo_backends]\nnpu = torchair._backend:npu\n"}.get(filename)
+        return {"entry_points.txt": _BACKENDS}.get(filename)
 
     def locate_file(self, path: str | PathLike[str]) -> Path:
         return Path(FOLDER, path)

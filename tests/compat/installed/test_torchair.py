@@ -72,6 +72,8 @@ def test_options():
     config.debug.graph_dump.type = "pbtxt"
     config.experimental_config.frozen_parameter = True
     config.experimental_config.static_model_ops_lower_limit = 3
+    config.experimental_config.aclgraph._aclnn_static_shape_kernel = True
+    config.experimental_config.aclgraph._aclnn_static_shape_kernel_sym_value_range = [1, 8]
     config.ge_config.oo_level = "O1"
     config.aoe_config.aoe_mode = "2"
     config.inference_config.dynamic_gears_merge_policy = "product"
@@ -110,10 +112,15 @@ def test_what_is_not_implemented_says_so():
         exec("import torchair.ge_concrete_graph", {})
 
 
-def test_npu_is_a_backend_of_torch():
+@pytest.mark.parametrize(
+    "backend, options",
+    [("npu", None), ("npugraph_ex", None), ("npugraph_ex", {"force_eager": True, "clone_input": False})],
+)
+def test_backends_of_torch_by_name(backend, options):
     torch.compiler.reset()
-    assert "npu" in torch._dynamo.list_backends()
-    assert torch.compile(Model(), backend="npu", fullgraph=True)(*arguments(4)).shape == (4, 72)
+    assert backend in torch._dynamo.list_backends()
+    compiled = torch.compile(Model(), backend=backend, options=options, fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments(4)), Model()(*arguments(4)), rtol=0, atol=0)
 
 
 def test_the_distribution_is_found():

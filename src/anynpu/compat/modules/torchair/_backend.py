@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,3 +75,15 @@ def get_npu_backend(
 def npu(graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """The backend of ``torch.compile(model, backend="npu")``: that of ``get_npu_backend()``."""
     return get_npu_backend()(graph, example_inputs)
+
+
+def npugraph_ex(
+    graph: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """The backend of ``torch.compile(model, backend="npugraph_ex", options={...})``.
+
+    ``force_eager`` runs the captured graph, as ``debug.run_eagerly`` does; the other options do not change results.
+    """
+    config = CompilerConfig()
+    config.debug.run_eagerly = (options or {}).get("force_eager", False)
+    return get_npu_backend(compiler_config=config)(graph, example_inputs)

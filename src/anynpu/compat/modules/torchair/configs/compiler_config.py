@@ -122,7 +122,10 @@ _OPTIONS = {
         "static_model_ops_lower_limit": (None,),
         "jit_compile": ("auto", ("auto",)),
         "npu_fx_pass": (False, _SWITCH),
-        "aclgraph": (False, _SWITCH),
+        "aclgraph": {
+            "_aclnn_static_shape_kernel": (False, _SWITCH),
+            "_aclnn_static_shape_kernel_sym_value_range": (None,),
+        },
         "enable_ref_data": (False, _SWITCH),
         "topology_sorting_strategy": ("DFS", ("BFS", "DFS", "RDFS", "StableRDFS")),
         "tiling_schedule_optimize": (False, _SWITCH),
