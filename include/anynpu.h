@@ -214,8 +214,9 @@ ANYNPU_API int32_t anynpu_rope_kv_cache_check(const anynpu_rope_kv_cache_args* a
 ANYNPU_API int32_t anynpu_rope_kv_cache(const anynpu_rope_kv_cache_args* args, void* workspace, size_t workspace_bytes);
 
 /* kv_cache_attention: softmax(q @ k^T * softmax_scale) @ v with k = (k_code - offset_k) * scale_k, and v likewise.
- * q [B, S, Nq, D], FLOAT16, BFLOAT16 or FLOAT32; k_cache, v_cache INT8 [C1, C2, Nkv, D], contiguous; lengths INT32 [B],
- * the rows of each sequence, those of q last; scale_k, scale_v, offset_k, offset_v FLOAT32 [Nkv, D]; out as q, contiguous.
+ * q [B, S, Nq, D], FLOAT16, BFLOAT16 or FLOAT32; k_cache, v_cache INT8 [C1, C2, Nkv, D], of the same strides; lengths
+ * INT32 [B], the rows of each sequence, those of q last; scale_k, scale_v, offset_k, offset_v FLOAT32 [Nkv, D]; out as q.
+ * The last axes of caches and out are contiguous; decoding is fastest where the heads of the caches lie side by side.
  * Sequence b lies in plane b of the caches; with block_table, INT32 [B, blocks], row r in plane block_table[b, r / C2].
  * starts INT32 [B]: rows before it are not seen. Offsets, block_table and starts may be absent.
  * causal: query s sees rows before lengths[b] - S + s + 1. A query that sees no row gets zeros. */
@@ -237,6 +238,46 @@ typedef struct {
 ANYNPU_API int32_t anynpu_kv_cache_attention_check(const anynpu_kv_cache_attention_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_args* args, void* workspace,
                                              size_t workspace_bytes);
+
+/* fused_attention: softmax(q @ k^T * softmax_scale, hidden) @ v of sequences of their own lengths, in float32.
+ * q [B, S, Nq, D] FLOAT32, FLOAT16 or BFLOAT16; k [B, T, Nkv, D] and v [B, T, Nkv, Dv] of q's dtype, or INT8 with values
+ * (code + offset) * scale; scales and offsets of any of the float dtypes, offsets may be absent, for each head and channel,
+ * [1, 1, Nkv or 1, D or 1], or each token, [B, T, Nkv or 1, 1]; out [B, S, Nq, Dv], lse (the log-sum-exp, may be absent)
+ * FLOAT32 [B, S, Nq]. q_rope, k_rope [.., Dr]: further values of the heads of q and float k, or absent. Any strides but
+ * those of values of a head, which are contiguous.
+ * block_table INT32 [B, blocks]: k and v (and their tokens' factors) are [P, T, ..], row r of sequence b in plane
+ * block_table[b, r / T]. q_lengths, kv_lengths INT64 [B], contiguous: rows of each sequence; kv_lengths only with a block
+ * table are required. packed: B is that of the lengths, which are running sums of sequences that lie one after the other in
+ * q [1, S, ..] and, without a block table, k and v [1, T, ..].
+ * Row i sees columns j with i - before <= j <= i + after (from 2^31 - 1 on: all), with from_end nonzero counted from
+ * where the last row meets the last column; mask BOOL, INT8 or UINT8 [B or 1, Nq or 1, rows, columns] hides more where it is
+ * not 0. Rows behind their sequence give 0 (lse 0), and rows that see nothing 0 (lse -infinity). */
+typedef struct {
+  anynpu_tensor q;
+  anynpu_tensor k;
+  anynpu_tensor v;
+  anynpu_tensor q_rope;
+  anynpu_tensor k_rope;
+  anynpu_tensor k_scale;
+  anynpu_tensor k_offset;
+  anynpu_tensor v_scale;
+  anynpu_tensor v_offset;
+  anynpu_tensor block_table;
+  anynpu_tensor mask;
+  anynpu_tensor q_lengths;
+  anynpu_tensor kv_lengths;
+  anynpu_tensor out;
+  anynpu_tensor lse;
+  int64_t before;
+  int64_t after;
+  float softmax_scale;
+  int32_t from_end;
+  int32_t packed;
+  int32_t reserved;
+} anynpu_fused_attention_args;
+ANYNPU_API int32_t anynpu_fused_attention_check(const anynpu_fused_attention_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_fused_attention(const anynpu_fused_attention_args* args, void* workspace,
+                                          size_t workspace_bytes);
 
 /* weight_compress: an int8 weight in the lossless format c8 of docs/formats.md. weight INT8 (N, K), any strides;
  * stream INT8 [ceil(N / 64) * 64 * ceil(K / 4) * 4], of which the first *stream_bytes (INT64 [1]) are the result;

@@ -20,6 +20,7 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"format_cast_args", sizeof(anynpu_format_cast_args)},
       {"rope_kv_cache_args", sizeof(anynpu_rope_kv_cache_args)},
       {"kv_cache_attention_args", sizeof(anynpu_kv_cache_attention_args)},
+      {"fused_attention_args", sizeof(anynpu_fused_attention_args)},
       {"weight_compress_args", sizeof(anynpu_weight_compress_args)},
       {"weight_decompress_args", sizeof(anynpu_weight_decompress_args)},
       {"quant_matmul_args", sizeof(anynpu_quant_matmul_args)},

@@ -325,6 +325,13 @@ void Stage::ints(const char* name, const aclIntArray* handle, int64_t* values, s
   if (ok()) std::copy(array->values.begin(), array->values.end(), values);
 }
 
+std::vector<int64_t> Stage::ints(const char* name, const aclIntArray* handle) {
+  std::shared_ptr<IntArray> array;
+  if (!ok() || handle == nullptr) return {};
+  status_ = int_arrays().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &array);
+  return ok() ? array->values : std::vector<int64_t>{};
+}
+
 void Stage::leave(const char* name, const aclTensor* handle, bool must_be_empty) {
   if (!ok()) return;
   slots_.push_back({name, nullptr, 0, false, 0, 0});  // it has an index, but no address to set

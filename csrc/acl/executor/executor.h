@@ -55,6 +55,8 @@ class ACL_FUNC_VISIBILITY Stage {
 
   // The values of a required array of exactly `count` numbers.
   void ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count);
+  // The values of an array of any size; none when it is null.
+  std::vector<int64_t> ints(const char* name, const aclIntArray* handle);
   // An argument that this call does not use: null or any tensor.
   void unused(const char* name, const aclTensor* handle) { leave(name, handle, false); }
   // An argument that the document reserves: null or a tensor without elements.

@@ -66,9 +66,17 @@ bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape
   return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
 }
 
-int32_t check_contiguous(const char* name, const anynpu_tensor& tensor) {
-  if (is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", kOp, name);
+int32_t check_heads(const char* name, const anynpu_tensor& tensor) {
+  if (tensor.shape[3] <= 1 || tensor.strides[3] == 1) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: the last axis of %s should be contiguous", kOp, name);
+}
+
+// The strides that matter.
+bool same_strides(const anynpu_tensor& a, const anynpu_tensor& b) {
+  for (int axis = 0; axis < a.ndim; ++axis) {
+    if (a.shape[axis] > 1 && a.strides[axis] != b.strides[axis]) return false;
+  }
+  return true;
 }
 
 int32_t check_caches(const Args& args) {
@@ -81,8 +89,9 @@ int32_t check_caches(const Args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the shape of k_cache, %s, got %s", kOp,
                 shape_text(args.k_cache), shape_text(args.v_cache));
   }
-  ANYNPU_TRY(check_contiguous("k_cache", args.k_cache));
-  return check_contiguous("v_cache", args.v_cache);
+  ANYNPU_TRY(check_heads("k_cache", args.k_cache));
+  if (same_strides(args.k_cache, args.v_cache)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the strides of k_cache", kOp);
 }
 
 int32_t check_q(const Args& args) {
@@ -134,7 +143,8 @@ int32_t check_out(const Args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: out must have the shape of q, %s, got %s", kOp, shape_text(args.q),
                 shape_text(args.out));
   }
-  return check_contiguous("out", args.out);
+  ANYNPU_TRY(check_strides(kOp, "out", args.out, Access::write));
+  return check_heads("out", args.out);
 }
 
 int32_t check(const Args& args) {
@@ -225,7 +235,8 @@ struct Plan {
     splits = few ? std::max<int64_t>(1, (longest + kSplitRows - 1) / kSplitRows) : 1;
     split_rows = splits == 1 ? longest : kSplitRows;
     const int64_t units = batch_size(args) * blocks * splits;
-    head_groups = !few                   ? all_heads
+    const bool side_by_side = args.k_cache.strides[2] == head_size(args);
+    head_groups = !few || !side_by_side  ? all_heads
                   : units >= 2 * threads ? 1
                                          : std::min<int64_t>(all_heads, 2 * threads / std::max<int64_t>(1, units));
     heads = (all_heads + head_groups - 1) / head_groups;
@@ -405,9 +416,9 @@ class Run {
 
   // Offset of a row of sequence `batch` in both caches.
   int64_t row_offset(int64_t batch, int64_t row) const {
-    const int64_t rows = args_.k_cache.shape[1];
+    const int64_t rows = args_.k_cache.shape[1], *strides = args_.k_cache.strides;
     const int64_t plane = is_paged(args_) ? int_at(args_.block_table, batch, row / rows) : batch;
-    return (plane * rows + (is_paged(args_) ? row % rows : row)) * kv_heads(args_) * head_size(args_);
+    return plane * strides[0] + (is_paged(args_) ? row % rows : row) * strides[1];
   }
 
   void run_item(const Item& item, const Scratch& scratch) const {
@@ -443,8 +454,8 @@ class Run {
     tile.totals = scratch.totals;
     tile.pairs = scratch.pairs;
     tile.heads = static_cast<int32_t>(item.last_head - item.first_head);
-    tile.k = static_cast<const int8_t*>(args_.k_cache.data) + item.first_head * tile.head_size;
-    tile.v = static_cast<const int8_t*>(args_.v_cache.data) + item.first_head * tile.head_size;
+    tile.k = static_cast<const int8_t*>(args_.k_cache.data) + item.first_head * args_.k_cache.strides[2];
+    tile.v = static_cast<const int8_t*>(args_.v_cache.data) + item.first_head * args_.k_cache.strides[2];
     tile.q = scratch.q;
     tile.q_steps = scratch.q_steps;
     tile.state = plan_.splits > 1 ? split_state(item.batch, item.first_head, item.split) : state_at(scratch.states);
@@ -493,8 +504,9 @@ class Run {
     for (int64_t position = first_position; position < last_position; ++position) {
       for (int64_t g = 0; g < plan_.group; ++g, ++query) {
         finish.state = {state.accumulator + query * plan_.padded, state.maximum + query, state.weight_sum + query};
-        const int64_t row = (batch * query_length(args_) + position) * q_heads(args_) + head * plan_.group + g;
-        finish.output = static_cast<char*>(args_.out.data) + row * finish.head_size * (dtype_bits(args_.q.dtype) / 8);
+        const int64_t *strides = args_.out.strides,
+                      to = batch * strides[0] + position * strides[1] + (head * plan_.group + g) * strides[2];
+        finish.output = static_cast<char*>(args_.out.data) + to * (dtype_bits(args_.q.dtype) / 8);
         kernel_.finish[float_kind(args_.q.dtype)](finish);
       }
     }

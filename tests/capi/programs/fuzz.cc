@@ -16,7 +16,10 @@
 #include "aclnnop/aclnn_dequant_swiglu_quant_v2.h"
 #include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_dynamic_quant_v2.h"
+#include "aclnnop/aclnn_fused_infer_attention_score_v2.h"
+#include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "aclnnop/aclnn_incre_flash_attention_v4.h"
 #include "aclnnop/aclnn_moe_finalize_routing.h"
 #include "aclnnop/aclnn_moe_finalize_routing_v2.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax.h"
@@ -139,6 +142,14 @@ struct Tensors {
   }
   const aclTensor* maybe(int percent, const std::vector<int64_t>& shape, aclDataType dtype) {
     return chance(percent) ? random(shape, dtype) : nullptr;
+  }
+  // Lists destroy their members, so the tensor here is not among those that are destroyed later.
+  aclTensorList* list(const std::vector<int64_t>& shape, aclDataType dtype) {
+    const aclTensor* tensor = random(shape, dtype);
+    const auto at = std::find(made.begin(), made.end(), tensor);
+    if (at == made.end()) return nullptr;
+    made.erase(at);
+    return aclCreateTensorList(&tensor, slip(5) ? 0 : 1);
   }
   aclTensor* output(const std::vector<int64_t>& shape, aclDataType dtype) {
     return const_cast<aclTensor*>(random(shape, dtype));
@@ -433,14 +444,7 @@ void moe_gating_topk_softmax(Tensors& tensors) {
 void grouped_matmul(Tensors& tensors) {
   const int64_t m = pick(1, 9), k = pick(1, 9) * 8, n = pick(1, 9) * 8, experts = pick(1, 4);
   const bool sums = chance(50), int4 = !sums && chance(50);
-  // Lists destroy their members, so the tensors here are not among those that are destroyed later.
-  const auto list = [&](const std::vector<int64_t>& shape, aclDataType dtype) -> aclTensorList* {
-    const aclTensor* tensor = tensors.random(shape, dtype);
-    const auto at = std::find(tensors.made.begin(), tensors.made.end(), tensor);
-    if (at == tensors.made.end()) return nullptr;
-    tensors.made.erase(at);
-    return aclCreateTensorList(&tensor, slip(5) ? 0 : 1);
-  };
+  const auto list = [&](const std::vector<int64_t>& shape, aclDataType dtype) { return tensors.list(shape, dtype); };
   aclTensorList* x = list({m, k}, ACL_INT8);
   aclTensorList* weight = list({experts, k, n}, int4 ? ACL_INT4 : ACL_INT8);
   aclTensorList* scale = sums ? nullptr
@@ -457,6 +461,87 @@ void grouped_matmul(Tensors& tensors) {
       nullptr, split, slip(3) ? 2 : 0, type, slip(3) ? 1 : 0, out, other, nullptr, &size, &executor);
   finish(status, size, executor, aclnnGroupedMatmulV4);
   for (aclTensorList* each : {x, weight, scale, token, other, out}) aclDestroyTensorList(each);
+}
+
+aclIntArray* lengths(int64_t count, int64_t most) {
+  std::vector<int64_t> values(slip(5) ? pick(0, 5) : count);
+  for (int64_t& value : values) value = slip(4) ? one_of(kHuge) : pick(most > 0 ? 1 : 0, most);
+  return chance(20) ? nullptr : aclCreateIntArray(values.data(), values.size());
+}
+
+void attention(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  const bool codes = chance(50), paged = chance(30), by_head = chance(40), increment = chance(30);
+  const int64_t batch = pick(1, 3), rows = increment || chance(40) ? 1 : pick(1, 9), kv_heads = pick(1, 2),
+                heads = kv_heads * pick(1, 3), width = 8 * pick(1, 3), block = 16, blocks = pick(1, 3),
+                columns = paged ? block * blocks : pick(1, 40);
+  // The layout of tensors that are not in blocks.
+  const auto shape = [&](int64_t tokens, int64_t count) {
+    return by_head ? std::vector<int64_t>{batch, count, tokens, width}
+                   : std::vector<int64_t>{batch, tokens, count, width};
+  };
+  const std::vector<int64_t> cache =
+      paged ? std::vector<int64_t>{pick(1, 4), block, kv_heads * width} : shape(columns, kv_heads);
+  char bsnd[] = "BSND", bnsd[] = "BNSD", odd[] = "odd";
+  char* layout = slip(3) ? odd : by_head ? bnsd : bsnd;
+  const auto number = [](int64_t value) { return slip(3) ? one_of(kHuge) : value; };
+  const int64_t channels = kv_heads * width, mode = codes && !increment && chance(30) ? 2 : 0;
+  const std::vector<int64_t> factors = {mode == 2 ? kv_heads : channels};
+  const bool stacked = increment || chance(50);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* query = tensors.random(shape(rows, heads), dtype);
+  aclTensorList* key = tensors.list(cache, codes ? ACL_INT8 : dtype);
+  aclTensorList* value = tensors.list(cache, codes ? ACL_INT8 : dtype);
+  const int sparse = increment || chance(50) ? 0 : static_cast<int>(pick(1, 4));
+  const aclTensor* mask = sparse > 1
+                              ? tensors.random({2048, 2048}, ACL_BOOL)
+                              : tensors.maybe(sparse == 1 ? 97 : 30, {rows == 1 ? batch : rows, columns}, ACL_BOOL);
+  const aclTensor *none = slip(3) ? tensors.random({1}, ACL_FLOAT) : nullptr,
+                  *table = paged ? tensors.random({batch, blocks}, ACL_INT32) : nullptr;
+  aclIntArray *q_lengths = lengths(batch, rows), *kv_lengths = lengths(batch, columns);
+  const std::vector<int64_t> pair = {2, factors[0]};
+  const aclTensor *scales = codes && stacked ? tensors.random(pair, dtype) : nullptr,
+                  *offsets = codes && stacked ? tensors.maybe(50, pair, dtype) : nullptr;
+  aclTensor* out = tensors.output(shape(rows, heads), dtype);
+  if (increment) {
+    finish(aclnnIncreFlashAttentionV4GetWorkspaceSize(
+               query, key, value, none, mask, kv_lengths, nullptr, none, nullptr, nullptr, nullptr, scales, offsets,
+               table, none, number(heads), 0.3, layout, number(kv_heads), number(block), 1, out, &size, &executor),
+           size, executor, aclnnIncreFlashAttentionV4);
+  } else {
+    const auto factor = [&](int percent) {
+      return codes && !stacked ? tensors.maybe(percent, factors, dtype) : nullptr;
+    };
+    const aclTensor *key_scale = factor(97), *key_offset = factor(50), *value_scale = factor(97),
+                    *value_offset = factor(50);
+    const bool with_lse = chance(30), rope = !codes && !paged && chance(30);
+    aclTensor* lse = tensors.output({batch, heads, rows, 1}, ACL_FLOAT);
+    const aclTensor *q_rope = rope ? tensors.random(shape(rows, heads), dtype) : nullptr,
+                    *k_rope = rope ? tensors.random(shape(columns, kv_heads), dtype) : nullptr;
+    const int64_t before = chance(50) ? INT32_MAX : number(pick(-2, 9)), after = number(pick(-2, 9));
+    if (chance(50)) {
+      finish(aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
+                 query, key, value, none, mask, q_lengths, kv_lengths, nullptr, nullptr, nullptr, nullptr, nullptr,
+                 scales, offsets, table, nullptr, nullptr, key_scale, key_offset, value_scale, value_offset, nullptr,
+                 none, nullptr, number(heads), 0.3, before, after, layout, number(kv_heads), number(sparse), 0,
+                 number(block), number(0), with_lse, number(mode), number(mode), out, lse, &size, &executor),
+             size, executor, aclnnFusedInferAttentionScoreV2);
+    } else {
+      finish(aclnnFusedInferAttentionScoreV3GetWorkspaceSize(
+                 query, key, value, none, mask, q_lengths, kv_lengths, nullptr, nullptr, nullptr, nullptr, nullptr,
+                 scales, offsets, table, nullptr, nullptr, key_scale, key_offset, value_scale, value_offset, nullptr,
+                 none, nullptr, q_rope, k_rope, none, number(heads), 0.3, before, after, layout, number(kv_heads),
+                 number(sparse), 0, number(block), number(0), with_lse, number(mode), number(mode), out, lse, &size,
+                 &executor),
+             size, executor, aclnnFusedInferAttentionScoreV3);
+    }
+  }
+  for (aclTensorList* each : {key, value}) aclDestroyTensorList(each);
+  for (aclIntArray* each : {q_lengths, kv_lengths}) {
+    if (each != nullptr) EXPECT_OK(aclDestroyIntArray(each));
+  }
 }
 
 void trans_quant_param(Tensors& tensors) {
@@ -565,6 +650,7 @@ int main(int count, char** arguments) {
                                         moe_finalize_routing,
                                         moe_gating_topk_softmax,
                                         grouped_matmul,
+                                        attention,
                                         trans_quant_param,
                                         quantize,
                                         rope};

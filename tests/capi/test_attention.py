@@ -1,0 +1,468 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over float and int8 keys and values in C, against plain float64 attention of each sequence."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass, field, replace
+
+import c_front_end
+import pytest
+import torch
+
+from anynpu import _native
+
+HALF, BF16, FLOAT, INT8 = torch.float16, torch.bfloat16, torch.float32, torch.int8
+ALL = 2147483647
+FUSED = ("aclnnFusedInferAttentionScoreV2", "aclnnFusedInferAttentionScoreV3")
+INCRE = "aclnnIncreFlashAttentionV4"
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attend(q, k, v, hidden, scale):
+    """One sequence in float64: q (N, R, D), k (Nkv, C, D), v (Nkv, C, Dv), hidden (N, R, C). Also the log-sum-exp."""
+    k, v = (x.double().repeat_interleave(q.shape[0] // k.shape[0], 0) for x in (k, v))
+    scores = (q.double() @ k.mT * scale).masked_fill(hidden, -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.unsqueeze(-1)).exp().masked_fill(hidden, 0)
+    return weights.nan_to_num(0) @ v, lse
+
+
+@dataclass
+class Problem:
+    """What a call computes, in the axes (B, S, N, D), and how its tensors are laid out."""
+
+    rows: list[int]
+    columns: list[int]
+    heads: tuple[int, int] = (4, 2)
+    size: int = 16
+    value_size: int = 0
+    dtype: torch.dtype = HALF
+    codes: bool = False
+    layout: str = "BSND"
+    mode: int = 0  # of antiquantisation
+    stacked: bool = False
+    offsets: bool = True
+    block_size: int = 0
+    nbsd: bool = False  # blocks (blocks, N, block_size, D)
+    sparse: int = 0
+    before: int = ALL
+    after: int = ALL
+    mask: torch.Tensor | None = None
+    rope: int = 0
+    lse: bool = False
+    options: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.value_size = self.value_size or self.size
+        batch, (n, n_kv) = len(self.rows), self.heads
+        self.s, self.t = max(self.rows), max(self.columns)
+        self.scale = self.size**-0.5
+        self.q = random(batch, self.s, n, self.size + self.rope).to(self.dtype)
+        sizes = (self.size + self.rope, self.value_size)
+        shapes = [(batch, self.t, n_kv, size) for size in sizes]
+        if not self.codes:
+            self.kv = [random(*shape, seed=at + 1).to(self.dtype) for at, shape in enumerate(shapes)]
+            self.values = self.kv
+            return
+        generator = torch.Generator().manual_seed(7)
+        self.kv = [torch.randint(-128, 128, shape, generator=generator).to(INT8) for shape in shapes]
+        self.scales = [self.factors(at, seed=3 + at).abs() / 64 + 0.01 for at in range(2)]
+        self.shifts = [self.factors(at, seed=5 + at) * 3 for at in range(2)]
+        dtype = FLOAT if self.mode in (1, 3, 4, 5) else self.dtype
+        self.scales, self.shifts = ([x.to(dtype) for x in each] for each in (self.scales, self.shifts))
+        self.values = [
+            (codes + (shift.float() if self.offsets else 0)) * scale.float()
+            for codes, scale, shift in zip(self.kv, self.scales, self.shifts, strict=True)
+        ]
+
+    def factors(self, at, seed):
+        """Of keys (0) or values (1), with the axes (B, T, N, D) or 1."""
+        batch, n_kv, size = len(self.rows), self.heads[1], (self.size, self.value_size)[at]
+        shape = {0: (1, 1, n_kv, size), 2: (1, 1, n_kv, 1), 6: (1, 1, 1, 1)}.get(self.mode)
+        return random(*(shape or (batch, self.t, n_kv if self.mode in (3, 5) else 1, 1)), seed=seed)
+
+    def hidden(self, b):
+        rows, columns = self.rows[b], self.columns[b]
+        i, j = torch.arange(rows)[:, None], torch.arange(columns)
+        none = torch.zeros(rows, columns, dtype=torch.bool)
+        if self.sparse in (0, 1):
+            if self.mask is None:
+                return none
+            mask = self.mask
+            mask = mask if mask.dim() == 4 else mask[(None,) * (4 - mask.dim())] if self.s > 1 else mask[:, None, None]
+            mask = mask.expand(len(self.rows), *mask.shape[1:])[b, :, :rows, :columns].bool()
+            if self.sparse == 1 or self.s == 1:
+                return mask
+            return mask | (j < i - self.before) | (j > i + self.after)
+        if self.s == 1:
+            return none
+        if self.sparse in (3, 4):
+            i = i + columns - rows
+        return j > i if self.sparse in (2, 3) else (j < i - self.before) | (j > i + self.after)
+
+    def expected(self):
+        """(B, S, N, Dv) and (B, S, N)."""
+        out = torch.zeros(*self.q.shape[:3], self.value_size, dtype=torch.float64)
+        lse = torch.zeros(self.q.shape[:3], dtype=torch.float64)
+        for b, (rows, columns) in enumerate(zip(self.rows, self.columns, strict=True)):
+            k, v = (x[b, :columns].transpose(0, 1) for x in self.values)
+            result, sums = attend(self.q[b, :rows].transpose(0, 1), k, v, self.hidden(b), self.scale)
+            out[b, :rows], lse[b, :rows] = result.transpose(0, 1), sums.mT
+        return out, lse
+
+    def bound(self, out):
+        """Scores are off by at most e, weights by a factor of 1 + 2 e, and the mean of values by 2 e of the largest.
+
+        For int8 codes with factors of channels q and weights are rounded to 15 bits and a sign (16-bit q; twice as many
+        for float32) of the largest, of a query and of 128 rows.
+        """
+        rounding = 0 if not self.codes else 2.0**-15 if self.dtype != FLOAT else 2.0**-30
+        largest = [x.abs().max().item() for x in (self.q, *self.values)]
+        e = self.scale * self.q.shape[-1] * largest[0] * largest[1] * ((self.q.shape[-1] + 12) * 2.0**-24 + rounding)
+        size = largest[2] * (2 * e + (self.t + 12) * 2.0**-23 + 128 * rounding)
+        return size + out.abs() * torch.finfo(self.dtype).eps
+
+    # The layouts.
+    def laid_out(self, x, layout, packed=None):
+        if layout in ("TND", "NTD"):
+            x = torch.cat([row[:length] for row, length in zip(x, packed, strict=True)])
+            return (x if layout == "TND" else x.transpose(0, 1)).contiguous()
+        x = x.permute(["BSND".index(axis) for axis in layout.replace("H", "ND")]).contiguous()
+        return x.flatten(-2) if "H" in layout else x
+
+    def blocks(self, x, fill):
+        """The sequences of (B, T, N, D) in blocks in another order, and the table that finds them."""
+        batch, per = len(self.rows), -(-self.t // self.block_size)
+        order = torch.randperm(batch * per + 2, generator=torch.Generator().manual_seed(1))[: batch * per]
+        pool = torch.full((batch * per + 2, self.block_size, *x.shape[2:]), fill, dtype=x.dtype)
+        whole = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, per * self.block_size - self.t))
+        pool[order] = whole.unflatten(1, (per, self.block_size)).flatten(0, 1)
+        return pool, order.reshape(batch, per).int()
+
+    def cache(self, x):
+        if not self.block_size:
+            return self.laid_out(x, self.layout.split("_")[0], self.columns)
+        pool, self.table = self.blocks(x, 99)
+        return pool.transpose(1, 2).contiguous() if self.nbsd else pool.flatten(-2)
+
+    def factor_tensor(self, x):
+        if self.mode in (0, 2, 6):
+            return x.flatten()
+        if self.mode in (4, 5):
+            x, _ = self.blocks(x, 99.0)
+        return x[..., 0, 0] if self.mode in (1, 4) else x.squeeze(-1).transpose(1, 2).contiguous()
+
+    def cut(self, function, make):
+        """The arguments of a call, its outputs, and what puts the first in the axes of ``expected``."""
+        source, _, target = self.layout.partition("_")
+        packed = source == "TND"
+        parts = self.q.split([self.size, self.rope], -1) if self.rope else (self.q, None)
+        query = self.laid_out(parts[0], source, self.rows)
+        keys = self.kv[0].split([self.size, self.rope], -1) if self.rope else (self.kv[0], None)
+        key, value = self.cache(keys[0]), self.cache(self.kv[1])
+        shape = self.laid_out(torch.empty(*self.q.shape[:3], self.value_size), target or source, self.rows).shape
+        out = make.output(list(shape), self.dtype)
+        lse_shape = [sum(self.rows), self.heads[0], 1] if packed else [len(self.rows), self.heads[0], self.s, 1]
+        lse = make.output(lse_shape if self.lse else [1], FLOAT)
+        lists = [make.tensors([make.tensor(x)]) for x in (key, value)]
+        sums = [torch.tensor(each).cumsum(0).tolist() if packed else each for each in (self.rows, self.columns)]
+        if self.block_size:
+            sums[1] = self.columns
+        stacked, separate = [None, None], [None] * 4
+        if self.codes:
+            tensors = [self.factor_tensor(x) for x in (*self.scales, *self.shifts)]
+            if self.stacked:
+                pairs = [torch.stack(tensors[:2]), torch.stack(tensors[2:]) if self.offsets else None]
+                stacked = [make.tensor(x) for x in pairs]
+            else:
+                order = (0, 2, 1, 3)
+                separate = [make.tensor(tensors[at] if at < 2 or self.offsets else None) for at in order]
+        table = make.tensor(self.table) if self.block_size else None
+        mask = self.mask if self.sparse in (0, 1) else torch.ones(2048, 2048).triu(1).bool()
+        texts = ctypes.c_char_p(self.layout.encode())
+        number = ctypes.c_int64
+        mode = 0 if self.mode == 6 else self.mode
+        sizes = [number(self.heads[0]), ctypes.c_double(self.scale)]
+        if function == INCRE:
+            lengths = None if set(self.columns) == {self.t} else make.ints(sums[1])
+            arguments = [
+                make.tensor(query),
+                *lists,
+                None,
+                make.tensor(mask),
+                lengths,
+                *[None] * 5,
+                *stacked,
+                table,
+                None,
+            ]
+            arguments += [*sizes, texts, number(self.heads[1]), number(self.block_size), number(1), out.handle]
+            return arguments, out, lse
+        rope = [make.tensor(x if x is None else f(x)) for f, x in ((self.query_rope, parts[1]), (self.cache, keys[1]))]
+        arguments = [make.tensor(query), *lists, None, make.tensor(mask), *map(make.ints, sums), *[None] * 5, *stacked]
+        arguments += [table, None, None, *separate, None, None, None, *([*rope, None] if function[-1] == "3" else [])]
+        arguments += [
+            *sizes,
+            number(self.before),
+            number(self.after),
+            texts,
+            number(self.heads[1]),
+            number(self.sparse),
+        ]
+        arguments += [
+            number(0),
+            number(self.block_size),
+            number(mode),
+            ctypes.c_bool(self.lse),
+            number(mode),
+            number(mode),
+        ]
+        return [*arguments, out.handle, lse.handle], out, lse
+
+    def query_rope(self, x):
+        return self.laid_out(x, self.layout.split("_")[0], self.rows)
+
+    def run(self, function):
+        with c_front_end.session() as make:
+            arguments, out, lse = self.cut(function, make)
+            outcome = c_front_end.call(function, *arguments)
+            if outcome.status != 0:
+                assert out.is_untouched() and lse.is_untouched()
+                return outcome, None, None
+            target = self.layout.split("_")[-1]
+            expected, sums = self.expected()
+            expected = self.laid_out(expected, target, self.rows)
+            result = out.tensor(list(expected.shape), self.dtype).double()
+            assert ((result - expected).abs() <= self.bound(expected)).all(), (result - expected).abs().max()
+            if self.lse:
+                sums = sums.unsqueeze(-1)
+                wanted = self.laid_out(sums, "TND" if target.endswith("TD") or target == "TND" else "BNSD", self.rows)
+                result = lse.tensor(list(wanted.shape), FLOAT).double()
+                torch.testing.assert_close(result, wanted, rtol=2e-5, atol=2e-5)
+            return outcome, out, lse
+
+
+DECODE = Problem([1, 1, 1], [37, 5, 80])
+PREFILL = Problem([9, 4], [40, 4], (6, 2))
+PROBLEMS = {
+    "decode": DECODE,
+    "decode BSH": replace(DECODE, layout="BSH", dtype=BF16),
+    "decode BNSD float32": replace(DECODE, layout="BNSD", dtype=FLOAT),
+    "decode of length 0": replace(DECODE, columns=[3, 0, 9]),
+    "decode odd sizes": replace(DECODE, size=17, heads=(3, 1)),
+    "decode paged": replace(DECODE, layout="BSH", block_size=16),
+    "decode paged BNSD": replace(DECODE, layout="BNSD", block_size=16, nbsd=True),
+    "decode with a mask": replace(DECODE, mask=random(3, 80) > 0.5),
+    "decode sees all in sparse mode 3": replace(DECODE, sparse=3),
+    "decode int8": replace(DECODE, codes=True),
+    "decode int8 BSH": replace(DECODE, codes=True, layout="BSH", dtype=BF16, offsets=False),
+    "decode int8 BNSD": replace(DECODE, codes=True, layout="BNSD", heads=(6, 3)),
+    "decode int8 float32": replace(DECODE, codes=True, dtype=FLOAT),
+    "decode int8 stacked": replace(DECODE, codes=True, stacked=True),
+    "decode int8 one scale": replace(DECODE, codes=True, mode=6),
+    "decode int8 one scale stacked": replace(DECODE, codes=True, mode=6, stacked=True),
+    "decode int8 paged": replace(DECODE, codes=True, layout="BSH", block_size=32),
+    "decode int8 paged BNSD": replace(DECODE, codes=True, layout="BNSD", block_size=32, nbsd=True),
+    "decode int8 tokens": replace(DECODE, codes=True, mode=1),
+    "decode int8 tokens stacked": replace(DECODE, codes=True, mode=1, stacked=True),
+    "decode int8 heads": replace(DECODE, codes=True, mode=2),
+    "decode int8 tokens and heads": replace(DECODE, codes=True, mode=3),
+    "decode int8 paged tokens": replace(DECODE, codes=True, mode=4, layout="BSH", block_size=16),
+    "decode int8 paged tokens and heads": replace(DECODE, codes=True, mode=5, layout="BSH", block_size=16),
+    "decode int8 of length 0": replace(DECODE, codes=True, columns=[3, 0, 9]),
+    "decode int8 with a mask": replace(DECODE, codes=True, mask=random(3, 80) > 0.5),
+    "decode int8 long": Problem([1], [700], (8, 2), 64, codes=True),
+    "prefill": PREFILL,
+    "prefill causal": replace(PREFILL, sparse=3),
+    "prefill causal BSH": replace(PREFILL, sparse=3, layout="BSH", dtype=FLOAT),
+    "prefill causal BNSD": replace(PREFILL, sparse=3, layout="BNSD"),
+    "prefill causal from the top left": replace(PREFILL, sparse=2),
+    "prefill band": replace(PREFILL, sparse=4, before=3, after=1),
+    "prefill band of nothing": replace(PREFILL, sparse=4, before=-2, after=1),
+    "prefill with a mask": replace(PREFILL, mask=random(9, 40) > 0),
+    "prefill with a mask of batches": replace(PREFILL, mask=(random(2, 1, 9, 40) > 0).to(INT8), sparse=1),
+    "prefill with a mask of heads": replace(PREFILL, mask=(random(2, 6, 9, 40) > 0).to(torch.uint8)),
+    "prefill with a mask and tokens": replace(PREFILL, mask=random(9, 40) > 0, before=4, after=6),
+    "prefill more rows than columns": replace(PREFILL, sparse=3, columns=[4, 40]),
+    "prefill all hidden": replace(PREFILL, mask=torch.ones(9, 40).bool(), lse=True),
+    "prefill log-sum-exp": replace(PREFILL, lse=True),
+    "prefill long": Problem([70, 130], [200, 140], (4, 1), 40, sparse=3),
+    "prefill with longer heads of keys": replace(PREFILL, size=24, value_size=8),
+    "prefill BNSD_BSND": replace(PREFILL, layout="BNSD_BSND", lse=True),
+    "prefill BSH_NBSD": replace(PREFILL, layout="BSH_NBSD"),
+    "prefill BSND_NBSD": replace(PREFILL, layout="BSND_NBSD"),
+    "prefill BNSD_NBSD": replace(PREFILL, layout="BNSD_NBSD"),
+    "prefill TND": replace(PREFILL, layout="TND", sparse=3, lse=True),
+    "prefill TND_NTD": replace(PREFILL, layout="TND_NTD"),
+    "prefill TND paged": replace(PREFILL, layout="TND", sparse=3, block_size=16),
+    "prefill int8": replace(PREFILL, codes=True),
+    "prefill int8 causal": replace(PREFILL, codes=True, sparse=3),
+    "prefill int8 causal together": replace(PREFILL, codes=True, sparse=3, rows=[9, 9], columns=[40, 30]),
+    "prefill int8 causal BNSD": replace(PREFILL, codes=True, sparse=3, layout="BNSD", rows=[9, 9], columns=[40, 30]),
+    "prefill int8 causal TND": replace(PREFILL, codes=True, sparse=3, layout="TND"),
+    "prefill int8 causal TND paged": replace(PREFILL, codes=True, sparse=3, layout="TND", block_size=16),
+    "prefill int8 more rows than columns": replace(PREFILL, codes=True, sparse=3, columns=[4, 40]),
+    "prefill int8 log-sum-exp": replace(PREFILL, codes=True, sparse=2, lse=True),
+    "prefill int8 tokens": replace(PREFILL, codes=True, mode=1),
+}  # fmt: skip
+ROPE = {
+    "decode with ropes": replace(DECODE, rope=8),
+    "prefill with ropes": replace(PREFILL, rope=8, sparse=3),
+    "prefill with ropes TND paged": replace(PREFILL, rope=8, layout="TND", block_size=16),
+}
+
+
+@pytest.mark.parametrize("function", FUSED)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_fused_infer_attention_score(name, function):
+    outcome, _, _ = PROBLEMS[name].run(function)
+    assert outcome.status == 0, outcome
+
+
+@pytest.mark.parametrize("name", ROPE)
+def test_ropes(name):
+    outcome, _, _ = ROPE[name].run("aclnnFusedInferAttentionScoreV3")
+    assert outcome.status == 0, outcome
+
+
+def only_increments(problem: Problem) -> bool:
+    separate = problem.codes and not problem.stacked
+    of_channels = problem.mode in (0, 6)  # it has no argument for another mode
+    plain = problem.sparse == 0 and not separate and of_channels and problem.layout in ("BSH", "BSND", "BNSD")
+    return problem.s == 1 and plain
+
+
+@pytest.mark.parametrize("name", [name for name, problem in PROBLEMS.items() if only_increments(problem)])
+def test_incre_flash_attention(name):
+    outcome, _, _ = PROBLEMS[name].run(INCRE)
+    assert outcome.status == 0, outcome
+
+
+@pytest.mark.parametrize("name", ["decode", "decode odd sizes", "prefill long", "decode int8", "decode int8 tokens"])
+def test_every_tier(name, isa):
+    outcome, _, _ = PROBLEMS[name].run(FUSED[1])
+    assert outcome.status == 0, outcome
+
+
+def test_results_do_not_depend_on_threads(each_thread_count):
+    call = _native.Call("fused_attention", tensors=15, scalars="qqfiii")
+    q, k, v = random(2, 70, 6, 24).half(), random(2, 300, 2, 24).half(), random(2, 300, 2, 40).half()
+    lengths = torch.tensor([70, 33]), torch.tensor([300, 190])
+
+    def attend():
+        out = torch.empty(2, 70, 6, 40, dtype=HALF)
+        call(q, k, v, *[None] * 8, *lengths, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
+        return out
+
+    first, *others = each_thread_count(attend)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_views():
+    """Sequences and heads may lie anywhere, in outputs too: only the values of a head are side by side."""
+    for codes in (False, True):
+        problem = replace(DECODE, codes=codes, offsets=False)
+        with c_front_end.session() as make:
+            arguments, _, _ = problem.cut(FUSED[1], make)
+            caches = [torch.stack([x, x], 2).to(x.dtype) for x in problem.kv]  # B, T, 2, N, D
+            views = [x[:, :, 1] for x in caches]
+            arguments[1:3] = [make.tensors([make.tensor(x)]) for x in views]
+            arguments[0] = make.tensor(torch.cat([problem.q, problem.q], -1)[..., :16])
+            whole = torch.full([3, 1, 4, 20], -91, dtype=HALF)
+            arguments[-2] = make.tensor(whole[..., :16])
+            outcome = c_front_end.call(FUSED[1], *arguments)
+            assert outcome.status == 0, outcome
+            result = make.find(arguments[-2]).tensor([3, 1, 4, 20], HALF)
+        expected, _ = problem.expected()
+        assert ((result[..., :16] - expected).abs() <= problem.bound(expected)).all()
+        assert torch.equal(result[..., 16:], whole[..., 16:])
+
+
+LAYOUT, HEADS, KV_HEADS, SPARSE, BLOCK_SIZE, MODE, KEY_MODE, OUT = 31, 27, 32, 33, 35, 36, 38, 40
+CODES = replace(DECODE, codes=True)
+REFUSALS = {
+    "no query": (DECODE, {0: None}, 161001, "query is a null pointer"),
+    "no key": (DECODE, {1: None}, 161001, "key is a null pointer"),
+    "no value": (DECODE, {2: None}, 161001, "value is a null pointer"),
+    "no output": (DECODE, {OUT: None}, 161001, "attentionOut is a null pointer"),
+    "pse": (DECODE, {3: torch.ones(1)}, 161002, "pseShiftOptional must be null or an empty tensor"),
+    "quantised": (DECODE, {8: torch.ones(1)}, 161002, "quantScale1Optional must be null or an empty tensor"),
+    "padding": (DECODE, {16: torch.ones(1)}, 161002, "kvPaddingSizeOptional must be null or an empty tensor"),
+    "prefix": (DECODE, {21: torch.ones(1)}, 161002, "keySharedPrefixOptional must be null or an empty tensor"),
+    "prefix length": (DECODE, {23: [1]}, 161002, "actualSharedPrefixLenOptional must be null or empty"),
+    "layout": (DECODE, {LAYOUT: b"SBH"}, 161002, "inputLayout must be one of BSH, BSND"),
+    "heads": (DECODE, {HEADS: 0}, 161002, "numHeads must be greater than 0, got 0"),
+    "other heads": (DECODE, {HEADS: 3}, 161002, "axis 2 of query must be its 3 heads, got 4"),
+    "kv heads": (DECODE, {KV_HEADS: 3}, 161002, "axis 2 of key must be its 3 heads, got 2"),
+    "axes": (DECODE, {0: torch.ones(3, 64).half()}, 161002, "query must have 4 axes in layout BSND"),
+    "dtypes": (DECODE, {0: torch.ones(3, 1, 4, 16)}, 161002, "k must be float32 or another of its kind, got float16"),
+    "integers": (DECODE, {0: torch.ones(3, 1, 4, 16).int()}, 161002, "q must be float16 or another of its kind"),
+    "head size": (DECODE, {0: torch.ones(3, 1, 4, 8).half()}, 161002, "heads of k must be as long as those of q, 8"),
+    "batch": (DECODE, {0: torch.ones(2, 1, 4, 16).half(), 5: None, 6: None}, 161002, "k must have 2 sequences"),
+    "out": (DECODE, {OUT: torch.ones(3, 1, 4, 8).half()}, 161002, "out must have axes 3 to 3 of v"),
+    "lengths": (DECODE, {6: [1, 2]}, 161002, "actualSeqLengthsKvOptional must have 1 or 3 values, got 2"),
+    "length": (DECODE, {6: [1, 2, 81]}, 361001, "kv_lengths must be in .0, 80., got 81 at .2."),
+    "negative length": (DECODE, {5: [-1, 1, 1]}, 361001, "q_lengths must be in .0, 1., got -1 at .0."),
+    "sparse mode": (PREFILL, {SPARSE: 5}, 161002, "sparseMode must be 0, 1, 2, 3 or 4, got 5"),
+    "no mask": (PREFILL, {SPARSE: 3, 4: None}, 161002, "attenMaskOptional must be given for sparseMode 3"),
+    "mask": (PREFILL, {SPARSE: 3, 4: torch.ones(9, 40).bool()}, 161002, r"shape \(2048, 2048\) for sparseMode 3"),
+    "band of a token": (replace(DECODE, sparse=4), {}, 161002, "must be 0, 1 or 3 for queries of one token, got 4"),
+    "small mask": (PREFILL, {4: torch.ones(9, 39).bool()}, 361001, "mask must have at least 9 rows and 40 columns"),
+    "float mask": (PREFILL, {4: torch.ones(9, 40)}, 161002, "mask must be bool or another of its kind, got float32"),
+    "no scale": (CODES, {17: None, 18: None}, 161002, "must be given together"),
+    "no scales": (CODES, dict.fromkeys(range(17, 21)), 161001, "k_scale"),
+    "scales of floats": (DECODE, {17: torch.ones(32), 19: torch.ones(32)}, 161002, "k_scale is for int8 k and v"),
+    "scale": (CODES, {17: torch.ones(31).half()}, 161002, "must hold 32 values of mode 0 side by side"),
+    "mode": (CODES, {KEY_MODE: 6}, 161002, "must be equal, 0 to 5, or 0 and 1, got 6 and 0"),
+    "mode of blocks": (CODES, {KEY_MODE: 4, 39: 4}, 161002, "of mode 4 is not implemented without a block table"),
+    "stacked mode": (replace(CODES, stacked=True), {MODE: 2}, 161002, "antiquantMode must be 0 or 1, got 2"),
+    "block size": (PROBLEMS["decode paged"], {BLOCK_SIZE: 32}, 161002, "blockSize must be that of key, 16, got 32"),
+    "blocks": (
+        PROBLEMS["decode paged"],
+        {14: torch.full((3, 5), 17, dtype=torch.int32)},
+        361001,
+        r"block_table must be in \[0, 17\) where rows are used, got 17",
+    ),
+    "blocks of int8": (
+        PROBLEMS["decode int8 paged"],
+        {14: torch.full((3, 3), -1, dtype=torch.int32)},
+        361001,
+        "where rows are used, got -1",
+    ),
+    "lengths of blocks": (PROBLEMS["decode paged"], {6: None}, 161001, "kv_lengths must be given for a block_table"),
+    "sums": (PROBLEMS["prefill TND"], {5: [9, 12]}, 361001, "running sums that end with the last, got 12"),
+    "no sums": (PROBLEMS["prefill TND"], {5: None}, 161002, "must be given in layout TND"),
+    "rope alone": (DECODE, {24: torch.ones(3, 1, 4, 8).half()}, 161002, "q_rope and k_rope must be given together"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(name):
+    problem, changes, status, sentence = REFUSALS[name]
+    with c_front_end.session() as make:
+        arguments, out, lse = problem.cut(FUSED[1], make)
+        for at, value in changes.items():
+            arguments[at] = _changed(make, arguments[at], value)
+        outcome = c_front_end.call(FUSED[1], *arguments)
+        assert outcome.status == status, outcome
+        assert re.search(sentence, outcome.sentence), outcome
+        assert out.is_untouched() and lse.is_untouched()
+
+
+def _changed(make, before, value):
+    if isinstance(value, torch.Tensor):
+        return make.tensor(value)
+    if isinstance(value, list):
+        return make.ints(value)
+    return value if value is None else type(before)(value)
+
+
+def test_incre_flash_attention_takes_one_token():
+    outcome, _, _ = PREFILL.run(INCRE)
+    assert outcome.status == 161002
+    assert "query must have one token for each sequence, got 9" in outcome.sentence
