@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links between the documents lead somewhere."""
+"""Links between the documents lead somewhere, and the code on the first pages runs."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,17 @@ def test_links(page):
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [*blocks("README.md"), "\n".join(blocks("docs/quantization.md")[:2])],  # the third wants a folder of a hub
+    ids=["readme torch_npu", "readme anynpu", "quantization"],
+)
+def test_code_runs(code, tmp_path):
+    (tmp_path / "code.py").write_text(code)
+    subprocess.run([sys.executable, "-m", "anynpu", "run", "code.py"], cwd=tmp_path, check=True)
