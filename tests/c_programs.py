@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "capi" / "programs"
 SEEDS = ROOT.parent / "shared" / "seeds"
 
+FINDINGS_STATUS = 86  # the exit status of a checked program that is fine but for its findings
+
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",

@@ -8,13 +8,12 @@ import re
 import shutil
 
 import pytest
-import typer
-from c_programs import PROGRAMS, SANITIZER_OPTIONS, run_program
+from c_programs import FINDINGS_STATUS, PROGRAMS, SANITIZER_OPTIONS, run_program
 from typer.testing import CliRunner
 
+from anynpu.cli import app
 from anynpu.cli import toolkit as commands
 
-FINDINGS = commands.FINDINGS_STATUS
 DEFECTS = [
     "leaked-tensor",
     "leaked-array",
@@ -62,7 +61,7 @@ def test_the_table_is_complete(program):
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_planted_defect_is_found(program, tmp_path, defect):
     outcome, report = checked(program, tmp_path, defect)
-    assert outcome.returncode == FINDINGS, outcome.stderr
+    assert outcome.returncode == FINDINGS_STATUS, outcome.stderr
     assert [finding["kind"] for finding in report["findings"]] == [defect.split(":")[0]]
     (finding,) = report["findings"]
     assert finding["at"] or finding["created"], "no place in the program"
@@ -77,7 +76,7 @@ def test_clean_program_has_no_finding(program, tmp_path, defect):
 
 def test_limits_of_a_chip_are_findings_in_strict_mode(program, tmp_path):
     outcome, report = checked(program, tmp_path, "hardware-limit", ANYNPU_STRICT="Ascend910B")
-    assert outcome.returncode == FINDINGS
+    assert outcome.returncode == FINDINGS_STATUS
     (finding,) = report["findings"]
     assert (finding["kind"], finding["call"]) == ("hardware-limit", "aclnnConvertWeightToINT4PackGetWorkspaceSize")
     assert finding["message"] == "Ascend910B (Atlas A2) wants a 2-D weight, got 3 axes"
@@ -100,7 +99,7 @@ def test_defects_do_not_disturb_the_library(asan_program, tmp_path, defect):
     outcome = run_program(asan_program, defect, **SANITIZER_OPTIONS)
     assert outcome.returncode == 0, outcome.stderr
     outcome, _ = checked(asan_program, tmp_path, defect, **SANITIZER_OPTIONS)
-    assert outcome.returncode == (0 if defect == "clean" else FINDINGS), outcome.stderr
+    assert outcome.returncode == (0 if defect == "clean" else FINDINGS_STATUS), outcome.stderr
 
 
 def test_a_failing_program_keeps_its_status(program, tmp_path):
@@ -110,7 +109,7 @@ def test_a_failing_program_keeps_its_status(program, tmp_path):
 
 def test_text_report_on_stderr(program):
     outcome = run_program(program, "double-free", ANYNPU_CHECK="1")
-    assert outcome.returncode == FINDINGS
+    assert outcome.returncode == FINDINGS_STATUS
     for part in (
         "1 finding",
         "double-free: aclDestroyTensor: tensor is not a live aclTensor",
@@ -120,23 +119,20 @@ def test_text_report_on_stderr(program):
         assert part in outcome.stderr
 
 
-@pytest.fixture(scope="module")
-def command():
-    app = typer.Typer()
-    app.command(context_settings={"allow_interspersed_args": False})(commands.check)
-    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+def check(*arguments):
+    return CliRunner().invoke(app, ["check", *arguments])
 
 
-def test_check_command_names_lines(program, command):
+def test_check_command_names_lines(program):
     if shutil.which("addr2line") is None:
         pytest.skip("needs addr2line")
-    outcome = command("--json", str(program), "leaked-stream")
-    assert outcome.exit_code == FINDINGS
+    outcome = check("--json", str(program), "leaked-stream")
+    assert outcome.exit_code == FINDINGS_STATUS
     (finding,) = json.loads(outcome.stdout)["findings"]
     source = (PROGRAMS / "defects.cc").read_text().splitlines()
     line = 1 + next(number for number, text in enumerate(source) if "aclrtCreateStream(&stream)" in text)
     assert re.fullmatch(rf"new_stream .*/defects\.cc:{line}", finding["created"][0]["place"])
-    outcome = command(str(program), "leaked-stream")
+    outcome = check(str(program), "leaked-stream")
     assert re.search(rf"created at new_stream .*/defects\.cc:{line}, called from leaked_stream ", outcome.stderr)
 
 
@@ -159,7 +155,7 @@ def test_places_are_named_for_people(function, name):
     assert name is None or text.endswith(f"created at {name} /sources/x.cpp:7")
 
 
-def test_check_command_says_when_it_saw_nothing_of_ours(command):
-    outcome = command("true")
+def test_check_command_says_when_it_saw_nothing_of_ours():
+    outcome = check("true")
     assert outcome.exit_code == 1
     assert "no report" in outcome.stderr

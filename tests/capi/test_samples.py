@@ -10,9 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_programs import SANITIZER_OPTIONS, SEEDS, run_program
-
-from anynpu.cli.toolkit import FINDINGS_STATUS
+from c_programs import FINDINGS_STATUS, SANITIZER_OPTIONS, SEEDS, run_program
 
 # As the vendor's page on compiling and running samples has it.
 CMAKE = """

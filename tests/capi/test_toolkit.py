@@ -8,12 +8,10 @@ import shutil
 import subprocess
 
 import pytest
-import typer
 from c_programs import ROOT, run_program
 from typer.testing import CliRunner
 
 from anynpu.cli import app
-from anynpu.cli import toolkit as commands
 
 EXAMPLES = ROOT / "examples" / "c"
 CAST_LINES = [
@@ -59,19 +57,15 @@ def test_folder_has_the_layout_that_programs_expect(toolkit):
         assert (toolkit / path).exists(), path
 
 
-@pytest.fixture(scope="module")
-def command():
-    app = typer.Typer()
-    app.command()(commands.toolkit)
-    app.command(context_settings=commands.PASSED_ON)(commands.cc)
-    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+def command(*arguments):
+    return CliRunner().invoke(app, list(arguments))
 
 
-def test_toolkit_command_prints_the_folder(command, toolkit):
+def test_toolkit_command_prints_the_folder(toolkit):
     assert command("toolkit").output == f"{toolkit}\n"
 
 
-def test_cc_builds_c_and_cpp(command, tmp_path):
+def test_cc_builds_c_and_cpp(tmp_path):
     if shutil.which("c++") is None or shutil.which("cc") is None:
         pytest.skip("needs a C and a C++ compiler")
     for name in ("cast.c", "int4_matmul.cpp"):
@@ -84,7 +78,7 @@ def test_cc_builds_c_and_cpp(command, tmp_path):
     assert_matmul_works(tmp_path / "int4_matmul", ANYNPU_CHECK="1")
 
 
-def test_cc_returns_the_compilers_status(command, tmp_path):
+def test_cc_returns_the_compilers_status(tmp_path):
     (tmp_path / "broken.cpp").write_text("int main() { return nothing; }\n")
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
@@ -94,7 +88,7 @@ def test_cc_returns_the_compilers_status(command, tmp_path):
 def test_a_missing_compiler_or_program_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for arguments, name in ((("cc", "x.cpp"), "no-such-compiler"), (("check", "no-such-program"), "no-such-program")):
-        outcome = CliRunner().invoke(app, list(arguments))
+        outcome = command(*arguments)
         assert (outcome.exit_code, outcome.stderr) == (1, f"error: {name}: No such file or directory\n")
 
 

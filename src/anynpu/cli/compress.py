@@ -96,7 +96,10 @@ def compress(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also where OUT is up to date.")] = False,
 ) -> None:
-    """Compress the int8 weights of safetensors files without loss. A run that was stopped goes on where it was."""
+    """Compress the int8 weights of safetensors files without loss.
+
+    A run that was stopped goes on where it was.
+    """
     console = consoles.output()
     option = None if quantize is None else quantize.value
     summaries: list[Summary] = []
@@ -120,7 +123,7 @@ def compress(
 
 
 def decompress(source: Source, target: Target) -> None:
-    """Restore what ``anynpu compress`` compressed, bit for bit."""
+    """Restore what compress compressed, bit for bit."""
     for file, output in _files(source, target):
         try:
             with consoles.progress() as bar:

@@ -27,7 +27,10 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, which must not exist.")],
     to: Annotated[Layout, typer.Option(help="msmodelslim for vllm-ascend, compressed-tensors for vLLM.")],
 ) -> None:
-    """Write a quantised model folder in another producer's layout. Codes and scales stay as they are."""
+    """Write a model folder in another producer's layout.
+
+    Codes and scales stay as they are.
+    """
     try:
         with consoles.progress() as bar:
             task = bar.add_task(source.name, total=None)

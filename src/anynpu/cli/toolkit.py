@@ -18,8 +18,6 @@ import anynpu
 from anynpu import _native
 
 LIBRARIES = ("opapi", "nnopbase", "ascendcl")
-PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}  # for commands that hand options on
-FINDINGS_STATUS = 86  # the exit status of a checked program that is fine but for its findings
 
 
 def toolkit_path() -> Path:
@@ -51,14 +49,17 @@ def compile_command(arguments: list[str]) -> list[str]:
 
 
 def toolkit() -> None:
-    """Print the toolkit folder: what ASCEND_CUSTOM_PATH, ASCEND_HOME_PATH or ASCEND_TOOLKIT_HOME should hold."""
+    """Print the folder of headers and libraries.
+
+    It is what ASCEND_CUSTOM_PATH, ASCEND_HOME_PATH or ASCEND_TOOLKIT_HOME should hold.
+    """
     typer.echo(toolkit_path())
 
 
 def cc(arguments: Annotated[list[str], typer.Argument(help="What to hand to the compiler.")]) -> None:
-    """Compile and link a C or C++ program that uses acl and aclnn, with $CXX or $CC.
+    """Compile and link an acl program in C or C++.
 
-    anynpu cc prog.cpp -o prog -O2
+    $CXX or $CC is called with the paths and libraries of the toolkit: anynpu cc prog.cpp -o prog -O2
     """
     raise typer.Exit(subprocess.call(compile_command(arguments)))
 
@@ -67,8 +68,9 @@ def check(
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     json_report: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Run a C or C++ program in checking mode and report leaks, wrong addresses, missing synchronisation and more.
+    """Run an acl program and report its mistakes.
 
+    Leaks, wrong addresses, missing synchronisation and more.
     The exit status is the program's own, or 86 when it ended well but something was found.
     """
     with tempfile.TemporaryDirectory() as folder:
