@@ -23,7 +23,6 @@ from anynpu.checkpoints.folder import CONFIG
 from anynpu.checkpoints.load import Progress, load
 from anynpu.checkpoints.model import empty_model
 from anynpu.checkpoints.msmodelslim import DESCRIPTION, MsModelSlimWriter
-from anynpu.formats import decompress_weight
 from anynpu.nn import CompressedLinear, QuantizedLayer, QuantizedLinear, QuantLinear
 from anynpu.quantization import save_quantized
 
@@ -82,9 +81,7 @@ def _layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     layers = {}
     for name, module in model.named_modules():
         if isinstance(module, CompressedLinear):
-            module = QuantLinear.from_codes(
-                decompress_weight(module.compressed()), module.scale, module.bias, module.input_scale
-            )
+            module = QuantLinear.from_codes(module.codes(), module.scale, module.bias, module.input_scale)
         if isinstance(module, QuantizedLinear):
             layers[name] = module
     return layers

@@ -64,8 +64,7 @@ class Int4Linear(WeightQuantLinear):
         fields = super().fields()
         return {name: fields[name] for name in self.FIELDS}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis("Int4Linear", x, self.in_features)
         codes, row_scale = dynamic_quant(x.reshape(-1, self.in_features))
         buffers = self._buffers

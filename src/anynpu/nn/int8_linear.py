@@ -48,8 +48,7 @@ class Int8Linear(QuantizedLinear):
             self._set("input_scale", input_scale)
         self.require_sound()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis(type(self).__name__, x, self.in_features)
         rows = x.reshape(-1, self.in_features)
         input_scale = self._buffers["input_scale"]
@@ -62,6 +61,13 @@ class Int8Linear(QuantizedLinear):
 
     def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         raise NotImplementedError
+
+    def codes(self) -> torch.Tensor:
+        """The codes, int8 ``[N, K]``."""
+        raise NotImplementedError
+
+    def dequantized(self) -> torch.Tensor:
+        return self.codes() * self.scale[:, None]
 
     def fields(self) -> dict[str, int | bool]:
         return {
@@ -125,6 +131,9 @@ class QuantLinear(Int8Linear):
         layer._set("weight", codes)
         layer._set_parameters(scale, bias, input_scale)
         return layer
+
+    def codes(self) -> torch.Tensor:
+        return self.weight
 
     def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         buffers = self._buffers
@@ -213,7 +222,10 @@ class CompressedLinear(Int8Linear):
     def require_sound(self) -> None:
         super().require_sound()
         if not self.stream.is_meta:
-            decompress_weight(self.compressed())
+            self.codes()
+
+    def codes(self) -> torch.Tensor:
+        return decompress_weight(self.compressed())
 
     def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         buffers = self._buffers

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,6 +29,24 @@ class QuantizedLinear(torch.nn.Module):
         require(type(self).__name__, in_features > 0 and out_features > 0, sizes)
         self.in_features = in_features
         self.out_features = out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return _WithGradient.apply(x, self)
+        return self._multiply(x)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def dequantized(self) -> torch.Tensor:
+        """The weight as numbers, float32 ``[out_features, in_features]``."""
+        raise NotImplementedError
+
+    @property
+    def qweight(self) -> torch.Tensor:
+        """A buffer on the layer's device: PEFT asks a quantised layer for it under this name."""
+        return next(self.buffers())
 
     def fields(self) -> dict[str, int | bool]:
         """The values of ``FIELDS``."""
@@ -65,3 +83,16 @@ class QuantizedLinear(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.fields().items())
+
+
+class _WithGradient(torch.autograd.Function):
+    """The layer, and the gradient of its input: that of the float layer, as if nothing had been rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return layer._multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient @ ctx.layer.dequantized().to(gradient.dtype), None

@@ -84,8 +84,10 @@ class StaticQuantLinear(QuantizedLinear):
         whole = bool((offset == offset.round()) & (offset >= -128) & (offset <= 127))
         require(op, whole, f"input_offset must be a whole number in [-128, 127], got {float(offset)}")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+    def dequantized(self) -> torch.Tensor:
+        return self.weight * (self.deq_scale / self.input_scale)[:, None]
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis(type(self).__name__, x, self.in_features)
         buffers = self._buffers
         rows = x.reshape(-1, self.in_features)

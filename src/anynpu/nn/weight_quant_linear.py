@@ -139,8 +139,7 @@ class WeightQuantLinear(QuantizedLinear):
             whole = torch.equal(self.input_order.sort().values, every)
             require("WeightQuantLinear", whole, f"input_order must be an order of {self.in_features} inputs")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         buffers = self._buffers  # attributes through Module.__getattr__ take as long as a small product
         order = buffers["input_order"]
         if order is not None:
@@ -171,6 +170,19 @@ class WeightQuantLinear(QuantizedLinear):
             return weight
         codes = int4_unpack(weight, torch.int8)
         return codes if packing_axis(self.in_features, self.out_features) == "k" else codes.t().contiguous()
+
+    def dequantized(self) -> torch.Tensor:
+        weight = self.codes().float()
+        if self.offset is not None:
+            weight += self._by_code(self.offset)
+        weight *= self._by_code(self.scale)
+        return weight if self.input_order is None else weight[:, self.input_order.argsort()]
+
+    def _by_code(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A scale or offset, which inputs share, for the codes ``[N, K]``."""
+        if not self.group_size:
+            return parameter[:, None]
+        return parameter.repeat_interleave(self.group_size, 0)[: self.in_features].t()
 
     def prepack(self) -> None:
         """Keeps the weight in the form that the CPU kernels read fastest, and only there.
