@@ -67,6 +67,7 @@ from anynpu.compat.fused_operators import (
 )
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
 from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
+from anynpu.compat.mla_operators import npu_mla_prolog, npu_mla_prolog_v2
 from anynpu.compat.operators import (
     empty_with_format,
     get_npu_format,
@@ -192,6 +193,8 @@ __all__ = [
     "npu_kv_rmsnorm_rope_cache",
     "npu_linear",
     "npu_all_gather_base_mm",
+    "npu_mla_prolog",
+    "npu_mla_prolog_v2",
     "npu_mm_all_reduce_base",
     "npu_mm_reduce_scatter_base",
     "npu_mrope",
