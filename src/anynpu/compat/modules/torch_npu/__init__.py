@@ -40,6 +40,7 @@ from anynpu.compat.dispatch_operators import (
     npu_moe_distribute_dispatch_v2,
 )
 from anynpu.compat.errors import module_getattr
+from anynpu.compat.ffn_operators import npu_ffn
 from anynpu.compat.float_operators import (
     fast_gelu,
     npu_add_rms_norm,
@@ -178,6 +179,7 @@ __all__ = [
     "npu_dtype_cast",
     "npu_dynamic_quant_asymmetric",
     "npu_fast_gelu",
+    "npu_ffn",
     "npu_fused_infer_attention_score",
     "npu_fused_infer_attention_score_v2",
     "npu_fusion_attention",
