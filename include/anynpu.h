@@ -279,6 +279,46 @@ ANYNPU_API int32_t anynpu_fused_attention_check(const anynpu_fused_attention_arg
 ANYNPU_API int32_t anynpu_fused_attention(const anynpu_fused_attention_args* args, void* workspace,
                                           size_t workspace_bytes);
 
+/* float_elementwise: y = x1 + alpha * x2, x1 * x2, or x1 * sigmoid(x1), in float32 and rounded once. FLOAT32, FLOAT16 or
+ * BFLOAT16 of any strides; x1 and x2 broadcast to the shape of y. x1 absent: y itself; x2 is absent for SILU. */
+typedef enum { ANYNPU_FLOAT_ADD = 0, ANYNPU_FLOAT_MULTIPLY = 1, ANYNPU_FLOAT_SILU = 2 } anynpu_float_operation;
+typedef struct {
+  anynpu_tensor x1;
+  anynpu_tensor x2;
+  anynpu_tensor y;
+  int32_t operation;
+  float alpha;
+} anynpu_float_elementwise_args;
+ANYNPU_API int32_t anynpu_float_elementwise_check(const anynpu_float_elementwise_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_float_elementwise(const anynpu_float_elementwise_args* args, void* workspace,
+                                            size_t workspace_bytes);
+
+/* rms_norm: y = x * rstd * gamma, rstd = 1 / sqrt(mean(x^2) + epsilon) over the last axes, those of gamma. x = x1, or where x2
+ * is there x1 + x2 rounded to their dtype. x1 and x2 FLOAT32, FLOAT16 or BFLOAT16; gamma of x1's dtype or FLOAT32; y and x
+ * (with x2 only) as x1; rstd FLOAT32, the axes of gamma 1. All contiguous. */
+typedef struct {
+  anynpu_tensor x1;
+  anynpu_tensor x2;
+  anynpu_tensor gamma;
+  anynpu_tensor y;
+  anynpu_tensor rstd;
+  anynpu_tensor x;
+  float epsilon;
+  int32_t reserved;
+} anynpu_rms_norm_args;
+ANYNPU_API int32_t anynpu_rms_norm_check(const anynpu_rms_norm_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_rms_norm(const anynpu_rms_norm_args* args, void* workspace, size_t workspace_bytes);
+
+/* float_matmul: y = x1 @ x2 with sums in float32. x1 [.., M, K] or [K], x2 [.., K, N] or [K], y [.., M, N] (without the axis
+ * that a 1-D x lacks), of one dtype, FLOAT32, FLOAT16 or BFLOAT16, and any strides; the leading axes broadcast. */
+typedef struct {
+  anynpu_tensor x1;
+  anynpu_tensor x2;
+  anynpu_tensor y;
+} anynpu_float_matmul_args;
+ANYNPU_API int32_t anynpu_float_matmul_check(const anynpu_float_matmul_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_float_matmul(const anynpu_float_matmul_args* args, void* workspace, size_t workspace_bytes);
+
 /* weight_compress: an int8 weight in the lossless format c8 of docs/formats.md. weight INT8 (N, K), any strides;
  * stream INT8 [ceil(N / 64) * 64 * ceil(K / 4) * 4], of which the first *stream_bytes (INT64 [1]) are the result;
  * index INT8 [ceil(K / 256) * ceil(N / 128) * 8]. */

@@ -14,7 +14,6 @@
 #include <random>
 #include <vector>
 
-#include "acl/acl.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing.h"
 #include "aclnnop/aclnn_dynamic_quant.h"
@@ -23,75 +22,11 @@
 #include "aclnnop/aclnn_moe_gating_top_k_softmax_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
 #include "aclnnop/aclnn_swi_glu.h"
+#include "device.h"
 
 namespace {
 
 const int64_t kTokens = 24, kHidden = 128, kInner = 192, kExperts = 8, kChosen = 2, kRows = kTokens * kChosen;
-
-void check(int status, const char* what) {
-  if (status == 0) return;
-  const char* text = aclGetRecentErrMsg();
-  std::fprintf(stderr, "%s failed with %d: %s\n", what, status, text ? text : "");
-  std::exit(1);
-}
-
-// Device memory with a tensor on it, released together.
-template <typename T>
-class Tensor {
- public:
-  Tensor(aclDataType dtype, const std::vector<int64_t>& shape) : dtype_(dtype), shape_(shape) {
-    count_ = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-    check(aclrtMalloc(&data_, count_ * sizeof(T), ACL_MEM_MALLOC_HUGE_FIRST), "aclrtMalloc");
-    tensor_ = describe();
-  }
-  Tensor(aclDataType dtype, const std::vector<int64_t>& shape, const std::vector<T>& values) : Tensor(dtype, shape) {
-    const size_t bytes = count_ * sizeof(T);
-    check(aclrtMemcpy(data_, bytes, values.data(), bytes, ACL_MEMCPY_HOST_TO_DEVICE), "aclrtMemcpy");
-  }
-  Tensor(const Tensor&) = delete;
-  Tensor& operator=(const Tensor&) = delete;
-  ~Tensor() {
-    aclDestroyTensor(tensor_);
-    aclrtFree(data_);
-  }
-  aclTensor* get() const { return tensor_; }
-  // A list of one tensor on the same memory, which is destroyed with the list.
-  aclTensorList* list() const {
-    const aclTensor* tensors[] = {describe()};
-    return aclCreateTensorList(tensors, 1);
-  }
-  std::vector<T> read() const {
-    std::vector<T> values(count_);
-    const size_t bytes = count_ * sizeof(T);
-    check(aclrtMemcpy(values.data(), bytes, data_, bytes, ACL_MEMCPY_DEVICE_TO_HOST), "aclrtMemcpy");
-    return values;
-  }
-
- private:
-  aclTensor* describe() const {
-    return aclCreateTensor(shape_.data(), shape_.size(), dtype_, nullptr, 0, ACL_FORMAT_ND, shape_.data(),
-                           shape_.size(), data_);
-  }
-
-  aclDataType dtype_;
-  std::vector<int64_t> shape_;
-  int64_t count_ = 0;
-  void* data_ = nullptr;
-  aclTensor* tensor_ = nullptr;
-};
-
-// Both stages, and a wait for the results.
-template <typename First, typename Second>
-void run(const char* name, aclrtStream stream, First first, Second second) {
-  uint64_t size = 0;
-  aclOpExecutor* executor = nullptr;
-  check(first(&size, &executor), name);
-  void* workspace = nullptr;
-  if (size > 0) check(aclrtMalloc(&workspace, size, ACL_MEM_MALLOC_HUGE_FIRST), "aclrtMalloc");
-  check(second(workspace, size, executor, stream), name);
-  check(aclrtSynchronizeStream(stream), name);
-  if (size > 0) aclrtFree(workspace);
-}
 
 struct Layer {
   std::vector<int8_t> up, down;             // (E, H, 2 I) and (E, I, H)

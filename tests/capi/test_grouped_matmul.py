@@ -4,10 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import c_front_end
 import case_table
@@ -155,13 +151,3 @@ def test_groups_that_the_data_get_wrong():
     outcome, _ = run(args)
     assert outcome.status == 361001
     assert "group_list[1] must be in [4, 9] (running sums, x has 9 rows), got 3" in outcome.sentence
-
-
-def test_a_layer_of_experts(toolkit, build):
-    """The example compares itself with a plain loop; checking mode finds nothing wrong with it."""
-    program = build(Path(__file__).parents[2] / "examples" / "c" / "moe_layer.cpp", "-O2")
-    command = [sys.executable, "-m", "anynpu", "check", str(program)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "equal to the plain loop: yes" in done.stdout
-    assert "0 findings" in done.stdout + done.stderr

@@ -8,16 +8,6 @@
 namespace anynpu::acl {
 namespace {
 
-struct Scalar : Object {
-  aclDataType dtype = ACL_DT_UNDEFINED;
-  std::array<unsigned char, 16> bytes{};
-};
-
-HandleTable<Scalar>& scalars() {
-  static auto* table = new HandleTable<Scalar>(Kind::scalar, "aclScalar");
-  return *table;
-}
-
 HandleTable<Array<float>>& float_arrays() {
   static auto* table = new HandleTable<Array<float>>(Kind::float_array, "aclFloatArray");
   return *table;
@@ -127,6 +117,11 @@ int32_t destroy_list(const char* call, HandleTable<Handles>& table, HandleTable<
 }
 
 }  // namespace
+
+HandleTable<Scalar>& scalars() {
+  static auto* table = new HandleTable<Scalar>(Kind::scalar, "aclScalar");
+  return *table;
+}
 
 HandleTable<IntArray>& int_arrays() {
   static auto* table = new HandleTable<IntArray>(Kind::int_array, "aclIntArray");

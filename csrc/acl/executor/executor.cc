@@ -96,7 +96,7 @@ std::shared_ptr<void> with_contiguous(const Operator& op, const void* args, cons
   return made;
 }
 
-// A cast to the same dtype is a copy between views.
+// A cast; to the same dtype it is a copy between views.
 int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to) {
   const anynpu_cast_args args{from, to};
   return anynpu_cast(&args, nullptr, 0);
@@ -330,6 +330,18 @@ std::vector<int64_t> Stage::ints(const char* name, const aclIntArray* handle) {
   if (!ok() || handle == nullptr) return {};
   status_ = int_arrays().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &array);
   return ok() ? array->values : std::vector<int64_t>{};
+}
+
+double Stage::number(const char* name, const aclScalar* handle) {
+  std::shared_ptr<Scalar> scalar;
+  double value = 0;
+  if (!ok()) return value;
+  status_ = scalars().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &scalar);
+  if (!ok()) return value;
+  const anynpu_tensor from{scalar->bytes.data(), scalar->dtype, ANYNPU_ND, 0, 0, {}, {}};
+  require(copy_view(from, {&value, ANYNPU_FLOAT64, ANYNPU_ND, 0, 0, {}, {}}) == ANYNPU_OK,
+          "%s must be a real number, got %s", name, dtype_name(scalar->dtype));
+  return value;
 }
 
 void Stage::leave(const char* name, const aclTensor* handle, bool must_be_empty) {

@@ -57,6 +57,8 @@ class ACL_FUNC_VISIBILITY Stage {
   void ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count);
   // The values of an array of any size; none when it is null.
   std::vector<int64_t> ints(const char* name, const aclIntArray* handle);
+  // The value of a required scalar of any real dtype.
+  double number(const char* name, const aclScalar* handle);
   // An argument that this call does not use: null or any tensor.
   void unused(const char* name, const aclTensor* handle) { leave(name, handle, false); }
   // An argument that the document reserves: null or a tensor without elements.

@@ -26,11 +26,16 @@ struct Array : Object {
   std::vector<T> values;
 };
 using IntArray = Array<int64_t>;
+struct Scalar : Object {
+  aclDataType dtype = ACL_DT_UNDEFINED;
+  std::array<unsigned char, 16> bytes{};
+};
 // Lists hold the handles of their members.
 using Handles = Array<const void*>;
 
 HandleTable<Tensor>& tensors();
 HandleTable<IntArray>& int_arrays();
+HandleTable<Scalar>& scalars();
 HandleTable<Handles>& tensor_lists();
 
 // The bytes of memory that the view touches, from `data` on: [begin, end).

@@ -7,6 +7,8 @@
 #include <cinttypes>
 #include <random>
 
+#include "aclnnop/aclnn_add.h"
+#include "aclnnop/aclnn_add_rms_norm.h"
 #include "aclnnop/aclnn_ascend_quant.h"
 #include "aclnnop/aclnn_ascend_quant_v3.h"
 #include "aclnnop/aclnn_cast.h"
@@ -20,16 +22,21 @@
 #include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
 #include "aclnnop/aclnn_incre_flash_attention_v4.h"
+#include "aclnnop/aclnn_matmul.h"
+#include "aclnnop/aclnn_mm.h"
 #include "aclnnop/aclnn_moe_finalize_routing.h"
 #include "aclnnop/aclnn_moe_finalize_routing_v2.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
+#include "aclnnop/aclnn_mul.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v4.h"
 #include "aclnnop/aclnn_quant_matmul_weight_nz.h"
 #include "aclnnop/aclnn_quantize.h"
+#include "aclnnop/aclnn_rms_norm.h"
+#include "aclnnop/aclnn_silu.h"
 #include "aclnnop/aclnn_swi_glu.h"
 #include "aclnnop/aclnn_trans_quant_param_v2.h"
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
@@ -544,6 +551,69 @@ void attention(Tensors& tensors) {
   }
 }
 
+void float_elementwise(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  std::vector<int64_t> shape(pick(0, 4));
+  for (int64_t& size : shape) size = pick(0, 9);
+  std::vector<int64_t> other(shape.begin() + (shape.empty() ? 0 : pick(0, shape.size())), shape.end());
+  for (int64_t& size : other) size = chance(30) ? 1 : size;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x1 = tensors.random(shape, one_of(kX)), *x2 = tensors.random(other, one_of(kX));
+  aclTensor* out = tensors.output(shape, one_of(kX));
+  double value = 2;
+  const aclScalar* alpha = slip(5) ? nullptr : aclCreateScalar(&value, slip(5) ? one_of(kDtypes) : ACL_DOUBLE);
+  switch (pick(0, 4)) {
+    case 0: finish(aclnnAddGetWorkspaceSize(x1, x2, alpha, out, &size, &executor), size, executor, aclnnAdd); break;
+    case 1:
+      finish(aclnnInplaceAddGetWorkspaceSize(out, x2, alpha, &size, &executor), size, executor, aclnnInplaceAdd);
+      break;
+    case 2: finish(aclnnMulGetWorkspaceSize(x1, x2, out, &size, &executor), size, executor, aclnnMul); break;
+    case 3: finish(aclnnInplaceMulGetWorkspaceSize(out, x2, &size, &executor), size, executor, aclnnInplaceMul); break;
+    default: finish(aclnnSiluGetWorkspaceSize(x1, out, &size, &executor), size, executor, aclnnSilu);
+  }
+  if (alpha != nullptr) aclDestroyScalar(alpha);
+}
+
+void rms_norm(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  const int64_t batch = pick(0, 4), rows = pick(1, 5), width = pick(0, 70);
+  const std::vector<int64_t> shape = {batch, rows, width};
+  const bool two = chance(30);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x1 = tensors.random(shape, dtype), *x2 = tensors.random(shape, dtype);
+  const aclTensor* gamma = tensors.random(two ? std::vector<int64_t>{rows, width} : std::vector<int64_t>{width}, dtype);
+  aclTensor *y = tensors.output(shape, dtype), *x = tensors.output(shape, dtype);
+  aclTensor* rstd = tensors.output({batch, two ? 1 : rows, 1}, ACL_FLOAT);
+  if (chance(50)) {
+    finish(aclnnRmsNormGetWorkspaceSize(x1, gamma, 1e-5, y, rstd, &size, &executor), size, executor, aclnnRmsNorm);
+  } else {
+    finish(aclnnAddRmsNormGetWorkspaceSize(x1, x2, gamma, 1e-5, y, rstd, x, &size, &executor), size, executor,
+           aclnnAddRmsNorm);
+  }
+}
+
+void float_matmul(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  const int64_t batch = pick(1, 3), m = pick(0, 9), k = pick(0, 40), n = pick(0, 80);
+  const bool batched = chance(40), common = chance(50);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  using Shape = std::vector<int64_t>;
+  const aclTensor* x1 = tensors.random(batched ? Shape{batch, m, k} : Shape{m, k}, dtype);
+  const aclTensor* x2 = tensors.random(batched && !common ? Shape{batch, k, n} : Shape{k, n}, dtype);
+  aclTensor* y = tensors.output(batched ? Shape{batch, m, n} : Shape{m, n}, dtype);
+  const auto type = static_cast<int8_t>(slip(5) ? pick(-128, 127) : pick(0, 3));
+  if (batched || chance(50)) {
+    finish(aclnnMatmulGetWorkspaceSize(x1, x2, y, type, &size, &executor), size, executor, aclnnMatmul);
+  } else {
+    finish(aclnnMmGetWorkspaceSize(x1, x2, y, type, &size, &executor), size, executor, aclnnMm);
+  }
+}
+
 void trans_quant_param(Tensors& tensors) {
   const int64_t n = pick(1, 40);
   uint64_t size = 0;
@@ -651,6 +721,9 @@ int main(int count, char** arguments) {
                                         moe_gating_topk_softmax,
                                         grouped_matmul,
                                         attention,
+                                        float_elementwise,
+                                        rms_norm,
+                                        float_matmul,
                                         trans_quant_param,
                                         quantize,
                                         rope};

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/float_operators/float_operators.h"
+
+#include "core/strided.h"
+
+namespace anynpu {
+
+#define ANYNPU_KERNEL(tier) extern const FloatKernel float_operators_##tier;
+#include "ops/float_operators/kernels.def"
+#undef ANYNPU_KERNEL
+
+namespace {
+
+constexpr const FloatKernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &float_operators_##tier,
+#include "ops/float_operators/kernels.def"
+#undef ANYNPU_KERNEL
+};
+
+}  // namespace
+
+const FloatKernel& float_kernel() { return pick(kKernels); }
+
+int32_t check_float(const char* op, const char* name, const anynpu_tensor& tensor) {
+  ANYNPU_TRY(check_required(op, name, tensor));
+  if (tensor.dtype != ANYNPU_FLOAT32 && tensor.dtype != ANYNPU_FLOAT16 && tensor.dtype != ANYNPU_BFLOAT16) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32 or float16 or bfloat16, got %s", op, name,
+                dtype_name(tensor.dtype));
+  }
+  if (tensor.format == ANYNPU_ND) return check_strides(op, name, tensor, Access::read);
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", op, name, tensor.format);
+}
+
+bool expand(anynpu_tensor& x, const anynpu_tensor& like, int axes) {
+  const int kept = like.ndim - axes;  // axes at the end that stay as they are
+  const anynpu_tensor given = x;
+  if (given.ndim > like.ndim || given.ndim < kept) return false;
+  const int more = like.ndim - given.ndim;
+  x.ndim = like.ndim;
+  for (int axis = 0; axis < like.ndim; ++axis) {
+    const bool own = axis >= more;
+    x.shape[axis] = own ? given.shape[axis - more] : 1;
+    x.strides[axis] = own ? given.strides[axis - more] : 0;
+    if (axis >= axes || x.shape[axis] == like.shape[axis]) continue;
+    if (x.shape[axis] != 1) return false;
+    x.shape[axis] = like.shape[axis];
+    x.strides[axis] = 0;
+  }
+  return true;
+}
+
+}  // namespace anynpu
