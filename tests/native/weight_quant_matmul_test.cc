@@ -11,6 +11,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "anynpu.h"
@@ -245,184 +246,268 @@ Buffer codes(const std::vector<int64_t>& values) {
   std::exit(1);
 }
 
-void run_case(const char* isa, uint64_t seed) {
-  generator.seed(seed);
-  const int bits = chance(60) ? 4 : 8;
-  const Layout layout = chance(50) ? kPlain : kTransposed;
-  const bool nz = chance(35), words = bits == 4 && chance(50);
-  const bool pack_ahead = chance(30);
-  const bool has_batches = chance(25), batched = has_batches && !pack_ahead && chance(50);
-  const int64_t batches = has_batches ? pick(1, 3) : 1;
-  int64_t m = chance(5) ? 0 : chance(60) ? pick(1, 7) : pick(1, 40);
-  if (chance(3)) m = 600;
+int64_t drawn_group(int64_t k) {
+  if (k <= 32 || !chance(60)) return 0;
+  return std::min((k - 1) / 32 * 32, 32 * pick(1, chance(50) ? 4 : 20));
+}
+
+// One call: its sizes and options, and the values of its arguments. `single_`: one for all columns; `coded_`: as int64.
+struct Case {
+  int bits = chance(60) ? 4 : 8;
+  Layout layout = chance(50) ? kPlain : kTransposed;
+  bool nz = chance(35), words = bits == 4 && chance(50), pack_ahead = chance(30);
+  bool has_batches = chance(25), batched_weight = has_batches && !pack_ahead && chance(50);
+  int64_t batches = has_batches ? pick(1, 3) : 1;
+  int64_t m = chance(3) ? 600 : chance(5) ? 0 : chance(60) ? pick(1, 7) : pick(1, 40);
   int64_t k = chance(2) ? 0 : edge_size(600), n = chance(2) ? 0 : edge_size(m > 100 ? 130 : 600);
-  if (words) (layout == kTransposed ? k : n) = round_up(layout == kTransposed ? k : n, 8);
-  if (bits == 4 && !words) (layout == kTransposed ? k : n) = round_up(layout == kTransposed ? k : n, 2);
-  // One word along K: without x, prepacking cannot tell such a weight from a plain one.
-  if (pack_ahead && words && layout == kTransposed && k == 8) k = 16;
   int64_t group = 0;
-  if (k > 32 && chance(60)) group = std::min((k - 1) / 32 * 32, 32 * pick(1, chance(50) ? 4 : 20));
-  const Format x_format = chance(40) ? kHalf : chance(60) ? kBf16 : kFloat;
-  const Format s_format = chance(70) ? x_format : kFloat;
-  const bool has_offset = chance(50), has_bias = chance(50), has_quant = chance(25);
-  const bool coded_scale = bits == 8 && group == 0 && chance(10);
-  const int precise = chance(30);
+  Format x_format = chance(40) ? kHalf : chance(60) ? kBf16 : kFloat;
+  Format scale_format = chance(70) ? x_format : kFloat, bias_format = chance(50) ? kFloat : x_format;
+  bool coded_scale = false, single_scale = false, has_offset = chance(50), has_bias = chance(50);
+  bool has_quant = chance(25), single_quant = chance(30), coded_quant = chance(40), has_quant_offset = chance(60);
+  int precise = chance(30);
 
-  char text[400];
-  std::snprintf(text, sizeof(text),
-                "isa %s seed %llu: x (%lld, %lld, %lld) dtype %d, n %lld, bits %d %s%s%s%s, group %lld, scale %d%s%s%s "
-                "inner_precise %d",
-                isa, static_cast<unsigned long long>(seed), static_cast<long long>(batches), static_cast<long long>(m),
-                static_cast<long long>(k), x_format.dtype, static_cast<long long>(n), bits,
-                layout == kPlain ? "plain" : "transposed", nz ? " nz" : "", words ? " words" : "",
-                pack_ahead ? " prepacked" : "", static_cast<long long>(group), s_format.dtype,
-                has_offset ? " offset" : "", has_bias ? " bias" : "", has_quant ? " quant" : "", precise);
-  const std::string label = text;
+  std::vector<int> weight;                              // [1 or batches][k][n]
+  std::vector<double> x;                                // [batches][m][k]
+  std::vector<double> scale, offset;                    // [groups][scale_columns()]
+  std::vector<double> bias, quant_scale, quant_offset;  // [n], [quant_columns()]
+  std::vector<int64_t> coded_scales, coded_quants;
 
-  const int64_t weight_count = batched ? batches : 1;
-  std::vector<int> q(weight_count * k * n);
-  for (int& value : q) value = static_cast<int>(bits == 4 ? pick(-8, 7) : pick(-128, 127));
-  const double spread = std::pow(2.0, static_cast<double>(pick(-6, 3)));
-  std::vector<double> x = random_values(x_format, batches * m * k, spread, chance(30) ? std::pow(4.0, pick(1, 8)) : 0);
-  if (chance(15)) {
-    for (double& value : x) value = chance(10) ? value : 0;
+  Case() {
+    int64_t& packed = layout == kTransposed ? k : n;
+    if (bits == 4) packed = round_up(packed, words ? 8 : 2);
+    // One word along K: without x, prepacking cannot tell such a weight from a plain one.
+    if (pack_ahead && words && layout == kTransposed && k == 8) k = 16;
+    group = drawn_group(k);
+    coded_scale = bits == 8 && group == 0 && chance(10);
+    single_scale = group == 0 && chance(30);
+    has_offset = has_offset && !coded_scale;
+    draw_products();
+    draw_ends();
   }
-  const bool special = chance(5) && !x.empty();
-  if (special) x[pick(0, x.size() - 1)] = chance(50) ? INFINITY : NAN;
 
-  const int64_t groups = group == 0 ? 1 : (k + group - 1) / group;
-  const bool single = group == 0 && chance(30);
-  const int64_t s_columns = single ? 1 : n;
-  std::vector<double> s = random_values(s_format, groups * s_columns, 0.02, 0);
-  std::vector<double> o = random_values(s_format, groups * s_columns, 4, 0);
-  std::vector<int64_t> s_shape =
-      group != 0 || chance(50) ? std::vector<int64_t>{groups, s_columns} : std::vector<int64_t>{s_columns};
-  std::vector<int64_t> s_codes;
-  if (coded_scale) {
-    for (double& value : s) {
-      s_codes.push_back(encode_scale(value, 0));
-      value = scale_of(s_codes.back());
+  int64_t rows() const { return batches * m; }
+  int64_t groups() const { return group == 0 ? 1 : (k + group - 1) / group; }
+  int64_t scale_columns() const { return single_scale ? 1 : n; }
+  int64_t quant_columns() const { return single_quant ? 1 : n; }
+
+ private:
+  void draw_products() {
+    weight.resize((batched_weight ? batches : 1) * k * n);
+    for (int& value : weight) value = static_cast<int>(bits == 4 ? pick(-8, 7) : pick(-128, 127));
+    const double spread = std::pow(2.0, static_cast<double>(pick(-6, 3)));
+    x = random_values(x_format, rows() * k, spread, chance(30) ? std::pow(4.0, pick(1, 8)) : 0);
+    if (chance(15)) {
+      for (double& value : x) value = chance(10) ? value : 0;
+    }
+    if (chance(5) && !x.empty()) x[pick(0, x.size() - 1)] = chance(50) ? INFINITY : NAN;
+    scale = random_values(scale_format, groups() * scale_columns(), 0.02, 0);
+    offset = random_values(scale_format, groups() * scale_columns(), 4, 0);
+    if (!coded_scale) return;
+    for (double& value : scale) {
+      coded_scales.push_back(encode_scale(value, 0));
+      value = scale_of(coded_scales.back());
     }
   }
-  const Format b_format = chance(50) ? kFloat : x_format;
-  const std::vector<double> b = random_values(b_format, n, 1, 0);
-  const bool quant_single = chance(30), coded_quant = chance(40);
-  const int64_t q_columns = quant_single ? 1 : n;
-  std::vector<double> qs = random_values(kFloat, q_columns, 5, 0), qo = random_values(kFloat, q_columns, 60, 0);
-  std::vector<int64_t> q_codes;
 
-  const Buffer x_buffer = has_batches ? floats(x_format.dtype, {batches, m, k}, x) : floats(x_format.dtype, {m, k}, x);
-  const Buffer source = weights(q, weight_count, k, n, bits, layout, nz, words, batched);
-  const Buffer weight = pack_ahead ? prepacked(source) : source;
-  const Buffer s_buffer = coded_scale ? codes(s_codes) : floats(s_format.dtype, s_shape, s);
-  const Buffer o_buffer = floats(s_format.dtype, s_shape, o);
-  const Buffer b_buffer = floats(b_format.dtype, {n}, b);
-  const bool has_quant_offset = chance(60);
-  for (int64_t i = 0; i < q_columns; ++i) {
-    if (!has_quant_offset) qo[i] = 0;
-    q_codes.push_back(encode_scale(qs[i], qo[i]));
+  void draw_ends() {
+    bias = random_values(bias_format, n, 1, 0);
+    quant_scale = random_values(kFloat, quant_columns(), 5, 0);
+    quant_offset = random_values(kFloat, quant_columns(), has_quant_offset ? 60 : 0, 0);
+    for (int64_t i = 0; i < quant_columns(); ++i) {
+      coded_quants.push_back(encode_scale(quant_scale[i], quant_offset[i]));
+    }
   }
-  const Buffer qs_buffer = coded_quant ? codes(q_codes) : floats(ANYNPU_FLOAT32, {q_columns}, qs);
-  const Buffer qo_buffer = floats(ANYNPU_FLOAT32, {q_columns}, qo);
+};
 
-  anynpu_weight_quant_matmul_args args = {};
-  args.x = x_buffer.tensor;
-  args.weight = weight.tensor;
-  args.scale = s_buffer.tensor;
-  if (has_offset && !coded_scale) args.offset = o_buffer.tensor;
-  if (has_bias) args.bias = b_buffer.tensor;
-  if (has_quant) {
-    args.quant_scale = qs_buffer.tensor;
-    if (has_quant_offset && !coded_quant) args.quant_offset = qo_buffer.tensor;
+std::string label_of(const Case& c, const char* isa, uint64_t seed) {
+  std::string text = std::string("isa ") + isa + " seed " + std::to_string(seed);
+  const auto add = [&](const char* name, int64_t value) {
+    text += std::string(" ") + name + " " + std::to_string(value);
+  };
+  add("batches", c.batches), add("m", c.m), add("k", c.k), add("n", c.n), add("bits", c.bits), add("group", c.group);
+  add("x", c.x_format.dtype), add("scale", c.scale_format.dtype), add("inner_precise", c.precise);
+  text += c.layout == kPlain ? " plain" : " transposed";
+  for (const auto& [has, name] :
+       {std::pair(c.nz, " nz"), std::pair(c.words, " words"), std::pair(c.pack_ahead, " prepacked"),
+        std::pair(c.has_offset, " offset"), std::pair(c.has_bias, " bias"), std::pair(c.has_quant, " quant")}) {
+    if (has) text += name;
   }
-  args.group_size = group;
-  args.inner_precise = precise;
+  return text;
+}
 
-  const int32_t y_dtype = has_quant ? static_cast<int32_t>(ANYNPU_INT8) : x_format.dtype;
-  const int64_t y_bytes = bytes_of(y_dtype), rows = batches * m, row_stride = n + (chance(30) ? pick(1, 7) : 0);
-  const bool y_transposed = chance(10) && !has_batches;
-  args.y.dtype = y_dtype;
-  args.y.format = ANYNPU_ND;
-  args.y.ndim = has_batches ? 3 : 2;
-  const int last = args.y.ndim - 1;
-  if (has_batches) {
-    args.y.shape[0] = batches;
-    args.y.strides[0] = m * row_stride;
+// The tensors of a case, but for y.
+struct Arguments {
+  Buffer x, weight, scale, offset, bias, quant_scale, quant_offset;
+
+  explicit Arguments(const Case& c) {
+    x = c.has_batches ? floats(c.x_format.dtype, {c.batches, c.m, c.k}, c.x)
+                      : floats(c.x_format.dtype, {c.m, c.k}, c.x);
+    weight = weights(c.weight, c.batched_weight ? c.batches : 1, c.k, c.n, c.bits, c.layout, c.nz, c.words,
+                     c.batched_weight);
+    if (c.pack_ahead) weight = prepacked(weight);
+    std::vector<int64_t> shape = {c.scale_columns()};
+    if (c.group != 0 || chance(50)) shape.insert(shape.begin(), c.groups());
+    scale = c.coded_scale ? codes(c.coded_scales) : floats(c.scale_format.dtype, shape, c.scale);
+    offset = floats(c.scale_format.dtype, shape, c.offset);
+    bias = floats(c.bias_format.dtype, {c.n}, c.bias);
+    quant_scale = c.coded_quant ? codes(c.coded_quants) : floats(ANYNPU_FLOAT32, {c.quant_columns()}, c.quant_scale);
+    quant_offset = floats(ANYNPU_FLOAT32, {c.quant_columns()}, c.quant_offset);
   }
-  args.y.shape[last - 1] = m;
-  args.y.shape[last] = n;
-  args.y.strides[last - 1] = y_transposed ? 1 : row_stride;
-  args.y.strides[last] = y_transposed ? std::max<int64_t>(1, rows) : 1;
-  const int64_t used = y_transposed ? rows * n : rows * row_stride;
-  std::vector<uint8_t> first;
+
+  anynpu_weight_quant_matmul_args of(const Case& c) const {
+    anynpu_weight_quant_matmul_args args = {};
+    args.x = x.tensor;
+    args.weight = weight.tensor;
+    args.scale = scale.tensor;
+    if (c.has_offset) args.offset = offset.tensor;
+    if (c.has_bias) args.bias = bias.tensor;
+    if (c.has_quant) args.quant_scale = quant_scale.tensor;
+    if (c.has_quant && c.has_quant_offset && !c.coded_quant) args.quant_offset = quant_offset.tensor;
+    args.group_size = c.group;
+    args.inner_precise = c.precise;
+    return args;
+  }
+};
+
+// y in a layout of its own, between canaries.
+struct Output {
+  anynpu_tensor tensor = {};
+  int64_t rows, columns, row_stride, column_stride, bytes;
+  std::vector<uint8_t> memory;
+
+  explicit Output(const Case& c)
+      : rows(c.rows()), columns(c.n), row_stride(c.n + (chance(30) ? pick(1, 7) : 0)), column_stride(1) {
+    if (chance(10) && !c.has_batches) {
+      row_stride = 1;
+      column_stride = std::max<int64_t>(1, rows);
+    }
+    tensor.dtype = c.has_quant ? static_cast<int32_t>(ANYNPU_INT8) : c.x_format.dtype;
+    tensor.format = ANYNPU_ND;
+    tensor.ndim = c.has_batches ? 3 : 2;
+    const int last = tensor.ndim - 1;
+    if (c.has_batches) {
+      tensor.shape[0] = c.batches;
+      tensor.strides[0] = c.m * row_stride;
+    }
+    tensor.shape[last - 1] = c.m;
+    tensor.shape[last] = c.n;
+    tensor.strides[last - 1] = row_stride;
+    tensor.strides[last] = column_stride;
+    bytes = bytes_of(tensor.dtype);
+  }
+
+  void clear() {
+    const int64_t used = column_stride == 1 ? rows * row_stride : rows * columns;
+    memory.assign(used * bytes + 2 * kCanary, 0xa5);
+    tensor.data = memory.data() + kCanary;
+  }
+  int64_t place(int64_t row, int64_t column) const {
+    return kCanary + (row * row_stride + column * column_stride) * bytes;
+  }
+  bool is_clean_around_y() const {
+    std::vector<uint8_t> rest = memory;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t column = 0; column < columns; ++column) {
+        std::fill_n(rest.begin() + place(row, column), bytes, 0xa5);
+      }
+    }
+    return std::all_of(rest.begin(), rest.end(), [](uint8_t byte) { return byte == 0xa5; });
+  }
+};
+
+// Fills y, with 1, 2 and 3 threads alike.
+void run(anynpu_weight_quant_matmul_args args, const std::string& label, Output* y) {
   const bool own_workspace = chance(40);
+  std::vector<uint8_t> first;
   for (int threads = 1; threads <= 3; ++threads) {
     omp_set_num_threads(threads);
-    std::vector<uint8_t> memory(used * y_bytes + 2 * kCanary, 0xa5);
-    args.y.data = memory.data() + kCanary;
-    size_t workspace_bytes = 0;
-    if (anynpu_weight_quant_matmul_check(&args, &workspace_bytes) != ANYNPU_OK) stop(label, anynpu_last_error());
-    std::vector<uint8_t> workspace(own_workspace ? workspace_bytes : 0);
+    y->clear();
+    args.y = y->tensor;
+    size_t bytes = 0;
+    if (anynpu_weight_quant_matmul_check(&args, &bytes) != ANYNPU_OK) stop(label, anynpu_last_error());
+    std::vector<uint8_t> workspace(own_workspace ? bytes : 0);
     if (anynpu_weight_quant_matmul(&args, own_workspace ? workspace.data() : nullptr, workspace.size()) != ANYNPU_OK) {
       stop(label, anynpu_last_error());
     }
-    if (threads == 1) first = memory;
-    if (memory != first) stop(label, "threads change the result");
+    if (threads == 1) first = y->memory;
+    if (y->memory != first) stop(label, "threads change the result");
   }
-  std::vector<bool> written(first.size(), false);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < n; ++column) {
-      const int64_t at = y_transposed ? column * std::max<int64_t>(1, rows) + row : row * row_stride + column;
-      for (int64_t i = 0; i < y_bytes; ++i) written[kCanary + at * y_bytes + i] = true;
-      const int64_t w = batched ? row / m : 0;
-      double value = 0, plain = 0, split = 0, digits = 0;
-      for (int64_t block = 0; block < k; block += 256) {
-        double most = 0, weight_sum = 0;
-        for (int64_t kk = block; kk < std::min(k, block + 256); ++kk) {
-          const int64_t g = group == 0 ? 0 : kk / group, c = single ? 0 : column;
-          const double scale = s[g * s_columns + c];
-          const double offset = has_offset && !coded_scale ? o[g * s_columns + c] : 0;
-          const double each = x[row * k + kk], weight_value = q[(w * k + kk) * n + column];
-          value += each * ((weight_value + offset) * scale);
-          plain += std::fabs(each * (weight_value + offset) * scale);
-          split += std::fabs(each * scale) * (std::fabs(weight_value) + std::fabs(offset));
-          most = std::max(most, std::fabs(each));
-          weight_sum += std::fabs((weight_value + offset) * scale);
-        }
-        digits += most * weight_sum;
-      }
-      if (has_bias) value += b[column];
-      const double magnitude = std::fabs(value) + split + (has_bias ? std::fabs(b[column]) : 0);
-      double bound =
-          (static_cast<double>(k) + 16) * std::ldexp(magnitude, -24) + std::ldexp(digits, precise ? -15 : -23);
-      const double got = decode(y_dtype, first.data() + kCanary + at * y_bytes);
+}
+
+struct Expected {
+  double value, bound;
+};
+
+// An element of x @ ((weight + offset) * scale) + bias in double, and what a kernel may be off before it rounds y.
+Expected product(const Case& c, int64_t row, int64_t column) {
+  const int64_t matrix = c.batched_weight ? row / c.m : 0;
+  double value = 0, split = 0, digits = 0;
+  for (int64_t block = 0; block < c.k; block += 256) {
+    double most = 0, weight_sum = 0;
+    for (int64_t k = block; k < std::min(c.k, block + 256); ++k) {
+      const int64_t at = (c.group == 0 ? 0 : k / c.group) * c.scale_columns() + (c.single_scale ? 0 : column);
+      const double scale = c.scale[at], offset = c.has_offset ? c.offset[at] : 0;
+      const double each = c.x[row * c.k + k], weight = c.weight[(matrix * c.k + k) * c.n + column];
+      value += each * ((weight + offset) * scale);
+      split += std::fabs(each * scale) * (std::fabs(weight) + std::fabs(offset));
+      most = std::max(most, std::fabs(each));
+      weight_sum += std::fabs((weight + offset) * scale);
+    }
+    digits += most * weight_sum;
+  }
+  const double bias = c.has_bias ? c.bias[column] : 0;
+  value += bias;
+  const double magnitude = std::fabs(value) + split + std::fabs(bias);
+  return {value,
+          (static_cast<double>(c.k) + 16) * std::ldexp(magnitude, -24) + std::ldexp(digits, c.precise ? -15 : -23)};
+}
+
+// The same after the quantisation to int8.
+Expected quantised(const Case& c, Expected product, int64_t column) {
+  const int64_t at = c.single_quant ? 0 : column;
+  const double scale = scale_of(c.coded_quants[at]);
+  const double offset = std::nearbyint(std::min(255.0, std::max(-256.0, c.quant_offset[at])));
+  const double scaled = product.value * scale;
+  return {scaled + offset, product.bound * std::fabs(scale) + std::ldexp(std::fabs(scaled) + std::fabs(offset), -23)};
+}
+
+bool is_within(const Expected& expected, int32_t dtype, double got) {
+  const double low = expected.value - expected.bound, high = expected.value + expected.bound;
+  if (dtype == ANYNPU_INT8) {
+    const auto clamp = [](double v) { return std::nearbyint(std::min(127.0, std::max(-128.0, v))); };
+    return std::isnan(expected.value) ? got == 0 : got >= clamp(low) && got <= clamp(high);
+  }
+  if (std::isnan(expected.value)) return std::isnan(got);
+  if (std::isinf(expected.value)) return got == expected.value;
+  return std::isfinite(expected.bound) && got >= round_to(format_of(dtype), low) &&
+         got <= round_to(format_of(dtype), high);
+}
+
+void check_values(const Case& c, const Output& y, const std::string& label) {
+  for (int64_t row = 0; row < y.rows; ++row) {
+    for (int64_t column = 0; column < y.columns; ++column) {
+      Expected expected = product(c, row, column);
+      if (c.has_quant) expected = quantised(c, expected, column);
+      const double got = decode(y.tensor.dtype, y.memory.data() + y.place(row, column));
+      if (is_within(expected, y.tensor.dtype, got)) continue;
       char what[200];
-      if (has_quant) {
-        const int64_t c = quant_single ? 0 : column;
-        const double scale = scale_of(q_codes[c]), offset = std::nearbyint(std::min(255.0, std::max(-256.0, qo[c])));
-        bound = bound * std::fabs(scale) + std::ldexp(std::fabs(value * scale) + std::fabs(offset), -23);
-        const double exact = value * scale + offset;
-        const auto clamp = [](double v) { return std::nearbyint(std::min(127.0, std::max(-128.0, v))); };
-        const bool good = std::isnan(exact) ? got == 0 : got >= clamp(exact - bound) && got <= clamp(exact + bound);
-        if (good) continue;
-        std::snprintf(what, sizeof(what), "y[%lld, %lld] = %g, expected %g", static_cast<long long>(row),
-                      static_cast<long long>(column), got, exact);
-        stop(label, what);
-      }
-      const Format& format = format_of(y_dtype);
-      if (!std::isfinite(value)) {
-        if (std::isnan(value) ? std::isnan(got) : got == value) continue;
-      } else if (std::isfinite(bound)) {
-        if (got >= round_to(format, value - bound) && got <= round_to(format, value + bound)) continue;
-      }
       std::snprintf(what, sizeof(what), "y[%lld, %lld] = %.9g, expected %.9g +- %g", static_cast<long long>(row),
-                    static_cast<long long>(column), got, value, bound);
+                    static_cast<long long>(column), got, expected.value, expected.bound);
       stop(label, what);
     }
   }
-  for (size_t i = 0; i < first.size(); ++i) {
-    if (!written[i] && first[i] != 0xa5) stop(label, "a byte outside y was written");
-  }
+}
+
+void run_case(const char* isa, uint64_t seed) {
+  generator.seed(seed);
+  const Case drawn;
+  const std::string label = label_of(drawn, isa, seed);
+  const Arguments arguments(drawn);
+  Output y(drawn);
+  run(arguments.of(drawn), label, &y);
+  check_values(drawn, y, label);
+  if (!y.is_clean_around_y()) stop(label, "a byte outside y was written");
 }
 
 }  // namespace
