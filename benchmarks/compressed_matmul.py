@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from measure import Variant, copies_for
+from problems import Product
 
 import anynpu
 from anynpu.formats import compress_weight
@@ -17,22 +18,8 @@ _ROUNDING = 2.0**-11  # of float16
 
 
 @dataclass(frozen=True)
-class Problem:
+class CompressedProblem(Product):
     """x int8 [M, K] times an int8 weight as per-channel quantisation leaves it, to float16."""
-
-    m: int
-    k: int
-    n: int
-
-    @property
-    def name(self) -> str:
-        """For tables and the command line."""
-        return f"m{self.m}_k{self.k}_n{self.n}"
-
-    @property
-    def operations(self) -> int:
-        """Multiplications and additions."""
-        return 2 * self.m * self.k * self.n
 
     @cached_property
     def x(self) -> torch.Tensor:
@@ -56,15 +43,15 @@ class Problem:
         return (self.x.double() @ self.weight.t().double()) * 2.0**-12
 
 
-def problems(quick: bool) -> Iterator[Problem]:
+def problems(quick: bool) -> Iterator[CompressedProblem]:
     """The shape of the document's example, and layers of a 7B model."""
-    yield Problem(512, 1024, 1024)
+    yield CompressedProblem(512, 1024, 1024)
     for k, n in [(4096, 4096)] if quick else [(4096, 4096), (4096, 14336)]:
         for m in (1, 256) if quick else (1, 16, 256, 512):
-            yield Problem(m, k, n)
+            yield CompressedProblem(m, k, n)
 
 
-def variants(problem: Problem) -> Iterator[Variant]:
+def variants(problem: CompressedProblem) -> Iterator[Variant]:
     """The compressed weight, and quant_matmul with the same one, a transposed view of [N, K]."""
     compressed = compress_weight(problem.weight)
     x, scale = problem.x, problem.scale

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from compressed_matmul import Problem as CompressedProblem
+from compressed_matmul import CompressedProblem
 from kv_cache import AttentionProblem
 from measure import Variant, copies_for
 from moe_tokens import TOLERANCE, ActivationProblem, RoutingProblem, activation_formula
-from problems import MatmulProblem, PackProblem
+from problems import MatmulProblem, PackProblem, Product
 
 import anynpu
 from anynpu.formats import compress_weight
@@ -120,20 +120,8 @@ def _matmul_peers(
 
 
 @dataclass(frozen=True)
-class Int8Problem:
+class Int8Problem(Product):
     """x [M, K] times weight [K, N], both int8, to bfloat16 with a scale for each row and column."""
-
-    m: int
-    k: int
-    n: int
-
-    @property
-    def name(self) -> str:
-        return f"m{self.m}_k{self.k}_n{self.n}"
-
-    @property
-    def operations(self) -> int:
-        return 2 * self.m * self.k * self.n
 
     @cached_property
     def arguments(self) -> dict[str, torch.Tensor]:

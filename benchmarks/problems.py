@@ -34,25 +34,35 @@ class PackProblem:
 
 
 @dataclass(frozen=True)
-class MatmulProblem:
-    """A weight-only matmul: x [M, K] times int4 or int8 weights [K, N] with a scale for each group of K and column."""
+class Product:
+    """[M, K] times [K, N]."""
 
     m: int
     k: int
     n: int
-    group_size: int  # 0: a scale for each column
-    bits: int
 
     @property
     def name(self) -> str:
         """For tables and the command line."""
-        group = f"g{self.group_size}" if self.group_size else "channel"
-        return f"m{self.m}_k{self.k}_n{self.n}_w{self.bits}_{group}"
+        return f"m{self.m}_k{self.k}_n{self.n}"
 
     @property
     def operations(self) -> int:
         """Multiplications and additions."""
         return 2 * self.m * self.k * self.n
+
+
+@dataclass(frozen=True)
+class MatmulProblem(Product):
+    """A weight-only matmul: x [M, K] times int4 or int8 weights [K, N] with a scale for each group of K and column."""
+
+    group_size: int  # 0: a scale for each column
+    bits: int
+
+    @property
+    def name(self) -> str:
+        group = f"g{self.group_size}" if self.group_size else "channel"
+        return f"{super().name}_w{self.bits}_{group}"
 
     @cached_property
     def x(self) -> torch.Tensor:

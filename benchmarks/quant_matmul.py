@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from measure import Variant, copies_for
+from problems import Product
 
 import anynpu
 
@@ -17,22 +18,8 @@ _SLOW_OPERATIONS = 1 << 31  # torch._int_mm takes seconds beyond, where it has n
 
 
 @dataclass(frozen=True)
-class Int8Problem:
+class Int8Problem(Product):
     """x [M, K] times weights [K, N], both int8, with a scale for each column, to float16."""
-
-    m: int
-    k: int
-    n: int
-
-    @property
-    def name(self) -> str:
-        """For tables and the command line."""
-        return f"m{self.m}_k{self.k}_n{self.n}"
-
-    @property
-    def operations(self) -> int:
-        """Multiplications and additions."""
-        return 2 * self.m * self.k * self.n
 
     @cached_property
     def x(self) -> torch.Tensor:

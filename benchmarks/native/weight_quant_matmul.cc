@@ -93,22 +93,63 @@ std::vector<uint8_t> small_values(int32_t dtype, int64_t count) {
   return values;
 }
 
-void run(const Case& c, double seconds) {
-  const int32_t dtype = dtype_of(c.x), scale_dtype = dtype_of(c.scale);
-  std::vector<uint8_t> x(c.m * c.k * 4), y(c.m * c.n * 4);
+// Of a normal distribution, none of them subnormal in float16.
+std::vector<uint8_t> normal_values(int32_t dtype, int64_t count) {
   std::mt19937 generator(1);
   std::normal_distribution<float> normal;
-  for (int64_t i = 0; i < c.m * c.k; ++i) {
-    const float drawn = normal(generator), value = std::fabs(drawn) < 0x1p-14f ? 0x1p-14f : drawn;  // normal in float16
+  const int64_t bytes = dtype == ANYNPU_FLOAT32 ? 4 : 2;
+  std::vector<uint8_t> values(static_cast<size_t>(count * bytes));
+  for (int64_t i = 0; i < count; ++i) {
+    const float drawn = normal(generator), value = std::fabs(drawn) < 0x1p-14f ? 0x1p-14f : drawn;
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    if (dtype == ANYNPU_FLOAT32) std::memcpy(&x[i * 4], &bits, 4);
-    const uint16_t half = dtype == ANYNPU_BFLOAT16
-                              ? static_cast<uint16_t>(bits >> 16)
-                              : static_cast<uint16_t>((bits >> 16 & 0x8000) |
-                                                      ((((bits >> 23 & 255) - 112) & 31) << 10) | (bits >> 13 & 0x3ff));
-    if (dtype != ANYNPU_FLOAT32) std::memcpy(&x[i * 2], &half, 2);
+    if (dtype == ANYNPU_BFLOAT16) bits >>= 16;
+    if (dtype == ANYNPU_FLOAT16) {
+      bits = (bits >> 16 & 0x8000) | ((((bits >> 23 & 255) - 112) & 31) << 10) | (bits >> 13 & 0x3ff);
+    }
+    std::memcpy(&values[i * bytes], &bits, static_cast<size_t>(bytes));
   }
+  return values;
+}
+
+// Only the headers of the copies are packed: the rest is noise, which is valid.
+void pack_headers(const Case& c, int64_t weight_bytes, int64_t copies) {
+  std::vector<uint8_t> source(c.k * c.n * c.bits / 8), blob(weight_bytes);
+  anynpu_weight_quant_prepack_args pack = {};
+  pack.weight = weight_tensor("raw", c.bits, source.data(), c.k, c.n);
+  pack.packed = weight_tensor("prepacked", c.bits, blob.data(), c.k, c.n);
+  if (anynpu_weight_quant_prepack(&pack, nullptr, 0) != ANYNPU_OK) std::printf("%s\n", anynpu_last_error());
+  for (int64_t copy = 0; copy < copies; ++copy) std::memcpy(noise.data() + copy * weight_bytes, blob.data(), 64);
+}
+
+struct Limits {
+  double bandwidth = 0, dots = 0, fmas = 0;
+
+  void measure(int64_t bytes) {
+    for (int i = 0; i < 20; ++i) bandwidth = std::max(bandwidth, next_read_roof(bytes));
+    dots = std::max(dots, int8_roof(kBursts));
+    fmas = std::max(fmas, fma_roof());
+  }
+};
+
+void print(const Case& c, std::vector<double> times, int64_t bytes, const Limits& limits) {
+  std::sort(times.begin(), times.end());
+  const double time = times[times.size() / 2], best = times.front();
+  const double gb = static_cast<double>(bytes) * 1e-9, ops = 2e-9 * static_cast<double>(c.m * c.k * c.n);
+  std::printf(
+      "%-10s w%d %s m=%-4lld %lldx%lld g=%lld %s%s p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of "
+      "%.1f), "
+      "%6.1f Gop/s (%3.0f %% of int8 %.0f, %3.0f %% of fma %.0f)\n",
+      c.layout.c_str(), c.bits, c.x.c_str(), static_cast<long long>(c.m), static_cast<long long>(c.k),
+      static_cast<long long>(c.n), static_cast<long long>(c.group), c.scale.c_str(), c.offset ? "+o" : "", c.precise,
+      time * 1e6, best * 1e6, gb / best, 100e9 * gb / best / limits.bandwidth, limits.bandwidth / 1e9, ops / best,
+      100e9 * ops / best / limits.dots, limits.dots / 1e9, 100e9 * ops / best / limits.fmas, limits.fmas / 1e9);
+  std::fflush(stdout);
+}
+
+void run(const Case& c, double seconds) {
+  const int32_t dtype = dtype_of(c.x), scale_dtype = dtype_of(c.scale);
+  std::vector<uint8_t> x = normal_values(dtype, c.m * c.k), y(c.m * c.n * 4);
   const int64_t weight_bytes = (64 + c.k * c.n * c.bits / 8 + 63) / 64 * 64;
   const int64_t copies = c.hot ? 1 : std::max<int64_t>(1, static_cast<int64_t>(noise.size()) / weight_bytes);
   const int64_t groups = c.group == 0 ? 1 : (c.k + c.group - 1) / c.group;
@@ -120,21 +161,12 @@ void run(const Case& c, double seconds) {
   args.y = matrix(y.data(), dtype, c.m, c.n);
   args.group_size = c.group;
   args.inner_precise = c.precise;
-  if (c.layout == "prepacked") {  // only the headers of the copies are packed: the rest is noise, which is valid
-    std::vector<uint8_t> source(c.k * c.n * c.bits / 8), blob(weight_bytes);
-    anynpu_weight_quant_prepack_args pack = {};
-    pack.weight = weight_tensor("raw", c.bits, source.data(), c.k, c.n);
-    pack.packed = weight_tensor("prepacked", c.bits, blob.data(), c.k, c.n);
-    if (anynpu_weight_quant_prepack(&pack, nullptr, 0) != ANYNPU_OK) std::printf("%s\n", anynpu_last_error());
-    for (int64_t copy = 0; copy < copies; ++copy) std::memcpy(noise.data() + copy * weight_bytes, blob.data(), 64);
-  }
+  if (c.layout == "prepacked") pack_headers(c, weight_bytes, copies);
   std::vector<double> times;
-  double bandwidth = 0, dots = 0, fmas = 0;
+  Limits limits;
   const int repeats = 3;
   for (int round = 0; round < repeats; ++round) {
-    for (int i = 0; i < 20; ++i) bandwidth = std::max(bandwidth, next_read_roof(bytes));
-    dots = std::max(dots, int8_roof(kBursts));
-    fmas = std::max(fmas, fma_roof());
+    limits.measure(bytes);
     const double end = now() + seconds / repeats;
     for (int64_t copy = 0; now() < end || copy < 2; ++copy) {
       args.weight = weight_tensor(c.layout, c.bits, noise.data() + copy % copies * weight_bytes, c.k, c.n);
@@ -149,18 +181,7 @@ void run(const Case& c, double seconds) {
       if (copy > 0) times.push_back(now() - start);
     }
   }
-  std::sort(times.begin(), times.end());
-  const double time = times[times.size() / 2], best = times.front();
-  const double gb = static_cast<double>(bytes) * 1e-9, ops = 2e-9 * static_cast<double>(c.m * c.k * c.n);
-  std::printf(
-      "%-10s w%d %s m=%-4lld %lldx%lld g=%lld %s%s p=%d: median %8.1f us, best %8.1f us = %5.1f GB/s (%3.0f %% of "
-      "%.1f), "
-      "%6.1f Gop/s (%3.0f %% of int8 %.0f, %3.0f %% of fma %.0f)\n",
-      c.layout.c_str(), c.bits, c.x.c_str(), static_cast<long long>(c.m), static_cast<long long>(c.k),
-      static_cast<long long>(c.n), static_cast<long long>(c.group), c.scale.c_str(), c.offset ? "+o" : "", c.precise,
-      time * 1e6, best * 1e6, gb / best, 100e9 * gb / best / bandwidth, bandwidth / 1e9, ops / best,
-      100e9 * ops / best / dots, dots / 1e9, 100e9 * ops / best / fmas, fmas / 1e9);
-  std::fflush(stdout);
+  print(c, times, bytes, limits);
 }
 
 // All combinations of the parts of the arguments.
