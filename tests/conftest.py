@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anynpu import _native
+from anynpu.demo import smollm2
 
 LONGEST = ("test_emulated_avx512.py", "test_gpu.py")
 
@@ -42,6 +43,15 @@ def isa(request):
     _native.set_max_isa(request.param)
     yield request.param
     _native.set_max_isa(None)
+
+
+@pytest.fixture(scope="module")
+def smollm2_loaded():
+    """The model and the tokenizer of the demonstration."""
+    try:
+        return smollm2.load()
+    except smollm2.ModelUnavailable as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture

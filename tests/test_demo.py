@@ -23,22 +23,13 @@ ON_THE_GRID = W4A16(32, symmetric=False)  # of the file's weights
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    try:
-        smollm2.locate()
-    except smollm2.ModelUnavailable as reason:
-        pytest.skip(str(reason))
-    return smollm2.load()
+def model(smollm2_loaded):
+    return smollm2_loaded[0]
 
 
 @pytest.fixture(scope="module")
-def model(loaded):
-    return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def tokens(loaded):
-    return torch.tensor(loaded[1](measure.sample_text(), add_special_tokens=False).input_ids)
+def tokens(smollm2_loaded):
+    return torch.tensor(smollm2_loaded[1](measure.sample_text(), add_special_tokens=False).input_ids)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +88,8 @@ def test_int8_activations_nearly_keep_the_perplexity(model, tokens, float_perple
     assert sum(layer.input_scale is not None for layer in layers) == 6 * 30 and len(layers) == 7 * 30 + 1
 
 
-def test_generation_and_size(model, four_bits, loaded):
-    prompt = smollm2.chat(loaded[1], compare.QUESTION)
+def test_generation_and_size(model, four_bits, smollm2_loaded):
+    prompt = smollm2.chat(smollm2_loaded[1], compare.QUESTION)
     expected, _ = measure.decode(model, prompt, 8)
     generated, rate = measure.decode(four_bits, prompt, 8)
     assert generated.tolist() == expected.tolist()
@@ -108,9 +99,9 @@ def test_generation_and_size(model, four_bits, loaded):
     assert measure.saved_bytes(four_bits) == 4 * (134_515_008 - 106_168_320) + 106_168_320 * (16 + 8) // 32
 
 
-def test_command(loaded, monkeypatch):
+def test_command(smollm2_loaded, monkeypatch):
     names = ["torch fp32", "anynpu W4A16 g32, fp32 head"]
-    monkeypatch.setattr(smollm2, "load", lambda: loaded)
+    monkeypatch.setattr(smollm2, "load", lambda: smollm2_loaded)
     monkeypatch.setattr(examples, "run", lambda name: f"what {name} printed")
     chosen = {name: prepare for name, prepare in compare.variants(torch.empty(0)).items() if name in names}
     monkeypatch.setattr(compare, "variants", lambda calibration: chosen)
@@ -155,7 +146,7 @@ def test_what_is_missing_is_named(arguments, missing, message, monkeypatch):
     assert message in result.stderr
 
 
-def test_another_file_is_refused(loaded, monkeypatch):
+def test_another_file_is_refused(smollm2_loaded, monkeypatch):
     monkeypatch.setattr(smollm2, "SHA256", "0" * 64)
     with pytest.raises(smollm2.ModelUnavailable, match=f"has SHA-256 b179c9.*, expected {'0' * 64}: reinstall"):
         smollm2.locate()

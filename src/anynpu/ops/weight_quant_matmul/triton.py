@@ -20,31 +20,23 @@ from anynpu._triton import (
     INTERPRETED,
     ceil_divide,
     dot,
-    encoded_scale,
     int4_to,
     launch,
     nibbles,
     overlapping,
     report,
-    start_next,
     tile,
-    tile_of,
-    wait_for_previous,
 )
-from anynpu.ops.weight_quant_matmul import hopper, spec
-from anynpu.ops.weight_quant_matmul.ending import MAGIC, ended
-from anynpu.ops.weight_quant_matmul.ending import factors_of as _factors
+from anynpu.ops.weight_quant_matmul import few_rows, hopper, spec
+from anynpu.ops.weight_quant_matmul.ending import MAGIC, add_parts_kernel, factors_of, finish_or_keep, own_tile
 
 _HEADER = _device_errors.new_rule(
     spec.MATMUL, "the header of a prepacked weight", "must be what weight_quant_prepack writes for this K and N"
 )
 _CONFIGURATIONS = Path(__file__).with_name("triton_configurations.json")
 _LEAST_STEPS = 4  # of a part of K: shorter ones cost more than they save
-_LEAST_STEPS_OF_FEW_ROWS = 2  # the second is loaded while the first is multiplied
 _SUM_BLOCK = 1024  # numbers that a program adds up
 _PACK_BLOCK = 1024  # bytes that a program packs
-_FEW_ROWS = 16  # that _few_rows_kernel is faster with than others
-_MAGIC_OF_BYTES = {torch.float16: 0x64806480, torch.bfloat16: 0x43004300}  # as MAGIC, plus 128 where there is room
 
 # How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32; as x is.
 INT8, WORDS_N, WORDS_K, CELLS4, CELLS8, FLOATS = (tl.constexpr(number) for number in range(6))
@@ -85,37 +77,6 @@ def _weight_tile(weight, first_k, first_column, K, N, k_stride, column_stride, S
 
 
 @triton.jit
-def _finish(y, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride, quant_scale_stride,
-            quant_offset_stride, BIAS: tl.constexpr, QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr):  # fmt: skip
-    """Adds the bias, quantises and stores; ``column`` has the shape of ``value`` or broadcasts to it."""
-    value = ended(value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride, quant_scale_stride,
-                  quant_offset_stride, BIAS, QUANT, QUANT_OFFSET, y.dtype.scalar.element_ty)  # fmt: skip
-    tl.store(y, value, mask=inside)
-
-
-@triton.jit
-def _finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column, inside, bias_ptr, quant_scale_ptr,
-                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS: tl.constexpr,
-                    QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr):  # fmt: skip
-    """Finishes the elements of y at ``place``, or PARTED keeps their sums over this part of K."""
-    if not PARTED:
-        _finish(y_ptr + place, value, column, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
-                quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
-    else:
-        tl.store(parts_ptr + part.to(tl.int64) * count + place, value, mask=inside)
-
-
-@triton.jit
-def _own_tile(M, N, parts, BM: tl.constexpr, BN: tl.constexpr):
-    """(batch, part of K, first row, first column) of this program's tile of y."""
-    row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    batch = (number // (row_tiles * column_tiles)).to(tl.int64)
-    row_tile, column_tile = tile_of(number % (row_tiles * column_tiles), row_tiles, column_tiles)
-    return batch, part, row_tile * BM, column_tile * BN
-
-
-@triton.jit
 def _header_byte(place, K, N, BITS: tl.constexpr):
     """Byte ``place`` of the header of format w4p32 or w8p32."""
     magic: tl.constexpr = 0x3370347755504E41 if BITS == 4 else 0x3370387755504E41  # ANPUw4p3, ANPUw8p3
@@ -150,18 +111,18 @@ def scaled_sums(x, weight, scale_ptr, offset_ptr, first_row, end_row, first_colu
             group = k // group_size
             products = dot(a, b, tl.zeros((BM, BN), tl.float32))
             if OFFSET:
-                offsets = _factors(offset_ptr, group, column, N, offset_group, offset_column)
+                offsets = factors_of(offset_ptr, group, column, N, offset_group, offset_column)
                 products += step_row_sums[:, None] * offsets[None, :]
-            sums += products * _factors(scale_ptr, group, column, N, scale_group, scale_column)[None, :]
+            sums += products * factors_of(scale_ptr, group, column, N, scale_group, scale_column)[None, :]
         else:
             sums = dot(a, b, sums)
             if OFFSET:
                 row_sums += step_row_sums
     if not GROUPS:
         if OFFSET:
-            sums += row_sums[:, None] * _factors(offset_ptr, 0, column, N, offset_group, offset_column)[None, :]
+            sums += row_sums[:, None] * factors_of(offset_ptr, 0, column, N, offset_group, offset_column)[None, :]
         if STORED != FLOATS:
-            sums *= _factors(scale_ptr, 0, column, N, scale_group, scale_column)[None, :]
+            sums *= factors_of(scale_ptr, 0, column, N, scale_group, scale_column)[None, :]
     return sums
 
 
@@ -174,7 +135,7 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
                    QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, BM: tl.constexpr,
                    BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """One tile of y, or PARTED its sums over a part of K. BK divides part_k, group_size and (WHOLE) K."""
-    batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
+    batch, part, first_row, first_column = own_tile(M, N, parts, BM, BN)
     row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
     x, weight = x_ptr + batch * x_batch, weight_ptr + batch * weight_batch
     if STORED == CELLS4 or STORED == CELLS8:
@@ -185,9 +146,9 @@ def _matmul_kernel(x_ptr, weight_ptr, scale_ptr, offset_ptr, bias_ptr, quant_sca
                        BK)  # fmt: skip
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
-    _finish_or_keep(y_ptr, parts_ptr, place, part, count, sums, column[None, :], inside, bias_ptr, quant_scale_ptr,
-                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
-                    PARTED)  # fmt: skip
+    finish_or_keep(y_ptr, parts_ptr, place, part, count, sums, column[None, :], inside, bias_ptr, quant_scale_ptr,
+                   quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
+                   PARTED)  # fmt: skip
 
 
 @triton.jit
@@ -271,7 +232,7 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
     ``magic`` is MAGIC of x, an argument for the reason told at _field.
     """
     BW: tl.constexpr = BN // 8
-    batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
+    batch, part, first_row, first_column = own_tile(M, N, parts, BM, BN)
     x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
     shuffled = first_column + (tl.arange(0, BN) if ALONG_K else _columns(BW))
     sums, row_sums = tl.zeros((BN, BM), tl.float32), tl.zeros((BM,), tl.float32)
@@ -288,10 +249,10 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
             step_row_sums = tl.sum(b.to(tl.float32), axis=0)
         if GROUPS:
             group = first_k // group_size
-            scales = _factors(scale_ptr, group, shuffled, N, scale_group, scale_column)
+            scales = factors_of(scale_ptr, group, shuffled, N, scale_group, scale_column)
             products = dot(a, b, tl.zeros((BN, BM), tl.float32))
             if OFFSET:
-                offsets = _factors(offset_ptr, group, shuffled, N, offset_group, offset_column)
+                offsets = factors_of(offset_ptr, group, shuffled, N, offset_group, offset_column)
                 products += offsets[:, None] * step_row_sums[None, :]
             sums += products * scales[:, None]
         else:
@@ -300,294 +261,15 @@ def _words_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
                 row_sums += step_row_sums
     if not GROUPS:
         if OFFSET:
-            sums += _factors(offset_ptr, 0, shuffled, N, offset_group, offset_column)[:, None] * row_sums[None, :]
-        sums *= _factors(scale_ptr, 0, shuffled, N, scale_group, scale_column)[:, None]
+            sums += factors_of(offset_ptr, 0, shuffled, N, offset_group, offset_column)[:, None] * row_sums[None, :]
+        sums *= factors_of(scale_ptr, 0, shuffled, N, scale_group, scale_column)[:, None]
     value = tl.trans(sums) if ALONG_K else _in_order(sums, BW, BM)
     row, column = first_row + tl.arange(0, BM), first_column + tl.arange(0, BN)
     inside = (row < M)[:, None] & (column < N)[None, :]
     place = (batch * M + row)[:, None] * N + column[None, :]
-    _finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column[None, :], inside, bias_ptr, quant_scale_ptr,
-                    quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
-                    PARTED)  # fmt: skip
-
-
-@triton.jit
-def _pairs(bits, magic, BITS: tl.constexpr, dtype: tl.constexpr):
-    """The signed integers in the low BITS of both halves of int32, as floats [..., 2]. ``magic`` is MAGIC of both.
-
-    Each is set behind a power of two whose last place is 1, and that subtracted again. bfloat16 has no room for eight
-    bits: there the sign is a bit of the exponent of what is subtracted.
-    """
-    if dtype == tl.float16:
-        if BITS == 4:
-            return _halves((bits & 0x000F000F) ^ magic, dtype) - 1032.0
-        return _halves((bits & 0x00FF00FF) ^ magic, dtype) - 1152.0
-    elif BITS == 4:
-        value = _halves((bits & 0x000F000F) ^ magic, dtype)
-        return (value.to(tl.float32) - 136.0).to(dtype) if INTERPRETED else value - 136.0
-    else:
-        value, power = _halves((bits & 0x007F007F) | magic, dtype), _halves((bits & 0x00800080) | magic, dtype)
-        return (value.to(tl.float32) - power.to(tl.float32)).to(dtype) if INTERPRETED else value - power
-
-
-@triton.jit
-def _halves(bits, dtype: tl.constexpr):
-    """The lower and upper 16 bits of int32 as floats [..., 2]."""
-    low, high = bits.to(tl.int16), (bits >> 16).to(tl.int16)
-    return tl.join(low.to(dtype, bitcast=True), high.to(dtype, bitcast=True))
-
-
-# The tensor cores want the weights of lane 4 g + t of a warp: those of every eighth column from g on, and of the k that
-# begin at 4 t in each 16. Columns and k are put in an order in which a lane's weights are words side by side, and all
-# tensors below are loaded with the axes [t, g, pieces, ...], which Triton gives to lanes and warps in this order: what
-# is loaded stays in its thread. The last axis is what a thread loads at once.
-
-
-@triton.jit
-def _words_along_k(words, first_k, first_column, K, N, words_k, words_column, WHOLE: tl.constexpr, FULL: tl.constexpr,
-                   VALUES: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """Words [g, PIECES, BN / 8, PIECE / VALUES], the last axis for all four t."""
-    WORDS: tl.constexpr = PIECE // VALUES
-    column = BN // 8 * tl.arange(0, 8)[:, None, None, None] + tl.arange(0, BN // 8)[None, None, :, None]
-    word = WORDS * tl.arange(0, PIECES)[None, :, None, None] + tl.arange(0, WORDS)[None, None, None, :]
-    # Beyond the edges the last words stand in: x is 0 there, or the column is not stored.
-    if not FULL:
-        column = tl.minimum(column, N - 1 - first_column)
-    if not WHOLE:
-        word = tl.minimum(word, (K - first_k) // VALUES - 1)
-    wide = tl.zeros((), tl.int64)
-    here = words + (wide + first_k // VALUES) * words_k + (wide + first_column) * words_column
-    return tl.load(here + (word * words_k + column * words_column))
-
-
-@triton.jit
-def _integers_along_k(word, magic, BITS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, BN: tl.constexpr,
-                      dtype: tl.constexpr):  # fmt: skip
-    """Integers [PIECES, BN, PIECE] of _words_along_k; the order of k is that of _x_along_k."""
-    VALUES: tl.constexpr = 32 // BITS
-    WORDS: tl.constexpr = PIECE // VALUES // 4
-    word = tl.reshape(word, (8, PIECES, BN // 8, 4, WORDS))[:, :, :, :, :, None]
-    shifts = BITS * tl.arange(0, VALUES // 2)[None, None, None, None, None, :]
-    pairs = tl.reshape(_pairs(word >> shifts, magic, BITS, dtype), (8, PIECES, BN // 8, 4, WORDS, VALUES // 4, 2, 2))
-    return tl.reshape(tl.permute(pairs, (1, 2, 0, 4, 5, 3, 6, 7)), (PIECES, BN, PIECE))
-
-
-@triton.jit
-def _x_along_k(x, first_row, first_k, M, K, x_row, x_k, WHOLE: tl.constexpr, VALUES: tl.constexpr, BM: tl.constexpr,
-               PIECE: tl.constexpr, PIECES: tl.constexpr):  # fmt: skip
-    """x [t, g, PIECES, words, BM / 8, VALUES]; rows beyond M are the last."""
-    WORDS: tl.constexpr = PIECE // VALUES // 4
-    row = tl.arange(0, 8)[None, :, None, None, None, None] + 8 * tl.arange(0, BM // 8)[None, None, None, None, :, None]
-    k = (WORDS * VALUES * tl.arange(0, 4)[:, None, None, None, None, None]
-         + PIECE * tl.arange(0, PIECES)[None, None, :, None, None, None]
-         + VALUES * tl.arange(0, WORDS)[None, None, None, :, None, None]
-         + tl.arange(0, VALUES)[None, None, None, None, None, :])  # fmt: skip
-    return _rows_of_x(x, first_row, row, first_k, k, M, K, x_row, x_k, WHOLE)
-
-
-@triton.jit
-def _rows_of_x(x, first_row, row, first_k, k, M, K, x_row, x_k, WHOLE: tl.constexpr):
-    wide = tl.zeros((), tl.int64)
-    here = x + (wide + first_row) * x_row + (wide + first_k) * x_k
-    here += tl.minimum(row, M - 1 - first_row) * x_row + k * x_k
-    return tl.load(here) if WHOLE else tl.load(here, mask=first_k + k < K, other=0.0)
-
-
-@triton.jit
-def _words_along_n(words, one, first_k, first_word, K, row_words, words_k, words_column, WHOLE: tl.constexpr,
-                   FULL: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, BW: tl.constexpr):  # fmt: skip
-    """Words [t, g, PIECES, PIECE / 16, 2, BW / 8], those of even k and those of odd k."""
-    k = (4 * tl.arange(0, 4)[:, None, None, None, None, None]
-         + PIECE * tl.arange(0, PIECES)[None, None, :, None, None, None]
-         + 16 * tl.arange(0, PIECE // 16)[None, None, None, :, None, None]
-         + 2 * tl.arange(0, 2)[None, None, None, None, :, None])  # fmt: skip
-    # ``one`` hides that the words of neighbouring lanes may be neighbours: Triton would give them to one lane.
-    word = (BW // 8 * one * tl.arange(0, 8)[None, :, None, None, None, None]
-            + tl.arange(0, BW // 8)[None, None, None, None, None, :])  # fmt: skip
-    wide = tl.zeros((), tl.int64)
-    here = words + (wide + first_k) * words_k + (wide + first_word) * words_column
-    # Beyond the edges the last words stand in: x is 0 there, or the column is not stored.
-    if not FULL:
-        word = tl.minimum(word, row_words - 1 - first_word)
-    if WHOLE:
-        here += k * words_k + word * words_column
-        return tl.load(here), tl.load(here + words_k)
-    last = K - 1 - first_k
-    here += word * words_column
-    return tl.load(here + tl.minimum(k, last) * words_k), tl.load(here + tl.minimum(k + 1, last) * words_k)
-
-
-@triton.jit
-def _integers_along_n(even, odd, magic, BITS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
-                      BW: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
-    """Integers [PIECES, columns, PIECE] of _words_along_n.
-
-    Two k of a column share a register of the tensor cores: their words are mixed before they are taken apart.
-    """
-    mixed = tl.join((even & 0xFFFF) | (odd << 16), ((even >> 16) & 0xFFFF) | (odd & -65536))
-    shifts = BITS * tl.arange(0, 16 // BITS)[None, None, None, None, None, None, None, :]
-    pairs = _pairs(mixed[:, :, :, :, :, :, :, None] >> shifts, magic, BITS, dtype)
-    return tl.reshape(tl.permute(pairs, (2, 7, 5, 6, 1, 3, 0, 4, 8)), (PIECES, 32 // BITS * BW, PIECE))
-
-
-@triton.jit
-def _x_along_n(x, first_row, first_k, M, K, x_row, x_k, WHOLE: tl.constexpr, BM: tl.constexpr, PIECE: tl.constexpr,
-               PIECES: tl.constexpr):  # fmt: skip
-    """x [t, g, PIECES, PIECE / 16, BM / 8, 4]; rows beyond M are the last."""
-    row = tl.arange(0, 8)[None, :, None, None, None, None] + 8 * tl.arange(0, BM // 8)[None, None, None, None, :, None]
-    k = (4 * tl.arange(0, 4)[:, None, None, None, None, None]
-         + PIECE * tl.arange(0, PIECES)[None, None, :, None, None, None]
-         + 16 * tl.arange(0, PIECE // 16)[None, None, None, :, None, None]
-         + tl.arange(0, 4)[None, None, None, None, None, :])  # fmt: skip
-    return _rows_of_x(x, first_row, row, first_k, k, M, K, x_row, x_k, WHOLE)
-
-
-@triton.jit
-def _column_order(VALUES: tl.constexpr, ALONG_K: tl.constexpr, BN: tl.constexpr):
-    """Which column each row of the integers [PIECES, BN, PIECE] is: a lane has BN / 8 columns side by side."""
-    order = tl.arange(0, BN)
-    within = order // 8
-    if not ALONG_K:  # (value of a half, word, half)
-        words: tl.constexpr = BN // (8 * VALUES)
-        within = within // 2 % words * VALUES + within % 2 * (VALUES // 2) + within // (2 * words)
-    return order % 8 * (BN // 8) + within
-
-
-@triton.jit
-def _factors_of_pieces(ptr, first_k, first_column, N, K, group_size, group_stride, column_stride, FULL: tl.constexpr,
-                       PIECE: tl.constexpr, PIECES: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """Scales or offsets [t, g, PIECES, lines, columns of a line]; all t have the same."""
-    LINE: tl.constexpr = min(BN // 8, 8)
-    column = (0 * tl.arange(0, 4)[:, None, None, None, None] + BN // 8 * tl.arange(0, 8)[None, :, None, None, None]
-              + LINE * tl.arange(0, BN // 8 // LINE)[None, None, None, :, None]
-              + tl.arange(0, LINE)[None, None, None, None, :])  # fmt: skip
-    if not FULL:
-        column = tl.minimum(column, N - 1 - first_column)
-    # Beyond K any group will do.
-    group = tl.minimum(first_k + PIECE * tl.arange(0, PIECES), K - 1) // group_size
-    here = ptr + group[None, None, :, None, None].to(tl.int64) * group_stride
-    return tl.load(here + (first_column + column) * column_stride)
-
-
-@triton.jit
-def _for_all_rows(values, VALUES: tl.constexpr, ALONG_K: tl.constexpr, BM: tl.constexpr, PIECES: tl.constexpr,
-                  BN: tl.constexpr):  # fmt: skip
-    """_factors_of_pieces as float32 [PIECES, BN, BM]; an int64 scale holds one in its low half."""
-    values = encoded_scale(values) if values.dtype == tl.int64 else values.to(tl.float32)
-    if ALONG_K:
-        values = tl.permute(tl.reshape(values, (4, 8, PIECES, BN // 8)), (2, 3, 1, 0))
-    else:
-        values = tl.reshape(values, (4, 8, PIECES, BN // (8 * VALUES), 2, VALUES // 2))
-        values = tl.permute(values, (2, 5, 3, 4, 1, 0))
-    values = tl.reshape(values, (PIECES, BN, 1, 4, 1))
-    return tl.reshape(tl.broadcast_to(values, (PIECES, BN, BM // 8, 4, 2)), (PIECES, BN, BM))
-
-
-@triton.jit
-def _load_step(step, one, x, words, scale_ptr, offset_ptr, first_row, first_column, M, N, row_words, K, group_size,
-               x_row, x_k, words_k, words_column, scale_group, scale_column, offset_group, offset_column,
-               VALUES: tl.constexpr, ALONG_K: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
-               OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr,
-               PIECE: tl.constexpr):  # fmt: skip
-    """(words, words of odd k, x, scales, offsets) of a step."""
-    first_k = step * (PIECES * PIECE)
-    if ALONG_K:
-        word = _words_along_k(words, first_k, first_column, K, N, words_k, words_column, WHOLE, FULL, VALUES, PIECE,
-                              PIECES, BN)  # fmt: skip
-        odd = word
-        rows = _x_along_k(x, first_row, first_k, M, K, x_row, x_k, WHOLE, VALUES, BM, PIECE, PIECES)
-    else:
-        word, odd = _words_along_n(words, one, first_k, first_column // VALUES, K, row_words, words_k, words_column,
-                                    WHOLE, FULL, PIECE, PIECES, BN // VALUES)  # fmt: skip
-        rows = _x_along_n(x, first_row, first_k, M, K, x_row, x_k, WHOLE, BM, PIECE, PIECES)
-    scales = _factors_of_pieces(scale_ptr, first_k, first_column, N, K, group_size, scale_group, scale_column, FULL,
-                                PIECE, PIECES, BN)  # fmt: skip
-    offsets = scales
-    if OFFSET:
-        offsets = _factors_of_pieces(offset_ptr, first_k, first_column, N, K, group_size, offset_group, offset_column,
-                                     FULL, PIECE, PIECES, BN)  # fmt: skip
-    return word, odd, rows, scales, offsets
-
-
-@triton.jit
-def _products_of_step(words, odd, rows, scales, offsets, magic, BITS: tl.constexpr, ALONG_K: tl.constexpr,
-                      OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr,
-                      PIECE: tl.constexpr):  # fmt: skip
-    """What _load_step has loaded, multiplied: float32 [PIECES, BN, BM]."""
-    VALUES: tl.constexpr = 32 // BITS
-    if ALONG_K:
-        a = _integers_along_k(words, magic, BITS, PIECE, PIECES, BN, rows.dtype)
-        b = tl.reshape(rows, (4, 8, PIECES, PIECE // VALUES // 4, BM // 8, 2, VALUES // 4, 2))
-        b = tl.reshape(tl.permute(b, (2, 3, 6, 0, 7, 5, 4, 1)), (PIECES, PIECE, BM))
-    else:
-        a = _integers_along_n(words, odd, magic, BITS, PIECE, PIECES, BN // VALUES, rows.dtype)
-        b = tl.reshape(tl.permute(rows, (2, 3, 0, 5, 4, 1)), (PIECES, PIECE, BM))
-    products = dot(a, b, tl.zeros((PIECES, BN, BM), tl.float32))
-    if OFFSET:
-        row_sums = tl.sum(b.to(tl.float32), axis=1)[:, None, :]
-        products += _for_all_rows(offsets, VALUES, ALONG_K, BM, PIECES, BN) * row_sums
-    return products * _for_all_rows(scales, VALUES, ALONG_K, BM, PIECES, BN)
-
-
-@triton.jit(do_not_specialize=["M", "count", "steps", "parts", "one"])
-def _few_rows_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr,
-                     parts_ptr, M, N, row_words, K, count, group_size, steps, parts, magic, one, x_batch, x_row,
-                     x_k, words_batch, words_k, words_column, scale_group, scale_column, offset_group, offset_column,
-                     bias_stride, quant_scale_stride, quant_offset_stride, BITS: tl.constexpr, ALONG_K: tl.constexpr,
-                     WHOLE: tl.constexpr, FULL: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
-                     QUANT: tl.constexpr, QUANT_OFFSET: tl.constexpr, PARTED: tl.constexpr, OVERLAP: tl.constexpr,
-                     BM: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):  # fmt: skip
-    """A tile of y out of words, or PARTED its sums over a part of K; tiles are computed transposed.
-
-    A part has ``steps`` steps of PIECES pieces of K, which the warps share out: each streams words for itself, a step
-    ahead, and no warp waits for another before the end. No piece is in two groups. WHOLE: no step goes beyond K, FULL:
-    no tile beyond N.
-    """
-    VALUES: tl.constexpr = 32 // BITS
-    batch, part, first_row, first_column = _own_tile(M, N, parts, BM, BN)
-    wait_for_previous(OVERLAP)
-    x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
-    sums = tl.zeros((PIECES, BN, BM), tl.float32)
-    begin = part * steps
-    end = tl.minimum(begin + steps, tl.cdiv(K, PIECES * PIECE))
-    word, odd, rows, scales, offsets = _load_step(
-        begin, one, x, words, scale_ptr, offset_ptr, first_row, first_column, M, N, row_words, K, group_size,
-        x_row, x_k, words_k, words_column, scale_group, scale_column, offset_group, offset_column, VALUES,
-        ALONG_K, WHOLE, FULL, OFFSET, BM, BN, PIECES, PIECE,
-    )  # fmt: skip
-    for step in range(begin + 1, end):
-        next_word, next_odd, next_rows, next_scales, next_offsets = _load_step(
-            step, one, x, words, scale_ptr, offset_ptr, first_row, first_column, M, N, row_words, K, group_size,
-            x_row, x_k, words_k, words_column, scale_group, scale_column, offset_group, offset_column, VALUES,
-            ALONG_K, WHOLE, FULL, OFFSET, BM, BN, PIECES, PIECE,
-        )  # fmt: skip
-        sums += _products_of_step(word, odd, rows, scales, offsets, magic, BITS, ALONG_K, OFFSET, BM, BN, PIECES,
-                                  PIECE)  # fmt: skip
-        word, odd, rows, scales, offsets = next_word, next_odd, next_rows, next_scales, next_offsets
-    sums += _products_of_step(word, odd, rows, scales, offsets, magic, BITS, ALONG_K, OFFSET, BM, BN, PIECES,
-                              PIECE)  # fmt: skip
-    start_next(OVERLAP)
-    row, column = first_row + tl.arange(0, BM), first_column + _column_order(VALUES, ALONG_K, BN)
-    row, column = row[None, :], column[:, None]
-    place = (batch * M + row) * N + column
-    _finish_or_keep(y_ptr, parts_ptr, place, part, count, tl.sum(sums, axis=0), column, (row < M) & (column < N),
-                    bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride,
-                    BIAS, QUANT, QUANT_OFFSET, PARTED)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["count", "parts"])
-def _add_parts_kernel(parts_ptr, bias_ptr, quant_scale_ptr, quant_offset_ptr, y_ptr, parts, count, N, bias_stride,
-                      quant_scale_stride, quant_offset_stride, BIAS: tl.constexpr, QUANT: tl.constexpr,
-                      QUANT_OFFSET: tl.constexpr, OVERLAP: tl.constexpr, MOST_PARTS: tl.constexpr,
-                      BLOCK: tl.constexpr):  # fmt: skip
-    """Adds the parts, always in the same order, so that the result is the same bits in every run, and finishes."""
-    start_next(OVERLAP)
-    wait_for_previous(OVERLAP)
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    part, inside = tl.arange(0, MOST_PARTS).to(tl.int64)[:, None], place < count
-    values = tl.load(parts_ptr + part * count + place[None, :], mask=(part < parts) & inside[None, :], other=0.0)
-    _finish(y_ptr + place, tl.sum(values, axis=0), place % N, inside, bias_ptr, quant_scale_ptr, quant_offset_ptr,
-            bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET)  # fmt: skip
+    finish_or_keep(y_ptr, parts_ptr, place, part, count, value, column[None, :], inside, bias_ptr, quant_scale_ptr,
+                   quant_offset_ptr, bias_stride, quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET,
+                   PARTED)  # fmt: skip
 
 
 @triton.jit
@@ -661,13 +343,13 @@ def weight_quant_matmul(
     if weight.dim() == 3 and batch == 1 and hopper.takes(rows[0], weight[0], group_size):
         hopper.multiply(rows[0], weight[0], *factors[:2], ending_tensors, y, n, group_size, strides, meta)
         return y
-    words, along_k = _words(weight, stored) if m <= _FEW_ROWS and x.dtype != torch.float32 else (None, False)
+    words, along_k = _words(weight, stored) if m <= few_rows.MOST_ROWS and x.dtype != torch.float32 else (None, False)
     block = dict(_configuration(m, x.dtype, stored, along_k if words is not None else None))
     tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
     most_k = group_size & -group_size  # of a step, 0 without groups
     if words is not None:
         block["PIECE"] = min(block["PIECE"], most_k or block["PIECE"])
-        step, least = block["PIECES"] * block["PIECE"], _LEAST_STEPS_OF_FEW_ROWS
+        step, least = block["PIECES"] * block["PIECE"], few_rows.LEAST_STEPS
     else:
         step, least = min(block["BK"], most_k or block["BK"]), _LEAST_STEPS
         block["BK"] = step
@@ -675,9 +357,9 @@ def weight_quant_matmul(
     sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
     meta |= {"PARTED": parts > 1, **block}
     if words is not None:
-        bits, magic = (8, _MAGIC_OF_BYTES) if stored == INT8.value else (4, MAGIC)
+        bits, magic = (8, few_rows.MAGIC_OF_BYTES) if stored == INT8.value else (4, MAGIC)
         launch(
-            _few_rows_kernel, tiles * parts, rows, words, *factors, y, sums, m, n, words.shape[-1], k, y.numel(),
+            few_rows.matmul_kernel, tiles * parts, rows, words, *factors, y, sums, m, n, words.shape[-1], k, y.numel(),
             group_size or k, part_k // step, parts, magic[x.dtype], 1, *rows.stride(), *words.stride(), *strides,
             BITS=bits, ALONG_K=along_k, WHOLE=k % step == 0, FULL=n % block["BN"] == 0, **overlapping(x.device), **meta,
         )  # fmt: skip
@@ -697,7 +379,7 @@ def weight_quant_matmul(
     if parts > 1:
         most = triton.next_power_of_2(parts)
         together = max(64, _SUM_BLOCK // most)
-        launch(_add_parts_kernel, ceil_divide(y.numel(), together), sums, *ending_tensors, y, parts, y.numel(), n,
+        launch(add_parts_kernel, ceil_divide(y.numel(), together), sums, *ending_tensors, y, parts, y.numel(), n,
                *ending_strides, MOST_PARTS=most, BLOCK=together, **overlapping(x.device), **ending)  # fmt: skip
     return y
 
@@ -734,7 +416,7 @@ def _strides(parameter: torch.Tensor | None) -> tuple[int, int]:
 def _configuration(m: int, dtype: torch.dtype, stored: int, along_k: bool | None) -> dict[str, int]:
     """The tile of a program, and how many programs should at least run, from the file of tuning results.
 
-    ``along_k`` is given for _few_rows_kernel: whether words hold neighbours along K.
+    ``along_k`` is given for few rows: whether words hold neighbours along K.
     """
     kinds = {INT8.value: "int8", WORDS_N.value: "int4 along N", WORDS_K.value: "int4 along K"}
     kind, table = kinds.get(stored, "prepacked"), "weight_quant_matmul"
