@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -30,6 +32,20 @@ def load(operator: str, front_end: str = "python") -> list[Case]:
     rows = yaml.safe_load((CASES / f"{operator}.yaml").read_text())
     other = {"python": "c_only", "c": "python_only"}[front_end]
     return [_build(row) for row in rows if not row.get(other)]
+
+
+def valid_calls(operator: str, wanted: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
+    """Runs a test with each `case` of a table that must succeed."""
+    return _each(case for case in load(operator) if case.error is None and wanted(case))
+
+
+def invalid_calls(operator: str) -> pytest.MarkDecorator:
+    """Runs a test with each `case` of a table that must be refused."""
+    return _each(case for case in load(operator) if case.error is not None)
+
+
+def _each(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases])
 
 
 def _build(row: dict) -> Case:

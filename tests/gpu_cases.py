@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import case_table
+import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def valid(operator: str, most: int = 60_000) -> list[case_table.Case]:
-    """The valid calls of a table; in the interpreter those whose tensors have no more than ``most`` elements."""
-    cases = [case for case in case_table.load(operator) if case.error is None]
-    if not INTERPRETED:
-        return cases
-    return [case for case in cases if max(map(torch.numel, _tensors(case.args))) <= most]
+def valid_calls(
+    operator: str, wanted: Callable[[case_table.Case], bool] = lambda case: True, most: int = 60_000
+) -> pytest.MarkDecorator:
+    """As in case_table; in the interpreter those whose tensors have no more than ``most`` elements."""
+
+    def fits(case: case_table.Case) -> bool:
+        return not INTERPRETED or max(map(torch.numel, _tensors(case.args))) <= most
+
+    return case_table.valid_calls(operator, lambda case: wanted(case) and fits(case))
 
 
 def _tensors(args: dict) -> list[torch.Tensor]:

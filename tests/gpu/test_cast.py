@@ -8,7 +8,6 @@ import torch
 import anynpu
 from anynpu.ops.cast.spec import DTYPES
 
-CASES = gpu_cases.valid("cast")
 NAMES = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 
 
@@ -17,7 +16,7 @@ def assert_equals_reference(kernel, device, x, dtype):
     gpu_cases.assert_within(kernel("cast")(moved, dtype), anynpu.reference.cast(x, dtype), None)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("cast")
 def test_equals_reference(case, kernel, device):
     assert_equals_reference(kernel, device, **case.args)
 

@@ -11,8 +11,6 @@ import anynpu
 from anynpu.formats import compress_weight, decompress_weight
 from anynpu.ops.compressed_matmul.reference import block_seed, checksum, error_bound
 
-CASES = gpu_cases.valid("compressed_matmul")
-
 
 def arguments(case):
     args = dict(case.args)
@@ -22,7 +20,7 @@ def arguments(case):
     return {"bias": None, **args, "stream": packed.stream, "index": packed.index, "scale": words}
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("compressed_matmul")
 def test_is_within_bound_of_reference(case, kernel, device):
     args = arguments(case)
     result = kernel("compressed_matmul")(**gpu_cases.on(device, args))

@@ -10,8 +10,6 @@ import torch
 import anynpu
 from anynpu.ops.dequant_swiglu_quant.reference import error_bound
 
-CASES = gpu_cases.valid("dequant_swiglu_quant")
-
 
 def assert_within_bound(kernel, device, **args):
     results = kernel("dequant_swiglu_quant")(**gpu_cases.on(device, args))
@@ -20,7 +18,7 @@ def assert_within_bound(kernel, device, **args):
         gpu_cases.assert_within(result, wanted, bound)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("dequant_swiglu_quant")
 def test_is_within_bound_of_reference(case, kernel, device):
     assert_within_bound(kernel, device, **case.args)
 

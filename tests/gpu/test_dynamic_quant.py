@@ -7,10 +7,8 @@ import torch
 
 import anynpu
 
-CASES = gpu_cases.valid("dynamic_quant")
 
-
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("dynamic_quant")
 def test_equals_reference(case, kernel, device):
     results = kernel("dynamic_quant")(**gpu_cases.on(device, case.args))
     for result, expected in zip(results, anynpu.reference.dynamic_quant(**case.args), strict=True):

@@ -8,11 +8,10 @@ import torch
 import anynpu
 from anynpu.ops.grouped_matmul.reference import error_bound
 
-CASES = gpu_cases.valid("grouped_matmul")
 OPTIONS = {"split_item": 2, "group_type": 0}
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("grouped_matmul")
 def test_is_within_bound_of_reference(case, kernel, device):
     results = kernel("grouped_matmul")(**gpu_cases.on(device, case.args))
     expected, bounds = anynpu.reference.grouped_matmul(**case.args), error_bound(**case.args)

@@ -8,10 +8,8 @@ import torch
 import anynpu
 from anynpu.ops.grouped_matmul_combine.reference import error_bound
 
-CASES = gpu_cases.valid("grouped_matmul_combine")
 
-
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("grouped_matmul_combine")
 def test_is_within_bound_of_reference(case, kernel, device):
     result = kernel("grouped_matmul_combine")(**gpu_cases.on(device, case.args))
     expected = anynpu.reference.grouped_matmul_combine(**case.args)

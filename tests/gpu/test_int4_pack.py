@@ -7,10 +7,8 @@ import torch
 
 import anynpu
 
-CASES = gpu_cases.valid("int4_pack")
 
-
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("int4_pack")
 def test_packs_as_the_reference(case, kernel, device):
     args = gpu_cases.on(device, case.args)
     gpu_cases.assert_within(kernel("int4_pack")(**args), anynpu.reference.int4_pack(**case.args), None)

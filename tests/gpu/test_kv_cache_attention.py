@@ -2,16 +2,14 @@
 from __future__ import annotations
 
 import gpu_cases
-import pytest
 
 import anynpu
 from anynpu._register import operators
 
-CASES = gpu_cases.valid("kv_cache_attention", most=200_000)
 ERROR_BOUND = operators["kv_cache_attention"].error_bound
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("kv_cache_attention", most=200_000)
 def test_is_within_bound_of_reference(case, kernel, device):
     result = kernel("kv_cache_attention")(**gpu_cases.on(device, case.args))
     expected = anynpu.reference.kv_cache_attention(**case.args)

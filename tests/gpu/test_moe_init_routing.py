@@ -7,10 +7,8 @@ import torch
 
 import anynpu
 
-CASES = gpu_cases.valid("moe_init_routing")
 
-
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("moe_init_routing")
 def test_equals_reference(case, kernel, device):
     results = kernel("moe_init_routing")(**gpu_cases.on(device, case.args))
     for result, wanted in zip(results, anynpu.reference.moe_init_routing(**case.args), strict=True):

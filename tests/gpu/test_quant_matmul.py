@@ -8,12 +8,13 @@ import torch
 import anynpu
 from anynpu.ops.quant_matmul.reference import error_bound, round_once
 
-# The public function unpacks int4 for the operator.
-CASES = gpu_cases.valid("quant_matmul")
-CASES = [case for case in CASES if case.args["x2"].dtype == torch.int8 and "group_size" not in case.args]
+
+def is_of_int8(case):
+    """The public function unpacks int4 for the operator."""
+    return case.args["x2"].dtype == torch.int8 and "group_size" not in case.args
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("quant_matmul", is_of_int8)
 def test_is_within_bound_of_reference(case, kernel, device):
     result = kernel("quant_matmul")(**gpu_cases.on(device, case.args))
     gpu_cases.assert_within(result, anynpu.reference.quant_matmul(**case.args), error_bound(**case.args))

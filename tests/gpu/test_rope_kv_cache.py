@@ -2,16 +2,14 @@
 from __future__ import annotations
 
 import gpu_cases
-import pytest
 
 import anynpu
 from anynpu._register import operators
 
-CASES = gpu_cases.valid("rope_kv_cache")
 ERROR_BOUND = operators["rope_kv_cache"].error_bound
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@gpu_cases.valid_calls("rope_kv_cache")
 def test_is_within_bound_of_reference(case, kernel, device):
     args = gpu_cases.on(device, case.args)
     bounds = ERROR_BOUND(**case.args)

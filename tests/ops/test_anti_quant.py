@@ -1,25 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
-import pytest
 import torch
 
 import anynpu
 from anynpu.ops.anti_quant.reference import error_bound
 
-CASES = case_table.load("anti_quant")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("anti_quant")
 def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count):
     expected = anynpu.reference.anti_quant(**case.args).double()
     before = case.args["x"].clone()
@@ -29,13 +18,6 @@ def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count)
     assert torch.equal(first.double()[overflow], expected[overflow])
     assert ((first.double() - expected).abs() <= error_bound(**case.args))[~overflow].all()
     assert torch.equal(case.args["x"], before)
-
-
-@pytest.mark.parametrize("function", [anynpu.anti_quant, anynpu.reference.anti_quant], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_inverts_quantize_up_to_half_a_step():

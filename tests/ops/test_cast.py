@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
 import itertools
 import math
 
@@ -14,14 +13,7 @@ from hypothesis import strategies as st
 import anynpu
 from anynpu.ops.cast.spec import DTYPES
 
-CASES = case_table.load("cast")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 FLOATS = [dtype for dtype in DTYPES if dtype.is_floating_point]
-
-
-def names(cases):
-    return [case.name for case in cases]
 
 
 def assert_same(actual, expected):
@@ -29,20 +21,13 @@ def assert_same(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("cast")
 def test_equals_reference(case, isa, each_thread_count):
     expected = anynpu.reference.cast(**case.args)
     before = case.args["x"].clone()
     for y in each_thread_count(lambda: anynpu.cast(**case.args)):
         assert_same(y, expected)
     torch.testing.assert_close(case.args["x"], before, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("function", [anynpu.cast, anynpu.reference.cast], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def random_bits(dtype, count):

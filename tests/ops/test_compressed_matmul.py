@@ -13,14 +13,6 @@ import anynpu
 from anynpu.formats import compress_weight
 from anynpu.ops.compressed_matmul.reference import error_bound
 
-CASES = case_table.load("compressed_matmul")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
-
-
-def names(cases):
-    return [case.name for case in cases]
-
 
 def as_words(scale):
     return scale.view(torch.int32).to(torch.int64) if scale.dtype == torch.float32 else scale
@@ -35,7 +27,7 @@ def arguments(case):
     return args
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("compressed_matmul")
 def test_equals_reference(case, isa, each_thread_count):
     """Equal bits, but for the float32 epilogue of a token's scale or a float bias; see the bound."""
     args = arguments(case)
@@ -47,9 +39,7 @@ def test_equals_reference(case, isa, each_thread_count):
         assert torch.equal(result, results[0])
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in VALID if "scale_19_bits" not in case.args], ids=lambda case: case.name
-)
+@case_table.valid_calls("compressed_matmul", lambda case: "scale_19_bits" not in case.args)
 def test_equals_quant_matmul(case, isa):
     args = arguments(case)
     bias = None if args["bias"] is None else args["bias"].reshape(-1)
@@ -67,7 +57,7 @@ def test_equals_quant_matmul(case, isa):
 @pytest.mark.parametrize(
     "function", [anynpu.compressed_matmul, anynpu.reference.compressed_matmul], ids=["cpu", "reference"]
 )
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+@case_table.invalid_calls("compressed_matmul")
 def test_invalid_call_raises(case, function):
     match = case.error["match"] if function is anynpu.compressed_matmul else "compressed_matmul"
     with pytest.raises(getattr(builtins, case.error["python"]), match=match):

@@ -1,25 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
-import pytest
 import torch
 
 import anynpu
 from anynpu.ops.dequant_swiglu_quant.reference import error_bound
 
-CASES = case_table.load("dequant_swiglu_quant")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("dequant_swiglu_quant")
 def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     codes, scale = anynpu.reference.dequant_swiglu_quant(**case.args)
     code_bound, scale_bound = error_bound(**case.args)
@@ -30,14 +19,6 @@ def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_c
     off = (first[1].double() - scale.double()).abs()
     assert ((off <= scale_bound) | (first[1] == scale)).all()
     assert code_bound.sum() <= 0.002 * max(code_bound.numel(), 1000)  # the bound leaves nearly every code exact
-
-
-@pytest.mark.parametrize("function", [anynpu.dequant_swiglu_quant, anynpu.reference.dequant_swiglu_quant],
-                         ids=["cpu", "reference"])  # fmt: skip
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_the_right_half_is_activated_unless_told_otherwise():

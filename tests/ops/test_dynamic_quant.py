@@ -1,36 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import pytest
 import torch
 
 import anynpu
 
-CASES = case_table.load("dynamic_quant")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("dynamic_quant")
 def test_equals_reference(case, isa, each_thread_count):
     codes, scale = anynpu.reference.dynamic_quant(**case.args)
     for result in each_thread_count(lambda: anynpu.dynamic_quant(**case.args)):
         assert torch.equal(result[0], codes)
         assert torch.equal(result[1], scale)
-
-
-@pytest.mark.parametrize("function", [anynpu.dynamic_quant, anynpu.reference.dynamic_quant], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 @pytest.mark.parametrize("mode", ["pertoken", "perchannel", "pertensor"])

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import pytest
 import torch
@@ -12,16 +10,8 @@ from hypothesis import strategies as st
 import anynpu
 from anynpu.ops.cast.spec import DTYPES
 
-CASES = case_table.load("format_cast")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("format_cast")
 def test_equals_reference(case, each_thread_count):
     expected = anynpu.reference.nd_to_nz(**case.args)
     before = case.args["x"].clone()
@@ -30,7 +20,7 @@ def test_equals_reference(case, each_thread_count):
     assert torch.equal(case.args["x"], before)
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("format_cast")
 def test_inverse_equals_reference(case, each_thread_count):
     x = case.args["x"]
     storage = anynpu.reference.nd_to_nz(**case.args)
@@ -38,13 +28,6 @@ def test_inverse_equals_reference(case, each_thread_count):
     for back in each_thread_count(lambda: anynpu.nz_to_nd(storage, x.shape)):
         assert back.is_contiguous()
         assert torch.equal(back, x)
-
-
-@pytest.mark.parametrize("function", [anynpu.nd_to_nz, anynpu.reference.nd_to_nz], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_layout_written_by_hand():

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import pytest
 import torch
@@ -10,16 +8,8 @@ import torch
 import anynpu
 from anynpu.ops.grouped_matmul.reference import error_bound
 
-CASES = case_table.load("grouped_matmul")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("grouped_matmul")
 def test_is_within_the_bound_of_the_reference(case, isa, each_thread_count):
     expected, bounds = anynpu.reference.grouped_matmul(**case.args), error_bound(**case.args)
     quantised = case.args["weight"][0].dtype in (torch.int8, torch.int32)
@@ -33,13 +23,6 @@ def test_is_within_the_bound_of_the_reference(case, isa, each_thread_count):
             assert torch.all(difference <= bound), f"worst excess {(difference - bound).max()}"
             if quantised:  # torch's float32 product varies with the number of threads
                 assert torch.equal(result, first)
-
-
-@pytest.mark.parametrize("function", [anynpu.grouped_matmul, anynpu.reference.grouped_matmul], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import pytest
 import torch
@@ -11,31 +9,14 @@ from hypothesis import strategies as st
 
 import anynpu
 
-CASES = case_table.load("int4_pack")
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("int4_pack")
 def test_equals_reference(case, isa, each_thread_count):
     expected = anynpu.reference.int4_pack(**case.args)
     before = case.args["weight"].clone()
     for packed in each_thread_count(lambda: anynpu.int4_pack(**case.args)):
         assert torch.equal(packed, expected)
     assert torch.equal(case.args["weight"], before)
-
-
-@pytest.mark.parametrize("function", [anynpu.int4_pack, anynpu.reference.int4_pack], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def int4_matrices():

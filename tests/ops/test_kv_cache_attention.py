@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
 import ctypes
 import math
 import mmap
@@ -17,14 +16,7 @@ import anynpu
 from anynpu._register import operators
 from anynpu.ops.kv_cache_attention.spec import sample_arguments
 
-CASES = case_table.load("kv_cache_attention")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 OPERATOR = operators["kv_cache_attention"]
-
-
-def names(cases):
-    return [case.name for case in cases]
 
 
 def assert_within_bounds(result, args):
@@ -35,7 +27,7 @@ def assert_within_bounds(result, args):
     assert right.all(), f"{int((~right).sum())} of {right.numel()} elements are wrong"
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("kv_cache_attention")
 def test_is_within_bounds_of_reference(case, isa, each_thread_count):
     before = {key: value.clone() for key, value in case.args.items() if isinstance(value, torch.Tensor)}
     first, *others = each_thread_count(lambda: anynpu.kv_cache_attention(**case.args))
@@ -44,15 +36,6 @@ def test_is_within_bounds_of_reference(case, isa, each_thread_count):
         assert torch.equal(first, other)
     for key, value in before.items():
         assert torch.equal(case.args[key], value), key
-
-
-@pytest.mark.parametrize(
-    "function", [anynpu.kv_cache_attention, anynpu.reference.kv_cache_attention], ids=["cpu", "reference"]
-)
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 @st.composite

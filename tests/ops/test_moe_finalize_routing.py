@@ -1,40 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import gpu_cases
-import pytest
 import torch
 
 import anynpu
 from anynpu.ops.moe_finalize_routing.reference import error_bound
 
-CASES = case_table.load("moe_finalize_routing")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("moe_finalize_routing")
 def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     expected = anynpu.reference.moe_finalize_routing(**case.args)
     first, *others = each_thread_count(lambda: anynpu.moe_finalize_routing(**case.args))
     for other in others:
         torch.testing.assert_close(other, first, rtol=0, atol=0, equal_nan=True)
     gpu_cases.assert_within(first, expected, error_bound(**case.args))
-
-
-@pytest.mark.parametrize("function", [anynpu.moe_finalize_routing, anynpu.reference.moe_finalize_routing],
-                         ids=["cpu", "reference"])  # fmt: skip
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_undoes_init_routing():

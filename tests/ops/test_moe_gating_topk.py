@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
-import pytest
 import torch
 
 import anynpu
 from anynpu.ops.moe_gating_topk.reference import error_bound
-
-CASES = case_table.load("moe_gating_topk")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
 
 def _positional(x, k, bias=None, input_ids=None, tid2eid=None, k_group=1, group_count=1, group_select_mode=0, renorm=0,
@@ -21,11 +14,7 @@ def _positional(x, k, bias=None, input_ids=None, tid2eid=None, k_group=1, group_
             routed_scaling_factor)  # fmt: skip
 
 
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("moe_gating_topk")
 def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count):
     expected = anynpu.reference.moe_gating_topk(**case.args)
     bounds = error_bound(*_positional(**case.args))
@@ -33,14 +22,6 @@ def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count)
         for result, want, bound in zip(results, expected, bounds, strict=True):
             assert (result.dtype, result.shape) == (want.dtype, want.shape)
             assert ((result.double() - want.double()).abs() <= bound).all()
-
-
-@pytest.mark.parametrize("function", [anynpu.moe_gating_topk, anynpu.reference.moe_gating_topk],
-                         ids=["cpu", "reference"])  # fmt: skip
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_the_bias_decides_and_does_not_weigh():

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import gpu_cases
 import pytest
@@ -11,16 +9,8 @@ import torch
 import anynpu
 from anynpu.ops.moe_gating_topk_softmax.reference import error_bound
 
-CASES = case_table.load("moe_gating_topk_softmax")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("moe_gating_topk_softmax")
 def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     expected = anynpu.reference.moe_gating_topk_softmax(**case.args)
     first, *others = each_thread_count(lambda: anynpu.moe_gating_topk_softmax(**case.args))
@@ -28,14 +18,6 @@ def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_c
         torch.testing.assert_close(other, first, rtol=0, atol=0, equal_nan=True)
     for result, want, bound in zip(first, expected, error_bound(**case.args), strict=True):
         gpu_cases.assert_within(result, want, bound)
-
-
-@pytest.mark.parametrize("function", [anynpu.moe_gating_topk_softmax, anynpu.reference.moe_gating_topk_softmax],
-                         ids=["cpu", "reference"])  # fmt: skip
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_row_idx_counts_by_column():

@@ -1,38 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
-import pytest
 import torch
 
 import anynpu
 
-CASES = case_table.load("moe_init_routing")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("moe_init_routing")
 def test_equals_reference(case, isa, each_thread_count):
     expected = anynpu.reference.moe_init_routing(**case.args)
     for results in each_thread_count(lambda: anynpu.moe_init_routing(**case.args)):
         for result, want in zip(results, expected, strict=True):
             assert result.dtype == want.dtype
             assert torch.equal(result, want)
-
-
-@pytest.mark.parametrize("function", [anynpu.moe_init_routing, anynpu.reference.moe_init_routing],
-                         ids=["cpu", "reference"])  # fmt: skip
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_the_two_indices_are_inverse():

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import pytest
 import torch
@@ -11,14 +9,6 @@ from hypothesis import strategies as st
 
 import anynpu
 from anynpu.ops.quant_matmul.reference import error_bound, round_once
-
-CASES = case_table.load("quant_matmul")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
-
-
-def names(cases):
-    return [case.name for case in cases]
 
 
 def assert_close(result, expected, bound):
@@ -29,7 +19,7 @@ def assert_close(result, expected, bound):
     assert torch.all(same | (difference <= bound)), f"worst excess {(difference - bound)[~same].max()}"
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("quant_matmul")
 def test_equals_reference(case, isa, each_thread_count):
     args = case.args
     expected, bound = anynpu.reference.quant_matmul(**args), error_bound(**args)
@@ -37,13 +27,6 @@ def test_equals_reference(case, isa, each_thread_count):
     for result in results:
         assert_close(result, expected, bound)
         assert torch.equal(result, results[0])
-
-
-@pytest.mark.parametrize("function", [anynpu.quant_matmul, anynpu.reference.quant_matmul], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 @settings(deadline=None, max_examples=40)

@@ -12,20 +12,12 @@ from hypothesis import strategies as st
 
 import anynpu
 
-CASES = case_table.load("quantize")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
-
-
-def names(cases):
-    return [case.name for case in cases]
-
 
 def call(function, args):
     return function(**{"zero_points": None, **args})
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("quantize")
 def test_equals_reference(case, isa, each_thread_count):
     expected = call(anynpu.reference.quantize, case.args)
     before = case.args["x"].clone()
@@ -36,7 +28,7 @@ def test_equals_reference(case, isa, each_thread_count):
 
 
 @pytest.mark.parametrize("function", [anynpu.quantize, anynpu.reference.quantize], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+@case_table.invalid_calls("quantize")
 def test_invalid_call_raises(case, function):
     with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
         call(function, case.args)

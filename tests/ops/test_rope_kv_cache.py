@@ -14,15 +14,8 @@ from anynpu._register import operators
 from anynpu._strict import strict
 from anynpu.ops.rope_kv_cache.spec import sample_arguments
 
-CASES = case_table.load("rope_kv_cache")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 OPERATOR = operators["rope_kv_cache"]
 RESULTS = ("q", "k", "v", "k_cache", "v_cache")
-
-
-def names(cases):
-    return [case.name for case in cases]
 
 
 def copied(args):
@@ -49,7 +42,7 @@ def assert_within_bounds(results, args):
         assert right.all(), f"{name}: {int((~right).sum())} of {right.numel()} elements are wrong"
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("rope_kv_cache")
 def test_is_within_bounds_of_reference(case, isa, each_thread_count):
     before = {key: value.clone() for key, value in case.args.items() if isinstance(value, torch.Tensor)}
     first, *others = each_thread_count(lambda: call(case.args))
@@ -62,7 +55,7 @@ def test_is_within_bounds_of_reference(case, isa, each_thread_count):
 
 
 @pytest.mark.parametrize("front_end", ["cpu", "reference", "operator"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
+@case_table.invalid_calls("rope_kv_cache")
 def test_invalid_call_raises_and_writes_nothing(case, front_end):
     function = {
         "cpu": anynpu.rope_kv_cache,

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import gpu_cases
 import pytest
@@ -11,16 +9,8 @@ import torch
 import anynpu
 from anynpu.ops.swiglu.reference import error_bound
 
-CASES = case_table.load("swiglu")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("swiglu")
 def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     expected, bound = anynpu.reference.swiglu(**case.args), error_bound(**case.args)
     first, *others = each_thread_count(lambda: anynpu.swiglu(**case.args))
@@ -35,10 +25,3 @@ def test_bits_do_not_depend_on_the_place(dtype, isa):
     whole = anynpu.swiglu(torch.cat([gate, linear]))
     for first, last in ((0, 1), (1, 18), (5, 40), (31, 100)):
         assert torch.equal(anynpu.swiglu(torch.cat([gate[first:last], linear[first:last]])), whole[first:last])
-
-
-@pytest.mark.parametrize("function", [anynpu.swiglu, anynpu.reference.swiglu], ids=["cpu", "reference"])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)

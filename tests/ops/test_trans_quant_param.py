@@ -1,43 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
 import math
 import struct
 
 import case_table
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import anynpu
 
-CASES = case_table.load("trans_quant_param")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 
-
-def names(cases):
-    return [case.name for case in cases]
-
-
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("trans_quant_param")
 def test_equals_reference(case, each_thread_count):
     expected = anynpu.reference.trans_quant_param(**case.args)
     before = case.args["scale"].clone()
     for param in each_thread_count(lambda: anynpu.trans_quant_param(**case.args)):
         assert torch.equal(param, expected)
     assert torch.equal(case.args["scale"], before)
-
-
-@pytest.mark.parametrize(
-    "function", [anynpu.trans_quant_param, anynpu.reference.trans_quant_param], ids=["cpu", "reference"]
-)
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
 
 
 def test_words_written_by_hand():

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import builtins
-
 import case_table
 import pytest
 import torch
@@ -13,14 +11,7 @@ import anynpu
 from anynpu import _native
 from anynpu.ops.weight_quant_matmul import reference, spec
 
-CASES = case_table.load("weight_quant_matmul")
-VALID = [case for case in CASES if case.error is None]
-INVALID = [case for case in CASES if case.error is not None]
 HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
-
-
-def names(cases):
-    return [case.name for case in cases]
 
 
 def assert_within_bound(y, args):
@@ -36,7 +27,7 @@ def tensors_of(args):
     return [value for value in args.values() if isinstance(value, torch.Tensor)]
 
 
-@pytest.mark.parametrize("case", VALID, ids=names(VALID))
+@case_table.valid_calls("weight_quant_matmul")
 def test_agrees_with_reference(case, isa, each_thread_count):
     before = [tensor.clone() for tensor in tensors_of(case.args)]
     results = each_thread_count(lambda: anynpu.weight_quant_matmul(**case.args))
@@ -46,17 +37,11 @@ def test_agrees_with_reference(case, isa, each_thread_count):
         assert torch.equal(tensor, copy)
 
 
-@pytest.mark.parametrize("function", [anynpu.weight_quant_matmul, anynpu.reference.weight_quant_matmul])
-@pytest.mark.parametrize("case", INVALID, ids=names(INVALID))
-def test_invalid_call_raises(case, function):
-    with pytest.raises(getattr(builtins, case.error["python"]), match=case.error["match"]):
-        function(**case.args)
+def is_prepackable(case):
+    return case.args["weight"].dim() == 2 and case.args["x"].shape[0] > 0
 
 
-PREPACKABLE = [case for case in VALID if case.args["weight"].dim() == 2 and case.args["x"].shape[0] > 0]
-
-
-@pytest.mark.parametrize("case", PREPACKABLE, ids=names(PREPACKABLE))
+@case_table.valid_calls("weight_quant_matmul", is_prepackable)
 def test_prepacked_weight_gives_the_same(case, isa):
     weight = case.args["weight"]
     k, n = spec.matrix_shape("", weight)
