@@ -164,6 +164,24 @@ def moe_gating_topk_softmax(draw: Draw) -> dict:
     }
 
 
+def moe_gating_topk(draw: Draw) -> dict:
+    """Logits, and what decides between experts, lie too far apart for float32 to order them another way."""
+    groups, size, tokens = draw.number(1, 6), draw.number(2, 12), draw.size(40)
+    experts, k_group, dtype = groups * size, draw.number(1, groups), draw.one_of(*FLOATS)
+    x = torch.stack([draw.permutation(experts) for _ in range(tokens)]) / 8 - draw.real(experts / 8)
+    bias = draw.maybe(lambda: draw.permutation(experts).to(dtype) * 2)
+    return {
+        "x": draw.laid_out(x.to(dtype)),
+        "k": draw.number(1, size * k_group),
+        "bias": bias,
+        "k_group": k_group,
+        "group_count": groups,
+        "group_select_mode": draw.number(0, 1) if bias is None else 0,
+        "norm_type": draw.number(0, 1),
+        "routed_scaling_factor": 1 + draw.real(2),
+    }
+
+
 def quantize(draw: Draw) -> dict:
     shape = [draw.size(30) for _ in range(draw.number(1, 3))]
     rank, div_mode = len(shape), draw.chance(0.5)

@@ -11,6 +11,7 @@ import anynpu
 from anynpu._check import require, require_dtype
 from anynpu.compat.float_operators import fast_gelu
 from anynpu.compat.published import Dtype, published, torch_dtype
+from anynpu.ops.grouped_matmul_combine.weights import unpack_scale
 
 _ACTIVATIONS = {
     "fastgelu": fast_gelu,
@@ -90,10 +91,8 @@ def npu_ffn(
 
 
 def _decoded(scale: torch.Tensor) -> torch.Tensor:
-    """float32 scales; words of ``npu_trans_quant_param`` hold them in their lower half."""
-    if scale.dtype not in (torch.int64, torch.uint64):
-        return scale.float()
-    return scale.contiguous().view(torch.int32)[..., ::2].view(torch.float32)
+    """float32 scales, also of words of ``npu_trans_quant_param``."""
+    return unpack_scale(scale) if scale.dtype in (torch.int64, torch.uint64) else scale.float()
 
 
 class _Experts:

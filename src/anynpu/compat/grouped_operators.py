@@ -14,6 +14,7 @@ from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
 from anynpu.compat.published import Dtype, published, require_absent, require_weight_dtype, torch_dtype
 from anynpu.ops.grouped_matmul.spec import results
 from anynpu.ops.grouped_matmul_combine.spec import output_shape
+from anynpu.ops.grouped_matmul_combine.weights import unpack_scale
 
 
 def _combine_arguments(
@@ -125,6 +126,8 @@ def _grouped_matmul_arguments(
     require_absent(act_type=act_type or None, **{n: v or None for n, v in lists.items() if n not in covered})
     for matrix in weight:
         require_weight_dtype(matrix, weight_dtype)
+    if x and weight and lists.get("scale") and x[0].dtype == weight[0].dtype == torch.int32:
+        x, lists = _int8_rows(x, weight, lists)
     return {
         "x": x,
         "weight": weight,
@@ -135,6 +138,18 @@ def _grouped_matmul_arguments(
         "group_list_type": group_list_type or 0,
         "output_dtype": None if output_dtype is None else torch_dtype("output_dtype", output_dtype),
     }
+
+
+def _int8_rows(x: Tensors, weight: Tensors, lists: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """int4 x as int8, with the bias that takes away what the product of int8 x and int4 weights subtracts."""
+    require_absent(bias=lists.get("bias") or None)
+    scales, biases = [], []
+    for scale, matrix in zip(lists["scale"], weight, strict=False):
+        scales.append(scale.unsqueeze(-2) if scale.dim() < matrix.dim() else scale)  # without groups
+        stacked = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (matrix, unpack_scale(scales[-1]))]
+        biases.append(anynpu.make_w4a8_bias(*stacked).view(*matrix.shape[:-2], -1))
+    rows = [anynpu.int4_unpack(part, torch.int8) for part in x]
+    return rows, {**lists, "scale": scales, "bias": biases}
 
 
 def _grouped_matmul_code(group_list: torch.Tensor | Sequence[int] | None = None, **arguments: Any) -> int:

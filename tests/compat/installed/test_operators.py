@@ -153,6 +153,36 @@ def test_grouped_matmul_takes_a_list_of_numbers_and_bare_tensors():
         )
 
 
+@pytest.mark.parametrize("groups", [None, 1, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_grouped_matmul_of_int4_rows(groups, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randint(-8, 8, s, dtype=torch.int32, generator=generator) for s in ((7, 64), (3, 64, 24)))
+    scale = torch.rand((3, 24) if groups is None else (3, groups, 24), generator=generator) + 0.5
+    rows, counts = torch.rand(7, generator=generator) + 0.5, [3, 0, 4]
+    packed = [torch_npu.npu_convert_weight_to_int4pack(t.flatten(0, -2).npu()) for t in (x, weight)]
+    options = {"group_list_type": 1, "group_type": 0, "split_item": 2, "output_dtype": dtype}
+
+    def product(x, weight, scale, rows, counts):
+        return torch_npu.npu_grouped_matmul(
+            [x], [weight], scale=[scale], per_token_scale=[rows], group_list=counts, **options
+        )[0]
+
+    args = packed[0], packed[1].view(3, 64, 3), anynpu.pack_scale(scale), rows.npu(), torch.tensor(counts).npu()
+    result = product(*args)
+    spread = scale.view(3, -1, 1, 24).expand(3, -1, 64 // (groups or 1), 24).reshape(3, 64, 24).double()
+    factors = weight.double() * spread
+    parts = x.double().split(counts)
+    expected = torch.cat([part @ matrix for part, matrix in zip(parts, factors, strict=True)]) * rows[:, None].double()
+    largest = 16 * 8 * spread.sum(1).amax() * rows.max()  # of the sums that the bias takes away, in float32
+    error = torch.finfo(dtype).eps / 2 * expected.abs() + 2.0**-24 * 16 * largest
+    assert result.dtype == dtype and ((result.double() - expected).abs() <= error).all()
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(product, backend="aot_eager", fullgraph=True)(*args), result)
+    with pytest.raises(NotImplementedError, match="bias is for modes that anynpu does not implement"):
+        torch_npu.npu_grouped_matmul([args[0]], [args[1]], scale=[args[2]], bias=[rows], group_list=args[4], **options)
+
+
 def test_grouped_matmul_in_a_graph():
     def function(x, weight, group_list):
         return torch_npu.npu_grouped_matmul([x], [weight], group_list=group_list, split_item=2, group_type=0)[0]

@@ -55,10 +55,10 @@ def moe_gating_topk(
     return (y * routed_scaling_factor).to(x.dtype), index.int(), scores.float()
 
 
-def error_bound(x: torch.Tensor, k: int, *rest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def error_bound(x: torch.Tensor, k: int, *rest, **options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How far a weight may be: of E + k + 12 roundings each at most U, the exponential's argument has one more of its
     size, and one spacing of the result's dtype at the end. The indices are exact."""
-    y, index, scores = moe_gating_topk(x, k, *rest)
+    y, index, scores = moe_gating_topk(x, k, *rest, **options)
     size = x.double().abs().amax(-1, keepdim=True) if x.numel() else y.double()[:, :1]
     relative = (x.shape[1] + k + 12 + 2 * size) * _U
     limits = torch.finfo(x.dtype)
