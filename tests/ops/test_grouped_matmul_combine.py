@@ -123,7 +123,7 @@ def test_sums_over_two_blocks_stay_within_int16(pair, total, isa):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("k, n", [(40, 33), (40, 2200), (352, 200), (1000, 1100)])
+@pytest.mark.parametrize("k, n", [(40, 33), (40, 2200), (352, 200), (1000, 1100), (36, 64), (1000, 1152)])
 def test_int8_experts_of_few_and_many_rows(k, n, transposed, isa, each_thread_count):
     """Few rows are multiplied straight from the weight; all floats are exact."""
     counts = torch.tensor([*range(11), 16, 37])

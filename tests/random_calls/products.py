@@ -134,6 +134,7 @@ def grouped_matmul_combine(draw: Draw) -> dict:
             "offset": draw.maybe(lambda: draw.floats([experts, 1, n], torch.float32, 0.1), 0.3),
         }
     else:
+        k, n = _sizes_of_int8(draw, k, n)
         args = {
             "weight": draw.along_either(draw.codes([experts, k, n])),
             "scale": draw.positive([experts, n], draw.one_of(torch.float32, torch.bfloat16)),
@@ -165,6 +166,11 @@ def grouped_matmul(draw: Draw) -> dict:
         "group_type": 0,
         "split_item": draw.one_of(2, 3),
     }
+
+
+def _sizes_of_int8(draw: Draw, k: int, n: int) -> tuple[int, int]:
+    """As they come, or what the kernel of int8 experts wants; others go another way."""
+    return (-(-k // 4) * 4, -(-n // 64) * 64) if draw.chance(0.5) else (k, n)
 
 
 def _int8(draw: Draw, experts: int, m: int, k: int, n: int) -> dict:

@@ -24,9 +24,9 @@ int64_t part_of_k(int64_t k, int64_t threads, int64_t experts) {
 
 }  // namespace
 
-DirectSums::DirectSums(const CombineProblem& problem, int64_t rows, int64_t experts)
+DirectSums::DirectSums(const CombineProblem& problem, int64_t most_each, int64_t rows, int64_t experts)
     : problem_(problem),
-      most_each_(problem.int4() ? 0 : most_direct_rows(problem.weight.source)),
+      most_each_(problem.int4() ? 0 : std::min(most_each, most_direct_rows(problem.weight.source))),
       by_k_(problem.weight.source.order == WeightOrder::rows_of_k && problem.weight.source.chunk_bytes == 0),
       stride_(round_up(problem.n, kPanelColumns) + kApart),
       most_rows_(most_each_ == 0 ? 0 : std::min(rows, kMostSums / std::max(kPanelColumns, stride_))),

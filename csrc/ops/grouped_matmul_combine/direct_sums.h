@@ -8,8 +8,8 @@ namespace anynpu {
 
 class DirectSums {
  public:
-  // `rows` in all, of `experts` that have some.
-  DirectSums(const CombineProblem& problem, int64_t rows, int64_t experts);
+  // `rows` in all, of `experts` that have some; of one at most `most_each`.
+  DirectSums(const CombineProblem& problem, int64_t most_each, int64_t rows, int64_t experts);
   int64_t bytes() const { return parts_ * most_rows_ * stride_ * 4; }
   void use(void* memory) { sums_ = static_cast<int32_t*>(memory); }
 

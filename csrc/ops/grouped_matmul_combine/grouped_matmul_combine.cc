@@ -31,7 +31,7 @@ constexpr const CombineKernel* kKernels[] = {
 };
 
 constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kColumns
-constexpr int64_t kScaledSums = 65536;      // likewise, of a kernel that scales its products
+constexpr int64_t kDeepSums = 65536;        // likewise, of kernels that go through all k of an expert
 constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights
 constexpr int64_t kSharedValues = 1 << 20;  // of all rows, so few that threads may share the experts
 constexpr int64_t kUnitOfK = 64;            // of parts of k: a multiple of the blocks of a kernel
@@ -69,11 +69,10 @@ class Combine {
         int8_(int8_kernel(rows_ / std::max<int64_t>(1, experts_with_rows()))),
         own_product_(int8_.isa >= kernel_.isa && has_own_product(kernel_, problem)),
         scales_(own_product_ && kernel_.multiply_scaled_int4 != nullptr),
-        tiles_(scales_        ? RowTiles{kernel_.tile_rows, 1, 0, true}
-               : own_product_ ? RowTiles{kernel_.tile_rows, 1, kernel_.block_steps}
-                              : RowTiles{int8_.tile_rows, int8_.unit_steps, 0}),
+        own_int8_(int8_.isa >= kernel_.isa && has_int8_product(kernel_, problem)),
+        tiles_(row_tiles()),
         packed_(problem, tiles_, problem.int4() && (scales_ || !own_product_)),
-        direct_(problem, rows_, experts_with_rows()) {
+        direct_(problem, own_int8_ ? kernel_.int8_least_rows - 1 : rows_, rows_, experts_with_rows()) {
     most_rows_ = std::min(rows_, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
     const double work = static_cast<double>(rows_) * static_cast<double>(problem.k) * static_cast<double>(problem.n);
@@ -147,6 +146,20 @@ class Combine {
            problem.group_size() % (4 * kernel.block_steps) == 0;
   }
 
+  // Whole panels and steps in rows of k.
+  static bool has_int8_product(const CombineKernel& kernel, const CombineProblem& problem) {
+    const WeightSource& weight = problem.weight.source;
+    return kernel.multiply_int8 != nullptr && !problem.int4() && weight.order == WeightOrder::rows_of_k &&
+           weight.chunk_bytes == 0 && problem.n % kPanelColumns == 0 && problem.k % 4 == 0;
+  }
+
+  RowTiles row_tiles() const {
+    if (own_int8_) return {kernel_.int8_tile_rows, 1, 0, true};
+    if (scales_) return {kernel_.tile_rows, 1, 0, true};
+    if (own_product_) return {kernel_.tile_rows, 1, kernel_.block_steps};
+    return {int8_.tile_rows, int8_.unit_steps, 0};
+  }
+
   // Wide tasks read long stretches of memory, but the sums of all rows of an expert should stay in the caches, or with
   // few rows the panels. As many tasks for each thread.
   int64_t most_columns() const {
@@ -155,14 +168,19 @@ class Combine {
     const WeightSource& weight = problem_.weight.source;
     const bool long_runs = weight.order == WeightOrder::rows_of_k && weight.chunk_bytes == 0;
     int64_t most = kColumns;
-    if (own_product_) most = std::max(kColumns, (scales_ ? kScaledSums : kCachedSums) / rows);
-    if (!own_product_ && long_runs && rows <= kernel_.unpacking.wide_rows) most = kernel_.unpacking.wide_columns;
+    if (own_int8_ || scales_) {
+      most = std::max(kColumns, kDeepSums / rows);
+    } else if (own_product_) {
+      most = std::max(kColumns, kCachedSums / rows);
+    } else if (long_runs && rows <= kernel_.unpacking.wide_rows) {
+      most = kernel_.unpacking.wide_columns;
+    }
     const int64_t owners = share_experts_ ? 1 : threads_;
     const int64_t tasks = owners * ceil_divide(problem_.n, owners * most);
     return round_up(ceil_divide(problem_.n, tasks), kColumns);
   }
 
-  int64_t panel_bytes() const { return own_product_ ? 0 : columns_ * span_; }
+  int64_t panel_bytes() const { return own_product_ || own_int8_ ? 0 : columns_ * span_; }
 
   float* y(int64_t row, int64_t column) const { return static_cast<float*>(args_.y.data) + row * problem_.n + column; }
 
@@ -405,6 +423,7 @@ class Combine {
         direct_.add(piece, row, column, columns, memory.sums + row * columns_);
       return;
     }
+    if (own_int8_) return multiply_int8(piece, column, columns, memory);
     const WeightSource weight = problem_.expert_weight(piece.expert);
     for (int64_t k = group.first_k; k < group.end; k += span_) {
       const WeightPart part = {k, std::min(span_, group.end - k), column, columns};
@@ -415,6 +434,16 @@ class Combine {
                         packed_.rows(piece), first_step, steps, packed_.row_steps(), columns_});
       }
     }
+  }
+
+  void multiply_int8(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+    const Piece* end = pieces_ + piece_count_;
+    const Piece* next = std::find_if(&piece + 1, end, [](const Piece& other) { return other.direct < 0; });
+    const WeightSource weight = problem_.expert_weight(piece.expert);
+    const WeightSource later = problem_.expert_weight(next == end ? piece.expert : next->expert);
+    kernel_.multiply_int8({weight.data + column, weight.row_bytes, columns / kPanelColumns, problem_.k / 4,
+                           packed_.tiles(piece), piece.rows, packed_.tile_rows(piece), packed_.row_steps(), memory.sums,
+                           columns_, later.data + column});
   }
 
   // Of row `row` of all scales; the low half of a 64-bit word is a float32.
@@ -449,6 +478,7 @@ class Combine {
   const Int8Kernel& int8_;
   const bool own_product_;  // unless a better tier multiplies int8
   const bool scales_;       // and the kernel of it scales its sums
+  const bool own_int8_;     // likewise, with int8 weights
   const RowTiles tiles_;
   PackedRows packed_;
   DirectSums direct_;

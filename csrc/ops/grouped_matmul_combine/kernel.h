@@ -60,6 +60,21 @@ struct ScaledInt4Product {
   int64_t values_stride;
 };
 
+// The products of packed rows of x with bytes w + 128 of int8 weights w that lie in rows of k.
+struct Int8WeightProduct {
+  const uint8_t* weight;  // the first panel of 64 columns
+  int64_t row_bytes;
+  int64_t panels;
+  int64_t steps;     // of four k
+  const int32_t* x;  // [tiles of tile_rows rows][row_steps][rows of the tile]
+  int64_t rows;
+  int64_t tile_rows;
+  int64_t row_steps;
+  int32_t* c;  // [rows][c_stride], undefined before
+  int64_t c_stride;
+  const uint8_t* next;  // the weight of the product after it, or this one
+};
+
 // Tasks that unpack weights which lie in rows of k, and multiply them by int8 products.
 struct UnpackingTasks {
   int64_t wide_rows;     // of an expert, up to which a task is wide, so that it reads long stretches of memory
@@ -79,6 +94,11 @@ struct CombineKernel {
   bool (*small_sums)(const int8_t* x, int64_t k);
   void (*scale_int4)(const GroupSums& group);                      // of these products
   void (*multiply_scaled_int4)(const ScaledInt4Product& product);  // in place of the three; or null
+  // Of int8 weights, in tiles of so many rows; null: unpacking and the int8 product do. Fewer rows of an expert are left
+  // to direct products.
+  int64_t int8_tile_rows;
+  int64_t int8_least_rows;
+  void (*multiply_int8)(const Int8WeightProduct& product);
   void (*scale_group)(const GroupSums& group);
   // y += values * first * second.
   void (*add_row)(const float* values, float first, float second, int64_t count, float* y);

@@ -105,7 +105,13 @@ inline void store_columns(Vec even, Vec odd, int32_t* to) {
 namespace anynpu {
 
 extern const CombineKernel combine_avx2;
-const CombineKernel combine_avx2 = {Isa::avx2,  {8, 1024, 1 << 15}, kColumns, kTileRows,   kBlockSteps, multiply_int4,
-                                    small_sums, scale_int4,         nullptr,  scale_group, add_row,     add_shared};
+const CombineKernel combine_avx2 = {Isa::avx2,   {8, 1024, 1 << 15},
+                                    kColumns,    kTileRows,
+                                    kBlockSteps, multiply_int4,
+                                    small_sums,  scale_int4,
+                                    nullptr,     0,
+                                    0,           nullptr,
+                                    scale_group, add_row,
+                                    add_shared};
 
 }  // namespace anynpu

@@ -5,6 +5,7 @@ namespace anynpu {
 
 extern const CombineKernel combine_portable;
 const CombineKernel combine_portable = {
-    Isa::portable, {8, 1024, 1 << 15}, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, scale_group, add_row, add_shared};
+    Isa::portable, {8, 1024, 1 << 15}, 0,       0,         0, nullptr, nullptr, nullptr, nullptr, 0, 0,
+    nullptr,       scale_group,        add_row, add_shared};
 
 }  // namespace anynpu
