@@ -216,36 +216,8 @@ int64_t set_rank_bases(Table* table) {
 }
 
 bool rank_map(const uint8_t* order, uint8_t* map) {
-  constexpr int kSums = 2 * kMaxOrderWeight + 1;
-  constexpr int kParts = 4;  // counted apart and filled in turn: equal sums would wait for each other
-  constexpr int kPart = 256 / kParts;
-  const int heaviest = *std::max_element(order, order + kClasses);
-  if (heaviest > kMaxOrderWeight) return false;
-  uint8_t sums[256];
-  uint16_t next[kSums][kParts] = {};
-  for (int high = 0; high < kClasses; ++high) {
-    for (int low = 0; low < kClasses; ++low) {
-      sums[kClasses * high + low] = static_cast<uint8_t>(order[low] + order[high]);
-    }
-  }
-  for (int i = 0; i < kPart; ++i) {
-    for (int part = 0; part < kParts; ++part) ++next[sums[part * kPart + i]][part];
-  }
-  uint64_t before = 0;
-  for (int sum = 0; sum <= 2 * heaviest; ++sum) {  // all parts at once
-    constexpr uint64_t kEach = 0x0001000100010001u;
-    uint64_t counts;
-    std::memcpy(&counts, next[sum], sizeof(counts));
-    const uint64_t up_to_each = counts * kEach, places = up_to_each - counts + before * kEach;
-    std::memcpy(next[sum], &places, sizeof(places));
-    before += up_to_each >> 48;
-  }
-  for (int i = 0; i < kPart; ++i) {
-    for (int part = 0; part < kParts; ++part) {
-      const int pair = part * kPart + i;
-      map[next[sums[pair]][part]++] = static_cast<uint8_t>(pair);
-    }
-  }
+  if (*std::max_element(order, order + kClasses) > kMaxOrderWeight) return false;
+  kernel().sort_pairs(order, map);
   return true;
 }
 

@@ -37,6 +37,9 @@ struct Kernel {
                uint8_t* nibbles, BitSink* sink);
   // bytes[i] = map[bytes[i]]; all of them are below `size`, count is a multiple of 64.
   void (*permute)(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes);
+  // map[rank] is the byte of two class nibbles that comes at this rank of all 256, sorted by the sum of the weights of both,
+  // which are at most kMaxOrderWeight, then by the byte.
+  void (*sort_pairs)(const uint8_t* order, uint8_t* map);
   // One range more, in `count` ways: each of costs[ends[i]] becomes at most that of one range less in `from`, which is `none`
   // for no range, and extra[i].
   void (*add_range)(const RangeCosts& from, int32_t none, const int32_t* ends, const int32_t* extra, int32_t count,

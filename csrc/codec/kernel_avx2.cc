@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/checksum.inc"
 #include "codec/expand_avx2.inc"
+#include "codec/sort_pairs.inc"
 #include "codec/pack_bmi2.inc"
 #include "codec/tile_avx2.inc"
 
@@ -112,6 +113,7 @@ inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_avx2;
-const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack, permute, add_range, tile, untile, extent, checksum};
+const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack,   permute, sort_pairs,
+                           add_range, tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec

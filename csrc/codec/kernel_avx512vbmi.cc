@@ -27,13 +27,31 @@ inline __m512i entries(__m512i table, __m512i classes) {
   return kOneTable ? _mm512_permutexvar_epi8(classes, table) : _mm512_shuffle_epi8(table, classes);
 }
 
-// What is known of a piece before its place in the extra bits is.
-struct Piece {
+// What is known of 64 codes before their extra bits are.
+struct Part {
   __m512i classes, masks;
-  __m512i begins;  // of a code, in bits, in its group of eight
-  __m512i groups;  // of bits before a group; in place of the first, which has none, those of all groups
+  __m512i begins;  // of the extra bits of a code in its group's
+};
 
-  uint64_t bits() const { return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_castsi512_si128(groups))); }
+// Eight groups of codes: the extra bits before each; in place of the first, which has none, those of all of them.
+// `ends` are those up to each code of a group.
+inline __m512i bits_of_groups(__m512i ends) {
+  const __m512i last_bytes = _mm512_set1_epi64(0x3f372f271f170f07);
+  const __m512i before = _mm512_maskz_permutexvar_epi8(0x7f3f1f0f070301ff, last_bytes, ends);
+  return _mm512_sad_epu8(before, _mm512_setzero_si512());
+}
+
+inline uint64_t all_bits(__m512i groups) {
+  return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_castsi512_si128(groups)));
+}
+
+// The sums of the bytes of a group up to each.
+inline __m512i sums(__m512i bytes) { return _mm512_mullo_epi64(bytes, _mm512_set1_epi8(1)); }
+
+// A piece: its groups are eight codes each.
+struct Piece {
+  Part part;
+  __m512i groups;
 };
 
 template <bool kOneTable>
@@ -43,28 +61,41 @@ inline Piece look_up(const uint8_t* nibbles, const Lanes& lanes) {
   const __m512i pairs = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x1c1814100c080400), words);
   const __m512i classes = kOneTable ? pairs : _mm512_and_si512(pairs, _mm512_set1_epi8(15));
   const __m512i masks = entries<kOneTable>(lanes.mask, classes), bits = _mm512_popcnt_epi8(masks);
-  const __m512i ends = _mm512_mullo_epi64(bits, _mm512_set1_epi8(1));  // the sums of the bytes up to each
-  const __m512i last_bytes = _mm512_set1_epi64(0x3f372f271f170f07);
-  const __m512i before = _mm512_maskz_permutexvar_epi8(0x7f3f1f0f070301ff, last_bytes, ends);
-  return {classes, masks, _mm512_sub_epi8(ends, bits), _mm512_sad_epu8(before, _mm512_setzero_si512())};
+  const __m512i ends = sums(bits);
+  return {{classes, masks, _mm512_sub_epi8(ends, bits)}, bits_of_groups(ends)};
 }
 
-// The codes of a piece. Its extra bits begin at bit `first`, below 8, of `stream`.
-template <Codes kCodes, bool kOneTable>
-inline __m512i finish(const Piece& piece, const Lanes& lanes, __m512i stream, const uint64_t* first) {
-  const __m512i start = _mm512_set1_epi64(static_cast<int64_t>(*first));
-  const __m512i groups = _mm512_mask_add_epi64(start, 0xfe, start, piece.groups);
+constexpr uint8_t kWindowBits = 57;  // that begin at any bit of a byte and lie in 64
+
+// Two pieces, as the codes of the low nibbles and those of the high ones: less work for each code, if no group of 16 codes
+// has more extra bits than fit a window.
+struct Pieces {
+  Part even, odd;
+  __m512i groups;
+  bool fit;
+};
+
+inline Pieces look_up_two(const uint8_t* nibbles, const Lanes& lanes) {
+  const __m512i even = _mm512_loadu_si512(nibbles), odd = _mm512_srli_epi16(even, 4);
+  const __m512i even_masks = entries<true>(lanes.mask, even), odd_masks = entries<true>(lanes.mask, odd);
+  const __m512i odd_bits = _mm512_popcnt_epi8(odd_masks),
+                bits = _mm512_add_epi8(_mm512_popcnt_epi8(even_masks), odd_bits);
+  const __m512i ends = sums(bits);
+  return {{even, even_masks, _mm512_sub_epi8(ends, bits)},
+          {odd, odd_masks, _mm512_sub_epi8(ends, odd_bits)},
+          bits_of_groups(ends),
+          _mm512_cmpgt_epu8_mask(ends, _mm512_set1_epi8(kWindowBits)) == 0};
+}
+
+// The extra bits of each group, the first one lowest: 57 or more of those at bit `position`.
+inline __m512i windows(__m512i groups_bits, const uint8_t* data, uint64_t position) {
+  static constexpr uint64_t kFirst[8] = {0, 1, 2, 3, 4, 5, 6, 7};  // memory fills a vector for less than a register
+  const __m512i start = _mm512_set1_epi64(static_cast<int64_t>(kFirst[position % 8]));
+  const __m512i groups = _mm512_mask_add_epi64(start, 0xfe, start, groups_bits);
   const __m512i byte = _mm512_multishift_epi64_epi8(_mm512_set1_epi8(3), groups);  // of 9 bits all but the lowest 3
-  const __m512i bytes = _mm512_permutexvar_epi8(_mm512_add_epi8(byte, _mm512_set1_epi64(0x0706050403020100)), stream);
-  // 57 bits or more, and eight codes have at most 56.
-  const __m512i window = _mm512_srlv_epi64(bytes, _mm512_and_si512(groups, _mm512_set1_epi64(7)));
-  __m512i values = _mm512_multishift_epi64_epi8(piece.begins, window);
-  if (kCodes == Codes::nibbles) {  // the bits of the high nibble follow those of the low one
-    const __m512i high_begins = _mm512_add_epi8(piece.begins, entries<kOneTable>(lanes.lift, piece.classes));
-    const __m512i high = _mm512_multishift_epi64_epi8(high_begins, window);
-    values = _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), values, high, 0xca);
-  }
-  return _mm512_add_epi8(_mm512_and_si512(values, piece.masks), entries<kOneTable>(lanes.base, piece.classes));
+  const __m512i places = _mm512_add_epi8(byte, _mm512_set1_epi64(0x0706050403020100));
+  const __m512i bytes = _mm512_permutexvar_epi8(places, _mm512_loadu_si512(data + position / 8));
+  return _mm512_srlv_epi64(bytes, _mm512_and_si512(groups, _mm512_set1_epi64(7)));
 }
 
 // 256 entries.
@@ -81,11 +112,25 @@ struct Map {
   }
 };
 
+constexpr uint8_t kNoMap[256] = {};
+
+// What codes stand for.
+template <Codes kCodes, bool kOneTable>
+inline __m512i finish(const Part& part, const Lanes& lanes, __m512i windows, const Map& map) {
+  __m512i values = _mm512_multishift_epi64_epi8(part.begins, windows);
+  if (kCodes == Codes::nibbles) {  // the bits of the high nibble follow those of the low one
+    const __m512i high_begins = _mm512_add_epi8(part.begins, entries<kOneTable>(lanes.lift, part.classes));
+    const __m512i high = _mm512_multishift_epi64_epi8(high_begins, windows);
+    values = _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), values, high, 0xca);
+  }
+  const __m512i codes =
+      _mm512_add_epi8(_mm512_and_si512(values, part.masks), entries<kOneTable>(lanes.base, part.classes));
+  return kCodes == Codes::folded ? unfold(codes) : kCodes == Codes::ranks ? map(codes) : codes;
+}
+
 template <Codes kCodes, bool kOneTable>
 int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, const RankMap* ranks,
                       BitSource* extras, uint8_t* out) {
-  static constexpr uint64_t kFirst[8] = {0, 1, 2, 3, 4, 5, 6, 7};  // memory fills a vector for less than a register
-  static constexpr uint8_t kNoMap[256] = {};
   const Map map(kCodes == Codes::ranks ? ranks->nibbles : kNoMap);
   const uint8_t* const data = extras->data;
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
@@ -100,10 +145,9 @@ int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* t
     const int64_t following = done + 1 < pieces ? done + 1 : done;
     const Lanes next_lanes = kOneTable ? lanes : load_lanes(tables[following % kPanelPieces]);
     const Piece next = look_up<kOneTable>(nibbles + following * (kPiece / 2), next_lanes);
-    const __m512i stream = _mm512_loadu_si512(data + position / 8);
-    const __m512i codes = finish<kCodes, kOneTable>(piece, lanes, stream, kFirst + position % 8);
-    _mm512_storeu_si512(out, kCodes == Codes::folded ? unfold(codes) : kCodes == Codes::ranks ? map(codes) : codes);
-    position += piece.bits();
+    const __m512i bits = windows(piece.groups, data, position);
+    _mm512_storeu_si512(out, finish<kCodes, kOneTable>(piece.part, lanes, bits, map));
+    position += all_bits(piece.groups);
     lanes = next_lanes;
     piece = next;
   }
@@ -111,18 +155,75 @@ int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* t
   return position <= end;
 }
 
-// The bytes of two vectors of 32 in turn.
+// The bytes of two vectors in turn.
 struct InTurn {
-  alignas(64) uint8_t places[kPiece];
+  alignas(64) uint8_t places[2 * kPiece];
   constexpr InTurn() : places() {
-    for (int i = 0; i < kPiece; ++i) places[i] = static_cast<uint8_t>(i / 2 + i % 2 * kPiece);
+    for (int i = 0; i < 2 * kPiece; ++i) places[i] = static_cast<uint8_t>(i / 2 + i % 2 * kPiece);
   }
 };
+constexpr InTurn kInTurn;
+
+inline void store_in_turn(__m512i even, __m512i odd, uint8_t* out) {
+  for (int64_t at = 0; at < 2 * kPiece; at += kPiece) {
+    _mm512_storeu_si512(out + at, _mm512_permutex2var_epi8(even, _mm512_load_si512(kInTurn.places + at), odd));
+  }
+}
+
+// Two pieces at a time while they fit. Returns how many pieces those were.
+template <Codes kCodes>
+int64_t expand_fitting(const uint8_t* nibbles, int64_t pieces, const LaneTable& table, const RankMap* ranks,
+                       BitSource* extras, uint8_t* out) {
+  if (pieces < 2) return 0;
+  const Map map(kCodes == Codes::ranks ? ranks->nibbles : kNoMap);
+  const Lanes lanes = load_lanes(table);
+  const uint8_t *const data = extras->data, *fetched = extras->next;
+  const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
+  uint64_t position = static_cast<uint64_t>(extras->position);
+  const int64_t last = pieces / 2 * 2 - 2;
+  int64_t done = 0;
+  Pieces two = look_up_two(nibbles, lanes);
+  while (done <= last && two.fit && position <= end) {
+    _mm_prefetch(fetched + done * kPiece, _MM_HINT_T1);
+    _mm_prefetch(fetched + (done + 1) * kPiece, _MM_HINT_T1);
+    const int64_t following = done < last ? done + 2 : done;
+    const Pieces next = look_up_two(nibbles + following * (kPiece / 2), lanes);
+    const __m512i bits = windows(two.groups, data, position);
+    store_in_turn(finish<kCodes, true>(two.even, lanes, bits, map), finish<kCodes, true>(two.odd, lanes, bits, map),
+                  out + done * kPiece);
+    position += all_bits(two.groups);
+    two = next;
+    done += 2;
+  }
+  extras->position = static_cast<int64_t>(position);
+  return done;
+}
+
+constexpr int64_t kUnfit = 8;  // pieces that are expanded one by one from the first one that does not fit
+
+template <Codes kCodes>
+int32_t expand_mixed(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, const RankMap* ranks,
+                     BitSource* extras, uint8_t* out) {
+  BitSource rest = *extras;
+  const auto go_on = [&](int64_t done) {
+    nibbles += done * (kPiece / 2);
+    pieces -= done;
+    out += done * kPiece;
+    rest.next += done * kPiece;
+  };
+  while (pieces > 0) {
+    go_on(expand_fitting<kCodes>(nibbles, pieces, *tables, ranks, &rest, out));
+    const int64_t run = pieces < kUnfit ? pieces : kUnfit;
+    if (run > 0 && !expand_pieces<kCodes, true>(nibbles, run, tables, ranks, &rest, out)) return 0;
+    go_on(run);
+  }
+  extras->position = rest.position;
+  return rest.position <= 8 * rest.bytes;
+}
 
 // Where classes and extra bits are nibbles.
 int32_t expand_nibbles(const uint8_t* nibbles, int64_t pieces, const LaneTable& table, BitSource* extras,
                        uint8_t* out) {
-  static constexpr InTurn kInTurn;
   const auto load = [](const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
   const uint8_t* data = extras->data + extras->position / 8;
   extras->position += 4 * pieces * kPiece;
@@ -142,18 +243,24 @@ int32_t expand_nibbles(const uint8_t* nibbles, int64_t pieces, const LaneTable& 
   return 1;
 }
 
+constexpr int64_t kFewBits = 40;  // of 16 codes: hardly any 16 then have more than fit a window
+
+template <Codes kCodes>
+auto expander(bool one_table, bool few_bits) {
+  return !one_table ? expand_pieces<kCodes, false> : few_bits ? expand_mixed<kCodes> : expand_pieces<kCodes, true>;
+}
+
 int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
                const RankMap* ranks, BitSource* extras, uint8_t* out) {
   if (one_table && codes == Codes::values && extras->position % 8 == 0 && only_nibbles(tables[0])) {
     return expand_nibbles(nibbles, count / kPiece, tables[0], extras, out);
   }
-  const auto values = one_table ? expand_pieces<Codes::values, true> : expand_pieces<Codes::values, false>;
-  const auto folded = one_table ? expand_pieces<Codes::folded, true> : expand_pieces<Codes::folded, false>;
-  const auto pieces = codes == Codes::values    ? values
-                      : codes == Codes::folded  ? folded
-                      : codes == Codes::nibbles ? expand_pieces<Codes::nibbles, true>
-                                                : expand_pieces<Codes::ranks, true>;
-  return pieces(nibbles, count / kPiece, tables, ranks, extras, out);
+  const bool few_bits = 16 * 8 * extras->bytes < kFewBits * count;
+  const auto run = codes == Codes::values    ? expander<Codes::values>(one_table, few_bits)
+                   : codes == Codes::folded  ? expander<Codes::folded>(one_table, few_bits)
+                   : codes == Codes::nibbles ? expander<Codes::nibbles>(true, few_bits)
+                                             : expander<Codes::ranks>(true, few_bits);
+  return run(nibbles, count / kPiece, tables, ranks, extras, out);
 }
 
 void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
@@ -163,10 +270,52 @@ void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
   }
 }
 
+// 0 to 63.
+inline __m512i counting() {
+  return _mm512_setr_epi64(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110, 0x1f1e1d1c1b1a1918,
+                           0x2726252423222120, 0x2f2e2d2c2b2a2928, 0x3736353433323130, 0x3f3e3d3c3b3a3938);
+}
+
+// Counts for all pairs at once, for each high nibble in turn, how many pairs of it come before: those whose low nibble
+// weighs less than the rest of the sum, of a smaller high nibble also as much.
+void sort_pairs(const uint8_t* order, uint8_t* map) {
+  const __m128i weights = _mm_loadu_si128(reinterpret_cast<const __m128i*>(order));
+  const __m512i one = _mm512_set1_epi8(1), all = _mm512_set1_epi8(kClasses), low = _mm512_broadcast_i32x4(weights);
+  const __m512i first = counting(), second = _mm512_add_epi8(first, _mm512_set1_epi8(kPiece));
+  const __m512i rows = _mm512_and_si512(_mm512_srli_epi16(first, 4), _mm512_set1_epi8(3));
+  __m512i lighter[2] = {};               // by weight: classes below it
+  __m128i before = _mm_setzero_si128();  // by low nibble: smaller ones that weigh as much
+  for (int i = 0; i < kClasses; ++i) {
+    const __m512i weight = _mm512_set1_epi8(static_cast<char>(order[i]));
+    lighter[0] = _mm512_mask_add_epi8(lighter[0], _mm512_cmpgt_epu8_mask(first, weight), lighter[0], one);
+    lighter[1] = _mm512_mask_add_epi8(lighter[1], _mm512_cmpgt_epu8_mask(second, weight), lighter[1], one);
+    const __m128i equal = _mm_cmpeq_epi8(weights, _mm512_castsi512_si128(weight));
+    const __m128i later = _mm_cmpgt_epi8(_mm512_castsi512_si128(first), _mm_set1_epi8(static_cast<char>(i)));
+    before = _mm_sub_epi8(before, _mm_and_si128(equal, later));
+  }
+  alignas(64) uint8_t ranks[256];
+  for (int row = 0; row < kClasses; row += 4) {  // four high nibbles
+    uint32_t highs;
+    memcpy(&highs, order + row, sizeof(highs));
+    const __m512i high = _mm512_shuffle_epi8(_mm512_set1_epi32(static_cast<int>(highs)), rows);
+    const __m512i sums = _mm512_add_epi8(low, high);
+    __m512i rank = _mm512_broadcast_i32x4(before);
+    for (int i = 0; i < kClasses; ++i) {
+      const __mmask64 larger = i < row ? ~uint64_t{0} : i < row + 3 ? ~uint64_t{0} << kClasses * (i + 1 - row) : 0;
+      const __m512i sum = _mm512_mask_add_epi8(sums, larger, sums, one);
+      const __m512i rest = _mm512_subs_epu8(sum, _mm512_set1_epi8(static_cast<char>(order[i])));
+      const __m512i few = _mm512_permutex2var_epi8(lighter[0], rest, lighter[1]);
+      rank = _mm512_add_epi8(rank, _mm512_mask_blend_epi8(_mm512_movepi8_mask(rest), few, all));
+    }
+    _mm512_store_si512(ranks + kClasses * row, rank);
+  }
+  for (int pair = 0; pair < 256; ++pair) map[ranks[pair]] = static_cast<uint8_t>(pair);
+}
+
 }  // namespace
 
 extern const Kernel codec_avx512vbmi;
-const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify, pack,   permute,
+const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify, pack,   permute, sort_pairs,
                                  add_range,       tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec

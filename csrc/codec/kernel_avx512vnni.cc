@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/avx512.inc"
 #include "codec/expand_avx2.inc"
+#include "codec/sort_pairs.inc"
 
 namespace anynpu::codec {
 namespace {
@@ -24,7 +25,7 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vnni;
-const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack,   permute,
+const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack,   permute, sort_pairs,
                                  add_range,       tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec

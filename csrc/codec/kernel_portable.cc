@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/checksum.inc"
+#include "codec/sort_pairs.inc"
 
 namespace anynpu::codec {
 namespace {
@@ -161,7 +162,7 @@ void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, classify, pack,   permute,
+const Kernel codec_portable = {Isa::portable, expand, classify, pack,   permute, sort_pairs,
                                add_range,     tile,   untile,   extent, checksum};
 
 }  // namespace anynpu::codec
