@@ -87,8 +87,7 @@ struct PackedRow {
   RestList* rest;     // or null: rests are dropped
 };
 
-// Where the weights of the next span begin; a product fetches `lines` cache lines, line_bytes apart, at each of its
-// steps.
+// What is read next, of which a product fetches `lines` cache lines, line_bytes apart, at each of its steps or blocks.
 struct Ahead {
   const uint8_t* at;  // or null
   int64_t step_bytes;
@@ -132,7 +131,9 @@ struct StreamProduct {
   int64_t row;       // the first
   int64_t rows;
   int64_t c_stride;
-  bool rests;  // x is two digits and rests
+  bool rests;                 // x is two digits and rests
+  const uint8_t* next_cells;  // those that follow
+  Ahead next_scale, next_offset;
 };
 
 // y = c + bias, rounded to dtype, or with quant_scale int8 saturate(round(y * quant_scale + quant_offset)).

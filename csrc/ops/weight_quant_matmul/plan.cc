@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 512;       // rows of x packed at once
 constexpr int64_t kRowMultiple = 12;       // rows in whole tiles of all schemes but bf16
-constexpr int64_t kLongGroup = 128;        // k, whose scales are few; those of shorter groups are fetched span by span
 constexpr int64_t kTaskWork = 1 << 18;     // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
@@ -133,7 +132,7 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
   const bool bytes = problem.has_int8_rows();
   if (bytes) plan.row_multiple = plan.tile_rows = byte_tile_rows(problem, plan);
   const bool one_tile = !(pairs || bytes) || problem.rows <= (bytes ? plan.tile_rows : kernel.pairs.tile_rows);
-  plan.stream_span = one_tile && problem.group >= kLongGroup ? problem.k : kSpan;
+  plan.stream_span = one_tile ? problem.k : kSpan;
   plan.most_rests = most_rests(problem, kernel, plan);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));
@@ -146,8 +145,9 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
   plan.threads = std::min<int64_t>(parts, thread_count(static_cast<int64_t>(std::min(work, 1e15)), kTaskWork));
   const int64_t widest = widest_block(problem, kernel, plan);
   const int64_t per_thread = ceil_divide(problem.n, plan.threads * widest);
-  plan.column_block = std::max(
-      kPanelColumns, round_up(ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread)), kPanelColumns));
+  const int64_t block = ceil_divide(problem.n, plan.threads * std::max<int64_t>(1, per_thread));
+  plan.stream_block = std::max(kStreamColumns, round_up(block, kStreamColumns));
+  plan.column_block = std::max(kPanelColumns, round_up(block, kPanelColumns));
   const int64_t column_tasks = ceil_divide(problem.n, plan.column_block);
   plan.row_parts = column_tasks >= plan.threads
                        ? 1

@@ -10,14 +10,15 @@ enum class Scheme { f32, digits, words, bf16, pairs };
 
 struct WeightQuantPlan {
   Scheme scheme;
-  int32_t digits;       // of the digits and words schemes, planes of bf16, dwords of a step of pairs
-  int64_t step_k;       // k per step
-  int64_t row_dwords;   // packed size of one row
-  int64_t most_rests;   // of a row in two digits, for which others are taken if it has more; 0: rests are not kept
-  bool stream;          // prepacked weights and so few rows that they are one tile: no panels
-  int64_t stream_span;  // most k of it at a time
-  bool direct;          // raw weights, likewise
-  int64_t chunk_rows;   // rows of x packed at once
+  int32_t digits;        // of the digits and words schemes, planes of bf16, dwords of a step of pairs
+  int64_t step_k;        // k per step
+  int64_t row_dwords;    // packed size of one row
+  int64_t most_rests;    // of a row in two digits, for which others are taken if it has more; 0: rests are not kept
+  bool stream;           // prepacked weights and so few rows that they are one tile: no panels
+  int64_t stream_span;   // most k of it at a time
+  int64_t stream_block;  // columns of a task
+  bool direct;           // raw weights, likewise
+  int64_t chunk_rows;    // rows of x packed at once
   int64_t block_count;
   int64_t column_block;
   int64_t row_parts;

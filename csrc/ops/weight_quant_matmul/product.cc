@@ -36,15 +36,18 @@ void WeightQuantProduct::run(int64_t first, int64_t count, int32_t* fallback) co
   if (exceptions > 0) multiply(packer.pack_f32(exceptions, fallback));
 }
 
+bool WeightQuantProduct::streams(const PackedX& x) const { return plan_.stream && x.scheme == plan_.scheme; }
+
 void WeightQuantProduct::multiply(const PackedX& x) const {
-  const int64_t column_tasks = ceil_divide(problem_.n, plan_.column_block);
+  const int64_t block = streams(x) ? plan_.stream_block : plan_.column_block;
+  const int64_t column_tasks = ceil_divide(problem_.n, block);
   const int64_t part = round_up(ceil_divide(x.rows, plan_.row_parts), plan_.row_multiple);
   const int64_t tasks = column_tasks * ceil_divide(x.rows, part);
   parallel_slices(storage_, plan_.threads, tasks, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
+    if (streams(x)) fetch_scales(begin % column_tasks * block, block);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t column = task % column_tasks * plan_.column_block, row = task / column_tasks * part;
-      multiply_block(x, row, std::min(part, x.rows - row), column, std::min(plan_.column_block, problem_.n - column),
-                     scratch);
+      const int64_t column = task % column_tasks * block, row = task / column_tasks * part;
+      multiply_block(x, row, std::min(part, x.rows - row), column, std::min(block, problem_.n - column), scratch);
     }
   });
 }
@@ -52,7 +55,7 @@ void WeightQuantProduct::multiply(const PackedX& x) const {
 void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                                         const ThreadScratch& scratch) const {
   std::fill(scratch.c, scratch.c + rows * plan_.column_block, 0.0f);
-  if (plan_.stream && x.scheme == plan_.scheme) {
+  if (streams(x)) {
     add_streams(x, row, rows, column, columns, scratch);
   } else if (plan_.direct && x.scheme == plan_.scheme) {
     add_direct(x, column, columns, scratch);
@@ -84,7 +87,6 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
   };
   for (BlockSpan span = next(0); span.count > 0; span = next(span.last)) {
     const SpanScales scales = stream_scales(span, column, columns, scratch);
-    fetch_scales(next(span.last), column, columns);
     product.k_blocks = storage_.blocks + span.first;
     product.block_count = span.last - span.first;
     product.x = x.data + span.k / plan_.step_k * x.rows * x.digits;
@@ -97,6 +99,10 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
       product.scale = scales.scale + first;
       product.offset = scales.offset == nullptr ? nullptr : scales.offset + first;
       product.c = scratch.c + first;
+      const int64_t width = product.strips * kStreamColumns, next_column = column + first + plan_.stream_block;
+      product.next_cells = product.cells + plan_.stream_block / kStreamColumns * product.strip_bytes;
+      product.next_scale = ahead_of(problem_.scale, span, next_column, width);
+      product.next_offset = ahead_of(problem_.offset, span, next_column, width);
       problem_.has_int8_rows() && x.rows > plan_.tile_rows ? stream_tiles(product) : stream(product);
     }
   }
@@ -106,6 +112,7 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
 void WeightQuantProduct::stream_tiles(const StreamProduct& all) const {
   StreamProduct part = all;
   part.block_count = 1;
+  part.next_scale = part.next_offset = {};
   const int32_t* x = all.x;
   for (int64_t block = 0; block < all.block_count; ++block) {
     const int64_t steps = ceil_divide(all.k_blocks[block].count, 4);
@@ -126,8 +133,7 @@ void WeightQuantProduct::stream_tiles(const StreamProduct& all) const {
 // Those of groups that are blocks stay where they lie if a kernel can read whole strips of them there.
 SpanScales WeightQuantProduct::stream_scales(const BlockSpan& span, int64_t column, int64_t columns,
                                              const ThreadScratch& scratch) const {
-  const bool groups_are_blocks = plan_.stream_span == kSpan && problem_.group <= kSpan;
-  if (groups_are_blocks && columns % kStreamColumns == 0 && has_plain_scales(problem_)) {
+  if (problem_.group <= kSpan && columns % kStreamColumns == 0 && has_plain_scales(problem_)) {
     const int64_t first = span.first * problem_.scale.group_stride + column;
     return {static_cast<const float*>(problem_.scale.data) + first,
             problem_.has_offset ? static_cast<const float*>(problem_.offset.data) + first : nullptr,
@@ -137,12 +143,24 @@ SpanScales WeightQuantProduct::stream_scales(const BlockSpan& span, int64_t colu
   return {scratch.scale, problem_.has_offset ? scratch.offset : nullptr, plan_.column_block};
 }
 
-void WeightQuantProduct::fetch_scales(const BlockSpan& span, int64_t column, int64_t columns) const {
-  for (int64_t block = span.first; block < span.last; ++block) {
-    const int64_t group = storage_.blocks[block].k / problem_.group;
+// What no earlier task has fetched.
+void WeightQuantProduct::fetch_scales(int64_t column, int64_t columns) const {
+  columns = std::min(columns, problem_.n - column);
+  for (int64_t group = 0; group < ceil_divide(problem_.k, problem_.group); ++group) {
     fetch_channels(problem_.scale, group, column, columns);
     if (problem_.has_offset) fetch_channels(problem_.offset, group, column, columns);
   }
+}
+
+// Those of other columns, a group for each block.
+Ahead WeightQuantProduct::ahead_of(const Channels& channels, const BlockSpan& span, int64_t column,
+                                   int64_t columns) const {
+  if (channels.data == nullptr || channels.column_stride != 1 || problem_.group > kSpan || column >= problem_.n)
+    return {};
+  const int64_t bytes = dtype_bits(channels.dtype) / 8;
+  const int64_t first = span.first * channels.group_stride + column;
+  return {static_cast<const uint8_t*>(channels.data) + first * bytes, channels.group_stride * bytes, 64,
+          ceil_divide(std::min(columns, problem_.n - column) * bytes, 64)};
 }
 
 void WeightQuantProduct::add_direct(const PackedX& x, int64_t column, int64_t columns,
