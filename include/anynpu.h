@@ -319,6 +319,39 @@ typedef struct {
 ANYNPU_API int32_t anynpu_float_matmul_check(const anynpu_float_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_float_matmul(const anynpu_float_matmul_args* args, void* workspace, size_t workspace_bytes);
 
+/* anti_quant: y = (x + offset) * scale in float32, rounded once. x INT8 [.., N], INT4 [.., N] or INT32 [.., N / 8] (eight
+ * int4), not empty; scale, offset (may be absent) [1] or [N] of one float dtype; y FLOAT16 or BFLOAT16 [.., N]. Contiguous. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor scale;
+  anynpu_tensor offset;
+  anynpu_tensor y;
+} anynpu_anti_quant_args;
+ANYNPU_API int32_t anynpu_anti_quant_check(const anynpu_anti_quant_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_anti_quant(const anynpu_anti_quant_args* args, void* workspace, size_t workspace_bytes);
+
+/* moe_gating_topk: the k = y.shape[1] experts of each row whose score + bias is largest, among those of the k_group best of
+ * group_count groups, and their scores times routed_scaling_factor, with sigmoid scores divided by their sum + eps before.
+ * x FLOAT32, FLOAT16 or BFLOAT16 [N, E]; bias of x's dtype [E], may be absent; y of x's dtype and expert_idx INT32 [N, k];
+ * scores FLOAT32 [N, E], may be absent. norm_type 0: softmax, 1: sigmoid. A group is worth its largest score + bias
+ * (group_select_mode 0), or the sum of the two largest (1). Contiguous. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor bias;
+  anynpu_tensor y;
+  anynpu_tensor expert_idx;
+  anynpu_tensor scores;
+  int64_t k_group;
+  int64_t group_count;
+  int32_t group_select_mode;
+  int32_t norm_type;
+  float routed_scaling_factor;
+  float eps;
+} anynpu_moe_gating_topk_args;
+ANYNPU_API int32_t anynpu_moe_gating_topk_check(const anynpu_moe_gating_topk_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_moe_gating_topk(const anynpu_moe_gating_topk_args* args, void* workspace,
+                                          size_t workspace_bytes);
+
 /* weight_compress: an int8 weight in the lossless format c8 of docs/formats.md. weight INT8 (N, K), any strides;
  * stream INT8 [ceil(N / 64) * 64 * ceil(K / 4) * 4], of which the first *stream_bytes (INT64 [1]) are the result;
  * index INT8 [ceil(K / 256) * ceil(N / 128) * 8]. */

@@ -24,6 +24,8 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"float_elementwise_args", sizeof(anynpu_float_elementwise_args)},
       {"rms_norm_args", sizeof(anynpu_rms_norm_args)},
       {"float_matmul_args", sizeof(anynpu_float_matmul_args)},
+      {"anti_quant_args", sizeof(anynpu_anti_quant_args)},
+      {"moe_gating_topk_args", sizeof(anynpu_moe_gating_topk_args)},
       {"weight_compress_args", sizeof(anynpu_weight_compress_args)},
       {"weight_decompress_args", sizeof(anynpu_weight_decompress_args)},
       {"quant_matmul_args", sizeof(anynpu_quant_matmul_args)},

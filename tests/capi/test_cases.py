@@ -16,7 +16,7 @@ from c_front_end import INT4, DeviceTensor, Outcome, Session
 import anynpu
 from anynpu import _native
 
-OPERATORS = ("int4_pack", "weight_quant_matmul", "cast", "trans_quant_param", "quantize", "rope_kv_cache")
+OPERATORS = ("int4_pack", "weight_quant_matmul", "cast", "trans_quant_param", "quantize", "anti_quant", "rope_kv_cache")
 # dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType
 ROUTING = [ctypes.c_int64(0), ctypes.c_float(1), *(3 * [ctypes.c_int64(0)]), ctypes.c_int64(1)]
 TRANSPOSES = 2 * [ctypes.c_bool(False)]
@@ -106,6 +106,16 @@ def quantize(case, make: Session) -> tuple[Outcome, Outputs]:
     else:
         flags = (ctypes.c_bool(False), ctypes.c_char_p(b"round"))
         outcome = c_front_end.call("aclnnAscendQuantV3", *tensors, *flags, code, axis, out.handle)
+    return outcome, [(out, shape, dtype)]
+
+
+def anti_quant(case, make: Session) -> tuple[Outcome, Outputs]:
+    x, dtype = case.args["x"], case.args.get("dtype", torch.float16)
+    shape = [*x.shape[:-1], x.shape[-1] * (8 if x.dtype == torch.int32 else 1)]
+    out = make.output(shape, dtype)
+    tensors = [make.tensor(case.args.get(name)) for name in ("x", "scale", "offset")]
+    code = ctypes.c_int64(_native.DTYPE_CODES[dtype])
+    outcome = c_front_end.call("aclnnAscendAntiQuant", *tensors, code, ctypes.c_bool(False), out.handle)
     return outcome, [(out, shape, dtype)]
 
 
@@ -230,6 +240,7 @@ def test_int4_tensors_hold_the_same_bytes_as_int32_words():
         ("aclnnAscendQuant", ["t", "t", "t", ctypes.c_bool(False), None, ctypes.c_int(0), "t"], [0, 1, 6]),
         ("aclnnWeightQuantBatchMatmulV2", [*"tttttttt"[:7], ctypes.c_int(0), "t"], [0, 1, 2, 8]),
         ("aclnnWeightQuantBatchMatmulV3", [*"ttttttt", ctypes.c_int(0), ctypes.c_int(0), "t"], [0, 1, 2, 9]),
+        ("aclnnAscendAntiQuant", ["t", "t", None, ctypes.c_int64(1), ctypes.c_bool(False), "t"], [0, 1, 5]),
         ("aclnnDynamicQuant", [*"tttt"], [0, 2, 3]),
         ("aclnnDynamicQuantV2", [*"ttt", ctypes.c_int64(2), "t", "t", None], [0, 4, 5]),
         (
@@ -258,6 +269,22 @@ def test_null_in_every_required_position(function, arguments, required):
                 for at, value in enumerate(arguments)
             ]
             assert c_front_end.call(function, *handles).status == 161001, (function, position)
+
+
+def test_int4_tensors_of_anti_quant_hold_the_same_bytes_as_int32_words():
+    words, scale = anynpu.int4_pack(torch.randint(-8, 8, (5, 24), dtype=torch.int32)), torch.rand(24)
+    with c_front_end.session() as make:
+        out = make.output([5, 24], torch.float16)
+        tensors = [make.tensor(words, code=INT4), make.tensor(scale), None]
+        outcome = c_front_end.call(
+            "aclnnAscendAntiQuant", *tensors, ctypes.c_int64(1), ctypes.c_bool(False), out.handle
+        )
+        assert outcome.status == 0, outcome
+        assert torch.equal(out.tensor([5, 24], torch.float16), anynpu.anti_quant(words, scale))
+        for options, text in (((1, True), "sqrtMode is not"), ((27, False), "dstType is 27, but y has dtype float16")):
+            values = ctypes.c_int64(options[0]), ctypes.c_bool(options[1])
+            outcome = c_front_end.call("aclnnAscendAntiQuant", *tensors, *values, out.handle)
+            assert outcome.status == 161002 and text in outcome.sentence, outcome
 
 
 @pytest.mark.parametrize("words", [torch.int64, torch.uint64])

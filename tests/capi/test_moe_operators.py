@@ -489,3 +489,94 @@ def test_moe_init_routing_wants_the_rows_of_its_attributes():
     )
     assert outcome.status == 161002
     assert "expandedXOut must have 21 rows, got 20" in outcome.sentence
+
+
+def moe_init_routing_quant_v2(args, quant_mode=None):
+    """The outputs of V2, and the scales of rows, which are for quant_mode 1 only."""
+    shape, rows, slots, experts = routing_shapes(args)
+    numbers = [ctypes.c_int64(args.get(name, -1)) for name in ("active_num", "expert_capacity", "expert_num")]
+    numbers += [ctypes.c_int64(args.get("drop_pad_mode", 0)), ctypes.c_int64(1 + args.get("expert_tokens_num_type", 0))]
+    numbers += [ctypes.c_bool(True), ctypes.c_int64(args["quant_mode"] if quant_mode is None else quant_mode)]
+    return run(
+        "aclnnMoeInitRoutingQuantV2",
+        [args.get(name) for name in ("x", "expert_idx", "scale", "offset")],
+        [(shape, torch.int8), ([slots], torch.int32), *2 * [([experts], torch.int32)], ([rows], torch.float32)],
+        lambda *handles: [*handles[:4], *numbers, *handles[4:]],
+    )
+
+
+QUANT_ROUTING = [
+    case
+    for case in cases("moe_init_routing", "active_expert_range", "row_idx_type")
+    if case.args.get("quant_mode", -1) in (0, 1) and case.args.get("expert_tokens_num_type", 0) in (0, 1)
+]
+
+
+@valid(QUANT_ROUTING)
+def test_moe_init_routing_quant_v2(case):
+    outcome, (x, index, sums_or_counts, all_tokens, scales) = moe_init_routing_quant_v2(case.args)
+    assert outcome.status == 0, outcome
+    *expected, tokens, row_scales = anynpu.moe_init_routing(**case.args)
+    assert_equal([x, index], expected)
+    padded = case.args.get("drop_pad_mode", 0) == 1
+    assert_equal([all_tokens if padded else sums_or_counts], [tokens.int()])
+    if case.args["quant_mode"] == 1:
+        assert_equal([scales], [row_scales])
+    else:
+        assert scales.view(torch.int32).eq(UNTOUCHED).all()
+
+
+@invalid(QUANT_ROUTING)
+def test_invalid_moe_init_routing_quant_v2(case):
+    assert_refused(moe_init_routing_quant_v2(case.args)[0], case)
+
+
+def test_moe_init_routing_quant_v2_quantises():
+    outcome, _ = moe_init_routing_quant_v2(QUANT_ROUTING[0].args, quant_mode=-1)
+    assert outcome.status == 161002
+    assert "quantMode must be 0 (static) or 1 (dynamic), got -1" in outcome.sentence
+
+
+GATING_TOPK = cases("moe_gating_topk", "input_ids", "tid2eid")
+
+
+def moe_gating_topk(args, k=None, with_scores=True):
+    x, chosen = args["x"], args["k"]
+    defaults = {"k_group": 1, "group_count": 1, "group_select_mode": 0, "renorm": 0, "norm_type": 0}
+    numbers = [ctypes.c_int64(args.get(name, value)) for name, value in ({"k": chosen} | defaults).items()]
+    if k is not None:
+        numbers[0] = ctypes.c_int64(k)
+    numbers += [ctypes.c_bool(with_scores), ctypes.c_double(args.get("routed_scaling_factor", 1.0))]
+    numbers += [ctypes.c_double(1e-20)]
+    shape = [x.shape[0], chosen]
+    return run(
+        "aclnnMoeGatingTopK",
+        [x, args.get("bias")],
+        [(shape, x.dtype), (shape, torch.int32), (list(x.shape), torch.float32)],
+        lambda x, bias, *made: [x, bias, *numbers, *made],
+    )
+
+
+@valid(GATING_TOPK)
+def test_moe_gating_topk(case):
+    outcome, results = moe_gating_topk(case.args)
+    assert outcome.status == 0, outcome
+    expected = anynpu.moe_gating_topk(**case.args)
+    assert_equal(results, expected)
+    outcome, results = moe_gating_topk(case.args, with_scores=False)
+    assert outcome.status == 0, outcome
+    assert_equal(results[:2], expected[:2])
+    assert results[2].view(torch.int32).eq(UNTOUCHED).all()
+
+
+@invalid(GATING_TOPK)
+def test_invalid_moe_gating_topk(case):
+    outcome, _ = moe_gating_topk(case.args)
+    assert outcome.status == 161002
+    assert re.search(case.error["match"], outcome.sentence), outcome
+
+
+def test_moe_gating_topk_wants_outputs_of_k():
+    outcome, _ = moe_gating_topk({"x": torch.randn(3, 8), "k": 2}, k=2**32 + 2)
+    assert outcome.status == 161002
+    assert "k is 4294967298, but yOut has shape (3, 2)" in outcome.sentence

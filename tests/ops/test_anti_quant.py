@@ -9,7 +9,7 @@ from anynpu.ops.anti_quant.reference import error_bound
 
 
 @case_table.valid_calls("anti_quant")
-def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count):
+def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     expected = anynpu.reference.anti_quant(**case.args).double()
     before = case.args["x"].clone()
     first, *others = each_thread_count(lambda: anynpu.anti_quant(**case.args))

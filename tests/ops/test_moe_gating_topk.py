@@ -15,7 +15,7 @@ def _positional(x, k, bias=None, input_ids=None, tid2eid=None, k_group=1, group_
 
 
 @case_table.valid_calls("moe_gating_topk")
-def test_is_as_close_to_the_reference_as_float32_allows(case, each_thread_count):
+def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     expected = anynpu.reference.moe_gating_topk(**case.args)
     bounds = error_bound(*_positional(**case.args))
     for results in each_thread_count(lambda: anynpu.moe_gating_topk(**case.args)):

@@ -13,6 +13,8 @@ struct GatingKernel {
   Isa isa;
   // The softmax of a row, in place; all NaN where the row has a NaN, or its largest value is infinite.
   void (*softmax)(float* values, int64_t count);
+  // 1 / (1 + exp(-value)) of a row, in place.
+  void (*sigmoid)(float* values, int64_t count);
   // Rounds to float16.
   void (*round_to_half)(float* values, int64_t count);
   // index[j] = where the j-th largest value is: NaN before all others, among equals the one with the lower index. `keys`

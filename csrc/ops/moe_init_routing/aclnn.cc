@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "acl/executor/executor.h"
+#include "aclnnop/aclnn_moe_init_routing_quant_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
 
@@ -14,6 +15,7 @@ constexpr anynpu::acl::Operator version(const char* name) {
 }
 
 constexpr auto kV2 = version("aclnnMoeInitRoutingV2");
+constexpr auto kQuantV2 = version("aclnnMoeInitRoutingQuantV2");
 constexpr auto kV3 = version("aclnnMoeInitRoutingV3");
 
 long long text(int64_t value) { return static_cast<long long>(value); }
@@ -105,6 +107,41 @@ extern "C" aclnnStatus aclnnMoeInitRoutingV2GetWorkspaceSize(
 extern "C" aclnnStatus aclnnMoeInitRoutingV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
                                              aclrtStream stream) {
   return launch(kV2, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnMoeInitRoutingQuantV2GetWorkspaceSize(
+    const aclTensor* x, const aclTensor* expertIdx, const aclTensor* scaleOptional, const aclTensor* offsetOptional,
+    int64_t activeNum, int64_t expertCapacity, int64_t expertNum, int64_t dropPadMode,
+    int64_t expertTokensCountOrCumsumFlag, bool expertTokensBeforeCapacityFlag, int64_t quantMode,
+    const aclTensor* expandedXOut, const aclTensor* expandedRowIdxOut, const aclTensor* expertTokensCountOrCumsumOut,
+    const aclTensor* expertTokensBeforeCapacityOut, const aclTensor* dynamicQuantScaleOut, uint64_t* workspaceSize,
+    aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(kQuantV2, workspaceSize, executor, [&](Stage& stage) {
+    const Rows rows{activeNum, expertCapacity, expertNum, dropPadMode};
+    take_inputs(stage, x, expertIdx, rows);
+    stage.optional("scaleOptional", scaleOptional, &Args::scale);
+    stage.optional("offsetOptional", offsetOptional, &Args::offset);
+    stage.output("expandedXOut", expandedXOut, &Args::expanded_x);
+    stage.output("expandedRowIdxOut", expandedRowIdxOut, &Args::expanded_row_idx);
+    take_counts(stage,
+                {expertTokensCountOrCumsumFlag, expertTokensBeforeCapacityFlag, expertTokensCountOrCumsumOut,
+                 expertTokensBeforeCapacityOut},
+                dropPadMode == 1);
+    stage.require(quantMode == 0 || quantMode == 1, "quantMode must be 0 (static) or 1 (dynamic), got %lld",
+                  text(quantMode));
+    if (quantMode == 1) {
+      stage.output("dynamicQuantScaleOut", dynamicQuantScaleOut, &Args::expanded_scale);
+    } else {
+      stage.unused("dynamicQuantScaleOut", dynamicQuantScaleOut);
+    }
+    stage.args.quant_mode = narrowed(quantMode);
+    check_rows(stage, rows);
+  });
+}
+
+extern "C" aclnnStatus aclnnMoeInitRoutingQuantV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                  aclrtStream stream) {
+  return launch(kQuantV2, workspace, workspaceSize, executor, stream);
 }
 
 extern "C" aclnnStatus aclnnMoeInitRoutingV3GetWorkspaceSize(

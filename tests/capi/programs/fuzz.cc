@@ -9,6 +9,7 @@
 
 #include "aclnnop/aclnn_add.h"
 #include "aclnnop/aclnn_add_rms_norm.h"
+#include "aclnnop/aclnn_ascend_anti_quant.h"
 #include "aclnnop/aclnn_ascend_quant.h"
 #include "aclnnop/aclnn_ascend_quant_v3.h"
 #include "aclnnop/aclnn_cast.h"
@@ -26,8 +27,10 @@
 #include "aclnnop/aclnn_mm.h"
 #include "aclnnop/aclnn_moe_finalize_routing.h"
 #include "aclnnop/aclnn_moe_finalize_routing_v2.h"
+#include "aclnnop/aclnn_moe_gating_top_k.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax_v2.h"
+#include "aclnnop/aclnn_moe_init_routing_quant_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
 #include "aclnnop/aclnn_mul.h"
@@ -383,6 +386,19 @@ void moe_init_routing(Tensors& tensors) {
            size, executor, aclnnMoeInitRoutingV2);
     return;
   }
+  if (chance(30)) {
+    const bool dynamic = chance(50);
+    const aclTensor* scale = dynamic ? tensors.maybe(50, {experts, width}, ACL_FLOAT) : tensors.random({1}, ACL_FLOAT);
+    const aclTensor* offset = dynamic ? nullptr : tensors.random({1}, ACL_FLOAT);
+    aclTensor *expanded = tensors.output(shape, ACL_INT8), *sums = tensors.output({experts}, ACL_INT32),
+              *all = tensors.output({experts}, ACL_INT32), *row_scale = tensors.output({rows}, ACL_FLOAT);
+    const int64_t flag = slip(3) ? one_of(kHuge) : pick(0, 2), quantised = slip(3) ? one_of(kHuge) : dynamic;
+    finish(aclnnMoeInitRoutingQuantV2GetWorkspaceSize(x, ids, scale, offset, active, capacity, expert_num, mode, flag,
+                                                      chance(50), quantised, expanded, index, sums, all, row_scale,
+                                                      &size, &executor),
+           size, executor, aclnnMoeInitRoutingQuantV2);
+    return;
+  }
   const int64_t quant_mode = slip(3) ? one_of(kHuge) : pick(-1, 1), type = slip(3) ? one_of(kHuge) : pick(0, 1);
   const int64_t range[] = {slip(5) ? one_of(kHuge) : 0, slip(5) ? one_of(kHuge) : experts};
   aclIntArray* array = aclCreateIntArray(range, slip(3) ? pick(0, 1) : 2);
@@ -468,6 +484,36 @@ void grouped_matmul(Tensors& tensors) {
       nullptr, split, slip(3) ? 2 : 0, type, slip(3) ? 1 : 0, out, other, nullptr, &size, &executor);
   finish(status, size, executor, aclnnGroupedMatmulV4);
   for (aclTensorList* each : {x, weight, scale, token, other, out}) aclDestroyTensorList(each);
+}
+
+void moe_gating_topk(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t tokens = pick(0, 9), groups = pick(1, 5), own = pick(2, 12), experts = groups * own,
+                kept = pick(1, groups), k = pick(1, kept * own);
+  const aclDataType dtype = one_of(kX);
+  const auto number = [](int64_t value) { return slip(3) ? one_of(kHuge) : value; };
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x = tensors.random({tokens, experts}, dtype), *bias = tensors.maybe(50, {experts}, dtype);
+  aclTensor *y = tensors.output({tokens, k}, dtype), *ids = tensors.output({tokens, k}, ACL_INT32);
+  finish(aclnnMoeGatingTopKGetWorkspaceSize(x, bias, number(k), number(kept), number(groups), number(pick(0, 1)),
+                                            number(0), number(pick(0, 1)), chance(50), 2.5, 1e-20, y, ids,
+                                            tensors.output({tokens, experts}, ACL_FLOAT), &size, &executor),
+         size, executor, aclnnMoeGatingTopK);
+}
+
+void anti_quant(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_INT8, ACL_INT32, ACL_INT4}, kFactors[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t rows = pick(1, 9), columns = pick(1, 9) * 8;
+  const aclDataType dtype = one_of(kX), factor = one_of(kFactors), made = chance(50) ? ACL_FLOAT16 : ACL_BF16;
+  const std::vector<int64_t> parameter = {chance(30) ? 1 : columns};
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random({rows, dtype == ACL_INT32 ? columns / 8 : columns}, dtype);
+  const aclTensor *scale = tensors.random(parameter, factor), *offset = tensors.maybe(50, parameter, factor);
+  finish(aclnnAscendAntiQuantGetWorkspaceSize(x, scale, offset, slip(5) ? one_of(kHuge) : made, slip(3),
+                                              tensors.output({rows, columns}, made), &size, &executor),
+         size, executor, aclnnAscendAntiQuant);
 }
 
 aclIntArray* lengths(int64_t count, int64_t most) {
@@ -720,6 +766,8 @@ int main(int count, char** arguments) {
                                         moe_finalize_routing,
                                         moe_gating_topk_softmax,
                                         grouped_matmul,
+                                        moe_gating_topk,
+                                        anti_quant,
                                         attention,
                                         float_elementwise,
                                         rms_norm,

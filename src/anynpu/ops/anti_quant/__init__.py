@@ -6,14 +6,14 @@ from __future__ import annotations
 import torch
 
 from anynpu._register import Operator, register
-from anynpu.ops.anti_quant import composite, reference, spec
+from anynpu.ops.anti_quant import composite, cpu, reference, spec
 
 _anti_quant = register(
     Operator(
         "anti_quant",
         spec.SCHEMA,
         spec.fake,
-        composite.anti_quant,
+        cpu.anti_quant,
         reference.anti_quant,
         spec.samples,
         reference.error_bound,

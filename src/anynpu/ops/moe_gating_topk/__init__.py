@@ -6,14 +6,14 @@ from __future__ import annotations
 import torch
 
 from anynpu._register import Operator, register
-from anynpu.ops.moe_gating_topk import composite, reference, spec
+from anynpu.ops.moe_gating_topk import composite, cpu, reference, spec
 
 _op = register(
     Operator(
         spec.OP,
         spec.SCHEMA,
         spec.fake,
-        composite.moe_gating_topk,
+        cpu.moe_gating_topk,
         reference.moe_gating_topk,
         spec.samples,
         reference.error_bound,
