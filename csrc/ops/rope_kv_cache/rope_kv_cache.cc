@@ -390,7 +390,9 @@ class Run {
   }
 
   void tokens(int64_t begin, int64_t end, const SlotOwners& owners) const {
-    for (int64_t token = begin; token < end; ++token) function_(layer_, describe(token, owners));
+    for (int64_t token = begin; token < end; ++token) {
+      function_(layer_, describe(token, std::min(token + 1, end - 1), owners));
+    }
   }
 
  private:
@@ -405,12 +407,13 @@ class Run {
     return at(tensor, token / length_ * tensor.strides[0] + token % length_ * tensor.strides[1]);
   }
 
-  RopeToken describe(int64_t token, const SlotOwners& owners) const {
+  RopeToken describe(int64_t token, int64_t next, const SlotOwners& owners) const {
     const int64_t kv_width = layer_.kv_heads * layer_.head_size;
     const int64_t cache_row = this->cache_row(token, owners);
     const bool scaled = args_.x.dtype == ANYNPU_INT32 && present(args_.activation_scale);
     RopeToken result{};
     result.x = row(args_.x, token);
+    result.next_x = row(args_.x, next);
     result.cos = row(args_.cos, token);
     result.sin = row(args_.sin, token);
     result.activation_scale =

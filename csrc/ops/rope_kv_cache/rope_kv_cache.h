@@ -24,6 +24,7 @@ struct RopeLayer {
 // One token. k and v are null unless wanted; k_codes and v_codes are null when the token has no place in the cache.
 struct RopeToken {
   const void* x;
+  const void* next_x;  // of the token after it, fetched meanwhile
   const void* cos;
   const void* sin;
   float activation_scale;
