@@ -236,14 +236,15 @@ struct Plan {
     split_rows = splits == 1 ? longest : kSplitRows;
     const int64_t units = batch_size(args) * blocks * splits;
     const bool side_by_side = args.k_cache.strides[2] == head_size(args);
-    head_groups = !few || !side_by_side  ? all_heads
-                  : units >= 2 * threads ? 1
-                                         : std::min<int64_t>(all_heads, 2 * threads / std::max<int64_t>(1, units));
+    const auto busy = [&](int64_t count) { return count >= 2 * threads || count % threads == 0; };
+    head_groups = few && side_by_side ? 1 : all_heads;
+    while (head_groups < all_heads && !busy(units * head_groups)) ++head_groups;
     heads = (all_heads + head_groups - 1) / head_groups;
     head_groups = (all_heads + heads - 1) / heads;
     items = units * head_groups;
   }
-  int64_t state_floats() const { return queries * (padded + 2); }
+  // Whole lines of the caches: what two threads write to one of them waits for each other.
+  int64_t state_floats() const { return round_up(queries * (padded + 2), kScratchAlignment / sizeof(float)); }
   int64_t state_floats_all(const Args& args) const {
     return splits == 1 ? 0 : batch_size(args) * kv_heads(args) * splits * state_floats();
   }
