@@ -270,6 +270,22 @@ void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
   }
 }
 
+// One table is searched for each of the 256 codes, not for each of the values.
+void classify_by_map(const uint8_t* values, int64_t count, const CutTable* tables, bool one_table, bool folded,
+                     uint8_t* codes, uint8_t* classes) {
+  constexpr int64_t kCodes = 256;
+  if (!one_table || count <= kCodes) return classify(values, count, tables, one_table, folded, codes, classes);
+  uint8_t all[kCodes], map[kCodes];
+  for (int64_t code = 0; code < kCodes; ++code) all[code] = static_cast<uint8_t>(code);
+  classify(all, kCodes, tables, true, false, all, map);
+  const Map class_of(map);
+  for (int64_t at = 0; at < count; at += kPiece) {
+    const __m512i value = _mm512_loadu_si512(values + at), code = folded ? fold(value) : value;
+    _mm512_storeu_si512(codes + at, code);
+    _mm512_storeu_si512(classes + at, class_of(code));
+  }
+}
+
 // 0 to 63.
 inline __m512i counting() {
   return _mm512_setr_epi64(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110, 0x1f1e1d1c1b1a1918,
@@ -315,7 +331,7 @@ void sort_pairs(const uint8_t* order, uint8_t* map) {
 }  // namespace
 
 extern const Kernel codec_avx512vbmi;
-const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify, pack,   permute, sort_pairs,
-                                 add_range,       tile,   untile,   extent, checksum};
+const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify_by_map, pack,   permute, sort_pairs,
+                                 add_range,       tile,   untile,          extent, checksum};
 
 }  // namespace anynpu::codec
