@@ -28,7 +28,7 @@ struct Array : Object {
 using IntArray = Array<int64_t>;
 struct Scalar : Object {
   aclDataType dtype = ACL_DT_UNDEFINED;
-  std::array<unsigned char, 16> bytes{};
+  alignas(8) std::array<unsigned char, 16> bytes{};  // read as its dtype
 };
 // Lists hold the handles of their members.
 using Handles = Array<const void*>;
