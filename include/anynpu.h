@@ -398,6 +398,22 @@ typedef struct {
 ANYNPU_API int32_t anynpu_quant_matmul_check(const anynpu_quant_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, void* workspace, size_t workspace_bytes);
 
+/* dynamic_quant_matmul: quant_matmul of the codes and scales that dynamic_quant makes of the rows of x, in one call.
+ * x FLOAT16, BFLOAT16 or FLOAT32 [..., M, K]; weight, scale, bias and group_size as x2, scale, bias and group_size of
+ * quant_matmul, a 2-D weight or a prepacked one; y [..., M, N], a float, contiguous. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor weight;
+  anynpu_tensor scale;
+  anynpu_tensor bias;
+  anynpu_tensor y;
+  int64_t group_size; /* 0: no groups */
+} anynpu_dynamic_quant_matmul_args;
+ANYNPU_API int32_t anynpu_dynamic_quant_matmul_check(const anynpu_dynamic_quant_matmul_args* args,
+                                                     size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_dynamic_quant_matmul(const anynpu_dynamic_quant_matmul_args* args, void* workspace,
+                                               size_t workspace_bytes);
+
 /* compressed_matmul: y = (x @ W.T + bias) * scale * pertoken_scale with W (N, K) compressed by weight_compress; a float bias
  * is added after scaling. x INT8 (M, K); stream and index INT8; bias INT32 or FLOAT32, (N) or (1, N); scale INT64 or UINT64
  * (the low 32 bits are a float32) or FLOAT32, (1), (N), (1, 1) or (1, N); pertoken_scale absent or FLOAT32 (M);

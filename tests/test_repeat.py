@@ -24,7 +24,8 @@ class Watched(RepeatedOperator):
 
     def __init__(self, name: str) -> None:
         overload = operators[name].overload
-        super().__init__(overload, overload._schema.arguments, operators[name].cpu)
+        keywords = [argument.name for argument in overload._schema.arguments if argument.kwarg_only]
+        super().__init__(overload, operators[name].cpu, keywords)
         self.dispatched = 0
 
     def _dispatch(self, args):

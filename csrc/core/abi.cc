@@ -29,6 +29,7 @@ extern "C" int64_t anynpu_sizeof(const char* name) {
       {"weight_compress_args", sizeof(anynpu_weight_compress_args)},
       {"weight_decompress_args", sizeof(anynpu_weight_decompress_args)},
       {"quant_matmul_args", sizeof(anynpu_quant_matmul_args)},
+      {"dynamic_quant_matmul_args", sizeof(anynpu_dynamic_quant_matmul_args)},
       {"compressed_matmul_args", sizeof(anynpu_compressed_matmul_args)},
       {"dynamic_quant_args", sizeof(anynpu_dynamic_quant_args)},
       {"grouped_matmul_combine_args", sizeof(anynpu_grouped_matmul_combine_args)},

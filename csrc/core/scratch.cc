@@ -19,7 +19,7 @@ struct Buffer {
 }  // namespace
 
 void* scratch(ScratchSlot slot, size_t bytes) {
-  thread_local Buffer buffers[2];
+  thread_local Buffer buffers[3];
   Buffer& buffer = buffers[static_cast<int>(slot)];
   if (bytes <= buffer.bytes) return buffer.data;
   std::free(buffer.data);

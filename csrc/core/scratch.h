@@ -6,7 +6,7 @@
 
 namespace anynpu {
 
-enum class ScratchSlot : int32_t { main, fallback };
+enum class ScratchSlot : int32_t { main, fallback, codes };
 constexpr size_t kScratchAlignment = 64;
 
 // Memory of the calling thread, kept for its next call; null when there is none. A slot is valid until it is asked

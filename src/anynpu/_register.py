@@ -77,7 +77,8 @@ def register(operator: Operator) -> Callable:
     operators[operator.name] = operator
     call = _dispatched(operator)
     if isinstance(operator.cpu, PlannedKernel):
-        return RepeatedOperator(call, operator.overload._schema.arguments, operator.cpu)
+        keywords = [argument.name for argument in operator.overload._schema.arguments if argument.kwarg_only]
+        return RepeatedOperator(call, operator.cpu, keywords)
     return call
 
 

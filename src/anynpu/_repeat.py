@@ -206,11 +206,10 @@ class PlannedKernel:
 class RepeatedOperator:
     """What a public function calls, with all arguments by position: repeated calls go past the dispatcher."""
 
-    def __init__(self, call: Callable[..., Any], arguments: Sequence[torch.Argument], kernel: PlannedKernel) -> None:
+    def __init__(self, call: Callable[..., Any], kernel: PlannedKernel, keywords: Sequence[str] = ()) -> None:
         self._call = call
         self._kernel = kernel
-        self._keywords = [argument.name for argument in arguments if argument.kwarg_only]
-        self._positional = len(arguments) - len(self._keywords)
+        self._keywords = keywords  # of the last arguments of ``call``
         self._repeats = Repeats()
 
     def __call__(self, *args: Any) -> Any:
@@ -226,5 +225,6 @@ class RepeatedOperator:
         return result
 
     def _dispatch(self, args: tuple) -> Any:
-        keywords = dict(zip(self._keywords, args[self._positional :], strict=True))
-        return self._call(*args[: self._positional], **keywords)
+        positional = len(args) - len(self._keywords)
+        keywords = dict(zip(self._keywords, args[positional:], strict=True))
+        return self._call(*args[:positional], **keywords)

@@ -10,8 +10,7 @@ import torch
 from anynpu._check import require, require_last_axis
 from anynpu.formats.quantized_weight import QuantizedWeight, packing_axis
 from anynpu.nn.weight_quant_linear import WeightQuantLinear
-from anynpu.ops.dynamic_quant import dynamic_quant
-from anynpu.ops.quant_matmul import quant_matmul
+from anynpu.ops.quant_matmul.dynamic import dynamic_quant_matmul
 from anynpu.ops.quant_matmul.spec import MOST_K
 
 
@@ -66,16 +65,6 @@ class Int4Linear(WeightQuantLinear):
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis("Int4Linear", x, self.in_features)
-        codes, row_scale = dynamic_quant(x.reshape(-1, self.in_features))
         buffers = self._buffers
-        y = quant_matmul(
-            codes,
-            self._operand(),
-            buffers["scale"],
-            pertoken_scale=row_scale,
-            bias=buffers["bias"],
-            output_dtype=x.dtype,
-            group_size=self.group_size,
-            n=self.out_features,
-        )
-        return y.reshape(*x.shape[:-1], self.out_features)
+        operand = self._operand()
+        return dynamic_quant_matmul(x, operand, buffers["scale"], buffers["bias"], self.out_features, self.group_size)

@@ -13,6 +13,7 @@ from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.compressed_matmul import compressed_matmul
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.quant_matmul import quant_matmul
+from anynpu.ops.quant_matmul.dynamic import dynamic_quant_matmul
 from anynpu.ops.quant_matmul.spec import MOST_K
 from anynpu.ops.quantize import quantize
 
@@ -134,6 +135,13 @@ class QuantLinear(Int8Linear):
 
     def codes(self) -> torch.Tensor:
         return self.weight
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        buffers = self._buffers
+        if buffers["input_scale"] is not None:
+            return super()._multiply(x)
+        require_last_axis("QuantLinear", x, self.in_features)
+        return dynamic_quant_matmul(x, buffers["weight"], buffers["scale"], buffers["bias"], self.out_features)
 
     def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         buffers = self._buffers
