@@ -209,6 +209,7 @@ void arrange_mask(Stage& stage, anynpu_tensor& mask, bool one_row) {
   if (!stage.ok() || !present(mask)) return;
   stage.require(mask.ndim >= 2 && mask.ndim <= 4, "attenMask must have 2 to 4 axes, got shape %s",
                 anynpu::shape_text(mask));
+  if (!stage.ok()) return;
   const anynpu_tensor given = mask;
   const int at = given.ndim - 1;
   const bool of_batches = given.ndim == 2 && one_row;
