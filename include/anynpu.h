@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes; the Python binding refuses any other number. */
-#define ANYNPU_ABI_VERSION 3
+#define ANYNPU_ABI_VERSION 4
 #define ANYNPU_MAX_DIMS 8
 
 typedef enum {
