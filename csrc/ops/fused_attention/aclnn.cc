@@ -3,6 +3,7 @@
 #include <string>
 
 #include "acl/executor/executor.h"
+#include "acl/executor/tensor.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v2.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
 #include "aclnnop/aclnn_incre_flash_attention_v4.h"
@@ -26,7 +27,7 @@ enum AntiQuantMode { kChannel, kToken, kHead, kTokenHead, kPagedToken, kPagedTok
 
 // The first or second half of a tensor whose first axis is 2.
 void* half(const anynpu_tensor& both, int index) {
-  return static_cast<char*>(both.data) + index * both.strides[0] * (anynpu::dtype_bits(both.dtype) / 8);
+  return anynpu::acl::advanced(both.data, index * both.strides[0] * (anynpu::dtype_bits(both.dtype) / 8));
 }
 
 anynpu_tensor lengths(const std::vector<int64_t>& values) {
@@ -39,11 +40,11 @@ anynpu_fused_attention_args flat(const Args& args) {
   anynpu_fused_attention_args made = args;
   made.q_lengths = lengths(args.q_values);
   made.kv_lengths = lengths(args.kv_values);
-  if (present(args.all_scales) && args.all_scales.data != nullptr) {
+  if (present(args.all_scales)) {
     made.k_scale.data = half(args.all_scales, 0);
     made.v_scale.data = half(args.all_scales, 1);
   }
-  if (present(args.all_offsets) && args.all_offsets.data != nullptr) {
+  if (present(args.all_offsets)) {
     made.k_offset.data = half(args.all_offsets, 0);
     made.v_offset.data = half(args.all_offsets, 1);
   }
