@@ -2,15 +2,12 @@
 #include "ops/kv_cache_attention/kv_cache_attention.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <initializer_list>
 #include <limits>
 
 #include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
-#include "core/strided.h"
+#include "ops/kv_cache_attention/kernel.h"
 
 namespace anynpu {
 
@@ -31,189 +28,7 @@ constexpr int64_t kSplitRows = 256;    // of a sequence, when few queries share 
 constexpr int64_t kFewQueries = 16;    // of one kv head: up to here the rows are split, not the queries
 constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
 constexpr int64_t kGrain = 1 << 16;    // codes a thread; below it a second thread costs more than it gives
-using Args = anynpu_kv_cache_attention_args;
-
-long long wide(int64_t value) { return value; }
-
-int64_t batch_size(const Args& args) { return args.q.shape[0]; }
-int64_t query_length(const Args& args) { return args.q.shape[1]; }
-int64_t q_heads(const Args& args) { return args.q.shape[2]; }
-int64_t head_size(const Args& args) { return args.q.shape[3]; }
-int64_t kv_heads(const Args& args) { return args.k_cache.shape[2]; }
-bool is_paged(const Args& args) { return present(args.block_table); }
-// Rows that one sequence can have.
-int64_t capacity(const Args& args) {
-  return is_paged(args) ? args.block_table.shape[1] * args.k_cache.shape[1] : args.k_cache.shape[1];
-}
-
-int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes) {
-  ANYNPU_TRY(check_required(kOp, name, tensor));
-  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
-    char expected[96] = "";
-    for (const int32_t dtype : dtypes) {
-      if (expected[0] != '\0') std::strcat(expected, " or ");
-      std::strcat(expected, dtype_name(dtype));
-    }
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
-  }
-  if (tensor.format != ANYNPU_ND) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", kOp, name, tensor.format);
-  }
-  return check_strides(kOp, name, tensor, Access::read);
-}
-
-bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape) {
-  return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
-}
-
-int32_t check_heads(const char* name, const anynpu_tensor& tensor) {
-  if (tensor.shape[3] <= 1 || tensor.strides[3] == 1) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: the last axis of %s should be contiguous", kOp, name);
-}
-
-// The strides that matter.
-bool same_strides(const anynpu_tensor& a, const anynpu_tensor& b) {
-  for (int axis = 0; axis < a.ndim; ++axis) {
-    if (a.shape[axis] > 1 && a.strides[axis] != b.strides[axis]) return false;
-  }
-  return true;
-}
-
-int32_t check_caches(const Args& args) {
-  ANYNPU_TRY(check_view("k_cache", args.k_cache, {ANYNPU_INT8}));
-  ANYNPU_TRY(check_view("v_cache", args.v_cache, {ANYNPU_INT8}));
-  if (args.k_cache.ndim != 4 || kv_heads(args) < 1 || args.k_cache.shape[3] < 1) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must be [C1, C2, Nkv, D], got shape %s", kOp, shape_text(args.k_cache));
-  }
-  if (args.v_cache.ndim != 4 || !std::equal(args.k_cache.shape, args.k_cache.shape + 4, args.v_cache.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the shape of k_cache, %s, got %s", kOp,
-                shape_text(args.k_cache), shape_text(args.v_cache));
-  }
-  ANYNPU_TRY(check_heads("k_cache", args.k_cache));
-  if (same_strides(args.k_cache, args.v_cache)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the strides of k_cache", kOp);
-}
-
-int32_t check_q(const Args& args) {
-  ANYNPU_TRY(check_view("q", args.q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
-  if (args.q.ndim != 4)
-    return fail(ANYNPU_BAD_SHAPE, "%s: q must be [B, S, Nq, D], got shape %s", kOp, shape_text(args.q));
-  if (head_size(args) != args.k_cache.shape[3]) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: q.shape[3] must be D = k_cache.shape[3] = %lld, got %lld", kOp,
-                wide(args.k_cache.shape[3]), wide(head_size(args)));
-  }
-  if (q_heads(args) < 1 || q_heads(args) % kv_heads(args) != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: q.shape[2] must be a multiple of Nkv = k_cache.shape[2] = %lld, got %lld", kOp,
-                wide(kv_heads(args)), wide(q_heads(args)));
-  }
-  return ANYNPU_OK;
-}
-
-int32_t check_per_batch(const Args& args, const char* name, const anynpu_tensor& tensor) {
-  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_INT32}));
-  if (has_shape(tensor, {batch_size(args)})) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [B] = (%lld,), got %s", kOp, name, wide(batch_size(args)),
-              shape_text(tensor));
-}
-
-int32_t check_places(const Args& args) {
-  ANYNPU_TRY(check_per_batch(args, "lengths", args.lengths));
-  if (present(args.starts)) ANYNPU_TRY(check_per_batch(args, "starts", args.starts));
-  if (!is_paged(args)) {
-    if (args.k_cache.shape[0] >= batch_size(args)) return ANYNPU_OK;
-    return fail(ANYNPU_BAD_SHAPE, "%s: k_cache.shape[0] must be at least B = %lld, got %lld", kOp,
-                wide(batch_size(args)), wide(args.k_cache.shape[0]));
-  }
-  ANYNPU_TRY(check_view("block_table", args.block_table, {ANYNPU_INT32}));
-  if (args.block_table.ndim == 2 && args.block_table.shape[0] == batch_size(args)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: block_table must be [B, blocks] with B = %lld, got shape %s", kOp,
-              wide(batch_size(args)), shape_text(args.block_table));
-}
-
-int32_t check_head_parameter(const Args& args, const char* name, const anynpu_tensor& tensor) {
-  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_FLOAT32}));
-  if (has_shape(tensor, {kv_heads(args), head_size(args)})) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [Nkv, D] = (%lld, %lld), got %s", kOp, name,
-              wide(kv_heads(args)), wide(head_size(args)), shape_text(tensor));
-}
-
-int32_t check_out(const Args& args) {
-  ANYNPU_TRY(check_view("out", args.out, {args.q.dtype}));
-  if (args.out.ndim != 4 || !std::equal(args.q.shape, args.q.shape + 4, args.out.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: out must have the shape of q, %s, got %s", kOp, shape_text(args.q),
-                shape_text(args.out));
-  }
-  ANYNPU_TRY(check_strides(kOp, "out", args.out, Access::write));
-  return check_heads("out", args.out);
-}
-
-int32_t check(const Args& args) {
-  ANYNPU_TRY(check_caches(args));
-  ANYNPU_TRY(check_q(args));
-  ANYNPU_TRY(check_places(args));
-  ANYNPU_TRY(check_head_parameter(args, "scale_k", args.scale_k));
-  ANYNPU_TRY(check_head_parameter(args, "scale_v", args.scale_v));
-  if (present(args.offset_k)) ANYNPU_TRY(check_head_parameter(args, "offset_k", args.offset_k));
-  if (present(args.offset_v)) ANYNPU_TRY(check_head_parameter(args, "offset_v", args.offset_v));
-  return check_out(args);
-}
-
-int32_t check_all_data(const Args& args) {
-  const struct {
-    const char* name;
-    const anynpu_tensor* tensor;
-  } tensors[] = {{"q", &args.q},
-                 {"k_cache", &args.k_cache},
-                 {"v_cache", &args.v_cache},
-                 {"lengths", &args.lengths},
-                 {"scale_k", &args.scale_k},
-                 {"scale_v", &args.scale_v},
-                 {"offset_k", &args.offset_k},
-                 {"offset_v", &args.offset_v},
-                 {"block_table", &args.block_table},
-                 {"starts", &args.starts},
-                 {"out", &args.out}};
-  for (const auto& entry : tensors) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));
-  return ANYNPU_OK;
-}
-
-int32_t int_at(const anynpu_tensor& tensor, int64_t row, int64_t column = 0) {
-  const int64_t offset = row * tensor.strides[0] + (tensor.ndim == 2 ? column * tensor.strides[1] : 0);
-  return static_cast<const int32_t*>(tensor.data)[offset];
-}
-
-// Rows [start, length) of the cache belong to sequence `batch`.
-int64_t length_of(const Args& args, int64_t batch) { return int_at(args.lengths, batch); }
-int64_t start_of(const Args& args, int64_t batch) { return present(args.starts) ? int_at(args.starts, batch) : 0; }
-
-int32_t check_values(const Args& args, int64_t* longest) {
-  const int64_t least = args.causal ? query_length(args) : 1;
-  *longest = 0;
-  for (int64_t batch = 0; batch < batch_size(args); ++batch) {
-    const int64_t length = length_of(args, batch), start = start_of(args, batch);
-    if (length < least || length > capacity(args)) {
-      return fail(ANYNPU_BAD_VALUE,
-                  "%s: lengths must be in [%lld, %lld], from %s to the rows of the cache, got %lld at [%lld]", kOp,
-                  wide(least), wide(capacity(args)), args.causal ? "S" : "1", wide(length), wide(batch));
-    }
-    if (start < 0 || start > length) {
-      return fail(ANYNPU_BAD_VALUE, "%s: starts must be in [0, lengths] = [0, %lld], got %lld at [%lld]", kOp,
-                  wide(length), wide(start), wide(batch));
-    }
-    *longest = std::max(*longest, length);
-    if (!is_paged(args)) continue;
-    const int64_t size = args.k_cache.shape[1];
-    for (int64_t block = start / size; block * size < length; ++block) {
-      const int64_t index = int_at(args.block_table, batch, block);
-      if (index < 0 || index >= args.k_cache.shape[0]) {
-        return fail(ANYNPU_BAD_VALUE,
-                    "%s: block_table must be in [0, C1) = [0, %lld) where rows are used, got %lld at [%lld, %lld]", kOp,
-                    wide(args.k_cache.shape[0]), wide(index), wide(batch), wide(block));
-      }
-    }
-  }
-  return ANYNPU_OK;
-}
+using Args = KvCacheArgs;
 
 // How the work is cut: into items of a batch, a range of kv heads, a block of query positions and a split of the rows.
 // The cut of positions and rows depends on shapes and lengths alone, so that results do not depend on the threads.
@@ -523,7 +338,7 @@ class Run {
 
 int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
   int64_t longest = 0;
-  ANYNPU_TRY(check_values(args, &longest));
+  ANYNPU_TRY(check_kv_cache_data(args, &longest));
   if (element_count(args.q) == 0) return ANYNPU_OK;
   const int threads = threads_for(args, longest);
   const Plan plan(args, longest, threads);
@@ -553,7 +368,7 @@ extern "C" int32_t anynpu_kv_cache_attention_check(const anynpu_kv_cache_attenti
     return anynpu::fail(ANYNPU_NULL_ARG, "kv_cache_attention: null argument");
   }
   *workspace_bytes = 0;
-  ANYNPU_TRY(anynpu::check(*args));
+  ANYNPU_TRY(anynpu::check_kv_cache_attention(*args));
   *workspace_bytes = anynpu::workspace_size(*args);
   return ANYNPU_OK;
 }
@@ -562,6 +377,5 @@ extern "C" int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_arg
                                              size_t workspace_bytes) {
   size_t wanted = 0;
   ANYNPU_TRY(anynpu_kv_cache_attention_check(args, &wanted));
-  ANYNPU_TRY(anynpu::check_all_data(*args));
   return anynpu::run(*args, workspace, workspace_bytes);
 }

@@ -1,82 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
+// Of a call: what its shapes say, and its checks.
 #pragma once
 
-#include <cstdint>
-
-#include "core/cpu.h"
+#include "core/tensor.h"
 
 namespace anynpu {
 
-constexpr int kAttentionTileRows = 128;
-constexpr int kAttentionRuns = 8;            // of a tile, whose rows some kernels take in turn
-constexpr int kAttentionMostRowsAhead = 16;  // with all heads some 16 KiB
-constexpr int kAttentionFewRows = 16;  // of digits of a head: up to here codes are multiplied as they lie in the cache
-// Rows of head_size elements are padded to a multiple of this, with zeros, on every tier.
-constexpr int64_t kAttentionPadding = 32;
+using KvCacheArgs = anynpu_kv_cache_attention_args;
 
-// The running softmax of some queries of one kv head over the rows seen so far.
-struct AttentionState {
-  float* accumulator;  // [queries, padded], sums of weight * code
-  float* maximum;      // [queries], of the scores
-  float* weight_sum;   // [queries]
-  AttentionState after(int64_t floats) const { return {accumulator + floats, maximum + floats, weight_sum + floats}; }
-};
+inline int64_t batch_size(const KvCacheArgs& args) { return args.q.shape[0]; }
+inline int64_t query_length(const KvCacheArgs& args) { return args.q.shape[1]; }
+inline int64_t q_heads(const KvCacheArgs& args) { return args.q.shape[2]; }
+inline int64_t head_size(const KvCacheArgs& args) { return args.q.shape[3]; }
+inline int64_t kv_heads(const KvCacheArgs& args) { return args.k_cache.shape[2]; }
+inline bool is_paged(const KvCacheArgs& args) { return present(args.block_table); }
+// Rows that one sequence can have.
+inline int64_t capacity(const KvCacheArgs& args) {
+  return is_paged(args) ? args.block_table.shape[1] * args.k_cache.shape[1] : args.k_cache.shape[1];
+}
 
-// Up to kAttentionTileRows rows of kv heads that lie side by side. Queries and weights are fixed-point numbers of one or two
-// 16-bit digits: a value is the sum of its digits, each times its step. All digits of a query are multiplied as if they were
-// queries.
-struct AttentionTile {
-  int64_t head_size, padded;
-  int32_t rows, rows_known, heads, queries, digits;
-  const int8_t* k;  // row i begins at k[offsets[i]]
-  const int8_t* v;
-  const int64_t* offsets;  // [rows_known], those of the tile, in any order where all is visible, and of what comes next
-  const int16_t* q;        // [heads, queries, digits, padded], times scale_k and the softmax scale
-  const float* q_steps;    // [heads, queries, digits]
-  const int32_t* visible;  // query i sees the first visible[i] rows of the tile
-  float* scores;           // [heads, queries, kAttentionTileRows] of scratch
-  float* maxima;           // [queries] of scratch, of the scores of a head
-  int16_t* weights;        // [heads, queries, digits, kAttentionTileRows] of scratch
-  float* weight_steps;     // [heads, queries, digits] of scratch
-  int32_t* totals;         // [heads, kAttentionFewRows, the larger of padded and kAttentionTileRows] of scratch
-  int8_t* pairs;           // [kAttentionTileRows, padded] of scratch
-  AttentionState state;    // of the first head, those of the others state_stride floats apart
-  int64_t state_stride;
-};
+inline int32_t int_at(const anynpu_tensor& tensor, int64_t row, int64_t column = 0) {
+  const int64_t offset = row * tensor.strides[0] + (tensor.ndim == 2 ? column * tensor.strides[1] : 0);
+  return static_cast<const int32_t*>(tensor.data)[offset];
+}
 
-// One query: the states of the splits of its rows, `stride` floats apart, become its output. Uses the maxima up.
-struct AttentionFinish {
-  int64_t head_size;
-  int64_t splits, stride;
-  AttentionState state;
-  const float* scale_v;   // strides count elements
-  const float* offset_v;  // or null
-  int64_t scale_stride, offset_stride;
-  void* output;
-};
+// Rows [start, length) of the cache belong to sequence `batch`.
+inline int64_t length_of(const KvCacheArgs& args, int64_t batch) { return int_at(args.lengths, batch); }
+inline int64_t start_of(const KvCacheArgs& args, int64_t batch) {
+  return present(args.starts) ? int_at(args.starts, batch) : 0;
+}
 
-enum AttentionFloat { kAttentionFloat32, kAttentionFloat16, kAttentionBFloat16, kAttentionFloats };  // of q, output
-
-// One query as the tiles want it: q * scale * softmax_scale in fixed point. Strides count elements.
-struct AttentionFold {
-  int64_t head_size, padded;
-  const void* q;
-  const float* scale;
-  int64_t q_stride, scale_stride;
-  float softmax_scale;
-  int32_t digits;
-  int16_t* to;   // [digits, padded]
-  float* steps;  // [digits]
-};
-
-struct AttentionKernel {
-  Isa isa;
-  // Whether few queries go through kAttentionRuns parts of a tile side by side, where all of them see all of its rows.
-  bool reads_runs;
-  int32_t rows_ahead;  // that are fetched while others are multiplied, at most kAttentionMostRowsAhead
-  void (*fold[kAttentionFloats])(const AttentionFold& fold);
-  void (*tile)(const AttentionTile& tile);
-  void (*finish[kAttentionFloats])(const AttentionFinish& finish);
-};
+int32_t check_kv_cache_attention(const KvCacheArgs& args);
+// What depends on data: there is some, and lengths, starts and the block table lie within the cache. Tells the largest length.
+int32_t check_kv_cache_data(const KvCacheArgs& args, int64_t* longest);
 
 }  // namespace anynpu
