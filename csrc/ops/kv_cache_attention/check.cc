@@ -149,7 +149,7 @@ int32_t check_values(const Args& args, int64_t* longest) {
                   wide(length), wide(start), wide(batch));
     }
     *longest = std::max(*longest, length);
-    if (!is_paged(args)) continue;
+    if (!is_paged(args) || length == 0) continue;
     const int64_t size = args.k_cache.shape[1];
     for (int64_t block = start / size; block * size < length; ++block) {
       const int64_t index = int_at(args.block_table, batch, block);

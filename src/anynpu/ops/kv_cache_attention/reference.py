@@ -29,7 +29,7 @@ def _check_values(
         start = 0 if starts is None else int(starts[batch])
         if not 0 <= start <= length:
             raise ValueError(f"{OP}: starts must be in [0, lengths] = [0, {length}], got {start} at [{batch}]")
-        if block_table is None:
+        if block_table is None or length == 0:
             continue
         for block in range(start // rows, -(-length // rows)):
             index, planes = int(block_table[batch, block]), k_cache.shape[0]
