@@ -1,197 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published operators that take tokens to the ranks of their experts and bring the results back.
-
-Rows travel by all-to-alls of ``torch.distributed``, as many as there are. Where values of tensors cannot be read, in a
-graph, room for as many rows as there may be travels.
-"""
+"""The published operators that take tokens to the ranks of their experts and bring the results back."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-import torch.distributed as dist
-from torch._subclasses.fake_tensor import is_fake
 
 import anynpu
 from anynpu._check import require, require_dtype
+from anynpu.compat.expert_ranks import Arrivals, Parcels, Ranks, is_readable, starts_of
 from anynpu.compat.published import Dtype, published, require_absent
 
 _FLOATS = (torch.float16, torch.bfloat16)
 _ASSIST_INTEGERS = 128  # of each row, in what dispatch v2 tells combine v2
 
 
-@dataclass(frozen=True)
-class _Ranks:
-    """The ranks of a group and their experts, which are numbered from rank to rank.
-
-    The first ``shared_ranks`` have one shared expert each (several ranks the same one), the others an equal share of
-    the ``experts`` that tokens are routed to.
-    """
-
-    op: str
-    group: str
-    size: int
-    rank: int
-    experts: int
-    shared_experts: int = 0
-    shared_ranks: int = 0
-
-    def __post_init__(self) -> None:
-        size, own = self._of_group()
-        require(self.op, size == self.size, f"ep_world_size must be that of group_ep, {size}, got {self.size}")
-        require(self.op, own == self.rank, f"ep_rank_id must be that of group_ep, {own}, got {self.rank}")
-        shared, ranks = self.shared_experts, self.shared_ranks
-        fits = 0 <= ranks < size and (ranks == 0 or (shared > 0 and ranks % shared == 0))
-        sentence = f"shared_expert_rank_num must be a multiple of shared_expert_num {shared} below {size}, got {ranks}"
-        require(self.op, fits, sentence)
-        others = size - ranks
-        fits = self.experts > 0 and self.experts % others == 0
-        require(self.op, fits, f"moe_expert_num must be a multiple of the {others} ranks, got {self.experts}")
-
-    def _of_group(self) -> tuple[int, int]:
-        known = [group for group in dist.distributed_c10d._world.pg_map if group.group_name == self.group]
-        require(self.op, bool(known), f"group_ep must be what get_hccl_comm_name says of a group, got {self.group!r}")
-        return dist.get_world_size(known[0]), dist.get_rank(known[0])
-
-    @property
-    def per_rank(self) -> list[int]:
-        """How many experts each rank has."""
-        others = self.size - self.shared_ranks
-        return [1] * self.shared_ranks + [self.experts // others] * others
-
-    def shared_numbers(self) -> list[int]:
-        """The copies of the shared experts that this rank's tokens go to."""
-        if not self.shared_ranks:
-            return []
-        copies = self.shared_ranks // self.shared_experts
-        return [expert * copies + self.rank % copies for expert in range(self.shared_experts)]
-
-    def numbers(self, expert_ids: torch.Tensor) -> torch.Tensor:
-        """``[N, K + shared experts]``: the experts of each token."""
-        shared = self.shared_numbers()
-        copies = torch.tensor(shared, dtype=torch.int32, device=expert_ids.device).expand(len(expert_ids), len(shared))
-        return torch.cat([expert_ids + self.shared_ranks, copies], dim=1)
-
-    def of_numbers(self, values: torch.Tensor | None) -> torch.Tensor | None:
-        """Rows of values, those of the shared experts first, once for each copy of these."""
-        if values is None or not self.shared_ranks:
-            return values
-        copies = self.shared_ranks // self.shared_experts
-        return torch.cat([values[: self.shared_experts].repeat_interleave(copies, 0), values[self.shared_experts :]])
-
-    def owners(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The ranks of experts."""
-        share = self.per_rank[-1]
-        routed = (numbers - self.shared_ranks).div(share, rounding_mode="floor") + self.shared_ranks
-        return numbers.where(numbers < self.shared_ranks, routed).long()
-
-    def most_rows(self, tokens: int, chosen: int) -> list[int]:
-        """How many rows at most each rank receives from one that has so many tokens."""
-        return [tokens * min(experts, chosen) for experts in self.per_rank]
-
-    def room(self, tokens: int, chosen: int) -> int:
-        """The rows of this rank's results, ``A`` in the documents."""
-        if self.rank >= self.shared_ranks:
-            return self.size * self.most_rows(tokens, chosen)[-1]
-        copies = self.shared_ranks // self.shared_experts
-        return tokens * -(-self.size // copies)
-
-    def exchange(self, rows: torch.Tensor, received: Sequence[int], sent: Sequence[int]) -> torch.Tensor:
-        """An all-to-all: the rows that came, rank by rank."""
-        collectives = torch.ops._c10d_functional
-        return collectives.wait_tensor(
-            collectives.all_to_all_single(rows.contiguous(), list(received), list(sent), self.group)
-        )
-
-
-def _readable(tensor: torch.Tensor) -> bool:
-    """Whether values may be read: not in a graph that is compiled or captured."""
-    return not (torch.compiler.is_compiling() or is_fake(tensor) or torch.npu.is_current_stream_capturing())
-
-
-def _starts(sizes: torch.Tensor) -> torch.Tensor:
-    return sizes.cumsum(0) - sizes
-
-
-@dataclass(frozen=True)
-class _Parcels:
-    """Rows that are exchanged, rank by rank, with space between the ranks where counts are not read."""
-
-    counts: torch.Tensor
-    sizes: list[int]
-
-    @classmethod
-    def of(cls, counts: torch.Tensor, most: Sequence[int]) -> _Parcels:
-        return cls(counts, counts.tolist() if _readable(counts) else list(most))
-
-    @property
-    def starts(self) -> torch.Tensor:
-        return _starts(torch.tensor(self.sizes, device=self.counts.device))
-
-    def packed(self, rows: torch.Tensor) -> torch.Tensor:
-        """What to send of rows that lie rank by rank without space between them."""
-        total = sum(self.sizes)
-        if _readable(self.counts):
-            return rows[:total]
-        if not len(rows):
-            return rows.new_zeros(total, *rows.shape[1:])
-        sizes = torch.tensor(self.sizes, device=rows.device)
-        owner = torch.arange(len(self.sizes), device=rows.device).repeat_interleave(sizes, output_size=total)
-        place = torch.arange(total, device=rows.device) + (_starts(self.counts) - self.starts)[owner]
-        return rows[place.clamp(max=len(rows) - 1)]
-
-
-@dataclass(frozen=True)
-class _Arrivals:
-    """Rows of one rank's experts: they came rank by rank, in a rank by expert, and lie expert by expert."""
-
-    table: torch.Tensor  # [ranks, experts], counts
-    parcels: _Parcels
-    room: int
-
-    def ends(self) -> torch.Tensor:
-        """Where the rows of the first expert from the first rank, from the second rank, ... end."""
-        return self.table.t().flatten().cumsum(0)
-
-    @functools.cached_property
-    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row where it came, and whether it is one."""
-        ends = self.ends()
-        total = int(ends[-1]) if _readable(self.table) else self.room
-        row = torch.arange(total, device=ends.device)
-        within = self.table.cumsum(1) - self.table + self.parcels.starts.unsqueeze(1)
-        shift = within.t().flatten() - (ends - self.table.t().flatten())
-        run = torch.searchsorted(ends, row, right=True).clamp(max=len(ends) - 1)
-        there = row < ends[-1]
-        return torch.where(there, row + shift[run], sum(self.parcels.sizes)), there
-
-    def by_expert(self, came: torch.Tensor) -> torch.Tensor:
-        """The rows by expert, and zeros behind them."""
-        places, there = self._places
-        rows = came.new_zeros(self.room, *came.shape[1:])
-        known = came[places.clamp(max=max(len(came) - 1, 0))]
-        rows[: len(places)] = known.where(there.view(-1, *[1] * (came.dim() - 1)), 0)
-        return rows
-
-    def by_rank(self, rows: torch.Tensor) -> torch.Tensor:
-        """The way back."""
-        places, _ = self._places
-        back = rows.new_zeros(sum(self.parcels.sizes) + 1, *rows.shape[1:])  # the last is for what is no row
-        back[places] = rows[: len(places)]
-        return back[:-1]
-
-
-def _most_tokens(ranks: _Ranks, tokens: int, global_bs: int) -> int:
+def _most_tokens(ranks: Ranks, tokens: int, global_bs: int) -> int:
     """Of any rank."""
     fits = global_bs >= 0 and global_bs % ranks.size == 0
     require(ranks.op, fits, f"global_bs must be a multiple of ep_world_size {ranks.size}, or 0, got {global_bs}")
     return global_bs // ranks.size or tokens
 
 
-def _require_known_sizes(ranks: _Ranks, tokens: list[int], global_bs: int) -> None:
+def _require_known_sizes(ranks: Ranks, tokens: list[int], global_bs: int) -> None:
     fits = max(tokens) * ranks.size <= global_bs if global_bs else all(count == tokens[0] for count in tokens)
     sentence = f"global_bs must be the most tokens of a rank times ep_world_size {ranks.size}"
     require(ranks.op, fits, f"{sentence}, or 0 where all have as many, got {global_bs} and {tokens} tokens")
@@ -215,7 +45,7 @@ def _active(op: str, mask: torch.Tensor | None, expert_ids: torch.Tensor) -> tor
     return mask if mask.dim() == 2 else mask.unsqueeze(1).expand(shape)
 
 
-def _received_counts(ranks: _Ranks, counts: torch.Tensor, tokens: int, global_bs: int) -> torch.Tensor:
+def _received_counts(ranks: Ranks, counts: torch.Tensor, tokens: int, global_bs: int) -> torch.Tensor:
     """``[ranks, experts]``: the rows that each rank sends to each expert of this one. With them goes how many tokens
     it has, so that all ranks refuse what does not fit, not one while the others wait."""
     tokens_here = counts.new_full((1,), tokens)
@@ -223,12 +53,12 @@ def _received_counts(ranks: _Ranks, counts: torch.Tensor, tokens: int, global_bs
     columns = ranks.per_rank[ranks.rank] + 1
     table = ranks.exchange(sent, [columns] * ranks.size, [experts + 1 for experts in ranks.per_rank])
     table = table.view(ranks.size, columns)
-    _require_known_sizes(ranks, table[:, -1].tolist() if _readable(table) else [tokens], global_bs)
+    _require_known_sizes(ranks, table[:, -1].tolist() if is_readable(table) else [tokens], global_bs)
     return table[:, :-1]
 
 
 def _dispatch(
-    ranks: _Ranks,
+    ranks: Ranks,
     x: torch.Tensor,
     expert_ids: torch.Tensor,
     scales: torch.Tensor | None,
@@ -261,9 +91,9 @@ def _dispatch(
     table = _received_counts(ranks, counts, tokens, global_bs)
     chosen = expert_ids.shape[1]
     limits = ranks.most_rows(most, chosen)
-    sent = _Parcels.of(torch.stack([own.sum() for own in counts.split(ranks.per_rank)]), limits)
-    came = _Parcels.of(table.sum(1), [limits[ranks.rank]] * ranks.size)
-    arrivals = _Arrivals(table, came, ranks.room(most, chosen))
+    sent = Parcels.of(torch.stack([own.sum() for own in counts.split(ranks.per_rank)]), limits)
+    came = Parcels.of(table.sum(1), [limits[ranks.rank]] * ranks.size)
+    arrivals = Arrivals(table, came, ranks.room(most, chosen))
 
     def dispatched(rows: torch.Tensor) -> torch.Tensor:
         return arrivals.by_expert(ranks.exchange(sent.packed(rows), came.sizes, sent.sizes))
@@ -287,7 +117,7 @@ def _dispatch(
     )
 
 
-def _weights(ranks: _Ranks, expert_scales: torch.Tensor, expert_ids: torch.Tensor) -> torch.Tensor:
+def _weights(ranks: Ranks, expert_scales: torch.Tensor, expert_ids: torch.Tensor) -> torch.Tensor:
     """The weight of each slot; shared experts have 1."""
     require_dtype(ranks.op, "expert_scales", expert_scales, (torch.float32,))
     shapes = tuple(expert_scales.shape), tuple(expert_ids.shape)
@@ -307,7 +137,7 @@ def _by_row(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _combine(
-    ranks: _Ranks,
+    ranks: Ranks,
     expand_x: torch.Tensor,
     expert_ids: torch.Tensor,
     index: torch.Tensor,
@@ -330,23 +160,23 @@ def _combine(
     table = (ends - torch.nn.functional.pad(ends, (1, -1))).view(own_experts, ranks.size).t()
     limits, room = ranks.most_rows(most, chosen), ranks.room(most, chosen)
     require(op, len(expand_x) == room, f"expand_x must have the {room} rows that dispatch gave, got {len(expand_x)}")
-    back = _Parcels.of(table.sum(1), [limits[ranks.rank]] * ranks.size)
-    arrivals = _Arrivals(table, back, room)
+    back = Parcels.of(table.sum(1), [limits[ranks.rank]] * ranks.size)
+    arrivals = Arrivals(table, back, room)
 
     slots = _with_shared(ranks, index.view(tokens, chosen))
     owners = ranks.owners(ranks.numbers(expert_ids))
     owners = owners.where(slots >= 0, 0)
     counts = table.new_zeros(ranks.size).index_add(0, owners.flatten(), (slots >= 0).flatten().to(table.dtype))
-    own = _Parcels.of(counts, limits)
+    own = Parcels.of(counts, limits)
     came = ranks.exchange(arrivals.by_rank(expand_x), own.sizes, back.sizes)
-    rows = slots + (own.starts - _starts(counts))[owners]
+    rows = slots + (own.starts - starts_of(counts))[owners]
     rows = torch.where(slots >= 0, rows, -1).int().flatten()
     return anynpu.moe_finalize_routing(
         came, shared_expert_x, None, None, _weights(ranks, expert_scales, expert_ids), rows, drop_pad_mode=2
     )
 
 
-def _with_shared(ranks: _Ranks, index: torch.Tensor) -> torch.Tensor:
+def _with_shared(ranks: Ranks, index: torch.Tensor) -> torch.Tensor:
     """Where all slots of the tokens went: rows of shared experts come first, in the order of tokens."""
     there = (index >= 0).any(1)
     place = there.cumsum(0) - 1
@@ -357,9 +187,9 @@ def _with_shared(ranks: _Ranks, index: torch.Tensor) -> torch.Tensor:
 def _of_dispatch(
     op: str, group: str, size: int, rank: int, experts: int, shared_experts: int, shared_ranks: int, tp_size: int,
     shard_type: int,
-) -> _Ranks:  # fmt: skip
+) -> Ranks:  # fmt: skip
     require_absent(tp_world_size=tp_size if tp_size > 1 else None, expert_shard_type=shard_type or None)
-    return _Ranks(op, group, size, rank, experts, shared_experts, shared_ranks)
+    return Ranks(op, group, size, rank, experts, shared_experts, shared_ranks)
 
 
 @published(
