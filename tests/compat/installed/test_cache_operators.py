@@ -6,12 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
+from npu_tensors import halves, reals
 
 UNIT = 2.0**-24  # of float32 roundings
-
-
-def reals(*shape, dtype=torch.float16, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
 
 
 def slots(*values, dtype=torch.int32):
@@ -30,8 +27,8 @@ def expected_pages(cache, rows, places):
 @pytest.mark.parametrize("places", [slots(3, 17, 0), slots(-1, 5, -1, dtype=torch.int64), slots(-1, -2, -3)], ids=repr)
 @pytest.mark.parametrize("function", ["npu_scatter_pa_kv_cache", "_npu_reshape_and_cache"])
 def test_plain_pages(places, function):
-    key, value = reals(3, 2, 16), reals(3, 2, 8, seed=1)
-    caches = reals(3, 6, 2, 16, seed=2), reals(3, 6, 2, 8, seed=3)
+    key, value = halves(3, 2, 16), halves(3, 2, 8, seed=1)
+    caches = halves(3, 6, 2, 16, seed=2), halves(3, 6, 2, 8, seed=3)
     expected = expected_pages(caches[0], key, places), expected_pages(caches[1], value, places)
     options = {"cache_mode": "Norm"} if function.startswith("npu") else {}
     assert getattr(torch_npu, function)(key, value, *caches, places, **options) is None
@@ -51,7 +48,7 @@ def test_pages_in_fractal_nz(dtype, c0):
 
 
 def test_refusals_of_pages():
-    key, cache = reals(3, 2, 16), reals(3, 6, 2, 16)
+    key, cache = halves(3, 2, 16), halves(3, 6, 2, 16)
     before = cache.clone()
     for places, caches, text in (
         (slots(3, 4), (cache, cache), r"there must be 3 slots, as many as rows, got \(2,\)"),
@@ -142,7 +139,7 @@ def test_kv_rmsnorm_rope_cache(dtype, quantised, mode):
 
 
 def test_refusals_of_kv_rmsnorm_rope_cache():
-    kv, gamma, cos, index = reals(2, 1, 1, 48), reals(32), reals(2, 1, 1, 16), slots(0, 1, dtype=torch.int64)
+    kv, gamma, cos, index = halves(2, 1, 1, 48), halves(32), halves(2, 1, 1, 16), slots(0, 1, dtype=torch.int64)
     caches = torch.zeros(2, 4, 1, 16).half().npu(), torch.zeros(2, 4, 1, 32).half().npu()
 
     def call(kv=kv, gamma=gamma, index=index, caches=caches, cache_mode="PA", **options):
@@ -186,7 +183,7 @@ def test_scatter_update(axis, dtype):
 
 
 def test_refusals_of_scatter_update():
-    data, updates = reals(2, 4, 5), reals(2, 2, 5)
+    data, updates = halves(2, 4, 5), halves(2, 2, 5)
     for arguments, text in (
         ((slots(0, 3), updates, 1), "indices must be at least 0 and at most 2"),
         ((slots(-1, 0), updates, 1), "indices must be at least 0 and at most 2"),
@@ -223,7 +220,7 @@ def test_quant_scatter(dtype, zero_dtype):
 
 
 def test_refusals_of_quant_scatter():
-    data, updates, starts = torch.zeros(2, 4, 8, dtype=torch.int8).npu(), reals(2, 1, 8), slots(0, 3)
+    data, updates, starts = torch.zeros(2, 4, 8, dtype=torch.int8).npu(), halves(2, 1, 8), slots(0, 3)
     scales = torch.ones(8).npu()
     for changes, text in (
         ({"self": updates}, "self must be int8, got float16"),
@@ -241,7 +238,7 @@ def test_refusals_of_quant_scatter():
 
 
 def test_captured_writes_reach_the_caches():
-    key, places = reals(3, 2, 16), slots(3, -1, 0)
+    key, places = halves(3, 2, 16), slots(3, -1, 0)
     caches = [torch.zeros(2, 4, 2, 16, dtype=torch.float16, device="npu") for _ in range(4)]
 
     def write(key, key_cache, value_cache, places):

@@ -6,18 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
+from npu_tensors import codes, integers, reals
 
 K, N1, N2 = 32, 48, 40
 COUNTS = [3, 0, 4]
 UNIT = 2.0**-24  # of float32 roundings
-
-
-def reals(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
-
-
-def codes(*shape, seed=0, low=-128, high=128, dtype=torch.int8):
-    return torch.randint(low, high, shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).npu()
 
 
 def activated(x, kind):
@@ -71,7 +64,7 @@ def test_weights_of_few_bits(packed, experts):
     lead = (3,) if experts else ()
     x, weights = reals(7, K, dtype=torch.float16), []
     for seed, shape in enumerate(((*lead, K, N1), (*lead, N1, N2))):
-        weights.append(codes(*shape, seed=seed, low=-8, high=8, dtype=torch.int32 if packed else torch.int8))
+        weights.append(integers(-8, 8, *shape, dtype=torch.int32 if packed else torch.int8, seed=seed))
     scales = [reals(*lead, n, dtype=torch.float16, seed=5) / 16 for n in (N1, N2)]
     offsets = [reals(*lead, n, dtype=torch.float16, seed=6) for n in (N1, N2)]
     given = weights
@@ -100,7 +93,7 @@ def test_weights_of_few_bits(packed, experts):
 def test_int8(words, experts, dtype):
     lead = (3,) if experts else ()
     x, w1, w2 = codes(7, K), codes(*lead, K, N1, seed=1), codes(*lead, N1, N2, seed=2)
-    b1, b2 = (codes(*lead, n, seed=3, low=-500, high=500, dtype=torch.int32) for n in (N1, N2))
+    b1, b2 = (integers(-500, 500, *lead, n, dtype=torch.int32, seed=3) for n in (N1, N2))
     d1, d2 = (reals(*lead, n, seed=4).abs() * 2.0**-12 for n in (N1, N2))
     scale, offset = torch.full((3,) if experts else (1,), 9.0).npu(), torch.full((3,) if experts else (1,), 3.0).npu()
     given = [torch_npu.npu_trans_quant_param(d.flatten()).view(d.shape) if words else d for d in (d1, d2)]

@@ -9,13 +9,10 @@ import pytest
 import torch
 import torch_npu
 import torchair
+from npu_tensors import reals
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 UNIT = 2.0**-24  # of float32 roundings
-
-
-def reals(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
 
 
 def assert_near(result, expected, error, dtype):

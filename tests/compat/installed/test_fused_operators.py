@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
+from npu_tensors import integers, reals
 from torch_npu.contrib.module import LinearA8W8Quant, LinearQuant, LinearWeightQuant
 
 import anynpu
@@ -13,20 +14,8 @@ import anynpu
 UNIT = 2.0**-24  # of float32 roundings
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def integers(low, high, *shape, dtype=torch.int8, seed=0):
-    return torch.randint(low, high, shape, generator=generator(seed)).to(dtype).npu()
-
-
-def reals(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed)).to(dtype).npu()
-
-
 def positive(*shape, dtype=torch.float32, seed=0):
-    return (torch.rand(shape, generator=generator(seed)) + 0.5).to(dtype).npu()
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.5).to(dtype).npu()
 
 
 def assert_rounded(codes, exact, error):

@@ -6,14 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
+from npu_tensors import codes, reals
 
 HE, HCQ, HCKV, N, D, DR = 32, 24, 32, 3, 16, 8
 # float32 results go through four products of at most 32 terms, two norms and a rotation, less than 300 roundings.
 ERROR = 300 * 2.0**-24
-
-
-def reals(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
 
 
 def arguments(tokens, dtype=torch.float32, cache_dtype=None):
@@ -73,21 +70,17 @@ def test_float_weights(function, tokens, mode):
         assert_near(cache.reshape(16, size), expected)
 
 
-def int8(shape, seed):
-    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed)).npu()
-
-
 @pytest.mark.parametrize("whole", [True, False], ids=["all weights", "weight_uq_qr"])
 def test_int8_weights(whole):
     given = arguments((6,), torch.bfloat16, None if whole else torch.int8)
     scale = {name: reals(1, size, seed=size).abs() / 64 for name, size in (
         ("dequant_scale_w_uq_qr", N * (D + DR)), ("smooth_scales_cq", HCQ)
     )}  # fmt: skip
-    given["weight_uq_qr"] = int8((HCQ, N * (D + DR)), 1)
+    given["weight_uq_qr"] = codes(HCQ, N * (D + DR), seed=1)
     if whole:
         given["token_x"], scale["dequant_scale_x"] = torch_npu.npu_dynamic_quant(given["token_x"])
         for name in ("dq", "dkv_kr"):
-            given[f"weight_{name}"] = int8(given[f"weight_{name}"].shape, 2)
+            given[f"weight_{name}"] = codes(*given[f"weight_{name}"].shape, seed=2)
             scale[f"dequant_scale_w_{name}"] = reals(1, given[f"weight_{name}"].shape[1], seed=4).abs() / 64
     else:
         scale |= {f"quant_scale_{name}": reals(1, size).abs() * 20 for name, size in (("ckv", HCKV), ("ckr", DR))}
@@ -104,9 +97,9 @@ def test_int8_weights(whole):
         )  # fmt: skip
 
     latent = torch_npu.npu_rms_norm(product("dq").float(), given["rmsnorm_gamma_cq"].float(), 1e-5)[0]
-    codes, rows = torch_npu.npu_dynamic_quant(latent * scale["smooth_scales_cq"])
+    quantised, rows = torch_npu.npu_dynamic_quant(latent * scale["smooth_scales_cq"])
     q = torch_npu.npu_quant_matmul(
-        codes, given["weight_uq_qr"], scale["dequant_scale_w_uq_qr"][0], pertoken_scale=rows,
+        quantised, given["weight_uq_qr"], scale["dequant_scale_w_uq_qr"][0], pertoken_scale=rows,
         output_dtype=torch.bfloat16,
     ).view(6, N, D + DR)  # fmt: skip
     cos, sin = (given[name][:, None, None] for name in ("rope_cos", "rope_sin"))
@@ -127,11 +120,11 @@ def test_refusals():
         ({"weight_uk": reals(N, D)}, ValueError, r"weight_uk must have shape \(N, D, Hckv\), got \(3, 16\)"),
         ({"weight_uq_qr": reals(HCQ, 8)}, ValueError, r"weight_uq_qr must have N \* \(D \+ Dr\) = 72 columns, got 8"),
         ({"weight_dq": reals(HE, HCQ).half()}, TypeError, "weight_dq must be float32, got float16"),
-        ({"weight_dq": int8((HE, HCQ), 0)}, TypeError, "int8 weight_dq needs its dequant_scale"),
+        ({"weight_dq": codes(HE, HCQ)}, TypeError, "int8 weight_dq needs its dequant_scale"),
         ({"cache_mode": "BSND"}, ValueError, "cache_mode must be PA_BSND or PA_NZ, got BSND"),
         ({"kv_cache": reals(4, 4, 1, 8)}, ValueError, "ckv_cache must have shape"),
         (
-            {"token_x": int8((6, HE), 0), "quant_scale_ckv": torch.ones(1).npu()},
+            {"token_x": codes(6, HE), "quant_scale_ckv": torch.ones(1).npu()},
             NotImplementedError,
             "quant_scale_ckv with int8 token_x",
         ),

@@ -6,13 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
+from npu_tensors import reals
 
 UNIT = 2.0**-24  # of float32 roundings
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def reals(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
 
 
 def assert_near(result, expected, error):

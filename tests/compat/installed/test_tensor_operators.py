@@ -6,10 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
-
-
-def reals(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).npu()
+from npu_tensors import reals
 
 
 def test_dtype_casts():
