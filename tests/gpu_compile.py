@@ -92,8 +92,3 @@ def _tool(name: str, option: str, cubin: bytes) -> str:
 def _resources(cubin: bytes) -> tuple[int, int]:
     report = _tool("cuobjdump", "-res-usage", cubin)
     return int(re.search(r"REG:(\d+)", report)[1]), int(re.search(r"STACK:(\d+)", report)[1])
-
-
-def machine_code(cubin: bytes) -> str:
-    """The instructions, one a line."""
-    return _tool("nvdisasm", "-c", cubin)
