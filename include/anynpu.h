@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes; the Python binding refuses any other number. */
-#define ANYNPU_ABI_VERSION 4
+#define ANYNPU_ABI_VERSION 5
 #define ANYNPU_MAX_DIMS 8
 
 typedef enum {
@@ -398,22 +398,6 @@ typedef struct {
 ANYNPU_API int32_t anynpu_quant_matmul_check(const anynpu_quant_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_quant_matmul(const anynpu_quant_matmul_args* args, void* workspace, size_t workspace_bytes);
 
-/* dynamic_quant_matmul: quant_matmul of the codes and scales that dynamic_quant makes of the rows of x, in one call.
- * x FLOAT16, BFLOAT16 or FLOAT32 [..., M, K]; weight, scale, bias and group_size as x2, scale, bias and group_size of
- * quant_matmul, a 2-D weight or a prepacked one; y [..., M, N], a float, contiguous. */
-typedef struct {
-  anynpu_tensor x;
-  anynpu_tensor weight;
-  anynpu_tensor scale;
-  anynpu_tensor bias;
-  anynpu_tensor y;
-  int64_t group_size; /* 0: no groups */
-} anynpu_dynamic_quant_matmul_args;
-ANYNPU_API int32_t anynpu_dynamic_quant_matmul_check(const anynpu_dynamic_quant_matmul_args* args,
-                                                     size_t* workspace_bytes);
-ANYNPU_API int32_t anynpu_dynamic_quant_matmul(const anynpu_dynamic_quant_matmul_args* args, void* workspace,
-                                               size_t workspace_bytes);
-
 /* compressed_matmul: y = (x @ W.T + bias) * scale * pertoken_scale with W (N, K) compressed by weight_compress; a float bias
  * is added after scaling. x INT8 (M, K); stream and index INT8; bias INT32 or FLOAT32, (N) or (1, N); scale INT64 or UINT64
  * (the low 32 bits are a float32) or FLOAT32, (1), (N), (1, 1) or (1, N); pertoken_scale absent or FLOAT32 (M);
@@ -432,6 +416,28 @@ typedef struct {
 ANYNPU_API int32_t anynpu_compressed_matmul_check(const anynpu_compressed_matmul_args* args, size_t* workspace_bytes);
 ANYNPU_API int32_t anynpu_compressed_matmul(const anynpu_compressed_matmul_args* args, void* workspace,
                                             size_t workspace_bytes);
+
+/* int8_linear: a linear layer of int8 activations in one call. x FLOAT16, BFLOAT16 or FLOAT32 [..., M, K]; y [..., M, N], a
+ * float, contiguous. The rows of x become the codes and scales of dynamic_quant, or with input_scale, FLOAT32 (1), the codes
+ * of quantize by it and input_offset, absent or FLOAT32 (1). Then weight, scale, bias and group_size are x2, scale, bias and
+ * group_size of quant_matmul, a 2-D weight or a prepacked one; with index weight is the stream of compressed_matmul.
+ * pertoken_scale is the scale of each row, or input_scale; none with an input_offset: then scale has the factor input_scale
+ * already, as bias has what the offset adds to the sums. */
+typedef struct {
+  anynpu_tensor x;
+  anynpu_tensor weight;
+  anynpu_tensor scale;
+  anynpu_tensor bias;
+  anynpu_tensor input_scale;
+  anynpu_tensor input_offset;
+  anynpu_tensor index;
+  anynpu_tensor y;
+  int64_t group_size;   /* 0: no groups */
+  int32_t y_is_scratch; /* as of compressed_matmul */
+  int32_t reserved;
+} anynpu_int8_linear_args;
+ANYNPU_API int32_t anynpu_int8_linear_check(const anynpu_int8_linear_args* args, size_t* workspace_bytes);
+ANYNPU_API int32_t anynpu_int8_linear(const anynpu_int8_linear_args* args, void* workspace, size_t workspace_bytes);
 
 typedef enum { ANYNPU_PER_TOKEN = 0, ANYNPU_PER_CHANNEL = 1, ANYNPU_PER_TENSOR = 2 } anynpu_quant_mode;
 

@@ -10,7 +10,7 @@ import torch
 from anynpu._check import require, require_last_axis
 from anynpu.formats.quantized_weight import QuantizedWeight, packing_axis
 from anynpu.nn.weight_quant_linear import WeightQuantLinear
-from anynpu.ops.quant_matmul.dynamic import dynamic_quant_matmul
+from anynpu.ops.quant_matmul.int8_linear import int8_linear
 from anynpu.ops.quant_matmul.spec import MOST_K
 
 
@@ -67,4 +67,4 @@ class Int4Linear(WeightQuantLinear):
         require_last_axis("Int4Linear", x, self.in_features)
         buffers = self._buffers
         operand = self._operand()
-        return dynamic_quant_matmul(x, operand, buffers["scale"], buffers["bias"], self.out_features, self.group_size)
+        return int8_linear(x, operand, buffers["scale"], buffers["bias"], self.out_features, group_size=self.group_size)

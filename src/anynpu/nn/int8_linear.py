@@ -10,22 +10,20 @@ import torch
 from anynpu._check import require, require_last_axis
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, index_bytes, most_bytes
 from anynpu.nn.quantized_linear import QuantizedLinear
-from anynpu.ops.compressed_matmul import compressed_matmul
-from anynpu.ops.dynamic_quant import dynamic_quant
-from anynpu.ops.quant_matmul import quant_matmul
-from anynpu.ops.quant_matmul.dynamic import dynamic_quant_matmul
+from anynpu.ops.quant_matmul.int8_linear import int8_linear
 from anynpu.ops.quant_matmul.spec import MOST_K
-from anynpu.ops.quantize import quantize
 
 
 class Int8Linear(QuantizedLinear):
     """``y = (x8 @ weight.T) * scale * input_scale + bias`` in the dtype of x, with ``x8 = rint(x / input_scale)``.
 
-    Subclasses hold the int8 weight. The float32 buffers ``scale``, ``bias`` and ``input_scale`` stay float32 when the
-    module is cast. Without ``input_scale`` every row of x gets a scale of its own, its largest magnitude / 127.
+    Subclasses hold the int8 weight, in the buffer ``WEIGHT``. The float32 buffers ``scale``, ``bias`` and
+    ``input_scale`` stay float32 when the module is cast. Without ``input_scale`` every row of x gets a scale of its
+    own, its largest magnitude / 127.
     """
 
     FLOAT32: ClassVar = ("scale", "bias", "input_scale")
+    WEIGHT: ClassVar[str]
 
     scale: torch.Tensor
     bias: torch.Tensor | None
@@ -51,17 +49,16 @@ class Int8Linear(QuantizedLinear):
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis(type(self).__name__, x, self.in_features)
-        rows = x.reshape(-1, self.in_features)
-        input_scale = self._buffers["input_scale"]
-        if input_scale is None:
-            codes, row_scale = dynamic_quant(rows)
-        else:
-            codes, row_scale = quantize(rows, input_scale, None, torch.int8, -1), input_scale.expand(rows.shape[0])
-        y = self._product(codes, row_scale, x.dtype)
-        return y.reshape(*x.shape[:-1], self.out_features)
-
-    def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        raise NotImplementedError
+        buffers = self._buffers
+        return int8_linear(
+            x,
+            buffers[self.WEIGHT],
+            buffers["scale"],
+            buffers["bias"],
+            self.out_features,
+            input_scale=buffers["input_scale"],
+            index=buffers.get("index"),
+        )
 
     def codes(self) -> torch.Tensor:
         """The codes, int8 ``[N, K]``."""
@@ -104,6 +101,7 @@ class QuantLinear(Int8Linear):
     """
 
     FIELDS: ClassVar = {"in_features": int, "out_features": int, "bias": bool, "static": bool}
+    WEIGHT: ClassVar = "weight"
 
     weight: torch.Tensor
 
@@ -136,24 +134,6 @@ class QuantLinear(Int8Linear):
     def codes(self) -> torch.Tensor:
         return self.weight
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        buffers = self._buffers
-        if buffers["input_scale"] is not None:
-            return super()._multiply(x)
-        require_last_axis("QuantLinear", x, self.in_features)
-        return dynamic_quant_matmul(x, buffers["weight"], buffers["scale"], buffers["bias"], self.out_features)
-
-    def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        buffers = self._buffers
-        return quant_matmul(
-            codes,
-            buffers["weight"].t(),
-            buffers["scale"],
-            pertoken_scale=row_scale,
-            bias=buffers["bias"],
-            output_dtype=dtype,
-        )
-
 
 class CompressedLinear(Int8Linear):
     """:class:`QuantLinear` with a losslessly compressed weight, the product of :func:`anynpu.compressed_matmul`.
@@ -174,6 +154,7 @@ class CompressedLinear(Int8Linear):
     """
 
     FIELDS: ClassVar = {**QuantLinear.FIELDS, "stream_bytes": int}
+    WEIGHT: ClassVar = "stream"
 
     stream: torch.Tensor
     index: torch.Tensor
@@ -234,19 +215,6 @@ class CompressedLinear(Int8Linear):
 
     def codes(self) -> torch.Tensor:
         return decompress_weight(self.compressed())
-
-    def _product(self, codes: torch.Tensor, row_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        buffers = self._buffers
-        return compressed_matmul(
-            codes,
-            buffers["stream"],
-            buffers["index"],
-            buffers["bias"],
-            buffers["scale"],
-            n=self.out_features,
-            pertoken_scale=row_scale,
-            output_dtype=dtype,
-        )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
         stream = state_dict.get(f"{prefix}stream")

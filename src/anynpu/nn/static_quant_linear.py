@@ -9,9 +9,8 @@ import torch
 
 from anynpu._check import require, require_last_axis
 from anynpu.nn.quantized_linear import QuantizedLinear
-from anynpu.ops.quant_matmul import quant_matmul
+from anynpu.ops.quant_matmul.int8_linear import int8_linear
 from anynpu.ops.quant_matmul.spec import MOST_K
-from anynpu.ops.quantize import quantize
 
 
 class StaticQuantLinear(QuantizedLinear):
@@ -90,9 +89,12 @@ class StaticQuantLinear(QuantizedLinear):
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis(type(self).__name__, x, self.in_features)
         buffers = self._buffers
-        rows = x.reshape(-1, self.in_features)
-        codes = quantize(rows, buffers["input_scale"], buffers["input_offset"], torch.int8, -1)
-        y = quant_matmul(
-            codes, buffers["weight"].t(), buffers["deq_scale"], bias=buffers["quant_bias"], output_dtype=x.dtype
+        return int8_linear(
+            x,
+            buffers["weight"],
+            buffers["deq_scale"],
+            buffers["quant_bias"],
+            self.out_features,
+            input_scale=buffers["input_scale"],
+            input_offset=buffers["input_offset"],
         )
-        return y.reshape(*x.shape[:-1], self.out_features)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators of a linear layer of int8 activations, in one native call where nobody could tell."""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu import _native
+from anynpu._repeat import Plan, PlannedKernel, RepeatedOperator
+from anynpu.ops.compressed_matmul import compressed_matmul
+from anynpu.ops.dynamic_quant import dynamic_quant
+from anynpu.ops.quant_matmul import quant_matmul
+from anynpu.ops.quantize import quantize
+
+_call = _native.Call("int8_linear", tensors=8, scalars="q2i")
+_MOST_VALUES = 1 << 16  # of x in one call: more take so long that another call is nothing, and memory for their codes
+
+
+def _operators(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_scale: torch.Tensor | None,
+    input_offset: torch.Tensor | None,
+    index: torch.Tensor | None,
+    n: int,
+    group_size: int,
+) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    codes, row_scale = _quantised(rows, input_scale, input_offset)
+    rest = {"pertoken_scale": row_scale, "output_dtype": x.dtype, "n": n}
+    if index is not None:
+        y = compressed_matmul(codes, weight, index, bias, scale, **rest)
+    else:
+        y = quant_matmul(codes, _as_x2(weight), scale, bias=bias, group_size=group_size, **rest)
+    return y.reshape(*x.shape[:-1], n)
+
+
+def _quantised(
+    rows: torch.Tensor, input_scale: torch.Tensor | None, input_offset: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Codes, and a scale for each row unless that of the weight has it as a factor."""
+    if input_scale is None:
+        return dynamic_quant(rows)
+    codes = quantize(rows, input_scale, input_offset, torch.int8, -1)
+    return codes, input_scale.expand(rows.shape[0]) if input_offset is None else None
+
+
+def _as_x2(weight: torch.Tensor) -> torch.Tensor:
+    return weight.t() if weight.dtype == torch.int8 else weight
+
+
+def _plan(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_scale: torch.Tensor | None,
+    input_offset: torch.Tensor | None,
+    index: torch.Tensor | None,
+    n: int,
+    group_size: int,
+) -> Plan:
+    options = (bias, input_scale, input_offset, index)
+    if not 2 <= x.dim() <= _native.MAX_DIMS or x.numel() > _MOST_VALUES:
+        return _plan_of_operators([option is not None for option in options], n, group_size)
+    operand = weight if index is not None else _as_x2(weight)
+    scalars = (group_size, 1, 0)  # 1: y is dropped on an error
+    return _call.plan([x, operand, scale, *options], [((*x.shape[:-1], n), x.dtype)], scalars)
+
+
+def _plan_of_operators(present: list[bool], n: int, group_size: int) -> Plan:
+    def run(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, *options: torch.Tensor) -> torch.Tensor:
+        rest = iter(options)
+        return _operators(x, weight, scale, *[next(rest) if given else None for given in present], n, group_size)
+
+    return run
+
+
+_linear = RepeatedOperator(_operators, PlannedKernel(_plan))
+
+
+def int8_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    n: int,
+    *,
+    input_scale: torch.Tensor | None = None,
+    input_offset: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
+    group_size: int = 0,
+) -> torch.Tensor:
+    """The rows of x quantised and multiplied, bit for bit what the operators give one after the other.
+
+    The codes and the scales of the rows are those of ``dynamic_quant``; with an ``input_scale`` the codes are those of
+    ``quantize``, and it is the scale of all rows; with an ``input_offset`` too, ``scale`` has that factor already.
+
+    Args:
+        x: float16, bfloat16 or float32 ``[..., K]``.
+        weight: int8 ``[N, K]``, as ``torch.nn.Linear`` keeps it, or an int4 x2 of :func:`anynpu.quant_matmul`; with
+            ``index`` the stream of :func:`anynpu.compressed_matmul`.
+        scale, bias, group_size: as these operators take them.
+        n: N.
+        input_scale, input_offset: float32 ``[1]``, or None.
+        index: of a compressed weight, or None.
+
+    Returns:
+        ``[..., N]`` in the dtype of x.
+    """
+    return _linear(x, weight, scale, bias, input_scale, input_offset, index, n, group_size)
