@@ -6,7 +6,9 @@
 namespace anynpu {
 
 // Stores the sentence for anynpu_last_error() and returns `status`, so that checks read `return fail(...)`.
-int32_t fail(anynpu_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+// Visible, because the compositions of operators in csrc/ops belong to the library of the C front end.
+int32_t fail(anynpu_status status, const char* format, ...)
+    __attribute__((format(printf, 2, 3), visibility("default")));
 
 }  // namespace anynpu
 

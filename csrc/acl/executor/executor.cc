@@ -96,12 +96,6 @@ std::shared_ptr<void> with_contiguous(const Operator& op, const void* args, cons
   return made;
 }
 
-// A cast; to the same dtype it is a copy between views.
-int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to) {
-  const anynpu_cast_args args{from, to};
-  return anynpu_cast(&args, nullptr, 0);
-}
-
 int32_t run_on_copies(const Operator& op, const void* args, const std::vector<Copied>& copied, void* workspace,
                       size_t workspace_bytes) {
   const std::shared_ptr<void> own = with_contiguous(op, args, copied);
@@ -292,6 +286,11 @@ std::string formatted(const char* format, va_list arguments) {
 
 }  // namespace
 
+int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to) {
+  const anynpu_cast_args args{from, to};
+  return anynpu_cast(&args, nullptr, 0);
+}
+
 Stage::Stage(const Operator& op, std::shared_ptr<void> args)
     : op_(op), call_(std::string(op.name) + "GetWorkspaceSize"), args_(std::move(args)) {
   slots_.reserve(8);
@@ -363,6 +362,23 @@ const aclTensor* Stage::only(const char* name, const aclTensorList* list) {
   require(found->values.size() == 1, "%s must hold one tensor, longer lists are not implemented, got %zu", name,
           found->values.size());
   return static_cast<const aclTensor*>(found->values[0]);
+}
+
+std::vector<const void*> Stage::all(const char* name, const aclTensorList* list, size_t most) {
+  std::shared_ptr<Handles> found;
+  if (!ok()) return {};
+  status_ = tensor_lists().get(call_.c_str(), name, list, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
+  if (!ok()) return {};
+  require(!found->values.empty() && found->values.size() <= most, "%s must hold 1 to %zu tensors, got %zu", name, most,
+          found->values.size());
+  return ok() ? found->values : std::vector<const void*>{};
+}
+
+int64_t Stage::axis(const char* name, int64_t value, const anynpu_tensor& tensor) {
+  const int64_t axes = tensor.ndim, made = value < 0 ? value + axes : value;
+  require(made >= 0 && made < axes, "%s must name one of %lld axes, got %lld", name, static_cast<long long>(axes),
+          static_cast<long long>(value));
+  return ok() ? made : 0;
 }
 
 void Stage::require(bool holds, const char* format, ...) {

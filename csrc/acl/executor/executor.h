@@ -63,6 +63,8 @@ class ACL_FUNC_VISIBILITY Stage {
   void unused(const char* name, const aclTensor* handle) { leave(name, handle, false); }
   // An argument that the document reserves: null or a tensor without elements.
   void reserved(const char* name, const aclTensor* handle) { leave(name, handle, true); }
+  // The axis of `tensor` that `value` names, from the end where it is negative.
+  int64_t axis(const char* name, int64_t value, const anynpu_tensor& tensor);
   // The tensor of a list of one; null when the list is null or empty.
   const aclTensor* only(const char* name, const aclTensorList* list);
   // A rule of the document that the kernels' own check does not know: 161002 unless it holds.
@@ -74,6 +76,8 @@ class ACL_FUNC_VISIBILITY Stage {
 
  protected:
   void take(const char* name, const aclTensor* handle, size_t field, bool is_output, bool is_optional);
+  // The tensors of a required list of at most `most`.
+  std::vector<const void*> all(const char* name, const aclTensorList* list, size_t most);
 
  private:
   void leave(const char* name, const aclTensor* handle, bool must_be_empty);
@@ -94,6 +98,16 @@ class FirstStage : public Stage {
   void input(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), false, false);
   }
+  // The tensors of a list; returns how many there are.
+  template <size_t kMost>
+  size_t inputs(const char* name, const aclTensorList* list, anynpu_tensor (Args::*field)[kMost]) {
+    const std::vector<const void*> handles = all(name, list, kMost);
+    for (size_t i = 0; i < handles.size(); ++i) {
+      const auto* place = reinterpret_cast<const char*>(&(args.*field)[i]);
+      take(name, static_cast<const aclTensor*>(handles[i]), place - reinterpret_cast<const char*>(&args), false, false);
+    }
+    return handles.size();
+  }
   void optional(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), false, true);
   }
@@ -110,6 +124,9 @@ class FirstStage : public Stage {
     return reinterpret_cast<const char*>(&(args.*field)) - reinterpret_cast<const char*>(&args);
   }
 };
+
+// A cast; to the same dtype it is a copy between views.
+ACL_FUNC_VISIBILITY int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to);
 
 // The body of a GetWorkspaceSize function; `fill` names the arguments.
 template <typename Args, typename Fill>

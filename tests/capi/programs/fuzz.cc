@@ -9,20 +9,27 @@
 
 #include "aclnnop/aclnn_add.h"
 #include "aclnnop/aclnn_add_rms_norm.h"
+#include "aclnnop/aclnn_apply_rotary_pos_emb.h"
+#include "aclnnop/aclnn_apply_rotary_pos_emb_v2.h"
+#include "aclnnop/aclnn_argmax.h"
 #include "aclnnop/aclnn_ascend_anti_quant.h"
 #include "aclnnop/aclnn_ascend_quant.h"
 #include "aclnnop/aclnn_ascend_quant_v3.h"
 #include "aclnnop/aclnn_cast.h"
+#include "aclnnop/aclnn_cat.h"
 #include "aclnnop/aclnn_convert_weight_to_int4_pack.h"
+#include "aclnnop/aclnn_copy.h"
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant_v2.h"
 #include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_dynamic_quant_v2.h"
+#include "aclnnop/aclnn_embedding.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v2.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
 #include "aclnnop/aclnn_incre_flash_attention_v4.h"
+#include "aclnnop/aclnn_index_select.h"
 #include "aclnnop/aclnn_matmul.h"
 #include "aclnnop/aclnn_mm.h"
 #include "aclnnop/aclnn_moe_finalize_routing.h"
@@ -34,13 +41,17 @@
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
 #include "aclnnop/aclnn_mul.h"
+#include "aclnnop/aclnn_permute.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v4.h"
 #include "aclnnop/aclnn_quant_matmul_weight_nz.h"
 #include "aclnnop/aclnn_quantize.h"
 #include "aclnnop/aclnn_rms_norm.h"
+#include "aclnnop/aclnn_rotary_position_embedding.h"
 #include "aclnnop/aclnn_silu.h"
+#include "aclnnop/aclnn_softmax.h"
 #include "aclnnop/aclnn_swi_glu.h"
+#include "aclnnop/aclnn_topk.h"
 #include "aclnnop/aclnn_trans_quant_param_v2.h"
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
@@ -660,6 +671,96 @@ void float_matmul(Tensors& tensors) {
   }
 }
 
+void moves(Tensors& tensors) {
+  const aclDataType dtype = one_of(kDtypes);
+  const int64_t rows = pick(0, 5), columns = pick(0, 6), axis = slip(5) ? one_of(kHuge) : pick(-2, 1);
+  const bool of_rows = axis == 0 || axis == -2;
+  const int64_t count = pick(0, 4);
+  using Shape = std::vector<int64_t>;
+  const aclDataType whole = chance(50) ? ACL_INT64 : ACL_INT32;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x = tensors.random({rows, columns}, dtype), *index = tensors.random({count}, whole);
+  aclTensor* chosen = tensors.output(of_rows ? Shape{count, columns} : Shape{rows, count}, dtype);
+  switch (pick(0, 4)) {
+    case 0: {
+      const int64_t axes[] = {slip(10) ? pick(-3, 3) : 1, 0};
+      aclIntArray* dims = aclCreateIntArray(axes, slip(5) ? 1 : 2);
+      aclTensor* out = tensors.output({columns, rows}, dtype);
+      finish(aclnnPermuteGetWorkspaceSize(x, slip(3) ? nullptr : dims, out, &size, &executor), size, executor,
+             aclnnPermute);
+      EXPECT_OK(aclDestroyIntArray(dims));
+      break;
+    }
+    case 1: {
+      aclTensorList* list = tensors.list({rows, columns}, dtype);
+      finish(aclnnCatGetWorkspaceSize(list, axis, tensors.output({rows, columns}, dtype), &size, &executor), size,
+             executor, aclnnCat);
+      if (list != nullptr) EXPECT_OK(aclDestroyTensorList(list));
+      break;
+    }
+    case 2:
+      finish(aclnnIndexSelectGetWorkspaceSize(x, axis, index, chosen, &size, &executor), size, executor,
+             aclnnIndexSelect);
+      break;
+    case 3:
+      finish(aclnnEmbeddingGetWorkspaceSize(x, index, chosen, &size, &executor), size, executor, aclnnEmbedding);
+      break;
+    default: finish(aclnnInplaceCopyGetWorkspaceSize(chosen, x, &size, &executor), size, executor, aclnnInplaceCopy);
+  }
+}
+
+void next_token(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  const int64_t rows = pick(0, 5), columns = pick(1, 60), k = slip(5) ? one_of(kHuge) : pick(0, columns);
+  const int64_t axis = slip(5) ? one_of(kHuge) : 1;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random({rows, columns}, dtype);
+  switch (pick(0, 2)) {
+    case 0:
+      finish(aclnnSoftmaxGetWorkspaceSize(x, axis, tensors.output({rows, columns}, dtype), &size, &executor), size,
+             executor, aclnnSoftmax);
+      break;
+    case 1:
+      finish(aclnnTopkGetWorkspaceSize(x, k, axis, chance(50), true, tensors.output({rows, k % 64}, dtype),
+                                       tensors.output({rows, k % 64}, ACL_INT64), &size, &executor),
+             size, executor, aclnnTopk);
+      break;
+    default:
+      finish(aclnnArgMaxGetWorkspaceSize(x, axis, slip(5), tensors.output({rows}, ACL_INT64), &size, &executor), size,
+             executor, aclnnArgMax);
+  }
+}
+
+void rotations(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  const int64_t rows = pick(0, 4), heads = pick(1, 3), width = 2 * pick(0, 9), layout = slip(5) ? pick(-1, 9) : 4;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  aclTensor *q = tensors.output({rows, heads, width}, dtype), *k = tensors.output({rows, 1, width}, dtype);
+  const aclTensor *cos = tensors.random({rows, 1, width}, dtype), *sin = tensors.random({rows, 1, width}, dtype);
+  char half[] = "half", interleave[] = "interleave", odd[] = "odd";
+  char* mode = slip(5) ? odd : chance(50) ? half : interleave;
+  switch (pick(0, 2)) {
+    case 0:
+      finish(aclnnApplyRotaryPosEmbGetWorkspaceSize(q, k, cos, sin, layout, &size, &executor), size, executor,
+             aclnnApplyRotaryPosEmb);
+      break;
+    case 1:
+      finish(aclnnApplyRotaryPosEmbV2GetWorkspaceSize(q, k, cos, sin, layout, mode, &size, &executor), size, executor,
+             aclnnApplyRotaryPosEmbV2);
+      break;
+    default: {
+      aclTensor* out = tensors.output({rows, heads, width}, dtype);
+      finish(aclnnRotaryPositionEmbeddingGetWorkspaceSize(q, cos, sin, slip(5) ? 2 : pick(0, 1), out, &size, &executor),
+             size, executor, aclnnRotaryPositionEmbedding);
+    }
+  }
+}
+
 void trans_quant_param(Tensors& tensors) {
   const int64_t n = pick(1, 40);
   uint64_t size = 0;
@@ -772,6 +873,9 @@ int main(int count, char** arguments) {
                                         float_elementwise,
                                         rms_norm,
                                         float_matmul,
+                                        moves,
+                                        next_token,
+                                        rotations,
                                         trans_quant_param,
                                         quantize,
                                         rope};
