@@ -32,10 +32,11 @@ def npu_grouped_matmul_swiglu_quant(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``grouped_matmul`` and ``dequant_swiglu_quant`` of int8; the left half is activated, ``group_list`` cumulative.
 
-    Rows behind the last group are 0, and so is the third result.
+    ``bias`` belongs to int4 weights (A8W4), as in ``grouped_matmul_combine``. Rows behind the last group are 0, and so
+    is the third result.
     """
-    require_absent(bias=bias, offset=offset)
-    y, scale = _grouped_swiglu_quant(x, weight, group_list, weight_scale, x_scale, 0)
+    require_absent(offset=offset)
+    y, scale = _grouped_swiglu_quant(x, weight, group_list, weight_scale, x_scale, bias, 0)
     return y, scale, scale.new_zeros(())
 
 
@@ -68,15 +69,17 @@ def _grouped_matmul_swiglu_quant_v2(
     weight_scale_dtype: Dtype | None = None,
     x_scale_dtype: Dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = weight_scale[0].dim() == 3 if weight_scale else False
     require_absent(
-        smooth_scale=smooth_scale, weight_assist_matrix=weight_assist_matrix, bias=bias,
-        dequant_mode=dequant_mode or None, dequant_dtype=dequant_dtype or None, quant_mode=quant_mode or None,
-        quant_dtype=None if quant_dtype in (None, 0, 1, torch.int8) else quant_dtype,
+        smooth_scale=smooth_scale, bias=bias, dequant_mode=None if dequant_mode in (None, 0, groups) else dequant_mode,
+        dequant_dtype=None if dequant_dtype in (None, 0, torch.float32) else dequant_dtype,
+        quant_mode=quant_mode or None, quant_dtype=None if quant_dtype in (None, 0, 1, torch.int8) else quant_dtype,
         x_dtype=x_dtype, weight_dtype=weight_dtype, weight_scale_dtype=weight_scale_dtype, x_scale_dtype=x_scale_dtype,
     )  # fmt: skip
     if len(weight) != 1 or len(weight_scale) != 1:
         raise ValueError(f"weight and weight_scale must be lists of one tensor, got {len(weight)}, {len(weight_scale)}")
-    return _grouped_swiglu_quant(x, weight[0], group_list, weight_scale[0], x_scale, group_list_type or 0)
+    bias_of_int4 = None if weight_assist_matrix is None else weight_assist_matrix[0]
+    return _grouped_swiglu_quant(x, weight[0], group_list, weight_scale[0], x_scale, bias_of_int4, group_list_type or 0)
 
 
 def npu_grouped_matmul_swiglu_quant_v2(
@@ -89,7 +92,8 @@ def npu_grouped_matmul_swiglu_quant_v2(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``npu_grouped_matmul_swiglu_quant`` with counts on request (``group_list_type`` 1).
 
-    ``weight`` and ``weight_scale`` are lists of one tensor, or that tensor.
+    ``weight`` and ``weight_scale`` are lists of one tensor, or that tensor; ``weight_assist_matrix`` is a list of its
+    bias.
     """
     listed = ([value] if isinstance(value, torch.Tensor) else value for value in (weight, weight_scale))
     return _grouped_matmul_swiglu_quant_v2(x, *listed, x_scale, group_list, **options)
@@ -101,14 +105,24 @@ def _grouped_swiglu_quant(
     group_list: torch.Tensor,
     weight_scale: torch.Tensor,
     x_scale: torch.Tensor,
+    bias: torch.Tensor | None,
     group_list_type: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if weight.dtype == torch.int32:
-        raise NotImplementedError("weight must be int8, int4 (A8W4) is not implemented, got int32")
     if group_list_type not in (0, 1):
         raise ValueError(f"group_list_type must be 0 or 1, got {group_list_type}")
-    if weight.dim() == 5:  # FRACTAL_NZ spelled out: (E, N / 32, K / 16, 16, 32)
+    if weight.dim() == 5:  # FRACTAL_NZ spelled out: (E, N / 32, K / 16, 16, 32), in words (E, N / 64, K / 16, 16, 8)
         weight = weight.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
+    if weight.dtype == torch.int32:
+        if bias is None:
+            raise ValueError("int4 weights (A8W4) need their bias (weight_assist_matrix)")
+        scale = weight_scale if weight_scale.dim() == 3 else weight_scale.unsqueeze(1)
+        product = anynpu.grouped_matmul_combine(
+            x, weight, scale, group_list, torch.arange(x.shape[0], device=x.device), bias, pertoken_scale=x_scale,
+            group_list_type=group_list_type,
+        )  # fmt: skip
+        return anynpu.dynamic_quant(anynpu.swiglu(product))
+    if bias is not None:
+        raise ValueError("a bias is for int4 weights (A8W4), these are int8")
     (product,) = anynpu.grouped_matmul(
         [x], [weight], group_list=group_list, split_item=3, group_type=0, group_list_type=group_list_type,
         output_dtype=torch.int32,

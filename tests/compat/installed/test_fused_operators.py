@@ -32,8 +32,9 @@ def experts():
     return x, weight, positive(3, 64, seed=2) * 1e-3, positive(10, seed=3)
 
 
-def assert_swiglu_quant(y, scale, x, weight, weight_scale, x_scale):
-    """Some ten float32 roundings before the row's maximum, which the division by it doubles."""
+def assert_swiglu_quant(y, scale, x, weight, weight_scale, x_scale, more=0.0):
+    """Some ten float32 roundings before the row's maximum, which the division by it doubles, and ``more`` error of
+    the sigmoid's argument and its factors."""
     start = 0
     for expert, count in enumerate(COUNTS):
         rows = slice(start, start + count)
@@ -44,7 +45,7 @@ def assert_swiglu_quant(y, scale, x, weight, weight_scale, x_scale):
         left, right = (product * weight_scale[expert].double() * x_scale[rows, None].double()).chunk(2, -1)
         exact = left * torch.sigmoid(left) * right
         greatest = exact.abs().amax(-1, keepdim=True)
-        error = 32 * UNIT * (1 + left.abs())
+        error = (32 * UNIT + more) * (1 + left.abs())
         torch.testing.assert_close(scale[rows, None].double(), greatest / 127, rtol=float(error.max()), atol=0)
         assert_rounded(y[rows], exact * 127 / greatest, 127 * float(error.max()))
     assert not y[start:].any() and not scale[start:].any()
@@ -74,13 +75,37 @@ def test_grouped_matmul_swiglu_quant_v2():
     assert all(map(torch.equal, by_count, cumulative))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_int4_weights_of_grouped_matmul_swiglu_quant(groups):
+    """The bias is that of the document, 8 * sum of weight * scale, so that the product is that of the weights.
+
+    What cancels is at most 8 * 32 * 8 * 0.015 = 31; with x_scale and ten float32 roundings, 2^-15 of error.
+    """
+    x, _, _, x_scale = experts()
+    weight = integers(-8, 8, 3, 32, 64, seed=4, dtype=torch.int32)
+    factors = positive(3, groups, 64, seed=5) * 1e-2
+    scaled = weight.view(3, groups, -1, 64) * factors[:, :, None]
+    bias = 8 * scaled.sum((1, 2))
+    packed, words = torch_npu.npu_convert_weight_to_int4pack(weight), anynpu.pack_scale(factors)
+    counts = torch.tensor(COUNTS, device="npu")
+    wide = words.squeeze(1) if groups == 1 else words
+    y, scale, _ = torch_npu.npu_grouped_matmul_swiglu_quant(x, packed, counts.cumsum(0), wide, x_scale, bias=bias)
+    assert_swiglu_quant(y, scale, x, scaled.flatten(1, 2), torch.ones(3, 64), x_scale, 2**-15)
+    five = packed.view(3, 2, 16, 1, 8).permute(0, 3, 1, 2, 4).contiguous()
+    again = torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+        x, [five], [wide], x_scale, counts, weight_assist_matrix=[bias], dequant_mode=groups - 1,
+        dequant_dtype=torch.float32, group_list_type=1,
+    )  # fmt: skip
+    assert torch.equal(again[0], y) and torch.equal(again[1], scale)
+
+
 def test_refusals_of_grouped_matmul_swiglu_quant():
     x, weight, weight_scale, x_scale = experts()
     group_list = torch.tensor(COUNTS, device="npu").cumsum(0)
     packed = torch.zeros(3, 32, 8, dtype=torch.int32)
-    with pytest.raises(NotImplementedError, match=r"weight must be int8, int4 \(A8W4\) is not implemented"):
+    with pytest.raises(ValueError, match=r"int4 weights \(A8W4\) need their bias"):
         torch_npu.npu_grouped_matmul_swiglu_quant(x, packed, group_list, weight_scale, x_scale)
-    with pytest.raises(NotImplementedError, match="bias is for modes that anynpu does not implement"):
+    with pytest.raises(ValueError, match="a bias is for int4 weights"):
         torch_npu.npu_grouped_matmul_swiglu_quant(x, weight, group_list, weight_scale, x_scale, bias=x_scale)
     with pytest.raises(ValueError, match=r"group_list\[2\] must be in \[10, 10\] .*, got 15"):
         torch_npu.npu_grouped_matmul_swiglu_quant(x, weight, group_list + 7, weight_scale, x_scale)
