@@ -324,6 +324,30 @@ def test_fused_infer_attention_score(name, function):
     assert outcome.status == 0, outcome
 
 
+# The places of arguments that older versions lack.
+OLDER = {
+    "aclnnFusedInferAttentionScore": (FUSED[0], [*range(17, 24), 35, 36]),
+    "aclnnIncreFlashAttentionV3": (INCRE, [14]),
+    "aclnnIncreFlashAttentionV2": (INCRE, [*range(11, 15), 19, 20]),
+    "aclnnIncreFlashAttention": (INCRE, [*range(6, 15), 19, 20]),
+}
+
+
+@pytest.mark.parametrize("function", OLDER)
+def test_older_versions(function):
+    newer, missing = OLDER[function]
+    problem = replace(DECODE, columns=[80, 80, 80], lse=newer in FUSED)
+    results = []
+    for name, left_out in ((newer, []), (function, missing)):
+        with c_front_end.session() as make:
+            arguments, out, _ = problem.cut(newer, make)
+            given = [argument for at, argument in enumerate(arguments) if at not in left_out]
+            outcome = c_front_end.call(name, *given)
+            assert outcome.status == 0, outcome
+            results.append(out.read())
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("name", ROPE)
 def test_ropes(name):
     outcome, _, _ = ROPE[name].run("aclnnFusedInferAttentionScoreV3")

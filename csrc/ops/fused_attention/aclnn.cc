@@ -4,8 +4,12 @@
 
 #include "acl/executor/executor.h"
 #include "acl/executor/tensor.h"
+#include "aclnnop/aclnn_fused_infer_attention_score.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v2.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
+#include "aclnnop/aclnn_incre_flash_attention.h"
+#include "aclnnop/aclnn_incre_flash_attention_v2.h"
+#include "aclnnop/aclnn_incre_flash_attention_v3.h"
 #include "aclnnop/aclnn_incre_flash_attention_v4.h"
 #include "core/tensor.h"
 
@@ -61,7 +65,11 @@ int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
   return anynpu_fused_attention(&made, workspace, workspace_bytes);
 }
 
+constexpr auto kIncre = anynpu::acl::make_operator<Args, check, run>("aclnnIncreFlashAttention");
+constexpr auto kIncreV2 = anynpu::acl::make_operator<Args, check, run>("aclnnIncreFlashAttentionV2");
+constexpr auto kIncreV3 = anynpu::acl::make_operator<Args, check, run>("aclnnIncreFlashAttentionV3");
 constexpr auto kIncreV4 = anynpu::acl::make_operator<Args, check, run>("aclnnIncreFlashAttentionV4");
+constexpr auto kFused = anynpu::acl::make_operator<Args, check, run>("aclnnFusedInferAttentionScore");
 constexpr auto kFusedV2 = anynpu::acl::make_operator<Args, check, run>("aclnnFusedInferAttentionScoreV2");
 constexpr auto kFusedV3 = anynpu::acl::make_operator<Args, check, run>("aclnnFusedInferAttentionScoreV3");
 
@@ -281,24 +289,26 @@ void limit(Stage& stage, const Form& form, int64_t block_size) {
               "wants blockSize to be a multiple of %lld and at most 512, got %lld", text(step), text(block_size));
 }
 
-// The arguments of aclnnFusedInferAttentionScoreV2 and V3.
+// The arguments of aclnnFusedInferAttentionScoreV3, those that older versions lack at the end.
 struct FusedCall {
   const aclTensor* query;
   const aclTensorList *key, *value;
   const aclTensor *pse_shift, *mask;
   const aclIntArray *q_lengths, *kv_lengths;
   const aclTensor *deq_scale1, *quant_scale1, *deq_scale2, *quant_scale2, *quant_offset2, *scale, *offset, *block_table,
-      *query_padding, *kv_padding, *key_scale, *key_offset, *value_scale, *value_offset, *key_prefix, *value_prefix;
-  const aclIntArray* prefix_lengths;
-  const aclTensor *query_rope, *key_rope, *key_rope_scale;
+      *query_padding, *kv_padding;
   int64_t heads;
   double softmax_scale;
   Visible visible;
   const char* layout;
   int64_t kv_heads, block_size, mode;
   bool with_lse;
-  int64_t key_mode, value_mode;
   const aclTensor *out, *lse;
+  const aclTensor *key_scale = nullptr, *key_offset = nullptr, *value_scale = nullptr, *value_offset = nullptr,
+                  *key_prefix = nullptr, *value_prefix = nullptr;
+  const aclIntArray* prefix_lengths = nullptr;
+  int64_t key_mode = 0, value_mode = 0;
+  const aclTensor *query_rope = nullptr, *key_rope = nullptr, *key_rope_scale = nullptr;
 };
 
 void take_codes(Stage& stage, const FusedCall& call) {
@@ -395,7 +405,114 @@ aclnnStatus fused(const anynpu::acl::Operator& op, const FusedCall& call, uint64
   });
 }
 
+// The arguments of aclnnIncreFlashAttentionV4, those that older versions lack at the end.
+struct IncreCall {
+  const aclTensor* query;
+  const aclTensorList *key, *value;
+  const aclTensor *pse_shift, *mask;
+  const aclIntArray* lengths;
+  int64_t heads;
+  double softmax_scale;
+  const char* layout;
+  int64_t kv_heads;
+  const aclTensor* out;
+  const aclTensor *deq_scale1 = nullptr, *quant_scale1 = nullptr, *deq_scale2 = nullptr, *quant_scale2 = nullptr,
+                  *quant_offset2 = nullptr;
+  const aclTensor *scale = nullptr, *offset = nullptr, *block_table = nullptr;
+  int64_t block_size = 0;
+  const aclTensor* kv_padding = nullptr;
+};
+
+aclnnStatus increment(const anynpu::acl::Operator& op, const IncreCall& call, uint64_t* workspace_size,
+                      aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    stage.input("query", call.query, &Args::q);
+    stage.input("key", stage.only("key", call.key), &Args::k);
+    stage.input("value", stage.only("value", call.value), &Args::v);
+    stage.reserved("pseShift", call.pse_shift);
+    stage.optional("attenMask", call.mask, &Args::mask);
+    stage.args.kv_values = stage.ints("actualSeqLengths", call.lengths);
+    stage.reserved("dequantScale1", call.deq_scale1);
+    stage.reserved("quantScale1", call.quant_scale1);
+    stage.reserved("dequantScale2", call.deq_scale2);
+    stage.reserved("quantScale2", call.quant_scale2);
+    stage.reserved("quantOffset2", call.quant_offset2);
+    stage.optional("antiquantScale", call.scale, &Args::all_scales);
+    stage.optional("antiquantOffset", call.offset, &Args::all_offsets);
+    stage.optional("blocktable", call.block_table, &Args::block_table);
+    stage.reserved("kvPaddingSize", call.kv_padding);
+    stage.output("attentionOut", call.out, &Args::out);
+    FusedCall fused{};
+    fused.block_size = call.block_size;
+    fused.softmax_scale = call.softmax_scale;
+    const Form form = form_of(stage, call.layout, {"BSH", "BSND", "BNSD"}, call.heads, call.kv_heads,
+                              present(stage.args.block_table));
+    arrange_all(stage, fused, form);
+    stage.require(stage.args.q.shape[1] == 1, "query must have one token for each sequence, got %lld",
+                  text(stage.args.q.shape[1]));
+    arrange_mask(stage, stage.args.mask, true);
+    set_visible(stage, {}, true);
+    limit(stage, form, call.block_size);
+  });
+}
+
 }  // namespace
+
+extern "C" aclnnStatus aclnnIncreFlashAttentionGetWorkspaceSize(const aclTensor* query, const aclTensorList* key,
+                                                                const aclTensorList* value, const aclTensor* pseShift,
+                                                                const aclTensor* attenMask,
+                                                                const aclIntArray* actualSeqLengths, int64_t numHeads,
+                                                                double scaleValue, char* inputLayout,
+                                                                int64_t numKeyValueHeads, const aclTensor* attentionOut,
+                                                                uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return increment(kIncre,
+                   {query, key, value, pseShift, attenMask, actualSeqLengths, numHeads, scaleValue, inputLayout,
+                    numKeyValueHeads, attentionOut},
+                   workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnIncreFlashAttention(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                aclrtStream stream) {
+  return launch(kIncre, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnIncreFlashAttentionV2GetWorkspaceSize(
+    const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShift,
+    const aclTensor* attenMask, const aclIntArray* actualSeqLengths, const aclTensor* dequantScale1,
+    const aclTensor* quantScale1, const aclTensor* dequantScale2, const aclTensor* quantScale2,
+    const aclTensor* quantOffset2, int64_t numHeads, double scaleValue, char* inputLayout, int64_t numKeyValueHeads,
+    const aclTensor* attentionOut, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return increment(
+      kIncreV2,
+      {query, key, value, pseShift, attenMask, actualSeqLengths, numHeads, scaleValue, inputLayout, numKeyValueHeads,
+       attentionOut, dequantScale1, quantScale1, dequantScale2, quantScale2, quantOffset2},
+      workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnIncreFlashAttentionV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                  aclrtStream stream) {
+  return launch(kIncreV2, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnIncreFlashAttentionV3GetWorkspaceSize(
+    const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShift,
+    const aclTensor* attenMask, const aclIntArray* actualSeqLengths, const aclTensor* dequantScale1,
+    const aclTensor* quantScale1, const aclTensor* dequantScale2, const aclTensor* quantScale2,
+    const aclTensor* quantOffset2, const aclTensor* antiquantScale, const aclTensor* antiquantOffset,
+    const aclTensor* blocktable, int64_t numHeads, double scaleValue, char* inputLayout, int64_t numKeyValueHeads,
+    int64_t blockSize, int64_t, const aclTensor* attentionOut, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return increment(kIncreV3,
+                   {query,       key,           value,       pseShift,         attenMask,      actualSeqLengths,
+                    numHeads,    scaleValue,    inputLayout, numKeyValueHeads, attentionOut,   dequantScale1,
+                    quantScale1, dequantScale2, quantScale2, quantOffset2,     antiquantScale, antiquantOffset,
+                    blocktable,  blockSize},
+                   workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnIncreFlashAttentionV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                  aclrtStream stream) {
+  return launch(kIncreV3, workspace, workspaceSize, executor, stream);
+}
 
 extern "C" aclnnStatus aclnnIncreFlashAttentionV4GetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShift,
@@ -405,40 +522,64 @@ extern "C" aclnnStatus aclnnIncreFlashAttentionV4GetWorkspaceSize(
     const aclTensor* blocktable, const aclTensor* kvPaddingSize, int64_t numHeads, double scaleValue, char* inputLayout,
     int64_t numKeyValueHeads, int64_t blockSize, int64_t, const aclTensor* attentionOut, uint64_t* workspaceSize,
     aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Args>(kIncreV4, workspaceSize, executor, [&](Stage& stage) {
-    stage.input("query", query, &Args::q);
-    stage.input("key", stage.only("key", key), &Args::k);
-    stage.input("value", stage.only("value", value), &Args::v);
-    stage.reserved("pseShift", pseShift);
-    stage.optional("attenMask", attenMask, &Args::mask);
-    stage.args.kv_values = stage.ints("actualSeqLengths", actualSeqLengths);
-    stage.reserved("dequantScale1", dequantScale1);
-    stage.reserved("quantScale1", quantScale1);
-    stage.reserved("dequantScale2", dequantScale2);
-    stage.reserved("quantScale2", quantScale2);
-    stage.reserved("quantOffset2", quantOffset2);
-    stage.optional("antiquantScale", antiquantScale, &Args::all_scales);
-    stage.optional("antiquantOffset", antiquantOffset, &Args::all_offsets);
-    stage.optional("blocktable", blocktable, &Args::block_table);
-    stage.reserved("kvPaddingSize", kvPaddingSize);
-    stage.output("attentionOut", attentionOut, &Args::out);
-    FusedCall call{};
-    call.block_size = blockSize;
-    call.softmax_scale = scaleValue;
-    const Form form = form_of(stage, inputLayout, {"BSH", "BSND", "BNSD"}, numHeads, numKeyValueHeads,
-                              present(stage.args.block_table));
-    arrange_all(stage, call, form);
-    stage.require(stage.args.q.shape[1] == 1, "query must have one token for each sequence, got %lld",
-                  text(stage.args.q.shape[1]));
-    arrange_mask(stage, stage.args.mask, true);
-    set_visible(stage, {}, true);
-    limit(stage, form, blockSize);
-  });
+  return increment(kIncreV4,
+                   {query,       key,           value,        pseShift,         attenMask,      actualSeqLengths,
+                    numHeads,    scaleValue,    inputLayout,  numKeyValueHeads, attentionOut,   dequantScale1,
+                    quantScale1, dequantScale2, quantScale2,  quantOffset2,     antiquantScale, antiquantOffset,
+                    blocktable,  blockSize,     kvPaddingSize},
+                   workspaceSize, executor);
 }
 
 extern "C" aclnnStatus aclnnIncreFlashAttentionV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
                                                   aclrtStream stream) {
   return launch(kIncreV4, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnFusedInferAttentionScoreGetWorkspaceSize(
+    const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShiftOptional,
+    const aclTensor* attenMaskOptional, const aclIntArray* actualSeqLengthsOptional,
+    const aclIntArray* actualSeqLengthsKvOptional, const aclTensor* deqScale1Optional,
+    const aclTensor* quantScale1Optional, const aclTensor* deqScale2Optional, const aclTensor* quantScale2Optional,
+    const aclTensor* quantOffset2Optional, const aclTensor* antiquantScaleOptional,
+    const aclTensor* antiquantOffsetOptional, const aclTensor* blockTableOptional,
+    const aclTensor* queryPaddingSizeOptional, const aclTensor* kvPaddingSizeOptional, int64_t numHeads,
+    double scaleValue, int64_t preTokens, int64_t nextTokens, char* inputLayout, int64_t numKeyValueHeads,
+    int64_t sparseMode, int64_t, int64_t blockSize, int64_t antiquantMode, bool softmaxLseFlag,
+    const aclTensor* attentionOut, const aclTensor* softmaxLse, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return fused(kFused,
+               {query,
+                key,
+                value,
+                pseShiftOptional,
+                attenMaskOptional,
+                actualSeqLengthsOptional,
+                actualSeqLengthsKvOptional,
+                deqScale1Optional,
+                quantScale1Optional,
+                deqScale2Optional,
+                quantScale2Optional,
+                quantOffset2Optional,
+                antiquantScaleOptional,
+                antiquantOffsetOptional,
+                blockTableOptional,
+                queryPaddingSizeOptional,
+                kvPaddingSizeOptional,
+                numHeads,
+                scaleValue,
+                {sparseMode, preTokens, nextTokens},
+                inputLayout,
+                numKeyValueHeads,
+                blockSize,
+                antiquantMode,
+                softmaxLseFlag,
+                attentionOut,
+                softmaxLse},
+               workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnFusedInferAttentionScore(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                                     aclrtStream stream) {
+  return launch(kFused, workspace, workspaceSize, executor, stream);
 }
 
 extern "C" aclnnStatus aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
@@ -474,16 +615,6 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
                 blockTableOptional,
                 queryPaddingSizeOptional,
                 kvPaddingSizeOptional,
-                keyAntiquantScaleOptional,
-                keyAntiquantOffsetOptional,
-                valueAntiquantScaleOptional,
-                valueAntiquantOffsetOptional,
-                keySharedPrefixOptional,
-                valueSharedPrefixOptional,
-                actualSharedPrefixLenOptional,
-                nullptr,
-                nullptr,
-                nullptr,
                 numHeads,
                 scaleValue,
                 {sparseMode, preTokens, nextTokens},
@@ -492,10 +623,17 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
                 blockSize,
                 antiquantMode,
                 softmaxLseFlag,
-                keyAntiquantMode,
-                valueAntiquantMode,
                 attentionOut,
-                softmaxLse},
+                softmaxLse,
+                keyAntiquantScaleOptional,
+                keyAntiquantOffsetOptional,
+                valueAntiquantScaleOptional,
+                valueAntiquantOffsetOptional,
+                keySharedPrefixOptional,
+                valueSharedPrefixOptional,
+                actualSharedPrefixLenOptional,
+                keyAntiquantMode,
+                valueAntiquantMode},
                workspaceSize, executor);
 }
 
@@ -539,16 +677,6 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreV3GetWorkspaceSize(
                 blockTableOptional,
                 queryPaddingSizeOptional,
                 kvPaddingSizeOptional,
-                keyAntiquantScaleOptional,
-                keyAntiquantOffsetOptional,
-                valueAntiquantScaleOptional,
-                valueAntiquantOffsetOptional,
-                keySharedPrefixOptional,
-                valueSharedPrefixOptional,
-                actualSharedPrefixLenOptional,
-                queryRopeOptional,
-                keyRopeOptional,
-                keyRopeAntiquantScaleOptional,
                 numHeads,
                 scaleValue,
                 {sparseMode, preTokens, nextTokens},
@@ -557,10 +685,20 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreV3GetWorkspaceSize(
                 blockSize,
                 antiquantMode,
                 softmaxLseFlag,
+                attentionOut,
+                softmaxLse,
+                keyAntiquantScaleOptional,
+                keyAntiquantOffsetOptional,
+                valueAntiquantScaleOptional,
+                valueAntiquantOffsetOptional,
+                keySharedPrefixOptional,
+                valueSharedPrefixOptional,
+                actualSharedPrefixLenOptional,
                 keyAntiquantMode,
                 valueAntiquantMode,
-                attentionOut,
-                softmaxLse},
+                queryRopeOptional,
+                keyRopeOptional,
+                keyRopeAntiquantScaleOptional},
                workspaceSize, executor);
 }
 
