@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import struct
@@ -14,9 +15,11 @@ from random import Random
 
 import pytest
 import torch
+from random_calls.compare import OPERATORS, draw_call
 
 import anynpu
 from anynpu import _native
+from anynpu._register import operators
 
 HEADER = Path(__file__).parents[1] / "include" / "anynpu.h"
 CHECKS = dict(re.findall(r"anynpu_(\w+)_check\(const anynpu_(\w+)_args\*", HEADER.read_text()))
@@ -71,6 +74,53 @@ def test_nonsense_is_refused_in_a_sentence(name):
         if status != OK:
             assert re.match(r"\w+: .{8}", _native.library.anynpu_last_error().decode())
             assert run(name, arguments) == status
+
+
+def recorded_structs(monkeypatch, name):
+    """Of a few valid calls of an operator: the functions of the flat ABI, their tensors and what follows these."""
+    recorded, pack = [], _native.Call._arguments
+
+    def arguments(self, tensors, scalars):
+        made = pack(self, tensors, scalars)
+        views = [TENSOR.unpack_from(made, i * TENSOR.size) for i in range(len(tensors))]
+        recorded.append((self._function.__name__.removeprefix("anynpu_"), views, made[len(tensors) * TENSOR.size :]))
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_native.Call, "_arguments", arguments)
+        for seed in range(12):
+            operators[name].overload(**draw_call(name, seed, 40))
+    return recorded
+
+
+def with_other_sizes(random, views):
+    """The tensors without data, contiguous, and a size or two exchanged for others wherever they stand."""
+    shapes = [list(view[5 : 5 + view[3]]) for view in views]
+    for _ in range(random.choice([1, 1, 2])):
+        size = random.choice(sum(shapes, []))
+        other = random.choice([0, 0, 1, 2**16, 2**31 - 1, 2**31, 2 ** random.randint(32, 62), 2**63 - 1])
+        shapes = [[other if each == size else each for each in shape] for shape in shapes]
+    made = []
+    for (_, dtype, format, ndim, c0, *_), shape in zip(views, shapes, strict=True):
+        strides = [(math.prod(shape[axis + 1 :]) + 2**63) % 2**64 - 2**63 for axis in range(ndim)]
+        padding = [0] * (8 - ndim)
+        made.append(TENSOR.pack(0, dtype, format, ndim, c0, *shape, *padding, *strides, *padding))
+    return made, max(sum(shapes, []))
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_sizes_beyond_memory_are_refused_or_measured(monkeypatch, name):
+    random = Random(name)
+    recorded = recorded_structs(monkeypatch, name)
+    if not recorded:
+        pytest.skip("torch does all of it")
+    for _ in range(1000):
+        function, views, rest = random.choice(recorded)
+        tensors, largest = with_other_sizes(random, views)
+        status = check(function, b"".join(tensors) + rest)
+        assert 0 <= status <= 5
+        if status != OK or largest <= 2**16:  # others without elements are loops that take long
+            assert run(function, b"".join(tensors) + rest) in ((status,) if status != OK else (OK, NULL_ARG, BAD_SHAPE))
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))

@@ -53,7 +53,7 @@ void make_contiguous(anynpu_tensor& tensor) {
   int64_t stride = 1;
   for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
     tensor.strides[axis] = stride;
-    stride *= tensor.shape[axis];
+    if (__builtin_mul_overflow(stride, tensor.shape[axis], &stride)) stride = 0;  // of a tensor without elements
   }
 }
 

@@ -41,7 +41,8 @@ bool is_transposed(const anynpu_tensor& weight, const Matrix& m, int64_t expecte
   const bool plain = fits_plain(weight, m), transposed = fits_transposed(weight, m);
   if (!plain || !transposed) return transposed;
   const int64_t pack = values_per_element(weight.dtype);
-  if (pack > 1 && expected_k >= 0 && (m.rows == expected_k) != (m.rows * pack == expected_k)) {
+  if (pack > 1 && expected_k >= 0 &&
+      (m.rows == expected_k) != (expected_k % pack == 0 && m.rows == expected_k / pack)) {
     return m.rows != expected_k;
   }
   const bool strictly_plain = m.column_stride == 1 && m.row_stride == m.columns;

@@ -250,7 +250,7 @@ class Quantizer {
 
   void per_channel() const {
     const int64_t tiles = (shape_.k + kTile - 1) / kTile;
-    parallel_for(shape_.batches * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.m * kTile)),
+    parallel_for(shape_.batches * tiles, std::max<int64_t>(1, kGrain / kTile / std::max<int64_t>(1, shape_.m)),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t task = begin; task < end; ++task) columns(task / tiles, task % tiles * kTile);
                  });

@@ -10,6 +10,8 @@ namespace anynpu {
 namespace {
 
 constexpr const char* kOp = "kv_cache_attention";
+constexpr int64_t kMost = 1 << 16;        // heads, and values of one
+constexpr double kMostProducts = 0x1p54;  // so that no size overflows
 using Args = KvCacheArgs;
 
 long long wide(int64_t value) { return value; }
@@ -115,6 +117,19 @@ int32_t check_out(const Args& args) {
   return check_heads("out", args.out);
 }
 
+// Of rows that q may see.
+int32_t check_size(const Args& args) {
+  if (q_heads(args) > kMost || head_size(args) > kMost) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: q must have at most %lld heads of at most as many values, got shape %s", kOp,
+                wide(kMost), shape_text(args.q));
+  }
+  const double blocks = is_paged(args) ? static_cast<double>(args.block_table.shape[1]) : 1.0;
+  const double rows = blocks * static_cast<double>(args.k_cache.shape[1]);
+  if (rows * static_cast<double>(std::max<int64_t>(1, element_count(args.q))) <= kMostProducts) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: q of shape %s is too large for sequences of up to %.0f rows", kOp,
+              shape_text(args.q), rows);
+}
+
 int32_t check_all_data(const Args& args) {
   const struct {
     const char* name;
@@ -173,6 +188,7 @@ int32_t check_kv_cache_attention(const Args& args) {
   ANYNPU_TRY(check_head_parameter(args, "scale_v", args.scale_v));
   if (present(args.offset_k)) ANYNPU_TRY(check_head_parameter(args, "offset_k", args.offset_k));
   if (present(args.offset_v)) ANYNPU_TRY(check_head_parameter(args, "offset_v", args.offset_v));
+  ANYNPU_TRY(check_size(args));
   return check_out(args);
 }
 

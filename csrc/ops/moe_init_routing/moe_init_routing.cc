@@ -280,7 +280,8 @@ class Routing {
 
   // So that a thread has some work.
   int64_t rows_a_thread(int64_t rows_a_step) const {
-    return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.width * rows_a_step));
+    const int64_t rows = kGrain / std::max<int64_t>(1, shape_.width) / std::max<int64_t>(1, rows_a_step);
+    return std::max<int64_t>(1, rows);
   }
 
   int64_t row_bytes() const { return shape_.width * dtype_bits(args_.expanded_x.dtype) / 8; }
