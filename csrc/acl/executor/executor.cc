@@ -195,6 +195,31 @@ bool same_view(const anynpu_tensor& a, const anynpu_tensor& b) {
          std::memcmp(a.strides, b.strides, sizeof(a.strides)) == 0;
 }
 
+// The bytes that a view covers beside steps of `pitch`; 0 when it has other steps too.
+uint64_t covered(const anynpu_tensor& tensor, uint64_t pitch) {
+  const uint64_t size = aclDataTypeSize(static_cast<aclDataType>(tensor.dtype));
+  uint64_t last = 0;  // where the last element begins
+  for (int axis = 0; axis < tensor.ndim; ++axis) {
+    const uint64_t step = static_cast<uint64_t>(tensor.strides[axis]) * size;
+    if (tensor.shape[axis] > 1 && step % pitch != 0) last += static_cast<uint64_t>(tensor.shape[axis] - 1) * step;
+  }
+  return tensor.format == ANYNPU_ND && size > 0 && last + size <= pitch ? last + size : 0;
+}
+
+// Whether both are columns of rows that lie `pitch` apart, as q and k are in the product of one matrix, and not the same.
+bool interleaved(const anynpu_tensor& a, const anynpu_tensor& b) {
+  const uint64_t size = aclDataTypeSize(static_cast<aclDataType>(a.dtype));
+  for (int axis = 0; axis < a.ndim; ++axis) {
+    const uint64_t pitch = static_cast<uint64_t>(a.strides[axis]) * size;
+    if (a.shape[axis] <= 1 || pitch == 0) continue;
+    const uint64_t of_a = covered(a, pitch), of_b = covered(b, pitch);
+    const auto at_a = reinterpret_cast<uintptr_t>(a.data), at_b = reinterpret_cast<uintptr_t>(b.data);
+    const uint64_t apart = at_b >= at_a ? (at_b - at_a) % pitch : (pitch - (at_a - at_b) % pitch) % pitch;
+    if (of_a != 0 && of_b != 0 && of_a <= apart && apart + of_b <= pitch) return true;
+  }
+  return false;
+}
+
 // Kernels read while they write: an output must not share memory with another argument.
 int32_t check_overlap(const Executor& executor) {
   for (const Slot& output : executor.slots) {
@@ -206,6 +231,7 @@ int32_t check_overlap(const Executor& executor) {
       if (begin >= other_begin + (other.end - other.begin) || other_begin >= begin + (output.end - output.begin))
         continue;
       if (executor.op->views == Views::in_place && same_view(executor.tensor(output), executor.tensor(other))) continue;
+      if (interleaved(executor.tensor(output), executor.tensor(other))) continue;
       return report(ACLNN_ERR_PARAM_INVALID, "%s: %s shares memory with %s", executor.op->name, output.name,
                     other.name);
     }

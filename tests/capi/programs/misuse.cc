@@ -325,6 +325,27 @@ void addresses() {
   EXPECT(call.untouched());
 }
 
+// Columns of the same rows lie between each other; only those that meet share memory.
+void columns() {
+  Device<float> rows({3, 4}, ACL_FLOAT, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
+  const auto view = [&](int64_t first) {
+    const int64_t shape[] = {3, 2}, strides[] = {4, 1}, storage[] = {3, 4};
+    return aclCreateTensor(shape, 2, ACL_FLOAT, strides, first, ACL_FORMAT_ND, storage, 2, rows.data);
+  };
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  aclTensor *from = view(0), *to = view(2), *between = view(1);
+  EXPECT_OK(aclnnCastGetWorkspaceSize(from, ACL_FLOAT, between, &size, &executor));
+  EXPECT_STATUS(aclnnCast(nullptr, 0, executor, nullptr), ACLNN_ERR_PARAM_INVALID);
+  EXPECT(last_error_has("shares memory"));
+  EXPECT_OK(aclDestroyAclOpExecutor(executor));
+  EXPECT_OK(aclnnCastGetWorkspaceSize(from, ACL_FLOAT, to, &size, &executor));
+  EXPECT_OK(aclnnCast(nullptr, 0, executor, nullptr));
+  EXPECT_OK(aclrtSynchronizeStream(nullptr));
+  EXPECT(rows.read() == (std::vector<float>{1, 2, 1, 2, 5, 6, 5, 6, 9, 10, 9, 10}));
+  for (aclTensor* each : {from, to, between}) EXPECT_OK(aclDestroyTensor(each));
+}
+
 void workspaces() {
   Device<float> x({16, 32}, ACL_FLOAT, std::vector<float>(16 * 32, 1));
   Device<int8_t> weight({32, 16}, ACL_INT8, std::vector<int8_t>(32 * 16, 1));
@@ -407,6 +428,7 @@ int main() {
     executors();
     repeatable_executors();
     addresses();
+    columns();
     workspaces();
     element_types();
     recent_errors();
