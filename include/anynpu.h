@@ -251,7 +251,9 @@ ANYNPU_API int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_arg
  * q [1, S, ..] and, without a block table, k and v [1, T, ..].
  * Row i sees columns j with i - before <= j <= i + after (from 2^31 - 1 on: all), with from_end nonzero counted from
  * where the last row meets the last column; mask BOOL, INT8 or UINT8 [B or 1, Nq or 1, rows, columns] hides more where it is
- * not 0. Rows behind their sequence give 0 (lse 0), and rows that see nothing 0 (lse -infinity). */
+ * not 0. sink, of any of the float dtypes, [Nq] or absent: of each head the score of one more column, which all rows see,
+ * whose value is 0 and which lse leaves out. Rows behind their sequence give 0 (lse 0), and rows that see nothing 0 (lse
+ * -infinity). */
 typedef struct {
   anynpu_tensor q;
   anynpu_tensor k;
@@ -264,6 +266,7 @@ typedef struct {
   anynpu_tensor v_offset;
   anynpu_tensor block_table;
   anynpu_tensor mask;
+  anynpu_tensor sink;
   anynpu_tensor q_lengths;
   anynpu_tensor kv_lengths;
   anynpu_tensor out;

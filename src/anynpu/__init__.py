@@ -16,6 +16,7 @@ from anynpu.ops.compressed_matmul import compressed_matmul
 from anynpu.ops.dequant_swiglu_quant import dequant_swiglu_quant
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.format_cast import nd_to_nz, nz_to_nd
+from anynpu.ops.fused_attention import fused_attention
 from anynpu.ops.grouped_matmul import grouped_matmul
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
@@ -65,6 +66,7 @@ __all__ = [
     "dequant_swiglu_quant",
     "dynamic_quant",
     "formats",
+    "fused_attention",
     "grouped_matmul",
     "grouped_matmul_combine",
     "install",

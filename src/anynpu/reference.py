@@ -7,6 +7,7 @@ from anynpu.ops.compressed_matmul.reference import compressed_matmul
 from anynpu.ops.dequant_swiglu_quant.reference import dequant_swiglu_quant
 from anynpu.ops.dynamic_quant.reference import dynamic_quant
 from anynpu.ops.format_cast.reference import nd_to_nz, nz_to_nd
+from anynpu.ops.fused_attention.reference import fused_attention
 from anynpu.ops.grouped_matmul.reference import grouped_matmul
 from anynpu.ops.grouped_matmul_combine.reference import grouped_matmul_combine
 from anynpu.ops.int4_pack.reference import int4_pack, int4_unpack
@@ -29,6 +30,7 @@ __all__ = [
     "decode_quant_param",
     "dequant_swiglu_quant",
     "dynamic_quant",
+    "fused_attention",
     "grouped_matmul",
     "grouped_matmul_combine",
     "int4_pack",

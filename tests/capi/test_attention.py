@@ -374,13 +374,13 @@ def test_every_tier(name, isa):
 
 
 def test_results_do_not_depend_on_threads(each_thread_count):
-    call = _native.Call("fused_attention", tensors=15, scalars="qqfiii")
+    call = _native.Call("fused_attention", tensors=16, scalars="qqfiii")
     q, k, v = random(2, 70, 6, 24).half(), random(2, 300, 2, 24).half(), random(2, 300, 2, 40).half()
     lengths = torch.tensor([70, 33]), torch.tensor([300, 190])
 
     def attend():
         out = torch.empty(2, 70, 6, 40, dtype=HALF)
-        call(q, k, v, *[None] * 8, *lengths, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
+        call(q, k, v, *[None] * 9, *lengths, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
         return out
 
     first, *others = each_thread_count(attend)

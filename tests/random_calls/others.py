@@ -38,6 +38,56 @@ def kv_cache_attention(draw: Draw) -> dict:
     return args
 
 
+def fused_attention(draw: Draw) -> dict:
+    batch, kv_heads, packed = draw.number(1, 3), draw.one_of(1, 2, 3), draw.chance(0.3)
+    heads, size = kv_heads * draw.one_of(1, 2, 4, 7), draw.one_of(8, 16, 20, 32, 64, 72, 128, draw.number(1, 140))
+    value_size = draw.one_of(size, size, draw.number(1, 80))
+    rows = [draw.rows(1, 1, 1, 2, 5, 17, 70) for _ in range(batch)]
+    columns = [draw.rows(0, 1, 17, 63, 64, 65, 129, 300, 700) for _ in range(batch)]
+    most, capacity, paged = max(rows), max(1, *columns), draw.chance(0.4)
+    dtype, codes = draw.one_of(*FLOATS), draw.chance(0.5)
+    planes, block = [batch, capacity], draw.one_of(1, 8, 16, 64)
+    args = {
+        "softmax_scale": draw.maybe(lambda: draw.real(0.5)),
+        "before": draw.one_of(2147483647, draw.number(-3, 80)),
+        "after": draw.one_of(2147483647, 0, draw.number(-3, 80)),
+        "from_end": draw.chance(0.6),
+        "packed": packed,
+        "with_lse": draw.chance(0.4),
+        "sink": draw.maybe(lambda: draw.floats([heads], draw.one_of(*FLOATS)), 0.3),
+    }
+    sums = {"q": torch.tensor(rows).cumsum(0) if packed else torch.tensor(rows)}
+    sums["kv"] = torch.tensor(columns).cumsum(0) if packed and not paged else torch.tensor(columns)
+    if packed:
+        planes = [1, max(1, sum(columns))]
+        sums["kv"][-1] = sums["kv"][-1] if paged else planes[1]
+    if paged:
+        blocks = -(-capacity // block)
+        planes = [batch * blocks + draw.number(0, 3), block]
+        args["block_table"] = draw.permutation(planes[0])[: batch * blocks].reshape(batch, blocks).int()
+    leading = [1, sum(rows)] if packed else [batch, most]
+    args |= {f"{name}_lengths": each for name, each in sums.items() if packed or paged or draw.chance(0.7)}
+    args["q"] = draw.floats([*leading, heads, size], dtype)
+    for name, width in (("k", size), ("v", value_size)):
+        shape = [*planes, kv_heads, width]
+        args[name] = draw.codes(shape) if codes else draw.floats(shape, dtype)
+        factors = draw.one_of([1, 1, kv_heads, width], [1, 1, 1, 1], [*planes, 1, 1], [*planes, kv_heads, 1])
+        if codes:
+            args[f"{name}_scale"] = draw.positive(factors, draw.one_of(*FLOATS))
+            args[f"{name}_offset"] = draw.maybe(lambda like=factors: draw.floats(like, torch.float32, 5))
+    if not codes and draw.chance(0.3):
+        width = draw.number(1, 40)
+        args |= {
+            "q_rope": draw.floats([*leading, heads, width], dtype),
+            "k_rope": draw.floats([*planes, kv_heads, width], dtype),
+        }
+    if not packed and draw.chance(0.4):
+        shape = [draw.one_of(1, batch), draw.one_of(1, heads), most + draw.number(0, 2), capacity + draw.number(0, 9)]
+        shape[3] = max(shape[3], planes[1]) if not paged else max(shape[3], -(-capacity // block) * block)
+        args["mask"] = draw.integers(shape, 0, 1, draw.one_of(torch.bool, torch.int8, torch.uint8))
+    return args
+
+
 def rope_kv_cache(draw: Draw) -> dict:
     batch, length, half = (
         draw.number(1, 4),

@@ -199,6 +199,14 @@ int32_t check_mask(const Args& args) {
               wide(batch_size(args)), wide(q_heads(args)), shape_text(args.mask));
 }
 
+int32_t check_sink(const Args& args) {
+  if (!present(args.sink)) return ANYNPU_OK;
+  ANYNPU_TRY(check_view("sink", args.sink, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}, 1));
+  if (args.sink.shape[0] == q_heads(args)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: sink must have shape (%lld,), one score a head, got %s", kOp, wide(q_heads(args)),
+              shape_text(args.sink));
+}
+
 int32_t check_results(const Args& args) {
   ANYNPU_TRY(check_heads("out", args.out, {args.q.dtype}, Access::write));
   ANYNPU_TRY(check_same("out", args.out, "q", args.q, 0, 3));
@@ -214,6 +222,7 @@ int32_t check(const Args& args) {
   ANYNPU_TRY(check_antiquant(args));
   ANYNPU_TRY(check_places(args));
   ANYNPU_TRY(check_mask(args));
+  ANYNPU_TRY(check_sink(args));
   return check_results(args);
 }
 
@@ -232,6 +241,7 @@ int32_t check_all_data(const Args& args) {
                  {"v_offset", &args.v_offset},
                  {"block_table", &args.block_table},
                  {"mask", &args.mask},
+                 {"sink", &args.sink},
                  {"q_lengths", &args.q_lengths},
                  {"kv_lengths", &args.kv_lengths},
                  {"out", &args.out},
@@ -516,6 +526,11 @@ class FloatRun {
     }
   }
 
+  // The weight of the sink beside those of scores up to `maximum`.
+  float sunk(int64_t head, float maximum) const {
+    return present(args_.sink) ? std::exp(factor_at(args_.sink, head * args_.sink.strides[0]) - maximum) : 0.0f;
+  }
+
   // Positions behind the sequence and those that see nothing become 0; their sums of exponentials are 1 and 0.
   void store(const Block& block, const Scratch& scratch) const {
     anynpu_tensor out = args_.out, lse = args_.lse;
@@ -526,7 +541,8 @@ class FloatRun {
                       at = block.sequence.first_row + row;
         const bool own = row < block.sequence.rows;
         const float sum = scratch.weight_sum[query];
-        kernel_.narrow(out.dtype, scratch.accumulator + query * plan_.value_size, sum == 0 ? 1 : sum, out.shape[3],
+        const float divisor = sum == 0 ? 1 : sum + sunk(head, scratch.maximum[query]);
+        kernel_.narrow(out.dtype, scratch.accumulator + query * plan_.value_size, divisor, out.shape[3],
                        element(out, offset_of(out, plane, at, head)));
         if (!present(lse)) continue;
         *static_cast<float*>(element(lse, offset_of(lse, plane, at, head))) =
@@ -558,6 +574,7 @@ class CodesRun {
   // By all but the lengths.
   static bool takes(const Args& args) {
     if (!has_codes(args) || args.q.shape[3] != args.v.shape[3] || present(args.mask) || present(args.lse)) return false;
+    if (present(args.sink)) return false;
     if (of_tokens(args.k_scale) || of_tokens(args.k_offset) || of_tokens(args.v_scale) || of_tokens(args.v_offset)) {
       return false;
     }

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,42 +35,57 @@ class AntiQuant:
             if factors is not None:
                 require_dtype(op, name, factors, _FLOATS)
 
-    def floats(
-        self, op: str, sequences: list[torch.Tensor], paged: Callable[[str, torch.Tensor, int], list] | None
-    ) -> list[torch.Tensor]:
-        """float32 of the sequences (N, S, D); ``paged`` takes those of a tensor in blocks."""
-        scales = self._of_sequences(op, self.names[0], self.scale, sequences, paged)
-        if self.offset is None:
-            return [codes * scale for codes, scale in zip(sequences, scales, strict=True)]
-        offsets = self._of_sequences(op, self.names[1], self.offset, sequences, paged)
-        return [(codes + offset) * scale for codes, offset, scale in zip(sequences, offsets, scales, strict=True)]
+    @property
+    def of_sequences(self) -> bool:
+        """Whether scales are those of the tokens of sequences, not of blocks."""
+        return self.mode in (_TOKEN, _TOKEN_HEAD)
 
-    def _of_sequences(
-        self, op: str, name: str, factors: torch.Tensor, sequences: list[torch.Tensor], paged: Callable | None
-    ) -> list[torch.Tensor]:
-        """The factors of each sequence in float32, broadcast to (N, S, D)."""
-        factors = factors.float()
-        batch, (heads, _, width) = len(sequences), sequences[0].shape
-        if self.mode == _HEAD or (self.mode == _CHANNEL and factors.numel() != 1):
+    def factors(
+        self, op: str, codes: torch.Tensor, lengths: Sequence[int] | None, packed: bool, paged: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scale and offset as ``fused_attention`` takes them, for ``codes`` [B, S, N, D] or in blocks.
+
+        ``lengths`` of the sequences, where a mode is of their tokens.
+        """
+        pairs = zip(self.names, (self.scale, self.offset), strict=True)
+        scale, offset = (
+            None if factors is None else self._placed(op, name, factors, codes, lengths, packed, paged)
+            for name, factors in pairs
+        )
+        return scale, offset
+
+    def _placed(
+        self,
+        op: str,
+        name: str,
+        factors: torch.Tensor,
+        codes: torch.Tensor,
+        lengths: Sequence[int] | None,
+        packed: bool,
+        paged: bool,
+    ) -> torch.Tensor:
+        heads, width = codes.shape[2:]
+        if self.mode == _CHANNEL and factors.numel() == 1:
+            return factors.reshape(1, 1, 1, 1)
+        if self.mode in (_HEAD, _CHANNEL):
             size = heads * (width if self.mode == _CHANNEL else 1)
             got = tuple(factors.shape)
             require(op, factors.numel() == size, f"{name} must have {size} elements for mode {self.mode}, got {got}")
-            return [factors.reshape(heads, 1, -1)] * batch
-        if self.mode == _CHANNEL:
-            return [factors.reshape(1, 1, 1)] * batch
-        if self.mode in (_PAGED_TOKEN, _PAGED_TOKEN_HEAD):
-            require(op, paged is not None, f"{name} of mode {self.mode} is for a block_table")
-            by_head = self.mode == _PAGED_TOKEN_HEAD
-            expected = "(blocks, N, block_size)" if by_head else "(blocks, block_size)"
-            fits = factors.dim() == (3 if by_head else 2)
-            require(op, fits, f"{name} must have shape {expected} for mode {self.mode}, got {tuple(factors.shape)}")
-            blocks = factors.unsqueeze(-1) if by_head else factors[:, None, :, None]
-            return paged(name, blocks, heads if by_head else 1)
-        return self._of_tokens(op, name, factors, [codes.shape[1] for codes in sequences], heads)
+            return factors.reshape(1, 1, heads, -1)
+        if self.of_sequences:
+            return self._of_tokens(op, name, factors, lengths, heads, packed)
+        require(op, paged, f"{name} of mode {self.mode} is for a block_table")
+        blocks, size = codes.shape[:2]
+        expected, got = (
+            (blocks, heads, size) if self.mode == _PAGED_TOKEN_HEAD else (blocks, size),
+            tuple(factors.shape),
+        )
+        require(op, expected == got, f"{name} must have shape {expected} for mode {self.mode}, got {got}")
+        return (factors.transpose(1, 2) if self.mode == _PAGED_TOKEN_HEAD else factors.unsqueeze(2)).unsqueeze(-1)
 
     def _of_tokens(
-        self, op: str, name: str, factors: torch.Tensor, lengths: Sequence[int], heads: int
-    ) -> list[torch.Tensor]:
+        self, op: str, name: str, factors: torch.Tensor, lengths: Sequence[int], heads: int, packed: bool
+    ) -> torch.Tensor:
         axes = 3 if self.mode == _TOKEN_HEAD else 2
         if factors.dim() == axes + 1 and factors.shape[0] == 1:
             factors = factors[0]
@@ -78,8 +93,10 @@ class AntiQuant:
         expected = sizes if axes == 3 else (sizes[0], sizes[2])
         fits = len(shape) == axes and shape[:-1] == expected[:-1] and shape[-1] >= expected[-1]
         require(op, fits, f"{name} must have shape {expected} for mode {self.mode}, or more tokens, got {shape}")
-        by_head = factors if axes == 3 else factors.unsqueeze(1)
-        return [row[:, :length, None] for row, length in zip(by_head, lengths, strict=True)]
+        rows = (factors.transpose(1, 2) if axes == 3 else factors.unsqueeze(2)).unsqueeze(-1)
+        if not packed:
+            return rows
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)]).unsqueeze(0)
 
 
 NONE = None, None  # of float keys and values

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 
 from anynpu._check import require, require_dtype
-from anynpu.compat.attention_operators import attend_to, operands_of, paged_sequences
+from anynpu.compat.attention import Attention, attention_of
+from anynpu.compat.attention_layouts import FLOATS, by_tokens, require_lengths, require_table
+from anynpu.compat.attention_masks import Mask
 from anynpu.compat.published import published, require_absent
 
 _INDICES = (torch.int32, torch.int64)
@@ -33,6 +35,32 @@ def _require_out(op: str, name: str, out: torch.Tensor, shape: tuple[int, ...], 
     require(op, got == shape, f"{name} must have shape {shape}, got {got}")
 
 
+def _over_blocks(
+    op: str,
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    kv_heads: int,
+    block_table: torch.Tensor,
+    lengths: list[int],
+) -> Attention:
+    """Query [B, S, N, D] and caches (blocks, block size, kv_heads, D)."""
+    require_dtype(op, "query", query, FLOATS)
+    heads = query.shape[2]
+    require(op, kv_heads > 0 and heads % kv_heads == 0, f"num_heads must be a multiple of {kv_heads}, got {heads}")
+    require_table(op, block_table)
+    blocks = []
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        require_dtype(op, name, cache, (query.dtype,))
+        require(op, cache.dim() == 4, f"{name} must have 4 axes, FRACTAL_NZ is not implemented, got {cache.dim()}")
+        blocks.append(by_tokens(op, name, cache, "BSND", kv_heads))
+    most = block_table.shape[1] * key_cache.shape[1]
+    lengths = require_lengths(op, "context_lens", lengths, block_table.shape[0], most)
+    attention = Attention(query, *blocks, "BSND", kv_lengths=lengths, block_table=block_table)
+    attention.check(op)
+    return attention
+
+
 @published(f"_npu_paged_attention({_PAGED}Tensor(a!) out, Tensor? workspace=None) -> ()", "PagedAttention")
 def _npu_paged_attention(
     query: torch.Tensor,
@@ -53,16 +81,11 @@ def _npu_paged_attention(
     """
     op = "_npu_paged_attention"
     require(op, query.dim() == 3, f"query must have shape (B, N, D), got {tuple(query.shape)}")
+    shape = tuple(query.shape)
+    require(op, shape[1] == num_heads, f"query must have shape (B, {num_heads}, D), got {shape}")
     lengths = _lengths(op, "context_lens", context_lens)
-    sequences = []
-    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        require_dtype(op, name, cache, (query.dtype,))
-        require(op, cache.dim() == 4, f"{name} must have 4 axes, FRACTAL_NZ is not implemented, got {cache.dim()}")
-        blocks = cache.transpose(1, 2)
-        sequences.append(
-            paged_sequences(op, name, blocks, num_kv_heads, block_table, cache.shape[1], "context_lens", lengths)
-        )
-    result = attend_to(op, query, num_heads, num_kv_heads, *sequences, scale_value)
+    attention = _over_blocks(op, query.unsqueeze(1), key_cache, value_cache, num_kv_heads, block_table, lengths)
+    result = attention.attend(op, Mask(None), scale_value)[0].squeeze(1)
     _require_out(op, "out", out, tuple(result.shape), query.dtype)
     out.copy_(result)
 
@@ -105,10 +128,10 @@ def _npu_flash_attention_unpad(
     op = "_npu_flash_attention_unpad"
     lengths = _lengths(op, "seq_len", seq_len)
     ends = torch.tensor(lengths).cumsum(0).tolist()
-    operands = operands_of(
+    attention = attention_of(
         op, query, key, value, "TND", ("TND",), num_heads, num_kv_heads, {"seq_len": ends, "seq_len of key": ends}
     )
-    result = operands.attend([None] * len(lengths), scale_value)
+    result, _ = attention.attend(op, Mask(None), scale_value)
     _require_out(op, "out", out, tuple(result.shape), query.dtype)
     out.copy_(result)
 

@@ -112,7 +112,7 @@ _U = 2.0**-24  # half a unit in the last place of float32
 _NEIGHBOURS = 127  # weights are fractions of the largest among at most 128 rows that follow each other
 
 
-def _weight_rounding(weights: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def weight_rounding(weights: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """How far the weighted mean of codes of these sizes moves when each weight does by the largest one near it.
 
     A weight that is off by d moves numerator and denominator, and so the mean by at most d (|code| + |mean|); all of
@@ -174,7 +174,7 @@ def error_bound(
         relative = 2 * (worst + 9 * _U) + 2 * (rows + 4) * _U
         offset = torch.zeros(v_codes.shape[0], v_codes.shape[-1]) if offset_v is None else offset_v
         size = weights @ v_codes.abs().unsqueeze(1)
-        rounding = fraction * _weight_rounding(weights, v_codes.abs())
+        rounding = fraction * weight_rounding(weights, v_codes.abs())
         error = relative * size + rounding + 4 * _U * (size + offset.double().abs()[:, None, None])
         bound[batch] = _ungrouped(error * scale_v.double().abs()[:, None, None])
     exponent = (

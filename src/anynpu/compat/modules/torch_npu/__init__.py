@@ -4,14 +4,6 @@
 from __future__ import annotations
 
 from anynpu.compat.attention_operators import (
-    _npu_fused_infer_attention_score_get_max_workspace as _npu_fused_infer_attention_score_get_max_workspace,
-)
-from anynpu.compat.attention_operators import (
-    _npu_fused_infer_attention_score_v2_get_max_workspace as _npu_fused_infer_attention_score_v2_get_max_workspace,
-)
-from anynpu.compat.attention_operators import (
-    npu_fused_infer_attention_score,
-    npu_fused_infer_attention_score_v2,
     npu_fusion_attention,
     npu_incre_flash_attention,
     npu_prompt_flash_attention,
@@ -57,6 +49,13 @@ from anynpu.compat.float_operators import (
     npu_silu,
 )
 from anynpu.compat.formats import Format
+from anynpu.compat.fused_infer_operators import (
+    _npu_fused_infer_attention_score_get_max_workspace as _npu_fused_infer_attention_score_get_max_workspace,
+)
+from anynpu.compat.fused_infer_operators import (
+    _npu_fused_infer_attention_score_v2_get_max_workspace as _npu_fused_infer_attention_score_v2_get_max_workspace,
+)
+from anynpu.compat.fused_infer_operators import npu_fused_infer_attention_score, npu_fused_infer_attention_score_v2
 from anynpu.compat.fused_operators import (
     npu_add_rms_norm_dynamic_quant,
     npu_add_rms_norm_quant,

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published attention operators as calls of ``anynpu.fused_attention``, which reads caches where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+import anynpu
+from anynpu._check import require, require_dtype
+from anynpu.compat.antiquant import NONE, AntiQuant
+from anynpu.compat.attention_layouts import (
+    FLOATS,
+    Lengths,
+    blocks_by_tokens,
+    by_tokens,
+    laid_out,
+    listed,
+    require_ends,
+    require_lengths,
+    require_table,
+)
+from anynpu.compat.attention_masks import Mask
+from anynpu.ops.fused_attention import composite
+
+
+def refuse(**arguments: object) -> None:
+    """None of these arguments, which anynpu has not, is given."""
+    for name, value in arguments.items():
+        if value is not None and not (isinstance(value, int) and value == 0):
+            raise NotImplementedError(
+                f"{name} is not supported by anynpu, supported: float query, key and value of one dtype, atten_mask, "
+                "lengths of sequences, paged caches, query_rope and key_rope, int8 key and value"
+            )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Query, key and value [B, S, N, D], or blocks of key and value, and the lengths of their sequences."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    layout: str  # of the result
+    packed: bool = False
+    q_lengths: Sequence[int] | None = None
+    kv_lengths: Sequence[int] | None = None
+    block_table: torch.Tensor | None = None
+    further: dict[str, Any] = field(default_factory=dict)  # arguments of fused_attention
+
+    def check(self, op: str) -> None:
+        """What can be told in the names of the published arguments."""
+        counts = len(self.q_lengths) if self.packed else self.query.shape[0], self._kv_sequences()
+        require(op, counts[0] > 0, "query must have at least one sequence")
+        require(op, counts[0] == counts[1], f"query has {counts[0]} sequences, key {counts[1]}")
+        sizes = self.query.shape[3], self.key.shape[3]
+        require(op, sizes[0] == sizes[1], f"the heads of key must be as long as query's, {sizes[0]}, got {sizes[1]}")
+        sizes = self.key.shape[1], self.value.shape[1]
+        require(op, sizes[0] == sizes[1], f"value must have as many tokens as key, {sizes[0]}, got {sizes[1]}")
+
+    def _kv_sequences(self) -> int:
+        if self.block_table is not None:
+            return self.block_table.shape[0]
+        return len(self.kv_lengths) if self.packed else self.key.shape[0]
+
+    @property
+    def one_row(self) -> bool:
+        """Whether the queries have one token."""
+        return not self.packed and self.query.shape[1] == 1
+
+    def with_rope(self, op: str, query: torch.Tensor, key: torch.Tensor) -> Attention:
+        """The same with the rotated parts of the heads of query and key behind the others."""
+        for name, part, rope in (("query", self.query, query), ("key", self.key, key)):
+            require_dtype(op, f"{name}_rope", rope, (part.dtype,))
+            expected, got = (part.shape[2], part.shape[1]), (rope.shape[2], rope.shape[1])
+            require(op, expected == got, f"{name}_rope must have the heads and tokens {expected}, got {got}")
+        return replace(self, further={**self.further, "q_rope": query, "k_rope": key})
+
+    def with_antiquant(self, op: str, antiquant: tuple[AntiQuant, AntiQuant]) -> Attention:
+        """The same with the scales and offsets of int8 key and value."""
+        by_sequence = any(codes.of_sequences for codes in antiquant)
+        attention = self._by_sequence() if by_sequence else self
+        arguments = {}
+        for letter, codes, tensor in zip("kv", antiquant, (attention.key, attention.value), strict=True):
+            counts = attention._kv_counts() if by_sequence else None
+            scale, offset = codes.factors(op, tensor, counts, attention.packed, attention.block_table is not None)
+            arguments |= {f"{letter}_scale": scale, f"{letter}_offset": offset}
+        return replace(attention, further={**attention.further, **arguments})
+
+    def _by_sequence(self) -> Attention:
+        """The same without blocks, and no longer than the longest sequence, as scales of its tokens may be."""
+        if self.packed and self.block_table is None:
+            return self
+        most, key, value = max(self._kv_counts()), self.key, self.value
+        if self.block_table is not None:
+            table = self.block_table[:, : -(-most // key.shape[1])].long()
+            known = (
+                torch.arange(table.shape[1], device=table.device) * key.shape[1]
+                < self._on_device(self.kv_lengths)[:, None]
+            )
+            table = torch.where(known, table, 0)
+            inside = ((table >= 0) & (table < key.shape[0])).all()
+            torch._assert_async(inside, "block_table must be in the blocks of key where rows are used")
+            key, value = (cache[table].flatten(1, 2) for cache in (key, value))
+        return replace(self, key=key[:, :most], value=value[:, :most], block_table=None)
+
+    def _kv_counts(self) -> list[int]:
+        """The length of each sequence of the keys."""
+        if self.kv_lengths is None:
+            return [self.key.shape[1]] * self.key.shape[0]
+        return _differences(self.kv_lengths) if self.packed and self.block_table is None else list(self.kv_lengths)
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        if self.packed:
+            rows = _differences(self.q_lengths)
+        else:
+            rows = [self.query.shape[1]] * self.query.shape[0] if self.q_lengths is None else self.q_lengths
+        return list(zip(rows, self._kv_counts(), strict=True))
+
+    def _on_device(self, lengths: Sequence[int] | None) -> torch.Tensor | None:
+        if lengths is None:
+            return None
+        options = {"dtype": torch.int64, "device": self.query.device}
+        if any(isinstance(length, torch.SymInt) for length in lengths):  # torch.tensor would make constants of them
+            return torch.stack([torch.full((), length, **options) for length in lengths])
+        return torch.tensor(lengths, **options)
+
+    def attend(
+        self, op: str, mask: Mask, scale: float, sink: torch.Tensor | None = None, with_lse: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result in its layout, and the log-sum-exp, (B, N, S, 1) or (T, N, 1), a 0 unless asked for."""
+        hidden = {}
+        if mask.tensor is not None or mask.sparse_mode != 0:
+            hidden = mask.arguments(op, self._sizes(), self.query.shape[2], self.packed, self.one_row)
+        arguments = {
+            "q": self.query, "k": self.key, "v": self.value, "block_table": self.block_table, "sink": sink,
+            "q_lengths": self._on_device(self.q_lengths), "kv_lengths": self._on_device(self.kv_lengths),
+            "softmax_scale": scale, "packed": self.packed, "with_lse": with_lse, **hidden, **self.further,
+        }  # fmt: skip
+        tensors = (self.query, self.key, self.value)
+        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        out, lse = (composite if learns else anynpu).fused_attention(
+            arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments
+        )
+        if not with_lse:
+            return laid_out(out, self.layout), lse.new_zeros(1)
+        lse = lse.squeeze(0) if self.packed else lse.transpose(1, 2)
+        return laid_out(out, self.layout), lse.unsqueeze(-1).contiguous()
+
+
+def _differences(ends: Sequence[int]) -> list[int]:
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def attention_of(
+    op: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: str,
+    layouts: Sequence[str],
+    heads: int,
+    kv_heads: int,
+    lengths: dict[str, Lengths],
+    block_table: torch.Tensor | None = None,
+    block_size: int = 0,
+    antiquant: tuple[AntiQuant | None, AntiQuant | None] = NONE,
+) -> Attention:
+    """``lengths`` of the queries and of the keys, by the names of their arguments; ``kv_heads`` 0: ``heads``."""
+    require(op, layout in layouts, f"Layout {layout} is not supported! input_layout must be {' or '.join(layouts)}")
+    require(op, heads > 0, f"numHeads should be greater than 0, but got {heads}")
+    kv_heads = kv_heads or heads
+    whole = kv_heads > 0 and heads % kv_heads == 0
+    require(op, whole, f"num_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
+    require_dtype(op, "query", query, FLOATS)
+    for name, tensor, codes in zip(("key", "value"), (key, value), antiquant, strict=True):
+        if codes is None:
+            require_dtype(op, name, tensor, (query.dtype,))
+        else:
+            codes.check(op, tensor)
+    source, _, target = layout.partition("_")
+    packed = source in ("TND", "NTD")
+    (q_name, q_lengths), (kv_name, kv_lengths) = ((name, listed(value)) for name, value in lengths.items())
+    query = by_tokens(op, "query", query, source, heads)
+    rows = query.shape[1]
+    if packed:
+        q_lengths = require_ends(op, q_name, q_lengths, rows)
+    else:
+        q_lengths = require_lengths(op, q_name, q_lengths, query.shape[0], rows)
+    if block_table is None:
+        key, value = (by_tokens(op, *each, source, kv_heads) for each in (("key", key), ("value", value)))
+        columns = key.shape[1]
+        if packed:
+            kv_lengths = require_ends(op, kv_name, kv_lengths, columns)
+        else:
+            kv_lengths = require_lengths(op, kv_name, kv_lengths, key.shape[0], columns)
+    else:
+        require_table(op, block_table)
+        key, value = (blocks_by_tokens(op, *each, kv_heads, block_size) for each in (("key", key), ("value", value)))
+        if kv_lengths is None:
+            raise TypeError(f"{op}: {kv_name} must be given for a block_table")
+        most = block_table.shape[1] * block_size
+        kv_lengths = require_lengths(op, kv_name, kv_lengths, block_table.shape[0], most)
+    attention = Attention(query, key, value, target or source, packed, q_lengths, kv_lengths, block_table)
+    attention.check(op)
+    return attention if antiquant[0] is None else attention.with_antiquant(op, antiquant)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fused_attention out of torch operators, which looks at no value: what a query does not see is masked.
+
+Gradients flow through it, in contrast to the kernel of the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from anynpu import _device_errors
+from anynpu.ops.fused_attention.spec import ALL, OP, check
+
+_Q_LENGTHS = _device_errors.new_rule(OP, "q_lengths", "must be in the rows of q, running sums if packed")
+_KV_LENGTHS = _device_errors.new_rule(OP, "kv_lengths", "must be in the rows of k, running sums if packed")
+_BLOCKS = _device_errors.new_rule(OP, "block_table", "must be a plane of k where rows are used")
+
+
+def _spans(
+    lengths: torch.Tensor | None, total: int, planes: int, packed: bool, rule: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row of [planes, total]: its sequence (-1: none), its position in it; and how long each sequence is."""
+    row = torch.arange(total, device=device).expand(planes, total)
+    if packed:
+        ends = _device_errors.within(lengths, 0, total + 1, rule)
+        sequence = torch.searchsorted(ends, row.contiguous(), right=True)
+        counts = torch.diff(ends, prepend=ends.new_zeros(1))
+        starts = (ends - counts)[sequence.clamp(max=ends.numel() - 1)]
+        return torch.where(sequence < ends.numel(), sequence, -1), row - starts, counts
+    counts = torch.full((planes,), total, device=device)
+    if lengths is not None:
+        counts = _device_errors.within(lengths, 0, total + 1, rule)
+    own = torch.arange(planes, device=device)[:, None]
+    return torch.where(row < counts[:, None], own, -1), row, counts
+
+
+def _gathered(x: torch.Tensor, planes: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """[B, T, ..] of a tensor laid out like k, or of its factors, which axes of 1 repeat."""
+    if planes is None:
+        return x[:, : like.shape[1]] if x.shape[1] > 1 else x
+    if x.shape[:2] == (1, 1):
+        return x
+    whole = x.expand(like.shape[0] if x.shape[0] == 1 else -1, like.shape[1] if x.shape[1] == 1 else -1, -1, -1)
+    return whole[:, : like.shape[1]][planes].flatten(1, 2)
+
+
+def _floats(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    planes: torch.Tensor | None,
+    used: torch.Tensor,
+) -> torch.Tensor:
+    """float32 [B, T, N, D], 0 where no sequence has a row: what lies there may be NaN."""
+    values = _gathered(x, planes, x).float()
+    if scale is not None:
+        factors = [None if each is None else _gathered(each, planes, x)[: values.shape[0]] for each in (scale, offset)]
+        values = (values if offset is None else values + factors[1]) * factors[0].float()
+    return values.masked_fill(~used[:, :, None, None], 0)
+
+
+def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, T, Nkv, D] -> [B, Nq, T, D]."""
+    return x.transpose(1, 2).repeat_interleave(heads // x.shape[2], 1)
+
+
+def fused_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_rope: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    k_offset: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    v_offset: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
+    q_lengths: torch.Tensor | None = None,
+    kv_lengths: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    before: int = ALL,
+    after: int = ALL,
+    from_end: bool = False,
+    packed: bool = False,
+    with_lse: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See ``anynpu.fused_attention``."""
+    check(q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
+          packed=packed)  # fmt: skip
+    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
+    paged, planes = block_table is not None, None
+    own_row, row, rows = _spans(q_lengths, q.shape[1], q.shape[0], packed, _Q_LENGTHS, q.device)
+    batch = rows.numel()
+    capacity = block_table.shape[1] * k.shape[1] if paged else k.shape[1]
+    own_column, column, columns = _spans(
+        kv_lengths, capacity, batch if paged else k.shape[0], packed and not paged, _KV_LENGTHS, q.device
+    )
+    if paged:
+        needed = torch.arange(block_table.shape[1], device=q.device) * k.shape[1] < columns[:, None]
+        planes = _device_errors.within(torch.where(needed, block_table, 0), 0, k.shape[0], _BLOCKS).long()
+    used = own_column >= 0
+    key, value = _floats(k, k_scale, k_offset, planes, used), _floats(v, v_scale, v_offset, planes, used)
+    query = q.float()
+    if q_rope is not None:
+        query = torch.cat([query, q_rope.float()], -1)
+        key = torch.cat([key, _floats(k_rope, None, None, planes, used)], -1)
+    if packed:  # all sequences in one plane
+        key, value = key.flatten(0, 1)[None], value.flatten(0, 1)[None]
+        own_column, column = own_column.flatten()[None], column.flatten()[None]
+    query = query.masked_fill((own_row < 0)[:, :, None, None], 0)
+    key, value, query = _by_head(key, q.shape[2]), _by_head(value, q.shape[2]), query.transpose(1, 2)
+    at = row + ((columns - rows)[own_row.clamp(min=0)] if from_end and batch else 0)
+    seen = (own_row[:, :, None] == own_column[:, None]) & (own_row >= 0)[:, :, None]
+    if before < ALL:
+        seen = seen & (column[:, None] >= (at - before)[:, :, None])
+    if after < ALL:
+        seen = seen & (column[:, None] <= (at + after)[:, :, None])
+    seen = seen[:, None]
+    if mask is not None:
+        sides = (0, max(0, capacity - mask.shape[3]), 0, max(0, q.shape[1] - mask.shape[2]))
+        seen = seen & ~torch.nn.functional.pad(mask.bool(), sides)[:, :, : q.shape[1], :capacity]
+    out, lse = _attend(query, key, value, seen, scale, sink, with_lse)
+    lse = lse.masked_fill((own_row < 0)[:, :, None], 0) if with_lse else lse
+    return out.to(q.dtype), lse
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    scale: float,
+    sink: torch.Tensor | None,
+    with_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, S, N, Dv] and [B, S, N]."""
+    out, lse = query.new_zeros(*query.shape[:3], value.shape[3]), query.new_empty(0)
+    if key.shape[2]:
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+        out = out.masked_fill(~seen.any(-1, keepdim=True), 0)
+    if with_lse or sink is not None:
+        lse = (query @ key.mT * scale).masked_fill(~seen, -torch.inf).logsumexp(-1)
+        if sink is not None:
+            out = out * torch.sigmoid(lse - sink.float()[:, None]).unsqueeze(-1)
+    return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous() if with_lse else query.new_empty(0)

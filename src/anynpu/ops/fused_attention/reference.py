@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Oracle of fused_attention: float64 attention, sequence by sequence, and how far a kernel may be from it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from anynpu.ops.fused_attention.spec import ALL, OP, check
+from anynpu.ops.kv_cache_attention.reference import weight_rounding
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Where a sequence lies: ``q[plane, first : first + rows]``; ``of`` cuts a tensor laid out like k."""
+
+    batch: int
+    plane: int
+    first: int
+    rows: int
+    columns: int
+    of: Callable[[torch.Tensor], torch.Tensor]
+
+
+def _cut(name: str, lengths: torch.Tensor | None, packed: bool, batch: int, total: int) -> tuple[int, int]:
+    first = int(lengths[batch - 1]) if packed and batch else 0
+    end = total if lengths is None else int(lengths[batch])
+    if not first <= end <= total or (packed and batch == len(lengths) - 1 and end != total):
+        sums = ", running sums that end with the last" if packed else ""
+        raise ValueError(f"{OP}: {name} must be in [{first}, {total}]{sums}, got {end} at [{batch}]")
+    return first, end
+
+
+def _blocks(table: torch.Tensor, batch: int, columns: int, planes: int, size: int) -> torch.Tensor:
+    used = table[batch, : -(-columns // size)].long() if columns else table[batch, :0].long()
+    for block, index in enumerate(used.tolist()):
+        if not 0 <= index < planes:
+            where = f"[0, {planes}) where rows are used"
+            raise ValueError(f"{OP}: block_table must be in {where}, got {index} at [{batch}, {block}]")
+    return used
+
+
+def _sequences(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_lengths: torch.Tensor | None,
+    kv_lengths: torch.Tensor | None,
+    table: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    packed: bool,
+) -> Iterator[_Sequence]:
+    planes, size = k.shape[:2]
+    capacity = size if table is None else table.shape[1] * size
+    for batch in range(len(q_lengths) if packed else q.shape[0]):
+        first, end = _cut("q_lengths", q_lengths, packed, batch, q.shape[1])
+        start, last = _cut("kv_lengths", kv_lengths, packed and table is None, batch, capacity)
+        rows, columns = end - first, last - start
+        if table is None:
+            plane = 0 if packed else batch
+            of = _rows_of(plane, start, last)
+        else:
+            of = _rows_of_blocks(_blocks(table, batch, columns, planes, size), columns)
+        if mask is not None and (mask.shape[2] < rows or mask.shape[3] < columns):
+            sides = f"at least {rows} rows and {columns} columns"
+            raise ValueError(f"{OP}: mask must have {sides}, got shape {tuple(mask.shape)}")
+        yield _Sequence(batch, 0 if packed else batch, first, rows, columns, of)
+
+
+def _rows_of(plane: int, start: int, last: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x[0 if x.shape[0] == 1 else plane][start:last]
+
+
+def _rows_of_blocks(blocks: torch.Tensor, columns: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x[blocks].flatten(0, 1)[:columns]
+
+
+def _factors(factors: torch.Tensor, like: torch.Tensor, sequence: _Sequence) -> torch.Tensor:
+    """float64 [columns, Nkv, D], or what broadcasts to it."""
+    if factors.shape[:2] == (1, 1):
+        return factors[0].double()
+    planes = like.shape[0] if factors.shape[0] == 1 else factors.shape[0]
+    rows = like.shape[1] if factors.shape[1] == 1 else factors.shape[1]
+    return sequence.of(factors.expand(planes, rows, -1, -1)[:, : like.shape[1]].double())
+
+
+def _floats(
+    x: torch.Tensor, scale: torch.Tensor | None, offset: torch.Tensor | None, sequence: _Sequence
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 [Nkv, columns, D], and the size of the terms that they are sums of."""
+    values = sequence.of(x).double()
+    sizes = values.abs()
+    if scale is not None:
+        scale = _factors(scale, x, sequence)
+        if offset is not None:
+            offset = _factors(offset, x, sequence)
+            values, sizes = values + offset, sizes + offset.abs()
+        values, sizes = values * scale, sizes * scale.abs()
+    return values.transpose(0, 1), sizes.transpose(0, 1)
+
+
+def _visible(sequence: _Sequence, mask: torch.Tensor | None, before: int, after: int, from_end: bool) -> torch.Tensor:
+    """bool [1 or Nq, rows, columns]."""
+    row = torch.arange(sequence.rows)[:, None] + (sequence.columns - sequence.rows if from_end else 0)
+    column = torch.arange(sequence.columns)
+    seen = torch.ones(1, sequence.rows, sequence.columns, dtype=torch.bool)
+    if before < ALL:
+        seen = seen & (column >= row - before)
+    if after < ALL:
+        seen = seen & (column <= row + after)
+    if mask is not None:
+        plane = mask[0 if mask.shape[0] == 1 else sequence.batch]
+        seen = seen & ~plane[:, : sequence.rows, : sequence.columns].bool()
+    return seen
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """One sequence, all float64 and with the heads of k and v repeated."""
+
+    sequence: _Sequence
+    result: torch.Tensor  # [Nq, rows, Dv]
+    lse: torch.Tensor  # [Nq, rows, 1]
+    error: torch.Tensor
+    lse_error: torch.Tensor
+
+
+_U = 2.0**-24  # half a unit in the last place of float32
+_UNDERFLOW = 2.0**-125  # of a weight beside the largest
+
+
+def _attend(args: dict, sequence: _Sequence) -> _Attention:
+    q, k, v = args["q"], args["k"], args["v"]
+    size = q.shape[3] + (0 if args["q_rope"] is None else args["q_rope"].shape[3])
+    scale = q.shape[3] ** -0.5 if args["softmax_scale"] is None else args["softmax_scale"]
+    place = sequence.plane, slice(sequence.first, sequence.first + sequence.rows)
+    query = q[place].double().transpose(0, 1)
+    key, key_sizes = _floats(k, args["k_scale"], args["k_offset"], sequence)
+    value, value_sizes = _floats(v, args["v_scale"], args["v_offset"], sequence)
+    if args["q_rope"] is not None:
+        query = torch.cat([query, args["q_rope"][place].double().transpose(0, 1)], -1)
+        rope = sequence.of(args["k_rope"]).double().transpose(0, 1)
+        key, key_sizes = torch.cat([key, rope], -1), torch.cat([key_sizes, rope.abs()], -1)
+    group = q.shape[2] // k.shape[2]
+    key, key_sizes, value, value_sizes = (x.repeat_interleave(group, 0) for x in (key, key_sizes, value, value_sizes))
+    hidden = ~_visible(sequence, args["mask"], args["before"], args["after"], args["from_end"])
+    scores = (query @ key.mT * scale).masked_fill(hidden, -torch.inf)
+    lse = (
+        scores.logsumexp(-1, keepdim=True) if sequence.columns else scores.new_full((*scores.shape[:2], 1), -torch.inf)
+    )
+    total = lse
+    if args["sink"] is not None:
+        total = torch.logaddexp(lse, args["sink"].double()[:, None, None])
+    weights = (scores - total).exp().masked_fill(hidden, 0).nan_to_num(0)
+
+    # What float32 makes of it.
+    magnitudes = query.abs() @ key_sizes.mT * abs(scale)
+    error = (size + 12) * _U * magnitudes
+    fraction = 0.0
+    if k.dtype == torch.int8:
+        fraction = 1.001 * (2.0**-31 if q.dtype == torch.float32 else 2.0**-16)
+        factors = _factors(args["k_scale"], k, sequence).abs().transpose(0, 1).expand(k.shape[2], -1, -1)
+        largest = query.abs() * factors.amax(1, keepdim=True).repeat_interleave(group, 0) if sequence.columns else query
+        codes = sequence.of(k).double().abs().sum(-1).transpose(0, 1).repeat_interleave(group, 0)
+        error = error + fraction * abs(scale) * largest.abs().amax(-1, keepdim=True) * codes[:, None]
+    worst = torch.nn.functional.pad(error.masked_fill(hidden, 0), (0, 1)).amax(-1, keepdim=True)
+    if args["sink"] is not None:
+        worst = worst + 4 * _U * args["sink"].double().abs()[:, None, None]
+    relative = 2 * (worst + 9 * _U) + 2 * (sequence.columns + 8) * _U
+    wrong = relative * (weights @ value_sizes) + _UNDERFLOW * value_sizes.sum(1, keepdim=True)
+    if fraction and sequence.columns:
+        rounding = weight_rounding(weights.unsqueeze(1), value_sizes).squeeze(1)
+        wrong = wrong + fraction * rounding
+    lse_error = worst + (sequence.columns + 8) * _U * (1 + lse.abs().nan_to_num(0, 0, 0))
+    return _Attention(sequence, weights @ value, lse, wrong, lse_error)
+
+
+def _all(args: dict, pick: Callable[[_Attention], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+    q, v = args["q"], args["v"]
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=torch.float64)
+    lse = torch.zeros(*q.shape[:3], dtype=torch.float64)
+    sequences = _sequences(
+        q, args["k"], args["q_lengths"], args["kv_lengths"], args["block_table"], args["mask"], args["packed"]
+    )
+    for sequence in list(sequences):
+        place = sequence.plane, slice(sequence.first, sequence.first + sequence.rows)
+        result, sums = pick(_attend(args, sequence))
+        out[place], lse[place] = result.transpose(0, 1), sums.squeeze(-1).transpose(0, 1)
+    return out, lse if args["with_lse"] else lse.new_empty(0)
+
+
+def _named(*args, **kwargs) -> dict:
+    """The arguments of a call by their names, checked."""
+    check(*args, **kwargs)
+    bound = inspect.signature(check).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def fused_attention(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequence by sequence, with all keys and values as float64."""
+    named = _named(*args, **kwargs)
+    out, lse = _all(named, lambda attention: (attention.result, attention.lse))
+    return out.to(named["q"].dtype), lse.float()
+
+
+def error_bound(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 rounding errors, those of fixed-point numbers over int8 codes, and one unit in the last place.
+
+    A score is a sum of D (and Dr) products, off by at most (D + 12) u times the sum of their sizes; over codes, whose
+    factors take a few roundings more, q times its scales may be rounded to f of its largest element and a weight to f
+    of the largest weight near it, see ``kv_cache_attention``. Each weight is then off by a factor of at most
+    1 + 2 max(e) + 9 u and by the steps in which sums follow the maximum, and sums have as many terms as there are rows.
+    """
+    named = _named(*args, **kwargs)
+    error, lse_error = _all(named, lambda attention: (attention.error, attention.lse_error))
+    expected, _ = fused_attention(**named)
+    limits = torch.finfo(expected.dtype)
+    exponent = expected.double().abs().clamp(limits.smallest_normal, limits.max).log2().floor()
+    return error + torch.exp2(exponent) * limits.eps, lse_error

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument rules and sample calls of fused_attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from anynpu._check import require, require_dtype, require_tensor
+from anynpu._register import Sample
+
+OP = "fused_attention"
+ALL = 2147483647  # columns before or after: no limit
+SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? q_rope=None, Tensor? k_rope=None, Tensor? k_scale=None, "
+    "Tensor? k_offset=None, Tensor? v_scale=None, Tensor? v_offset=None, Tensor? block_table=None, Tensor? mask=None, "
+    "Tensor? sink=None, Tensor? q_lengths=None, Tensor? kv_lengths=None, float? softmax_scale=None, "
+    f"int before={ALL}, int after={ALL}, bool from_end=False, bool packed=False, bool with_lse=False) "
+    "-> (Tensor, Tensor)"
+)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+MASKS = (torch.bool, torch.int8, torch.uint8)
+MOST = 1 << 16  # heads, and values of one
+
+
+def _require_axes(name: str, tensor: torch.Tensor, axes: int) -> None:
+    require(OP, tensor.dim() == axes, f"{name} must have {axes} axes, got shape {tuple(tensor.shape)}")
+
+
+def _check_heads(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    require_tensor(OP, name, tensor)
+    require_dtype(OP, name, tensor, dtypes)
+    _require_axes(name, tensor, 4)
+    shape = tuple(tensor.shape)
+    require(OP, shape[2] >= 1 and shape[3] >= 1, f"{name} must have heads with values, got shape {shape}")
+    few = shape[2] <= MOST and shape[3] <= MOST
+    require(OP, few, f"{name} must have at most {MOST} heads of at most as many values, got shape {shape}")
+    require(OP, shape[3] == 1 or tensor.stride(3) == 1, f"the last axis of {name} should be contiguous")
+
+
+def _check_same(name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor, first: int, last: int) -> None:
+    """``tensor`` has the axes of ``like`` from ``first`` up to ``last``."""
+    expected, got = tuple(like.shape[first:last]), tuple(tensor.shape[first:last])
+    require(OP, expected == got, f"{name} must have axes {first} to {last - 1} of {like_name}, {expected}, got {got}")
+
+
+def _check_q_k_v(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    _check_heads("q", q, FLOATS)
+    _check_heads("k", k, (q.dtype, torch.int8))
+    _check_heads("v", v, (k.dtype,))
+    _check_same("v", v, "k", k, 0, 3)
+    sizes = q.shape[3], k.shape[3]
+    require(OP, sizes[0] == sizes[1], f"the heads of k must be as long as those of q, {sizes[0]}, got {sizes[1]}")
+    heads = q.shape[2], k.shape[2]
+    require(
+        OP, heads[0] % heads[1] == 0, f"the heads of q must be a multiple of those of k, got {heads[0]} and {heads[1]}"
+    )
+
+
+def _check_rope(q: torch.Tensor, k: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None) -> None:
+    require(OP, (q_rope is None) == (k_rope is None), "q_rope and k_rope must be given together")
+    if q_rope is None:
+        return
+    if k.dtype == torch.int8:
+        raise NotImplementedError(f"{OP}: q_rope is not implemented with int8 k and v")
+    for name, rope, like_name, like in (("q_rope", q_rope, "q", q), ("k_rope", k_rope, "k", k)):
+        _check_heads(name, rope, (q.dtype,))
+        _check_same(name, rope, like_name, like, 0, 3)
+    _check_same("k_rope", k_rope, "q_rope", q_rope, 3, 4)
+
+
+def _check_factors(name: str, factors: torch.Tensor | None, codes: torch.Tensor, required: bool) -> None:
+    if codes.dtype != torch.int8:
+        if factors is not None:
+            raise TypeError(f"{OP}: {name} is for int8 k and v")
+        return
+    if factors is None and not required:
+        return
+    require_tensor(OP, name, factors)
+    require_dtype(OP, name, factors, FLOATS)
+    _require_axes(name, factors, 4)
+    got, whole = tuple(factors.shape), tuple(codes.shape)
+    of_tokens = got[0] != 1 or got[1] != 1
+    fits = all(size == 1 or size >= all_ for size, all_ in zip(got[:2], whole[:2], strict=True))
+    fits = fits and all(size in (1, all_) for size, all_ in zip(got[2:], whole[2:], strict=True))
+    fits = fits and (not of_tokens or got[3] == 1)
+    sentence = f"{name} must have a value for each head and channel, or for each token, of {whole}, got {got}"
+    require(OP, fits, sentence)
+
+
+def _check_lengths(
+    q: torch.Tensor, k: torch.Tensor, lengths: dict[str, torch.Tensor | None], paged: bool, packed: bool
+) -> int:
+    """How many sequences there are."""
+    batch = q.shape[0]
+    for name, tensor in lengths.items():
+        if tensor is None and not packed:
+            continue
+        require_tensor(OP, name, tensor)
+        require_dtype(OP, name, tensor, (torch.int64,))
+        _require_axes(name, tensor, 1)
+        batch = tensor.shape[0] if packed and name == "q_lengths" else batch
+        shape = tuple(tensor.shape)
+        require(OP, shape == (batch,), f"{name} must have one value for each of {batch} sequences, got shape {shape}")
+        require(OP, tensor.is_contiguous(), f"{name} should be contiguous")
+    if packed:
+        planes = (q.shape[0], 1 if paged else k.shape[0])
+        require(OP, planes == (1, 1), f"packed q and k must have one plane, got {planes[0]} and {planes[1]}")
+    elif not paged:
+        require(OP, k.shape[0] == batch, f"k must have {batch} sequences as q has, got {k.shape[0]}")
+    return batch
+
+
+def _check_block_table(table: torch.Tensor, batch: int, kv_lengths: torch.Tensor | None) -> None:
+    require_tensor(OP, "block_table", table)
+    require_dtype(OP, "block_table", table, (torch.int32,))
+    _require_axes("block_table", table, 2)
+    got = tuple(table.shape)
+    require(OP, got[0] == batch, f"block_table must be [B, blocks] with B = {batch}, got shape {got}")
+    require(OP, kv_lengths is not None, "kv_lengths must be given for a block_table")
+
+
+def _check_mask(mask: torch.Tensor, batch: int, heads: int, packed: bool) -> None:
+    require_tensor(OP, "mask", mask)
+    require_dtype(OP, "mask", mask, MASKS)
+    _require_axes("mask", mask, 4)
+    if packed:
+        raise NotImplementedError(f"{OP}: mask is not implemented for packed sequences")
+    shape = tuple(mask.shape)
+    fits = shape[0] in (1, batch) and shape[1] in (1, heads)
+    require(OP, fits, f"mask must have 1 or {batch} sequences and 1 or {heads} heads, got shape {shape}")
+
+
+def check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_rope: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    k_offset: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    v_offset: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
+    q_lengths: torch.Tensor | None = None,
+    kv_lengths: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    before: int = ALL,
+    after: int = ALL,
+    from_end: bool = False,
+    packed: bool = False,
+    with_lse: bool = False,
+) -> None:
+    """Checks what can be checked without data."""
+    _check_q_k_v(q, k, v)
+    _check_rope(q, k, q_rope, k_rope)
+    for name, factors, codes in (("k_scale", k_scale, k), ("v_scale", v_scale, v)):
+        _check_factors(name, factors, codes, required=True)
+    for name, factors, codes in (("k_offset", k_offset, k), ("v_offset", v_offset, v)):
+        _check_factors(name, factors, codes, required=False)
+    lengths = {"q_lengths": q_lengths, "kv_lengths": kv_lengths}
+    batch = _check_lengths(q, k, lengths, block_table is not None, packed)
+    if block_table is not None:
+        _check_block_table(block_table, batch, kv_lengths)
+    if mask is not None:
+        _check_mask(mask, batch, q.shape[2], packed)
+    if sink is not None:
+        require_tensor(OP, "sink", sink)
+        require_dtype(OP, "sink", sink, FLOATS)
+        shape = tuple(sink.shape)
+        require(OP, shape == (q.shape[2],), f"sink must have shape ({q.shape[2]},), one score a head, got {shape}")
+
+
+def fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, with_lse: bool = False, **kwargs):
+    """Fake kernel of fused_attention."""
+    with_lse = args[16] if len(args) > 16 else with_lse
+    check(q, k, v, *args, **kwargs)
+    lse = q.new_empty(q.shape[:3] if with_lse else (0,), dtype=torch.float32)
+    return q.new_empty((*q.shape[:3], v.shape[3])), lse
+
+
+def samples() -> Iterator[Sample]:
+    """Valid calls of fused_attention."""
+    generator = torch.Generator().manual_seed(0)
+
+    def reals(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    def codes(*shape: int) -> torch.Tensor:
+        return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+
+    def numbers(*values: int) -> torch.Tensor:
+        return torch.tensor(values)
+
+    none = (None,) * 9
+    decode = (reals(2, 1, 6, 16), reals(2, 30, 2, 16), reals(2, 30, 2, 24))
+    yield Sample("decode", (*decode, *none, None, numbers(30, 7)))
+    half = [reals(2, 9, *sizes, dtype=torch.float16) for sizes in ((4, 16), (4, 16), (4, 8))]
+    causal = (None, ALL, 0, True, False, True)
+    yield Sample("causal with log-sum-exp", (*half, *none, numbers(9, 4), numbers(9, 6), *causal))
+    table = torch.tensor([[4, 0, 3], [2, -1, -1]], dtype=torch.int32)
+    scale = reals(1, 1, 2, 32).abs() / 99
+    cache = (reals(2, 1, 4, 32, dtype=torch.bfloat16), codes(5, 8, 2, 32), codes(5, 8, 2, 32))
+    factors = (None, None, scale, None, scale, scale)
+    yield Sample("int8 in blocks", (*cache, *factors, table, None, None, None, numbers(20, 3)))
+    tokens = reals(2, 20, 1, 1).abs() / 99
+    rows = (reals(2, 3, 2, 8), codes(2, 20, 1, 8), codes(2, 20, 1, 8))
+    mask = reals(1, 1, 3, 20) > 0.5
+    yield Sample("int8 by tokens, mask", (*rows, None, None, tokens, tokens, tokens, None, None, mask))
+    packed = (reals(1, 10, 4, 8), reals(1, 14, 2, 8), reals(1, 14, 2, 8), reals(1, 10, 4, 4), reals(1, 14, 2, 4))
+    ends = (numbers(4, 10), numbers(8, 14), 0.3, 3, 0, True, True)
+    yield Sample("packed with ropes and sinks", (*packed, *[None] * 6, reals(4), *ends))
