@@ -109,6 +109,7 @@ def test_command(smollm2_loaded, monkeypatch):
     monkeypatch.setattr(command, "_SLICE", 64)
     result = CliRunner().invoke(app, ["demo", "--json", "--tokens", "4"])
     assert result.exit_code == 0, result.output
+    assert {f"measured {name}" for name in names} <= set(result.stderr.splitlines())
     told = json.loads(result.stdout)
     assert told["examples"] == {name: f"what {name} printed" for name in examples.NAMES}
     assert [row["name"] for row in told["rows"]] == names

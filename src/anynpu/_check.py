@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -13,14 +15,37 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def require_type(op: str, name: str, value: object, types: type | tuple[type, ...], expected: str) -> None:
+    """``value`` is one of ``types``, which ``expected`` calls by their names."""
+    if not isinstance(value, types):
+        raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+
+
 def require_tensor(op: str, name: str, value: object) -> None:
     """``value`` is a tensor."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    require_type(op, name, value, torch.Tensor, "a tensor")
+
+
+def require_module(op: str, value: object) -> None:
+    """The model is a module."""
+    require_type(op, "model", value, torch.nn.Module, "a module")
+
+
+def require_ints(op: str, **values: object) -> None:
+    """All of the named values are ints."""
+    for name, value in values.items():
+        require_type(op, name, value, int, "an int")
+
+
+def path_of(op: str, name: str, value: object) -> Path:
+    """The path that ``value`` is."""
+    require_type(op, name, value, (str, os.PathLike), "a path")
+    return Path(value)
 
 
 def require_dtype(op: str, name: str, tensor: torch.Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """The dtype of ``tensor`` is one of ``allowed``."""
+    """``tensor`` is a tensor, and its dtype is one of ``allowed``."""
+    require_tensor(op, name, tensor)
     if tensor.dtype not in allowed:
         expected = " or ".join(dtype_name(dtype) for dtype in allowed)
         raise TypeError(f"{op}: {name} must be {expected}, got {dtype_name(tensor.dtype)}")

@@ -22,6 +22,8 @@ _WRONG_KIND = re.compile(
     r"but instead found type '(?P<got>.+?)'"
 )
 _KINDS = {"Tensor": "a tensor", "int": "an int", "List[Tensor]": "a list of tensors", "List[int]": "a list of ints"}
+# What it takes though the schema says otherwise: None, and any object with a truth.
+_SLIPS_THROUGH = {"Tensor": torch.Tensor, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def _dispatched(operator: Operator) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return overload(*args, **kwargs)
+        _require_kinds(operator, args, kwargs)
         try:
             return overload(*args, **kwargs)
         except RuntimeError as error:
@@ -100,6 +103,13 @@ def _dispatched(operator: Operator) -> Callable:
             raise
 
     return call
+
+
+def _require_kinds(operator: Operator, args: tuple, kwargs: dict[str, Any]) -> None:
+    for argument, value in zip(operator.overload._schema.arguments, (*args, *kwargs.values()), strict=False):
+        kind = str(argument.type)
+        if not isinstance(value, _SLIPS_THROUGH.get(kind, object)):
+            raise _wrong_kind(operator.name, kind, argument.name, type(value).__name__)
 
 
 def _wrong_kind(op: str, kind: str, name: str, got: str) -> TypeError:

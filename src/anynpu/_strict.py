@@ -15,6 +15,8 @@ from types import TracebackType
 
 import torch
 
+from anynpu._check import require_type
+
 # Atlas A2 is Ascend910B, Atlas A3 is Ascend910_93; a longer name (Ascend910B3) is a model of the series.
 STRICT_SERIES = {"Ascend910B": "Atlas A2", "Ascend910_93": "Atlas A3"}
 
@@ -22,6 +24,7 @@ _soc: str | None = None
 
 
 def _require_known(soc: str) -> str:
+    require_type("strict", "soc", soc, str, "a string or None")
     if not soc.startswith(tuple(STRICT_SERIES)):
         known = ", ".join(f"{name} ({series})" for name, series in STRICT_SERIES.items())
         raise ValueError(f"strict: the chip must be one of the series {known}, or a model of one, got {soc!r}")

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from anynpu._check import require
+from anynpu._check import path_of, require, require_module, require_type
 from anynpu._read import read_tensors
 from anynpu.ops.kv_cache_attention import kv_cache_attention
 from anynpu.ops.rope_kv_cache import rope_kv_cache
@@ -37,7 +37,7 @@ class KVScales:
 
     def save(self, folder: str | Path) -> Path:
         """Writes them as a file beside the model in ``folder``; returns its path."""
-        path = Path(folder) / SCALES_FILE
+        path = path_of("KVScales.save", "folder", folder) / SCALES_FILE
         safetensors.torch.save_file({"k": self.k, "v": self.v}, path)
         return path
 
@@ -45,7 +45,7 @@ class KVScales:
     def load(cls, folder: str | Path) -> KVScales:
         """Reads what :meth:`save` wrote."""
         op = "KVScales.load"
-        tensors = read_tensors(op, Path(folder) / SCALES_FILE)
+        tensors = read_tensors(op, path_of(op, "folder", folder) / SCALES_FILE)
         require(op, tensors.keys() == {"k", "v"}, f"the file must hold k and v, got {sorted(tensors)}")
         scales = cls(**tensors)
         shapes = f"{tuple(scales.k.shape)} and {tuple(scales.v.shape)}"
@@ -72,10 +72,12 @@ class _Recorder(DynamicCache):
 
 
 def _windows(texts: Iterable[str | torch.Tensor], tokenizer: Any, window: int) -> Iterator[torch.Tensor]:
+    op = "calibrate_kv"
     for text in texts:
+        require_type(op, "each of texts", text, (str, torch.Tensor), "a string or a tensor of token ids")
         if isinstance(text, str):
             if tokenizer is None:
-                raise ValueError("calibrate_kv: tokenizer is required for texts that are strings, got none")
+                raise ValueError(f"{op}: tokenizer is required for texts that are strings, got none")
             text = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
         yield from text.flatten().split(window)
 
@@ -97,11 +99,15 @@ def calibrate_kv(
     Raises:
         ValueError: no text at all, or strings without a tokenizer.
     """
+    op = "calibrate_kv"
+    require_module(op, model)
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"{op}: texts must be an iterable of strings or tensors, got {type(texts).__name__}")
     largest: dict[tuple[str, int], torch.Tensor] = {}
     for tokens in _windows(texts, tokenizer, window):
         model(tokens[None].to(model.device), past_key_values=_Recorder(largest), use_cache=True)
     if not largest:
-        raise ValueError("calibrate_kv: texts must hold at least one token, got none")
+        raise ValueError(f"{op}: texts must hold at least one token, got none")
     layers = 1 + max(layer for _, layer in largest)
     stacked = {name: torch.stack([largest[name, layer] for layer in range(layers)]) for name in "kv"}
     return KVScales(**{name: torch.where(seen > 0, seen, 1.0) / 127 for name, seen in stacked.items()})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from anynpu._check import require
+from anynpu._check import path_of, require
 from anynpu._read import read_object
 from anynpu.checkpoints.compressed_tensors import CompressedTensorsWriter
 from anynpu.checkpoints.experts import divide_experts, float_experts, name_in_files, routers
@@ -52,7 +52,7 @@ def convert_checkpoint(
         FileExistsError: ``target`` exists.
         TypeError, ValueError: what :func:`load_checkpoint` refuses, or a layer for which the layout has no place.
     """
-    source, target = Path(source), Path(target)
+    source, target = path_of(_OP, "source", source), path_of(_OP, "target", target)
     require(_OP, to in WRITERS, f"to must be one of {', '.join(WRITERS)}, got {to!r}")
     if target.exists():
         raise FileExistsError(f"{_OP}: {target} exists and is not overwritten")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import path_of, require, require_type
 from anynpu._read import read_object
 from anynpu.checkpoints.experts import join_experts, name_in_model, split_experts, stack_float_experts
 from anynpu.checkpoints.folder import CONFIG, OP, Tensors, open_folder
@@ -51,7 +51,9 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
         TypeError, ValueError: files that are damaged, or hold what anynpu cannot represent; the error names the tensor
             or the layer.
     """
-    model = load(Path(path), dtype)
+    path = path_of(OP, "path", path)
+    require_type(OP, "dtype", dtype, (torch.dtype, type(None)), "a dtype or None")
+    model = load(path, dtype)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.prepack()

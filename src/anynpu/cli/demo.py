@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from anynpu.cli.consoles import stages
 from anynpu.cli.errors import USAGE, fail
 from anynpu.demo import compare, examples, smollm2
 
@@ -54,14 +55,15 @@ def _run_example(name: str, console: Console) -> str:
 
 
 def _measure(console: Console, predictions: int, tokens: int) -> tuple[list[compare.Row], list[compare.CacheRow]]:
-    with console.status("loading SmolLM2-135M-Instruct"):
-        model, tokenizer = smollm2.load()
     rows, caches = [], []
-    with console.status("measuring") as status:
+    with stages(console) as tell:
+        tell("loading SmolLM2-135M-Instruct")
+        model, tokenizer = smollm2.load()
+        tell("measuring the variants of the model")
         for row in compare.rows(model, tokenizer, predictions, tokens):
             rows.append(row)
-            status.update(f"measuring: {row.name} done")
-        status.update("measuring KV caches")
+            tell(f"measured {row.name}")
+        tell("measuring KV caches")
         caches += compare.cache_rows(model, tokenizer, predictions, tokens)
     return rows, caches
 

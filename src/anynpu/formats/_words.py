@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 
 FLIP_SIGN_BITS = -0x77777778  # 0x88888888: turns eight unsigned codes q into q - 8 as two's complement, and back
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -17,7 +17,6 @@ def require_matrix(
     op: str, name: str, tensor: torch.Tensor, dtypes: Sequence[torch.dtype], shape: tuple[int | None, int | None]
 ) -> None:
     """``tensor`` is a non-empty matrix of one of ``dtypes`` and of ``shape``, where None stands for any size."""
-    require_tensor(op, name, tensor)
     require_dtype(op, name, tensor, dtypes)
     expected = ", ".join("any" if size is None else str(size) for size in shape)
     fits = tensor.dim() == 2 and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from anynpu import _native
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_dtype, require_ints, require_type
 
 _compress = _native.Call("weight_compress", tensors=4)
 _decompress = _native.Call("weight_decompress", tensors=3, scalars="2i")
@@ -110,7 +110,6 @@ def compress_weight(weight: torch.Tensor) -> CompressedWeight:
     (True, True)
     """
     op = "weight_compress"
-    require_tensor(op, "weight", weight)
     require_dtype(op, "weight", weight, (torch.int8,))
     shape = tuple(weight.shape)
     require(op, weight.dim() == 2 and weight.numel() > 0, f"weight must have shape (n, k), not empty, got {shape}")
@@ -129,7 +128,9 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
     Raises:
         ValueError: stream, index or info are damaged, do not belong together, or come from another program.
     """
-    op, info = "weight_decompress", compressed.info
+    op = "weight_decompress"
+    require_type(op, "compressed", compressed, CompressedWeight, "a CompressedWeight")
+    info = compressed.info
     # Not the tensor itself: to print one takes as long as to decode a weight.
     got = f"{dtype_name(info.dtype)} {list(info.shape)}"
     require(op, info.dtype == torch.int64 and info.shape == (5,), f"info must be int64 [5], got {got}")
@@ -175,6 +176,7 @@ class Int8Codec:
     _magic = b"ANPUc8\x00\x01"
 
     def __init__(self, row_length: int) -> None:
+        require_ints(self.codec_id, row_length=row_length)
         if row_length < 1:
             raise ValueError(f"{self.codec_id}: row_length must be at least 1, got {row_length}")
         self.row_length = row_length

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from anynpu._check import require
+from anynpu._check import path_of, require, require_type
 from anynpu._read import parse_object
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, entropy_bits
 
@@ -80,6 +80,7 @@ class Compressor:
     """
 
     def __init__(self, weight: Mapping[str, torch.Tensor]) -> None:
+        require_type("Compressor", "weight", weight, Mapping, "a mapping of layer names to weights")
         self._weight = {_layer(name): tensor for name, tensor in weight.items()}
         if len(self._weight) != len(weight):
             raise ValueError("Compressor: two weights belong to the same layer")
@@ -103,7 +104,9 @@ class Compressor:
         for layer, weight in self._compressed.items():
             tensors |= _parts(layer, weight)
         entries = {f"{layer}.weight": {"layer": layer, "granularity": "int8"} for layer in self._compressed}
-        _save(tensors, Path(path), {METADATA_KEY: json.dumps({"version": 1, "weights": entries})})
+        _save(
+            tensors, path_of("Compressor", "path", path), {METADATA_KEY: json.dumps({"version": 1, "weights": entries})}
+        )
 
 
 def _parts(layer: str, weight: CompressedWeight) -> dict[str, torch.Tensor]:
@@ -149,7 +152,10 @@ def _codes(tensor: torch.Tensor, quantize: str | None) -> tuple[torch.Tensor, to
 
 
 def compress_file(
-    source: Path, target: Path, quantize: str | None = None, progress: Callable[[str], None] = lambda name: None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    quantize: str | None = None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> list[Summary]:
     """Compresses the 2-D int8 tensors of a safetensors file; the others are copied.
 
@@ -160,6 +166,7 @@ def compress_file(
     Returns:
         A summary of every compressed weight.
     """
+    source, target = path_of("compress", "source", source), path_of("compress", "target", target)
     if source.resolve() == target.resolve():
         raise ValueError(f"compress: the output must be another file than the input, {source}")
     if _read_metadata(source) is not None:
@@ -219,12 +226,17 @@ def _require_metadata(path: Path) -> dict:
     return record
 
 
-def decompress_file(source: Path, target: Path, progress: Callable[[str], None] = lambda name: None) -> int:
+def decompress_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    progress: Callable[[str], None] = lambda name: None,
+) -> int:
     """The inverse of :func:`compress_file`; quantised weights come back as int8 beside their ``weight_scale``.
 
     Returns:
         The number of weights that were decompressed.
     """
+    source, target = path_of("decompress", "source", source), path_of("decompress", "target", target)
     if source.resolve() == target.resolve():
         raise ValueError(f"decompress: the output must be another file than the input, {source}")
     record = _require_metadata(source)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import dtype_name, path_of, require, require_dtype, require_tensor, require_type
 from anynpu._read import open_tensors, shard_names
 from anynpu.formats.quantized_weight import QuantizedWeight
 from anynpu.ops.grouped_matmul_combine import make_w4a8_bias, pack_scale
@@ -46,6 +46,9 @@ def stack_experts(experts: Sequence[QuantizedWeight]) -> ExpertWeights:
             (activation ordering), or offsets other than those of int4 with a scale for each column.
     """
     op = "stack_experts"
+    require_type(op, "experts", experts, Sequence, "a sequence of QuantizedWeight")
+    for each in experts:
+        require_type(op, "each of experts", each, QuantizedWeight, "a QuantizedWeight")
     require(op, len(experts) > 0, "experts must not be empty")
     kinds = {(each.weight.dtype, each.shape, each.scale.shape, each.offset is None) for each in experts}
     require(op, len(kinds) == 1, f"experts must agree in dtype, shape, groups and offset, got {len(kinds)} kinds")
@@ -86,10 +89,10 @@ def from_int8(weight: torch.Tensor, weight_scale: torch.Tensor) -> QuantizedWeig
         TypeError, ValueError: a dtype or shape other than these.
     """
     op = "from_int8"
-    if weight.dtype != torch.int8 or not weight_scale.is_floating_point():
-        raise TypeError(
-            f"{op}: weight must be int8 and weight_scale float, got {weight.dtype} and {weight_scale.dtype}"
-        )
+    require_dtype(op, "weight", weight, (torch.int8,))
+    require_tensor(op, "weight_scale", weight_scale)
+    if not weight_scale.is_floating_point():
+        raise TypeError(f"{op}: weight_scale must be float, got {dtype_name(weight_scale.dtype)}")
     n = weight.shape[0] if weight.dim() == 2 else -1
     fits = tuple(weight_scale.shape) in ((n,), (n, 1))
     shapes = f"{tuple(weight.shape)} and {tuple(weight_scale.shape)}"
@@ -120,10 +123,13 @@ def load_experts(
             ``convert`` and :func:`stack_experts` refuse.
     """
     op = "load_experts"
+    path = path_of(op, "path", path)
+    require_type(op, "name", name, str, "a string")
+    require_type(op, "convert", convert, Callable, "a function")
     require(op, name.count("{}") == 1, f"name must have one {{}} for the number of the expert, got {name!r}")
     with ExitStack() as stack:
         tensors = {}
-        for file in _files(Path(path)):
+        for file in _files(path):
             opened = stack.enter_context(open_tensors(op, file))
             tensors.update(dict.fromkeys(opened.keys(), opened))
         numbers = list(_numbers(tensors, name)) if experts is None else list(experts)

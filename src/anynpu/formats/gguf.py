@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_type
 from anynpu.formats._words import require_finite, require_matrix
 from anynpu.formats.quantized_weight import QuantizedWeight
 
@@ -26,6 +26,7 @@ def from_gguf(data: torch.Tensor, block_type: str) -> QuantizedWeight:
         TypeError, ValueError: another block type, dtype or length.
     """
     op = "from_gguf"
+    require_type(op, "block_type", block_type, str, "a string")
     require(op, block_type in _BLOCK_BYTES, f"block_type must be one of {BLOCK_TYPES}, got {block_type!r}")
     require_matrix(op, "data", data, (torch.uint8,), (None, None))
     size = _BLOCK_BYTES[block_type]

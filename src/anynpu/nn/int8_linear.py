@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from anynpu._check import require, require_last_axis
+from anynpu._check import require, require_ints, require_last_axis
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, index_bytes, most_bytes
 from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.quant_matmul.int8_linear import int8_linear
@@ -169,6 +169,7 @@ class CompressedLinear(Int8Linear):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, static, device)
+        require_ints("CompressedLinear", stream_bytes=stream_bytes)
         most = most_bytes(out_features, in_features)
         require(
             "CompressedLinear", 0 < stream_bytes <= most, f"stream_bytes must be in [1, {most}], got {stream_bytes}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_ints
 from anynpu.ops.dequant_swiglu_quant import dequant_swiglu_quant
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
 from anynpu.ops.grouped_matmul_combine.weights import unpack_scale
@@ -152,6 +152,7 @@ def _joined(name: str, key: str) -> str:
 
 
 def _require_sizes(experts: int, hidden: int, intermediate: int, bits: int, group_size: int) -> None:
+    require_ints(_OP, experts=experts, hidden=hidden, intermediate=intermediate, bits=bits, group_size=group_size)
     sizes = (experts, hidden, intermediate)
     require(_OP, min(sizes) > 0, f"sizes must be positive, got {sizes}")
     require(_OP, bits in (4, 8), f"bits must be 4 or 8, got {bits}")

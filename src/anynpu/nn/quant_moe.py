@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from anynpu._check import require, require_last_axis
+from anynpu._check import require, require_ints, require_last_axis
 from anynpu.nn.quant_experts import QuantExperts, keep_float32
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_gating_topk import moe_gating_topk
@@ -70,6 +70,7 @@ class QuantMoE(torch.nn.Module):
     ) -> None:
         super().__init__()
         op = "QuantMoE"
+        require_ints(op, experts=experts, k=k, group_count=group_count, k_group=k_group, shared=shared)
         require(op, scoring in SCORINGS, f"scoring must be one of {', '.join(SCORINGS)}, got {scoring!r}")
         require(op, 1 <= k <= experts, f"k must be in [1, experts] = [1, {experts}], got {k}")
         require(op, shared >= 0 and (shared > 0 or not shared_gated), f"shared_gated needs shared > 0, got {shared}")

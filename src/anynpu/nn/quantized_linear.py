@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_ints
 
 
 class QuantizedLinear(torch.nn.Module):
@@ -25,6 +25,7 @@ class QuantizedLinear(torch.nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
+        require_ints(type(self).__name__, in_features=in_features, out_features=out_features)
         sizes = f"sizes must be positive, got {in_features}, {out_features}"
         require(type(self).__name__, in_features > 0 and out_features > 0, sizes)
         self.in_features = in_features

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_ints
 from anynpu.formats.quantized_weight import QuantizedWeight, packed, packing_axis
 from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
@@ -75,6 +75,7 @@ class WeightQuantLinear(QuantizedLinear):
     ) -> None:
         super().__init__(in_features, out_features)
         op = "WeightQuantLinear"
+        require_ints(op, bits=bits, group_size=group_size)
         require(op, bits in (4, 8), f"bits must be 4 or 8, got {bits}")
         require(
             op,

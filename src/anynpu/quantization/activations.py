@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from anynpu._check import require
+from anynpu._check import path_of, require, require_module, require_type
 from anynpu._read import read_tensors
 
 SCALES_FILE = "activation_scales.safetensors"
@@ -26,7 +26,7 @@ class ActivationScales:
 
     def save(self, folder: str | Path) -> Path:
         """Writes them as a file beside the model in ``folder``; returns its path."""
-        path = Path(folder) / SCALES_FILE
+        path = path_of("ActivationScales.save", "folder", folder) / SCALES_FILE
         safetensors.torch.save_file({name: torch.tensor([scale]) for name, scale in self.scales.items()}, path)
         return path
 
@@ -34,7 +34,7 @@ class ActivationScales:
     def load(cls, folder: str | Path) -> ActivationScales:
         """Reads what :meth:`save` wrote."""
         op = "ActivationScales.load"
-        tensors = read_tensors(op, Path(folder) / SCALES_FILE)
+        tensors = read_tensors(op, path_of(op, "folder", folder) / SCALES_FILE)
         for name, scale in tensors.items():
             positive = scale.numel() == 1 and 0 < float(scale) < math.inf
             require(op, positive, f"the scale of {name!r} must be one finite number above 0, got {scale}")
@@ -85,6 +85,9 @@ def calibrate_activations(model: torch.nn.Module, batches: Iterable[Any]) -> Act
     >>> anynpu.quantize_(model, anynpu.W8A8(activations=scales))[0]
     QuantLinear(in_features=2, out_features=8, bias=True, static=True)
     """
+    op = "calibrate_activations"
+    require_module(op, model)
+    require_type(op, "batches", batches, Iterable, "an iterable of batches")
     modules = model.named_modules(remove_duplicate=False)
     linears = {name: module for name, module in modules if type(module) is torch.nn.Linear}
     recorders = {linear: _Recorder() for linear in linears.values()}
@@ -98,7 +101,7 @@ def calibrate_activations(model: torch.nn.Module, batches: Iterable[Any]) -> Act
         for hook in hooks:
             hook.remove()
     if count == 0:
-        raise ValueError("calibrate_activations: batches must hold at least one batch, got none")
+        raise ValueError(f"{op}: batches must hold at least one batch, got none")
     seen = {name: recorders[linear].largest for name, linear in linears.items()}
     return ActivationScales({name: _scale(name, float(most)) for name, most in seen.items() if most is not None})
 

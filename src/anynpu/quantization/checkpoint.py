@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from anynpu._check import dtype_name, require
+from anynpu._check import dtype_name, path_of, require, require_module
 from anynpu._read import read_object, read_tensors
 from anynpu.nn import LAYERS, QuantizedLayer, QuantizedLinear, QuantMoE, RoutedExperts
 from anynpu.quantization.moe_blocks import is_experts, is_moe_block, sizes_of_experts
@@ -33,7 +33,8 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
         TypeError: the state holds something other than tensors.
         ValueError: a tensor has no data (device meta).
     """
-    folder = Path(folder)
+    require_module("save_quantized", model)
+    folder = path_of("save_quantized", "folder", folder)
     tensors, aliases = _distinct(model.state_dict())
     modules = model.named_modules(remove_duplicate=False)
     layers = {name: module for name, module in modules if isinstance(module, QuantizedLayer)}
@@ -101,7 +102,8 @@ def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.n
         ValueError: a description or tensors that are damaged or do not fit the model.
         TypeError: a tensor of another dtype.
     """
-    folder = Path(folder)
+    require_module("load_quantized", model)
+    folder = path_of("load_quantized", "folder", folder)
     description = _read_description(folder / DESCRIPTION)
     state = read_tensors("load_quantized", folder / description["tensors"])
     for name, same in description["aliases"].items():

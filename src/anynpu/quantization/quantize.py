@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from anynpu._check import require_module
 from anynpu.nn import QuantizedLinear, QuantMoE
 from anynpu.quantization.config import QuantConfig
 
@@ -50,8 +51,7 @@ def quantize_(
     >>> anynpu.quantize_(model, anynpu.W4A16(group_size=32), skip=("2",))[0]
     WeightQuantLinear(in_features=64, out_features=8, bits=4, group_size=32, symmetric=True, bias=True, reordered=False)
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"quantize_: model must be a module, got {type(model).__name__}")
+    require_module("quantize_", model)
     if not isinstance(config, QuantConfig):
         raise TypeError(f"quantize_: config must be one such as W4A16(...), got {config!r}")
     chosen = _chosen(model, config, filter_fn, skip)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_dtype
 from anynpu._register import Sample
 
 SCHEMA = "(Tensor x, ScalarType dtype) -> Tensor"
@@ -33,7 +33,6 @@ DTYPES = (
 def check(x: torch.Tensor, dtype: torch.dtype) -> None:
     """Checks the arguments."""
     op = "cast"
-    require_tensor(op, "x", x)
     require_dtype(op, "x", x, DTYPES)
     if dtype not in DTYPES:
         expected = " or ".join(map(dtype_name, DTYPES))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_dtype
 from anynpu._register import Sample
 
 OP = "dynamic_quant"
@@ -41,7 +41,6 @@ def _require_smooth(x, smooth, group_index, mode) -> None:
 
 def output_shapes(x, smooth_scales, group_index, dtype, quant_mode) -> tuple[list[int], list[int]]:
     """Checks everything that does not need data; returns the shapes of y and scale."""
-    require_tensor(OP, "x", x)
     require_dtype(OP, "x", x, (torch.float16, torch.bfloat16, torch.float32))
     if dtype not in (torch.int8, torch.int32):
         raise TypeError(f"{OP}: dtype must be int8 or int32 (eight int4), got {dtype_name(dtype)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 from anynpu.ops.cast.spec import DTYPES
 
@@ -27,7 +27,6 @@ def _storage_shape(shape: Sequence[int], c0: int) -> list[int]:
 def storage_shape(x: torch.Tensor, c0: int | None) -> list[int]:
     """Checks the arguments of nd_to_nz; returns the output's shape."""
     op = "nd_to_nz"
-    require_tensor(op, "x", x)
     require_dtype(op, "x", x, DTYPES)
     require(op, 2 <= x.dim() <= MAX_DIMS, f"x must have 2 to {MAX_DIMS} axes, got {x.dim()}")
     if c0 is None:
@@ -39,7 +38,6 @@ def storage_shape(x: torch.Tensor, c0: int | None) -> list[int]:
 def check_storage(storage: torch.Tensor, shape: Sequence[int]) -> None:
     """Checks the arguments of nz_to_nd."""
     op = "nz_to_nd"
-    require_tensor(op, "storage", storage)
     require_dtype(op, "storage", storage, DTYPES)
     shape = list(shape)
     require(op, 2 <= len(shape) <= MAX_DIMS, f"shape must have 2 to {MAX_DIMS} axes, got {len(shape)}")

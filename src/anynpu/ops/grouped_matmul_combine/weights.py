@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from anynpu._check import require_dtype
 from anynpu.ops.int4_pack import int4_unpack
 
 
@@ -24,8 +25,7 @@ def pack_scale(scale: torch.Tensor) -> torch.Tensor:
     >>> [hex(word) for word in anynpu.pack_scale(torch.tensor([1.0, -2.0])).tolist()]
     ['0x3f800000', '0xc0000000']
     """
-    if scale.dtype != torch.float32:
-        raise TypeError(f"pack_scale: scale must be float32, got {str(scale.dtype).removeprefix('torch.')}")
+    require_dtype("pack_scale", "scale", scale, (torch.float32,))
     return scale.contiguous().view(torch.int32).long() & 0xFFFFFFFF
 
 
@@ -53,8 +53,8 @@ def make_w4a8_bias(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     >>> anynpu.make_w4a8_bias(weight, torch.tensor([0.5, 0.25]).reshape(1, 2, 1).expand(1, 2, 8))
     tensor([[36., 36., 36., 36., 36., 36., 36., 36.]])
     """
-    if weight.dtype != torch.int32 or scale.dtype != torch.float32:
-        raise TypeError(f"make_w4a8_bias: weight must be int32 and scale float32, got {weight.dtype} and {scale.dtype}")
+    require_dtype("make_w4a8_bias", "weight", weight, (torch.int32,))
+    require_dtype("make_w4a8_bias", "scale", scale, (torch.float32,))
     experts, k, words = weight.shape if weight.dim() == 3 else (-1, 0, 0)
     groups = scale.shape[1] if scale.dim() == 3 else 0
     if groups < 1 or k % groups != 0 or (experts, words * 8) != (scale.shape[0], scale.shape[2]):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
 OP = "kv_cache_attention"
@@ -21,7 +21,6 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        require_tensor(OP, name, cache)
         require_dtype(OP, name, cache, (torch.int8,))
     shape = tuple(k_cache.shape)
     valid = len(shape) == 4 and shape[2] >= 1 and shape[3] >= 1
@@ -33,7 +32,6 @@ def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
 
 
 def _check_q(q: torch.Tensor, kv_heads: int, head_size: int) -> None:
-    require_tensor(OP, "q", q)
     require_dtype(OP, "q", q, FLOATS)
     require(OP, q.dim() == 4, f"q must be [B, S, Nq, D], got shape {tuple(q.shape)}")
     size, heads = q.shape[3], q.shape[2]
@@ -43,7 +41,6 @@ def _check_q(q: torch.Tensor, kv_heads: int, head_size: int) -> None:
 
 
 def _check_per_batch(name: str, tensor: torch.Tensor, batch: int) -> None:
-    require_tensor(OP, name, tensor)
     require_dtype(OP, name, tensor, (torch.int32,))
     shape = tuple(tensor.shape)
     require(OP, shape == (batch,), f"{name} must have shape [B] = {(batch,)}, got {shape}")
@@ -62,7 +59,6 @@ def _check_places(
     if block_table is None:
         require(OP, planes >= batch, f"k_cache.shape[0] must be at least B = {batch}, got {planes}")
         return
-    require_tensor(OP, "block_table", block_table)
     require_dtype(OP, "block_table", block_table, (torch.int32,))
     valid = block_table.dim() == 2 and block_table.shape[0] == batch
     shape = tuple(block_table.shape)
@@ -92,7 +88,6 @@ def check(
     for name, parameter in parameters.items():
         if parameter is None and name.startswith("offset"):
             continue
-        require_tensor(OP, name, parameter)
         require_dtype(OP, name, parameter, (torch.float32,))
         full, shape = (kv_heads, head_size), tuple(parameter.shape)
         require(OP, shape == full, f"{name} must have shape [Nkv, D] = {full}, got {shape}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
 OP = "moe_gating_topk"
@@ -60,7 +60,6 @@ def check(
     norm_type=0, routed_scaling_factor=1.0, eps=1e-20,
 ) -> None:  # fmt: skip
     """Checks everything that does not need data."""
-    require_tensor(OP, "x", x)
     require_dtype(OP, "x", x, _FLOATS)
     require(OP, x.dim() == 2, f"The x should be 2D, got {x.dim()}D")
     _require_modes(renorm, norm_type, group_select_mode)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from anynpu._check import require_type
 from anynpu._register import Operator, register
 from anynpu.ops.moe_init_routing import cpu, reference, spec
 
@@ -79,7 +80,10 @@ def moe_init_routing(
     >>> rows.flatten().tolist(), index.tolist(), tokens.tolist()
     ([1.0, 2.0, 2.0, 1.0], [3, 0, 1, 2], [2, 1, 1])
     """
-    experts = None if active_expert_range is None else list(active_expert_range)
+    experts = active_expert_range
+    if experts is not None:
+        require_type(spec.OP, "active_expert_range", experts, Sequence, "a sequence of ints")
+        experts = list(experts)
     return _op(
         x, expert_idx, scale, offset, active_num, expert_capacity, expert_num, drop_pad_mode,
         expert_tokens_num_type, quant_mode, experts, row_idx_type,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_dtype
 from anynpu._register import Sample
 
 OP = "quantize"
@@ -66,15 +66,12 @@ def output(
     div_mode: bool,
 ) -> tuple[list[int], torch.dtype]:
     """Checks the arguments; returns the output's shape and dtype."""
-    require_tensor(OP, "x", x)
     require_dtype(OP, "x", x, FLOATS)
     require(OP, 1 <= x.dim() <= MAX_DIMS, f"x must have 1 to {MAX_DIMS} axes, got {x.dim()}")
-    require_tensor(OP, "scales", scales)
     require_dtype(OP, "scales", scales, FLOATS)
     along = channel_axis(x, axis, div_mode)
     _check_channels("scales", scales, x, along, axis)
     if zero_points is not None:
-        require_tensor(OP, "zero_points", zero_points)
         require_dtype(OP, "zero_points", zero_points, INTEGERS + FLOATS if div_mode else FLOATS)
         _check_channels("zero_points", zero_points, x, along, axis)
     if dtype not in STORED[div_mode]:

@@ -46,7 +46,6 @@ class Sizes:
 
 def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> tuple[int, int]:
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        require_tensor(OP, name, cache)
         require_dtype(OP, name, cache, (torch.int8,))
     shape = tuple(k_cache.shape)
     require(OP, len(shape) == 4, f"k_cache must be [C1, C2, Nkv, D], got shape {shape}")
@@ -60,7 +59,6 @@ def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> tuple[int, in
 
 
 def _check_x(x: torch.Tensor, size_splits: Sequence[int], kv_heads: int, head_size: int) -> Sizes:
-    require_tensor(OP, "x", x)
     require_dtype(OP, "x", x, (torch.int32, *FLOATS))
     require(OP, x.dim() in (2, 3), f"x must be [B, S, H] or [B, H], got shape {tuple(x.shape)}")
     kv_width = kv_heads * head_size
@@ -81,7 +79,6 @@ def _check_x(x: torch.Tensor, size_splits: Sequence[int], kv_heads: int, head_si
 
 
 def _check_angle(name: str, angle: torch.Tensor, cos: torch.Tensor, x: torch.Tensor, sizes: Sizes) -> None:
-    require_tensor(OP, name, angle)
     require_dtype(OP, name, angle, FLOATS)
     require_same_dtype(name, angle, "cos", cos)
     if x.dtype != torch.int32:
@@ -110,7 +107,6 @@ def _check_cache_room(k_cache: torch.Tensor, cache_mode: str, sizes: Sizes) -> N
 
 
 def _check_indices(indices: torch.Tensor, cache_mode: str, x: torch.Tensor, sizes: Sizes) -> None:
-    require_tensor(OP, "indices", indices)
     require_dtype(OP, "indices", indices, (torch.int32,))
     per_token = cache_mode == "page" and x.dim() == 3
     count = sizes.batch * sizes.length if per_token else sizes.batch
@@ -121,7 +117,6 @@ def _check_indices(indices: torch.Tensor, cache_mode: str, x: torch.Tensor, size
 
 
 def _check_head_parameter(name: str, tensor: torch.Tensor, sizes: Sizes) -> None:
-    require_tensor(OP, name, tensor)
     require_dtype(OP, name, tensor, (torch.float32,))
     full = (sizes.kv_heads, sizes.head_size)
     shape = tuple(tensor.shape)
@@ -146,17 +141,14 @@ def _check_dequant(
         return
     width = x.shape[-1]
     require(OP, weight_scale is not None, "weight_scale is required for int32 x, got none")
-    require_tensor(OP, "weight_scale", weight_scale)
     require_dtype(OP, "weight_scale", weight_scale, (torch.float32,))
     shape = tuple(weight_scale.shape)
     require(OP, shape == (width,), f"weight_scale must have shape [H] = {(width,)}, got {shape}")
     if activation_scale is not None:
-        require_tensor(OP, "activation_scale", activation_scale)
         require_dtype(OP, "activation_scale", activation_scale, (torch.float32,))
         symbols = "B * S" if x.dim() == 3 else "B"
         _check_leading("activation_scale", activation_scale, symbols, sizes.batch * sizes.length)
     if bias is not None:
-        require_tensor(OP, "bias", bias)
         require_dtype(OP, "bias", bias, (torch.int32, torch.float32, torch.float16, torch.bfloat16))
         _check_leading("bias", bias, "H", width)
 

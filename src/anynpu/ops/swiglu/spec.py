@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
 OP = "swiglu"
@@ -18,7 +18,6 @@ MAX_DIMS = 8
 
 def output_shape(x: torch.Tensor, dim: int = -1) -> list[int]:
     """Checks the arguments; returns the output's shape."""
-    require_tensor(OP, "x", x)
     require_dtype(OP, "x", x, FLOATS)
     axes = x.dim()
     require(OP, 1 <= axes <= MAX_DIMS, f"x must have 1 to {MAX_DIMS} axes, got {axes}")
