@@ -1,44 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
+// Of a call: what its shapes say, its checks, where its sequences lie, and places in its tensors.
 #pragma once
 
-#include <cstdint>
+#include <algorithm>
 
-#include "core/cpu.h"
+#include "core/tensor.h"
 
 namespace anynpu {
 
-constexpr int kFusedRows = 64;         // of keys and values that are taken together
-constexpr int64_t kFusedPadding = 16;  // rows of floats are padded to a multiple of this, with zeros
+using FusedArgs = anynpu_fused_attention_args;
 
-// Some queries of one kv head and up to kFusedRows rows of it, all in float32 and padded.
-struct FusedTile {
-  int64_t key_size, value_size;  // padded
-  int32_t rows, queries;
-  const float* q;  // [queries, key_size]
-  const float* k;  // [kFusedRows, key_size]
-  const float* v;  // [kFusedRows, value_size]
-  // [queries, kFusedRows], the scores: filled by `score`, then set to -infinity where hidden, then turned into weights.
-  float* scores;
-  float* accumulator;  // [queries, value_size], sums of weight * value
-  float* maximum;      // [queries], of the scores
-  float* weight_sum;   // [queries]
+inline int64_t batch_size(const FusedArgs& args) {
+  return present(args.q_lengths) ? args.q_lengths.shape[0] : args.q.shape[0];
+}
+inline int64_t q_heads(const FusedArgs& args) { return args.q.shape[2]; }
+inline int64_t kv_heads(const FusedArgs& args) { return args.k.shape[2]; }
+inline bool is_paged(const FusedArgs& args) { return present(args.block_table); }
+inline bool is_packed(const FusedArgs& args) { return args.packed != 0; }
+inline bool has_codes(const FusedArgs& args) { return args.k.dtype == ANYNPU_INT8; }
+inline int64_t rope_size(const FusedArgs& args) { return present(args.q_rope) ? args.q_rope.shape[3] : 0; }
+// Rows that one sequence can have.
+inline int64_t capacity(const FusedArgs& args) {
+  return is_paged(args) ? args.block_table.shape[1] * args.k.shape[1] : args.k.shape[1];
+}
+// Of int8 keys or values: one for each token.
+inline bool of_tokens(const anynpu_tensor& factors) {
+  return present(factors) && (factors.shape[0] != 1 || factors.shape[1] != 1);
+}
+
+inline int32_t block_at(const FusedArgs& args, int64_t batch, int64_t block) {
+  const int64_t* strides = args.block_table.strides;
+  return static_cast<const int32_t*>(args.block_table.data)[batch * strides[0] + block * strides[1]];
+}
+
+// Where a sequence lies in q and out and, without a block table, in k and v.
+struct FusedSequence {
+  int64_t batch, q_plane, first_row, rows, kv_plane, first_column, columns;
+  int64_t slots;       // rows of out that are its own: those from `rows` on become 0
+  int64_t first_item;  // of work
 };
 
-// How a row of codes becomes floats: (code + offset[i] + row_offset) * (scale[i] * row_scale).
-struct FusedCodes {
-  const float* scale;
-  const float* offset;
-  float row_scale, row_offset;
-};
+inline const void* element(const anynpu_tensor& tensor, int64_t offset) {
+  return static_cast<const char*>(tensor.data) + offset * (dtype_bits(tensor.dtype) / 8);
+}
+inline void* element(anynpu_tensor& tensor, int64_t offset) {
+  return static_cast<char*>(tensor.data) + offset * (dtype_bits(tensor.dtype) / 8);
+}
+inline int64_t offset_of(const anynpu_tensor& tensor, int64_t plane, int64_t row, int64_t head) {
+  return plane * tensor.strides[0] + row * tensor.strides[1] + head * tensor.strides[2];
+}
 
-struct FusedKernel {
-  Isa isa;
-  void (*widen)(int32_t dtype, const void* from, int64_t count, float* to);
-  void (*dequantise)(const int8_t* from, const FusedCodes& codes, int64_t count, float* to);
-  void (*score)(const FusedTile& tile, float softmax_scale);
-  void (*add)(const FusedTile& tile);
-  // to[i] = from[i] / divisor, in a float dtype
-  void (*narrow)(int32_t dtype, const float* from, float divisor, int64_t count, void* to);
-};
+// Of a tensor that an axis of size 1 repeats.
+inline int64_t step(const anynpu_tensor& tensor, int axis) {
+  return tensor.shape[axis] == 1 ? 0 : tensor.strides[axis];
+}
+float factor_at(const anynpu_tensor& factors, int64_t offset);
+
+constexpr int64_t kEverywhere = int64_t{1} << 61;  // from a row to any column, and sums of such stay in range
+// Limits of what a row sees.
+inline int64_t limit(int64_t tokens) { return tokens >= INT32_MAX ? kEverywhere : std::max(tokens, -kEverywhere); }
+
+int32_t check_fused_attention(const FusedArgs& args);
+int32_t check_fused_data(const FusedArgs& args);
+// Where sequence `batch` lies, all but its first item of work; refuses lengths and blocks outside of the tensors.
+int32_t place_sequence(const FusedArgs& args, int64_t batch, FusedSequence* sequence);
 
 }  // namespace anynpu

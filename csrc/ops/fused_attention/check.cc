@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <initializer_list>
+
+#include "core/strided.h"
+#include "ops/fused_attention/fused_attention.h"
+
+namespace anynpu {
+namespace {
+
+constexpr const char* kOp = "fused_attention";
+constexpr int64_t kMost = 1 << 16;  // heads, and values of one
+using Args = FusedArgs;
+
+long long wide(int64_t value) { return value; }
+
+int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes, int ndim,
+                   Access access = Access::read) {
+  ANYNPU_TRY(check_required(kOp, name, tensor));
+  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s%s, got %s", kOp, name, dtype_name(*dtypes.begin()),
+                dtypes.size() > 1 ? " or another of its kind" : "", dtype_name(tensor.dtype));
+  }
+  if (tensor.format != ANYNPU_ND) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", kOp, name, tensor.format);
+  }
+  if (tensor.ndim != ndim) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have %d axes, got shape %s", kOp, name, ndim, shape_text(tensor));
+  }
+  return check_strides(kOp, name, tensor, access);
+}
+
+// A view whose last axis holds the values of one head.
+int32_t check_heads(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes,
+                    Access access = Access::read) {
+  ANYNPU_TRY(check_view(name, tensor, dtypes, 4, access));
+  if (tensor.shape[2] < 1 || tensor.shape[3] < 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have heads with values, got shape %s", kOp, name, shape_text(tensor));
+  }
+  if (tensor.shape[2] > kMost || tensor.shape[3] > kMost) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have at most %lld heads of at most as many values, got shape %s", kOp,
+                name, wide(kMost), shape_text(tensor));
+  }
+  if (tensor.shape[3] == 1 || tensor.strides[3] == 1) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: the last axis of %s should be contiguous", kOp, name);
+}
+
+// `tensor` has the axes of `like` from `first` up to `last`.
+int32_t check_same(const char* name, const anynpu_tensor& tensor, const char* like_name, const anynpu_tensor& like,
+                   int first, int last) {
+  if (std::equal(tensor.shape + first, tensor.shape + last, like.shape + first)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have axes %d to %d of %s, %s, got shape %s", kOp, name, first, last - 1,
+              like_name, shape_text(like), shape_text(tensor));
+}
+
+int32_t check_q_k_v(const Args& args) {
+  const anynpu_tensor &q = args.q, &k = args.k, &v = args.v;
+  ANYNPU_TRY(check_heads("q", q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_heads("k", k, {q.dtype, ANYNPU_INT8}));
+  ANYNPU_TRY(check_heads("v", v, {k.dtype}));
+  ANYNPU_TRY(check_same("v", v, "k", k, 0, 3));
+  if (k.shape[3] != q.shape[3]) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: the heads of k must be as long as those of q, %lld, got %lld", kOp,
+                wide(q.shape[3]), wide(k.shape[3]));
+  }
+  if (q.shape[2] % k.shape[2] == 0) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: the heads of q must be a multiple of those of k, got %lld and %lld", kOp,
+              wide(q.shape[2]), wide(k.shape[2]));
+}
+
+int32_t check_rope(const Args& args) {
+  if (present(args.q_rope) != present(args.k_rope)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: q_rope and k_rope must be given together", kOp);
+  }
+  if (!present(args.q_rope)) return ANYNPU_OK;
+  if (has_codes(args)) return fail(ANYNPU_UNSUPPORTED, "%s: q_rope is not implemented with int8 k and v", kOp);
+  ANYNPU_TRY(check_heads("q_rope", args.q_rope, {args.q.dtype}));
+  ANYNPU_TRY(check_heads("k_rope", args.k_rope, {args.q.dtype}));
+  ANYNPU_TRY(check_same("q_rope", args.q_rope, "q", args.q, 0, 3));
+  ANYNPU_TRY(check_same("k_rope", args.k_rope, "k", args.k, 0, 3));
+  return check_same("k_rope", args.k_rope, "q_rope", args.q_rope, 3, 4);
+}
+
+int32_t check_factors(const char* name, const anynpu_tensor& factors, const anynpu_tensor& codes) {
+  ANYNPU_TRY(check_view(name, factors, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}, 4));
+  bool fits = true;
+  for (int axis = 0; axis < 4; ++axis) {
+    const int64_t size = factors.shape[axis], whole = codes.shape[axis];
+    fits = fits && (size == 1 || (axis < 2 ? size >= whole : size == whole));
+  }
+  if (fits && (!of_tokens(factors) || factors.shape[3] == 1)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have a value for each head and channel, or for each token, of %s, got %s",
+              kOp, name, shape_text(codes), shape_text(factors));
+}
+
+int32_t check_antiquant(const Args& args) {
+  const struct {
+    const char* name;
+    const anynpu_tensor *factors, *codes;
+    bool required;
+  } entries[] = {{"k_scale", &args.k_scale, &args.k, true},
+                 {"v_scale", &args.v_scale, &args.v, true},
+                 {"k_offset", &args.k_offset, &args.k, false},
+                 {"v_offset", &args.v_offset, &args.v, false}};
+  for (const auto& entry : entries) {
+    if (!has_codes(args)) {
+      if (!present(*entry.factors)) continue;
+      return fail(ANYNPU_BAD_DTYPE, "%s: %s is for int8 k and v, got %s", kOp, entry.name, dtype_name(args.k.dtype));
+    }
+    if (!entry.required && !present(*entry.factors)) continue;
+    ANYNPU_TRY(check_factors(entry.name, *entry.factors, *entry.codes));
+  }
+  return ANYNPU_OK;
+}
+
+int32_t check_lengths(const Args& args) {
+  const bool packed = is_packed(args);
+  for (const auto* lengths : {&args.q_lengths, &args.kv_lengths}) {
+    const char* name = lengths == &args.q_lengths ? "q_lengths" : "kv_lengths";
+    if (!packed && !present(*lengths)) continue;
+    ANYNPU_TRY(check_view(name, *lengths, {ANYNPU_INT64}, 1));
+    const int64_t batch = packed ? batch_size(args) : args.q.shape[0];
+    if (lengths->shape[0] == batch && is_contiguous(*lengths)) continue;
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have one value for each of %lld sequences, got shape %s", kOp, name,
+                wide(batch), shape_text(*lengths));
+  }
+  if (!packed) return ANYNPU_OK;
+  if (args.q.shape[0] == 1 && (is_paged(args) || args.k.shape[0] == 1)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: packed q and k must have one plane, got shapes %s and %s", kOp, shape_text(args.q),
+              shape_text(args.k));
+}
+
+int32_t check_places(const Args& args) {
+  ANYNPU_TRY(check_lengths(args));
+  if (batch_size(args) > INT32_MAX) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: B must be at most %d, got %lld", kOp, INT32_MAX, wide(batch_size(args)));
+  }
+  if (!is_paged(args)) {
+    if (is_packed(args) || args.k.shape[0] == args.q.shape[0]) return ANYNPU_OK;
+    return fail(ANYNPU_BAD_SHAPE, "%s: k must have %lld sequences as q has, got %lld", kOp, wide(args.q.shape[0]),
+                wide(args.k.shape[0]));
+  }
+  ANYNPU_TRY(check_view("block_table", args.block_table, {ANYNPU_INT32}, 2));
+  int64_t rows = 0;
+  const bool fits = !__builtin_mul_overflow(args.block_table.shape[1], args.k.shape[1], &rows) && rows < kEverywhere;
+  if (!fits || args.block_table.shape[0] != batch_size(args)) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: block_table must be [B, blocks] with B = %lld, got shape %s", kOp,
+                wide(batch_size(args)), shape_text(args.block_table));
+  }
+  if (present(args.kv_lengths)) return ANYNPU_OK;
+  return fail(ANYNPU_NULL_ARG, "%s: kv_lengths must be given for a block_table", kOp);
+}
+
+int32_t check_mask(const Args& args) {
+  if (!present(args.mask)) return ANYNPU_OK;
+  ANYNPU_TRY(check_view("mask", args.mask, {ANYNPU_BOOL, ANYNPU_INT8, ANYNPU_UINT8}, 4));
+  const int64_t planes = args.mask.shape[0], heads = args.mask.shape[1];
+  if (is_packed(args)) return fail(ANYNPU_UNSUPPORTED, "%s: mask is not implemented for packed sequences", kOp);
+  if ((planes == 1 || planes == batch_size(args)) && (heads == 1 || heads == q_heads(args))) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: mask must have 1 or %lld sequences and 1 or %lld heads, got shape %s", kOp,
+              wide(batch_size(args)), wide(q_heads(args)), shape_text(args.mask));
+}
+
+int32_t check_sink(const Args& args) {
+  if (!present(args.sink)) return ANYNPU_OK;
+  ANYNPU_TRY(check_view("sink", args.sink, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}, 1));
+  if (args.sink.shape[0] == q_heads(args)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: sink must have shape (%lld,), one score a head, got %s", kOp, wide(q_heads(args)),
+              shape_text(args.sink));
+}
+
+int32_t check_results(const Args& args) {
+  ANYNPU_TRY(check_heads("out", args.out, {args.q.dtype}, Access::write));
+  ANYNPU_TRY(check_same("out", args.out, "q", args.q, 0, 3));
+  ANYNPU_TRY(check_same("out", args.out, "v", args.v, 3, 4));
+  if (!present(args.lse)) return ANYNPU_OK;
+  ANYNPU_TRY(check_view("lse", args.lse, {ANYNPU_FLOAT32}, 3, Access::write));
+  return check_same("lse", args.lse, "q", args.q, 0, 3);
+}
+
+}  // namespace
+
+int32_t check_fused_attention(const FusedArgs& args) {
+  ANYNPU_TRY(check_q_k_v(args));
+  ANYNPU_TRY(check_rope(args));
+  ANYNPU_TRY(check_antiquant(args));
+  ANYNPU_TRY(check_places(args));
+  ANYNPU_TRY(check_mask(args));
+  ANYNPU_TRY(check_sink(args));
+  return check_results(args);
+}
+
+int32_t check_fused_data(const FusedArgs& args) {
+  const struct {
+    const char* name;
+    const anynpu_tensor* tensor;
+  } tensors[] = {{"q", &args.q},
+                 {"k", &args.k},
+                 {"v", &args.v},
+                 {"q_rope", &args.q_rope},
+                 {"k_rope", &args.k_rope},
+                 {"k_scale", &args.k_scale},
+                 {"k_offset", &args.k_offset},
+                 {"v_scale", &args.v_scale},
+                 {"v_offset", &args.v_offset},
+                 {"block_table", &args.block_table},
+                 {"mask", &args.mask},
+                 {"sink", &args.sink},
+                 {"q_lengths", &args.q_lengths},
+                 {"kv_lengths", &args.kv_lengths},
+                 {"out", &args.out},
+                 {"lse", &args.lse}};
+  for (const auto& entry : tensors) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));
+  return ANYNPU_OK;
+}
+
+}  // namespace anynpu

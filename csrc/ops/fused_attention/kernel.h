@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "core/cpu.h"
+
+namespace anynpu {
+
+constexpr int kFusedRows = 64;         // of keys and values that are taken together
+constexpr int64_t kFusedPadding = 16;  // rows of floats are padded to a multiple of this, with zeros
+
+// Some queries of one kv head and up to kFusedRows rows of it, all in float32 and padded.
+struct FusedTile {
+  int64_t key_size, value_size;  // padded
+  int32_t rows, queries;
+  const float* q;  // [queries, key_size]
+  const float* k;  // [kFusedRows, key_size]
+  const float* v;  // [kFusedRows, value_size]
+  // [queries, kFusedRows], the scores: filled by `score`, then set to -infinity where hidden, then turned into weights.
+  float* scores;
+  float* accumulator;  // [queries, value_size], sums of weight * value
+  float* maximum;      // [queries], of the scores
+  float* weight_sum;   // [queries]
+};
+
+// How a row of codes becomes floats: (code + offset[i] + row_offset) * (scale[i] * row_scale).
+struct FusedCodes {
+  const float* scale;
+  const float* offset;
+  float row_scale, row_offset;
+};
+
+struct FusedKernel {
+  Isa isa;
+  void (*widen)(int32_t dtype, const void* from, int64_t count, float* to);
+  void (*dequantise)(const int8_t* from, const FusedCodes& codes, int64_t count, float* to);
+  void (*score)(const FusedTile& tile, float softmax_scale);
+  void (*add)(const FusedTile& tile);
+  // to[i] = from[i] / divisor, in a float dtype
+  void (*narrow)(int32_t dtype, const float* from, float divisor, int64_t count, void* to);
+};
+
+}  // namespace anynpu
