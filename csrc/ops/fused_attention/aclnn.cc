@@ -124,7 +124,8 @@ void arrange(Stage& stage, const char* name, anynpu_tensor& tensor, const std::s
   if (joined) {
     const int64_t size = given.shape[last] / heads;
     tensor.shape[2] = heads;
-    tensor.strides[2] = size * given.strides[last];
+    // Strides of a tensor without elements may be anything.
+    if (__builtin_mul_overflow(size, given.strides[last], &tensor.strides[2])) tensor.strides[2] = 0;
     tensor.shape[3] = size;
     tensor.strides[3] = given.strides[last];
   }

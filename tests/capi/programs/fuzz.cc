@@ -27,10 +27,13 @@
 #include "aclnnop/aclnn_embedding.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v2.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing.h"
+#include "aclnnop/aclnn_grouped_matmul_finalize_routing_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
 #include "aclnnop/aclnn_incre_flash_attention_v4.h"
 #include "aclnnop/aclnn_index_select.h"
 #include "aclnnop/aclnn_matmul.h"
+#include "aclnnop/aclnn_matmul_compress_dequant.h"
 #include "aclnnop/aclnn_mm.h"
 #include "aclnnop/aclnn_moe_finalize_routing.h"
 #include "aclnnop/aclnn_moe_finalize_routing_v2.h"
@@ -44,6 +47,7 @@
 #include "aclnnop/aclnn_permute.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v4.h"
+#include "aclnnop/aclnn_quant_matmul_v5.h"
 #include "aclnnop/aclnn_quant_matmul_weight_nz.h"
 #include "aclnnop/aclnn_quantize.h"
 #include "aclnnop/aclnn_rms_norm.h"
@@ -56,126 +60,9 @@
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v3.h"
-#include "harness.h"
+#include "fuzz_tensors.h"
 
 namespace {
-
-std::mt19937_64 generator;
-
-int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-bool chance(int percent) { return pick(1, 100) <= percent; }
-// In calls that are to be wrong: one mistake here and there.
-bool wrong = false;
-bool slip(int percent) { return wrong && chance(percent); }
-template <typename T, size_t N>
-T one_of(const T (&values)[N]) {
-  return values[pick(0, N - 1)];
-}
-
-const aclDataType kDtypes[] = {ACL_FLOAT, ACL_FLOAT16, ACL_BF16,   ACL_DOUBLE,    ACL_INT8,        ACL_INT16,
-                               ACL_INT32, ACL_INT64,   ACL_UINT8,  ACL_UINT16,    ACL_UINT32,      ACL_UINT64,
-                               ACL_BOOL,  ACL_INT4,    ACL_STRING, ACL_COMPLEX64, ACL_DT_UNDEFINED};
-const int64_t kHuge[] = {
-    INT64_MAX, INT64_MAX / 2, int64_t{1} << 62, int64_t{1} << 40, int64_t{1} << 32, (int64_t{1} << 31) - 1, -1,
-    INT64_MIN, 65536};
-
-// Device memory of the size that random tensors have; much is left over so that most addresses are good.
-struct Pool {
-  std::vector<void*> blocks;
-  Pool() {
-    for (int i = 0; i < 6; ++i) {
-      void* data = nullptr;
-      EXPECT_OK(aclrtMalloc(&data, 100, ACL_MEM_MALLOC_HUGE_FIRST));
-      std::vector<int32_t> values(1 << 14);  // all zero, or small, or anything
-      const int kind = static_cast<int>(pick(0, 2));
-      for (int32_t& value : values)
-        value = static_cast<int32_t>(kind == 0 ? 0 : kind == 1 ? pick(-8, 7) : pick(INT32_MIN, INT32_MAX));
-      const size_t bytes = values.size() * sizeof(int32_t);
-      EXPECT_OK(aclrtMemcpy(data, bytes, values.data(), bytes, ACL_MEMCPY_HOST_TO_DEVICE));
-      blocks.push_back(data);
-    }
-  }
-  ~Pool() {
-    for (void* block : blocks) EXPECT_OK(aclrtFree(block));
-  }
-};
-
-struct Tensors {
-  Pool& pool;
-  std::vector<aclTensor*> made;
-  int next_block = 0;
-
-  explicit Tensors(Pool& blocks) : pool(blocks) {}
-  Tensors(const Tensors&) = delete;
-  ~Tensors() {
-    for (aclTensor* tensor : made) aclDestroyTensor(tensor);
-  }
-
-  void* address() {
-    static char host[64];
-    static const std::vector<void*> odd = {nullptr, host, reinterpret_cast<void*>(16),
-                                           reinterpret_cast<void*>(~uint64_t{0})};
-    if (slip(4)) return odd[pick(0, 3)];
-    char* block = static_cast<char*>(pool.blocks[slip(10) ? pick(0, 5) : next_block++ % 6]);
-    return slip(8) ? block + pick(0, 2 << 20) : block;
-  }
-
-  const aclTensor* random(std::vector<int64_t> shape, aclDataType dtype) {
-    if (slip(2)) return nullptr;
-    if (slip(1)) return reinterpret_cast<const aclTensor*>(pick(1, 1 << 20));
-    if (slip(1) && !made.empty()) return made[pick(0, made.size() - 1)];
-    if (slip(5)) dtype = one_of(kDtypes);
-    if (slip(4)) shape.resize(pick(0, 8), pick(0, 5));
-    for (int64_t& size : shape) {
-      if (slip(2)) size = pick(0, 40);
-      if (slip(1)) size = one_of(kHuge);
-    }
-    std::vector<int64_t> strides(shape.size());
-    int64_t step = 1;
-    for (size_t i = shape.size(); i-- > 0;) {
-      strides[i] = step;
-      step = static_cast<int64_t>(static_cast<uint64_t>(step) * static_cast<uint64_t>(shape[i] == 0 ? 1 : shape[i]));
-    }
-    const size_t rank = shape.size();
-    if (rank >= 2 && chance(8)) {
-      std::swap(strides[rank - 1], strides[rank - 2]);
-      std::swap(shape[rank - 1], shape[rank - 2]);
-    }
-    for (int64_t& stride : strides) {
-      if (slip(3)) stride = chance(50) ? pick(-4, 40) : one_of(kHuge);
-    }
-    const auto format = static_cast<aclFormat>(chance(94) ? 2 : slip(40) ? pick(-1, 60) : 29);
-    std::vector<int64_t> storage = shape;
-    if (format == ACL_FORMAT_FRACTAL_NZ && rank >= 2 && !slip(20)) {
-      const int64_t c0 = dtype == ACL_INT4 ? 64 : one_of({int64_t{8}, int64_t{16}, int64_t{32}});
-      storage.resize(rank - 2);
-      const uint64_t rows = static_cast<uint64_t>(shape[rank - 2]), columns = static_cast<uint64_t>(shape[rank - 1]);
-      for (int64_t size :
-           {static_cast<int64_t>((columns + c0 - 1) / c0), static_cast<int64_t>((rows + 15) / 16), int64_t{16}, c0}) {
-        storage.push_back(slip(3) ? pick(0, 99) : size);
-      }
-    }
-    const int64_t offset = slip(8) ? (chance(70) ? pick(-2, 64) : one_of(kHuge)) : 0;
-    aclTensor* tensor = aclCreateTensor(shape.data(), rank, dtype, strides.data(), offset, format, storage.data(),
-                                        storage.size(), address());
-    if (tensor != nullptr) made.push_back(tensor);
-    return tensor;
-  }
-  const aclTensor* maybe(int percent, const std::vector<int64_t>& shape, aclDataType dtype) {
-    return chance(percent) ? random(shape, dtype) : nullptr;
-  }
-  // Lists destroy their members, so the tensor here is not among those that are destroyed later.
-  aclTensorList* list(const std::vector<int64_t>& shape, aclDataType dtype) {
-    const aclTensor* tensor = random(shape, dtype);
-    const auto at = std::find(made.begin(), made.end(), tensor);
-    if (at == made.end()) return nullptr;
-    made.erase(at);
-    return aclCreateTensorList(&tensor, slip(5) ? 0 : 1);
-  }
-  aclTensor* output(const std::vector<int64_t>& shape, aclDataType dtype) {
-    return const_cast<aclTensor*>(random(shape, dtype));
-  }
-};
 
 using Second = aclnnStatus (*)(void*, uint64_t, aclOpExecutor*, aclrtStream);
 
@@ -292,6 +179,12 @@ void quant_matmul(Tensors& tensors) {
            size, executor, aclnnQuantMatmulV4);
   } else {
     const aclTensor* reserved = slip(5) ? tensors.random({n}, ACL_FLOAT) : nullptr;
+    if (chance(50)) {
+      return finish(aclnnQuantMatmulV5GetWorkspaceSize(x1, x2, token, scale, reserved, nullptr, offset, reserved, bias,
+                                                       transpose_x1, transpose_x2, slip(5) ? pick(-1, 128) : 0, out,
+                                                       &size, &executor),
+                    size, executor, aclnnQuantMatmulV5);
+    }
     finish(aclnnQuantMatmulWeightNzGetWorkspaceSize(x1, x2, token, scale, reserved, nullptr, offset, reserved, bias,
                                                     transpose_x1, transpose_x2, slip(5) ? pick(-1, 128) : 0, out, &size,
                                                     &executor),
@@ -495,6 +388,52 @@ void grouped_matmul(Tensors& tensors) {
       nullptr, split, slip(3) ? 2 : 0, type, slip(3) ? 1 : 0, out, other, nullptr, &size, &executor);
   finish(status, size, executor, aclnnGroupedMatmulV4);
   for (aclTensorList* each : {x, weight, scale, token, other, out}) aclDestroyTensorList(each);
+}
+
+void grouped_matmul_combine(Tensors& tensors) {
+  const int64_t m = pick(1, 9), int4 = pick(0, 1), k = pick(1, 9) * 8, n = pick(1, 9) * (chance(50) ? 64 : 8);
+  const int64_t experts = pick(1, 4), batch = pick(1, 9), shared_rows = pick(1, batch);
+  using Shape = std::vector<int64_t>;
+  const aclTensor* x = tensors.random({m, k}, ACL_INT8);
+  aclTensor* weight = tensors.output({experts, k, n}, int4 ? ACL_INT4 : ACL_INT8);
+  const aclTensor* scale = tensors.random(int4 ? Shape{experts, 1, n} : Shape{experts, n}, int4         ? ACL_INT64
+                                                                                           : chance(50) ? ACL_FLOAT
+                                                                                                        : ACL_BF16);
+  const aclTensor *bias = tensors.maybe(int4 ? 50 : 0, {experts, n}, ACL_FLOAT),
+                  *offset = tensors.maybe(int4 ? 30 : 0, {experts, 1, n}, ACL_FLOAT),
+                  *token = tensors.maybe(70, {m}, ACL_FLOAT), *groups = tensors.random({experts}, ACL_INT64),
+                  *shared = tensors.maybe(40, {shared_rows, n}, ACL_BF16), *logit = tensors.maybe(50, {m}, ACL_FLOAT),
+                  *rows = tensors.random({m}, chance(50) ? ACL_INT64 : ACL_INT32);
+  aclTensor* y = tensors.output({batch, n}, ACL_FLOAT);
+  const int64_t at = slip(5) ? one_of(kHuge) : pick(0, batch - shared_rows), type = slip(3) ? pick(-1, 2) : pick(0, 1);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  if (offset == nullptr && chance(50)) {
+    finish(aclnnGroupedMatmulFinalizeRoutingGetWorkspaceSize(x, weight, scale, bias, token, groups, shared, logit, rows,
+                                                             0, 0.5f, at, false, false, type, y, &size, &executor),
+           size, executor, aclnnGroupedMatmulFinalizeRouting);
+  } else {
+    finish(aclnnGroupedMatmulFinalizeRoutingV3GetWorkspaceSize(x, weight, scale, bias, offset, nullptr, nullptr, token,
+                                                               groups, shared, logit, rows, 0, 0.5f, at, false, false,
+                                                               type, nullptr, y, &size, &executor),
+           size, executor, aclnnGroupedMatmulFinalizeRoutingV3);
+  }
+}
+
+void compressed_matmul(Tensors& tensors) {
+  const int64_t m = pick(1, 9), k = pick(1, 600), n = pick(1, 300), blocks = (k + 255) / 256 * ((n + 127) / 128);
+  int64_t info[] = {8, 8, k, n, 1};
+  if (slip(5)) info[pick(0, 4)] = one_of(kHuge);
+  aclIntArray* array = aclCreateIntArray(info, slip(3) ? pick(0, 5) : 5);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x = tensors.random({m, k}, ACL_INT8), *stream = tensors.random({pick(0, 4096)}, ACL_INT8),
+                  *index = tensors.random({8 * blocks}, ACL_INT8), *bias = tensors.maybe(50, {1, n}, ACL_INT32),
+                  *scale = tensors.random({1, chance(50) ? 1 : n}, chance(50) ? ACL_UINT64 : ACL_INT64);
+  finish(aclnnMatmulCompressDequantGetWorkspaceSize(x, stream, index, bias, scale, nullptr, slip(3), array,
+                                                    tensors.output({m, n}, ACL_FLOAT16), &size, &executor),
+         size, executor, aclnnMatmulCompressDequant);
+  EXPECT_OK(aclDestroyIntArray(array));
 }
 
 void moe_gating_topk(Tensors& tensors) {
@@ -867,6 +806,8 @@ int main(int count, char** arguments) {
                                         moe_finalize_routing,
                                         moe_gating_topk_softmax,
                                         grouped_matmul,
+                                        grouped_matmul_combine,
+                                        compressed_matmul,
                                         moe_gating_topk,
                                         anti_quant,
                                         attention,
