@@ -138,6 +138,7 @@ class Block {
   };
 
   static Matrix matrix(const anynpu_tensor& tensor, int64_t batch) {
+    if (element_count(tensor) == 0) return {};  // its address and strides may be anything
     int64_t offset = 0;
     for (int axis = tensor.ndim - 3; axis >= 0; --axis) {
       offset += batch % tensor.shape[axis] * tensor.strides[axis];
@@ -173,7 +174,8 @@ class Block {
 int32_t run(const Problem& problem) {
   const int64_t row_blocks = ceil_divide(problem.m, kMatmulRows), blocks = ceil_divide(problem.n, kMatmulColumns);
   const int64_t tasks = problem.batches * row_blocks * blocks;
-  const int64_t products = std::min<int64_t>(kMatmulRows, problem.m) * kMatmulColumns * std::max<int64_t>(1, problem.k);
+  const int64_t depth = std::clamp<int64_t>(problem.k, 1, kGrain);
+  const int64_t products = std::min<int64_t>(kMatmulRows, problem.m) * kMatmulColumns * depth;
   const int threads = thread_count(tasks, std::max<int64_t>(1, kGrain / products));
   auto* memory = static_cast<float*>(scratch(ScratchSlot::main, threads * Scratch::kFloats * sizeof(float)));
   if (memory == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %d threads", kOp, threads);

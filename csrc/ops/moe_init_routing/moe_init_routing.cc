@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A counting sort of the slots by expert, then rows of x copied or quantised in that order.
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <new>
 
@@ -295,7 +294,7 @@ class Routing {
 
   void clear_rows(int64_t first, int64_t last) const {
     parallel_for(last - first, rows_a_thread(1), [&](int64_t begin, int64_t end) {
-      std::memset(row_of_x(first + begin), 0, static_cast<size_t>((end - begin) * row_bytes()));
+      std::fill_n(row_of_x(first + begin), (end - begin) * row_bytes(), uint8_t{0});
       set_scales(first + begin, end - begin, 0.0f);
     });
   }
@@ -308,7 +307,7 @@ class Routing {
       const int64_t row = rows_[slot];
       if (row < 0) continue;
       if (made >= 0 && alike) {
-        std::memcpy(row_of_x(row), row_of_x(made), static_cast<size_t>(row_bytes()));
+        std::copy_n(row_of_x(made), row_bytes(), row_of_x(row));
         set_scales(row, 1, scale_of_row(made));
       } else {
         set_scales(row, 1, make_row(token, ids_[slot], row_of_x(row)));
@@ -325,7 +324,7 @@ class Routing {
       quantize(x, reinterpret_cast<int8_t*>(y));
       return 0.0f;
     }
-    std::memcpy(y, x, static_cast<size_t>(row_bytes()));
+    std::copy_n(x, row_bytes(), y);
     return present(args_.scale) ? static_cast<const float*>(args_.scale.data)[token] : 0.0f;
   }
 

@@ -17,9 +17,11 @@ bool fits_its_rests(const RestList& list) { return list.count <= list.most; }
 }  // namespace
 
 void RowPacker::load_row(int64_t row, float* to) const {
-  const anynpu_tensor& x = problem_.args->x;
-  const uint8_t* from = static_cast<const uint8_t*>(x.data) + row_elements(x, row) * dtype_bits(x.dtype) / 8;
-  kernel_.load_floats(from, x.dtype, x.strides[x.ndim - 1], problem_.k, to);
+  if (problem_.k > 0) {  // otherwise the address and strides of x may be anything
+    const anynpu_tensor& x = problem_.args->x;
+    const uint8_t* from = static_cast<const uint8_t*>(x.data) + row_elements(x, row) * dtype_bits(x.dtype) / 8;
+    kernel_.load_floats(from, x.dtype, x.strides[x.ndim - 1], problem_.k, to);
+  }
   std::fill(to + problem_.k, to + round_up(problem_.k, 64) + 64, 0.0f);
 }
 

@@ -60,11 +60,12 @@ struct Tensors {
     for (aclTensor* tensor : made) aclDestroyTensor(tensor);
   }
 
-  void* address() {
+  // Nothing is at the address of an empty tensor.
+  void* address(bool empty) {
     static char host[64];
     static const std::vector<void*> odd = {nullptr, host, reinterpret_cast<void*>(16),
                                            reinterpret_cast<void*>(~uint64_t{0})};
-    if (slip(4)) return odd[pick(0, 3)];
+    if (slip(empty ? 40 : 4)) return odd[pick(0, 3)];
     char* block = static_cast<char*>(pool.blocks[slip(10) ? pick(0, 5) : next_block++ % 6]);
     return slip(8) ? block + pick(0, 2 << 20) : block;
   }
@@ -90,8 +91,9 @@ struct Tensors {
       std::swap(strides[rank - 1], strides[rank - 2]);
       std::swap(shape[rank - 1], shape[rank - 2]);
     }
+    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
     for (int64_t& stride : strides) {
-      if (slip(3)) stride = chance(50) ? pick(-4, 40) : one_of(kHuge);
+      if (slip(empty ? 20 : 3)) stride = chance(50) ? pick(-4, 40) : one_of(kHuge);
     }
     const auto format = static_cast<aclFormat>(chance(94) ? 2 : slip(40) ? pick(-1, 60) : 29);
     std::vector<int64_t> storage = shape;
@@ -106,7 +108,7 @@ struct Tensors {
     }
     const int64_t offset = slip(8) ? (chance(70) ? pick(-2, 64) : one_of(kHuge)) : 0;
     aclTensor* tensor = aclCreateTensor(shape.data(), rank, dtype, strides.data(), offset, format, storage.data(),
-                                        storage.size(), address());
+                                        storage.size(), address(empty));
     if (tensor != nullptr) made.push_back(tensor);
     return tensor;
   }
