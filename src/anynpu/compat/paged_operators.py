@@ -106,6 +106,52 @@ def _npu_paged_attention_get_workspace(
     return query.new_empty(0, dtype=torch.uint8)
 
 
+def _hidden(op: str, mask: torch.Tensor, size: int) -> torch.Tensor:
+    """Where a mask of the first ``size`` tokens, whose values are added to scores or are 1, hides a key."""
+    shape = tuple(mask.shape)
+    require(op, len(shape) == 2 and min(shape) >= size, f"mask must have shape (S, S), S >= {size}, got {shape}")
+    used = mask[:size, :size]
+    if not bool(((used == 0) | (used == 1) | (used <= -1e4)).all()):
+        raise NotImplementedError("mask must be 0 where keys are seen, and 1 or at most -10000 elsewhere: no biases")
+    return used != 0
+
+
+@published(
+    "_npu_flash_attention(Tensor query, Tensor key, Tensor value, Tensor mask, Tensor seq_len, float scale_value, "
+    "int num_heads, int num_kv_heads, Tensor(a!) out) -> ()",
+    "SelfAttention",
+)
+def _npu_flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    seq_len: torch.Tensor,
+    scale_value: float,
+    num_heads: int,
+    num_kv_heads: int,
+    out: torch.Tensor,
+) -> None:
+    """``_npu_flash_attention_unpad`` with a mask (S, S), of whose leading part each sequence takes its length.
+
+    A key is hidden where the mask is 1 or at most -10000.
+    """
+    op = "_npu_flash_attention"
+    lengths = _lengths(op, "seq_len", seq_len)
+    tokens = query.shape[0] if query.dim() else 0
+    require(op, sum(lengths) == tokens, f"seq_len must add up to T = {tokens}, got {sum(lengths)}")
+    hidden = _hidden(op, mask, max(lengths, default=0))
+    results = []
+    for sequence in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
+        one = [x.unsqueeze(0) for x in sequence]
+        attention = attention_of(op, *one, "BSND", ("BSND",), num_heads, num_kv_heads, {"": None, "of key": None})
+        size = sequence[0].shape[0]
+        results.append(attention.attend(op, Mask(hidden[:size, :size]), scale_value)[0].squeeze(0))
+    result = torch.cat(results)
+    _require_out(op, "out", out, tuple(result.shape), query.dtype)
+    out.copy_(result)
+
+
 @published(
     "_npu_flash_attention_unpad(Tensor query, Tensor key, Tensor value, Tensor seq_len, float scale_value, "
     "int num_heads, int num_kv_heads, Tensor(a!) out) -> ()",

@@ -89,3 +89,24 @@ def test_flash_attention_of_packed_sequences(dtype):
     assert_near(out, expected, error, dtype)
     with pytest.raises(RuntimeError, match="seq_len must be cumulative and end with T = 10"):
         torch_npu._npu_flash_attention_unpad(q, k, v, torch.tensor([3]), SCALE, HEADS, KV_HEADS, out)
+
+
+@pytest.mark.parametrize("value", [1, -torch.inf])
+def test_flash_attention_of_packed_sequences_with_a_mask(value):
+    lengths = torch.tensor([3, 7], dtype=torch.int32)
+    q, k, v = (reals(10, heads, D, dtype=torch.float16, seed=heads) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    later = torch.ones(9, 9).triu(1).bool()
+    mask, out = torch.zeros(9, 9, dtype=torch.float16).masked_fill(later, value).npu(), torch.empty_like(q)
+    torch_npu._npu_flash_attention(q, k, v, mask, lengths, SCALE, HEADS, KV_HEADS, out)
+    parts = [
+        one(*(x[start : start + size].transpose(0, 1) for x in (q, k, v)), later[:size, :size])
+        for start, size in ((0, 3), (3, 7))
+    ]
+    expected, _, error, _ = (torch.cat(part, 1).transpose(0, 1) for part in zip(*parts, strict=True))
+    assert_near(out, expected, error, torch.float16)
+    with pytest.raises(RuntimeError, match=r"mask must have shape \(S, S\), S >= 7, got \(6, 6\)"):
+        torch_npu._npu_flash_attention(q, k, v, mask[:6, :6], lengths, SCALE, HEADS, KV_HEADS, out)
+    with pytest.raises(RuntimeError, match="seq_len must add up to T = 10, got 12"):
+        torch_npu._npu_flash_attention(q, k, v, mask, lengths + 1, SCALE, HEADS, KV_HEADS, out)
+    with pytest.raises(NotImplementedError, match="no biases"):
+        torch_npu._npu_flash_attention(q, k, v, mask - 0.5, lengths, SCALE, HEADS, KV_HEADS, out)

@@ -83,6 +83,9 @@ from anynpu.compat.operators import (
     npu_weight_quant_batchmatmul,
 )
 from anynpu.compat.paged_operators import (
+    _npu_flash_attention as _npu_flash_attention,
+)
+from anynpu.compat.paged_operators import (
     _npu_flash_attention_unpad as _npu_flash_attention_unpad,
 )
 from anynpu.compat.paged_operators import (
