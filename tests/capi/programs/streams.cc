@@ -231,11 +231,13 @@ void many_threads_share_streams() {
     threads.emplace_back([shared, t] {
       const aclrtStream own = new_stream();
       Device<float> from({64}, ACL_FLOAT, std::vector<float>(64, static_cast<float>(t)));
-      Device<int32_t> to({64}, ACL_INT32, std::vector<int32_t>(64, -1));
-      for (int i = 0; i < 100; ++i) cast(from.tensor, ACL_INT32, to.tensor, i % 2 ? shared : own);
+      Device<int32_t> to({64}, ACL_INT32, std::vector<int32_t>(64, -1)), other({64}, ACL_INT32, to.read());
+      for (int i = 0; i < 100; ++i) {
+        cast(from.tensor, ACL_INT32, i % 2 ? other.tensor : to.tensor, i % 2 ? shared : own);
+      }
       EXPECT_OK(aclrtSynchronizeStream(shared));
       EXPECT_OK(aclrtSynchronizeStream(own));
-      EXPECT(to.read() == std::vector<int32_t>(64, t));
+      EXPECT(to.read() == std::vector<int32_t>(64, t) && other.read() == to.read());
       EXPECT(aclDestroyTensor(nullptr) == ACLNN_ERR_PARAM_NULLPTR);
       EXPECT(last_error_has("aclDestroyTensor"));
       EXPECT_OK(aclrtDestroyStream(own));
