@@ -42,6 +42,15 @@ def test_any_shape_is_exact(m, k, n, transposed, seed):
         assert torch.equal(anynpu.quant_matmul(x1, x2, scale, output_dtype=dtype), expected)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 5, 12, 16])
+@pytest.mark.parametrize("k", [4096, 4099, 9000])
+def test_few_rows_times_long_columns_are_exact(rows, k, isa):
+    generator = torch.Generator().manual_seed(k + rows)
+    x, weight = (torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator) for n in (rows, 133))
+    sums = anynpu.quant_matmul(x, weight.t(), torch.ones(1), output_dtype=torch.int32)
+    assert torch.equal(sums.double(), x.double() @ weight.double().t())
+
+
 def test_extreme_values_at_the_largest_k(isa):
     x1 = torch.full((2, 131071), -128, dtype=torch.int8)
     x2 = torch.full((131071, 3), -128, dtype=torch.int8)
