@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""aclnnGroupedMatmulV4: the rows of the case table with one x and one weight, and what C does not have."""
+"""aclnnGroupedMatmulV4, V5: the rows of the case table with one x and one weight, and what C does not have."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shape_of(args):
     return [*args["x"][0].shape[:-1], n]
 
 
-def run(args, *, code=None, attributes=(), lists=()):
+def run(args, *, code=None, attributes=(), lists=(), version="V4"):
     """Outcome of the two stages, and out when they succeed; else out was left alone."""
     named = {"split_item": 2, "group_type": 0, "group_list_type": 0, "act_type": 0} | {
         key: value for key, value in args.items() if key in ("split_item", "group_type", "group_list_type")
@@ -62,11 +62,12 @@ def run(args, *, code=None, attributes=(), lists=()):
             return None if value is None else make.tensors([make.tensor(each, code=own) for each in value])
 
         outcome = c_front_end.call(
-            "aclnnGroupedMatmulV4",
+            f"aclnnGroupedMatmul{version}",
             *map(made, LISTS),
             make.tensor(args.get("group_list")),
             *map(made, ("input", "quant_scale", "quant_offset")),
             *(ctypes.c_int64(named[name]) for name in ("split_item", "group_type", "group_list_type", "act_type")),
+            *([make.ints([4])] if version == "V5" else []),
             make.tensors([out.handle]),
             *map(made, ("feature", "dynamic")),
         )
@@ -76,9 +77,10 @@ def run(args, *, code=None, attributes=(), lists=()):
         return outcome, out.tensor(shape, dtype)
 
 
+@pytest.mark.parametrize("version", ["V4", "V5"])
 @pytest.mark.parametrize("case", PROVIDED, ids=lambda case: case.name)
-def test_valid_call_equals_the_python_front_end(case):
-    outcome, y = run(case.args)
+def test_valid_call_equals_the_python_front_end(case, version):
+    outcome, y = run(case.args, version=version)
     assert outcome.status == 0, outcome
     assert torch.equal(y, anynpu.grouped_matmul(**case.args)[0])
 

@@ -7,6 +7,7 @@
 
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "aclnnop/aclnn_grouped_matmul_v5.h"
 #include "core/tensor.h"
 
 namespace {
@@ -66,6 +67,7 @@ int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
 }
 
 constexpr auto kV4 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV4");
+constexpr auto kV5 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV5");
 
 long long text(int64_t value) { return static_cast<long long>(value); }
 
@@ -92,6 +94,43 @@ void check_attributes(Stage& stage, int64_t split_item, int64_t group_type, int6
   stage.args.group_list_type = static_cast<int32_t>(group_list_type);
 }
 
+// The arguments of both versions.
+struct Call {
+  const aclTensorList *x, *weight, *bias, *scale, *offset, *antiquant_scale, *antiquant_offset, *pertoken_scale;
+  const aclTensor* group_list;
+  const aclTensorList *activation_input, *activation_scale, *activation_offset;
+  int64_t split_item, group_type, group_list_type, act_type;
+  const aclTensorList *out, *activation_out, *dynamic_scale_out;
+};
+
+aclnnStatus grouped(const anynpu::acl::Operator& op, const Call& call, uint64_t* workspace_size,
+                    aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    const auto absent = [&stage](const char* name, const aclTensorList* list) {
+      const bool empty = stage.only(name, list) == nullptr;
+      stage.require(empty, "%s must be null or empty, what it asks for is not implemented", name);
+    };
+    stage.input("x", stage.only("x", call.x), &Args::x);
+    stage.input("weight", stage.only("weight", call.weight), &Args::weight);
+    stage.optional("biasOptional", stage.only("biasOptional", call.bias), &Args::bias);
+    stage.optional("scaleOptional", stage.only("scaleOptional", call.scale), &Args::scale);
+    absent("offsetOptional", call.offset);
+    absent("antiquantScaleOptional", call.antiquant_scale);
+    absent("antiquantOffsetOptional", call.antiquant_offset);
+    stage.optional("perTokenScaleOptional", stage.only("perTokenScaleOptional", call.pertoken_scale),
+                   &Args::pertoken_scale);
+    stage.input("groupListOptional", call.group_list, &Args::group_list);
+    absent("activationInputOptional", call.activation_input);
+    absent("activationQuantScaleOptional", call.activation_scale);
+    absent("activationQuantOffsetOptional", call.activation_offset);
+    stage.output("out", stage.only("out", call.out), &Args::y);
+    absent("activationFeatureOutOptional", call.activation_out);
+    absent("dynQuantScaleOutOptional", call.dynamic_scale_out);
+    check_out(stage);
+    check_attributes(stage, call.split_item, call.group_type, call.group_list_type, call.act_type);
+  });
+}
+
 }  // namespace
 
 extern "C" aclnnStatus aclnnGroupedMatmulV4GetWorkspaceSize(
@@ -103,33 +142,38 @@ extern "C" aclnnStatus aclnnGroupedMatmulV4GetWorkspaceSize(
     const aclTensorList* activationQuantOffsetOptional, int64_t splitItem, int64_t groupType, int64_t groupListType,
     int64_t actType, aclTensorList* out, aclTensorList* activationFeatureOutOptional,
     aclTensorList* dynQuantScaleOutOptional, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Args>(kV4, workspaceSize, executor, [&](Stage& stage) {
-    const auto absent = [&stage](const char* name, const aclTensorList* list) {
-      const bool empty = stage.only(name, list) == nullptr;
-      stage.require(empty, "%s must be null or empty, what it asks for is not implemented", name);
-    };
-    stage.input("x", stage.only("x", x), &Args::x);
-    stage.input("weight", stage.only("weight", weight), &Args::weight);
-    stage.optional("biasOptional", stage.only("biasOptional", biasOptional), &Args::bias);
-    stage.optional("scaleOptional", stage.only("scaleOptional", scaleOptional), &Args::scale);
-    absent("offsetOptional", offsetOptional);
-    absent("antiquantScaleOptional", antiquantScaleOptional);
-    absent("antiquantOffsetOptional", antiquantOffsetOptional);
-    stage.optional("perTokenScaleOptional", stage.only("perTokenScaleOptional", perTokenScaleOptional),
-                   &Args::pertoken_scale);
-    stage.input("groupListOptional", groupListOptional, &Args::group_list);
-    absent("activationInputOptional", activationInputOptional);
-    absent("activationQuantScaleOptional", activationQuantScaleOptional);
-    absent("activationQuantOffsetOptional", activationQuantOffsetOptional);
-    stage.output("out", stage.only("out", out), &Args::y);
-    absent("activationFeatureOutOptional", activationFeatureOutOptional);
-    absent("dynQuantScaleOutOptional", dynQuantScaleOutOptional);
-    check_out(stage);
-    check_attributes(stage, splitItem, groupType, groupListType, actType);
-  });
+  return grouped(kV4,
+                 {x, weight, biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional,
+                  antiquantOffsetOptional, perTokenScaleOptional, groupListOptional, activationInputOptional,
+                  activationQuantScaleOptional, activationQuantOffsetOptional, splitItem, groupType, groupListType,
+                  actType, out, activationFeatureOutOptional, dynQuantScaleOutOptional},
+                 workspaceSize, executor);
+}
+
+// tuningConfigOptional is a hint.
+extern "C" aclnnStatus aclnnGroupedMatmulV5GetWorkspaceSize(
+    const aclTensorList* x, const aclTensorList* weight, const aclTensorList* biasOptional,
+    const aclTensorList* scaleOptional, const aclTensorList* offsetOptional,
+    const aclTensorList* antiquantScaleOptional, const aclTensorList* antiquantOffsetOptional,
+    const aclTensorList* perTokenScaleOptional, const aclTensor* groupListOptional,
+    const aclTensorList* activationInputOptional, const aclTensorList* activationQuantScaleOptional,
+    const aclTensorList* activationQuantOffsetOptional, int64_t splitItem, int64_t groupType, int64_t groupListType,
+    int64_t actType, aclIntArray*, aclTensorList* out, aclTensorList* activationFeatureOutOptional,
+    aclTensorList* dynQuantScaleOutOptional, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return grouped(kV5,
+                 {x, weight, biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional,
+                  antiquantOffsetOptional, perTokenScaleOptional, groupListOptional, activationInputOptional,
+                  activationQuantScaleOptional, activationQuantOffsetOptional, splitItem, groupType, groupListType,
+                  actType, out, activationFeatureOutOptional, dynQuantScaleOutOptional},
+                 workspaceSize, executor);
 }
 
 extern "C" aclnnStatus aclnnGroupedMatmulV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
                                             aclrtStream stream) {
   return launch(kV4, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulV5(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                            aclrtStream stream) {
+  return launch(kV5, workspace, workspaceSize, executor, stream);
 }
