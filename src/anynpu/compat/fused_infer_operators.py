@@ -126,7 +126,10 @@ def _fused_infer(
     antiquant: tuple[AntiQuant | None, AntiQuant | None],
     sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD", "TND_NTD")
+    layouts = (
+        "BSH", "BSND", "BNSD", "TND", "NTD", "BNSD_BSND", "BSH_BNSD", "BSND_BNSD", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD",
+        "TND_NTD", "NTD_TND",
+    )  # fmt: skip
     shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
     attention = attention_of(op, query, key, value, *shared, antiquant)
     if antiquant[0] is not None and query_rope is not None:

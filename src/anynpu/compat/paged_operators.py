@@ -21,7 +21,8 @@ _PAGED = (
 )
 
 
-def _lengths(op: str, name: str, lengths: torch.Tensor) -> list[int]:
+def host_lengths(op: str, name: str, lengths: torch.Tensor) -> list[int]:
+    """The values of a 1-D tensor of lengths."""
     require_dtype(op, name, lengths, _INDICES)
     require(op, lengths.dim() == 1, f"{name} must have 1 axis, got {lengths.dim()}")
     values = lengths.tolist()
@@ -29,13 +30,27 @@ def _lengths(op: str, name: str, lengths: torch.Tensor) -> list[int]:
     return values
 
 
-def _require_out(op: str, name: str, out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def require_out(op: str, name: str, out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """``out`` is what results of this shape are written to."""
     require_dtype(op, name, out, (dtype,))
     got = tuple(out.shape)
     require(op, got == shape, f"{name} must have shape {shape}, got {got}")
 
 
-def _over_blocks(
+def hidden_places(op: str, mask: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """What a mask of at least ``rows`` and ``columns`` hides: where it is 1 or at most -10000."""
+    require_dtype(op, "mask", mask, (torch.bool, torch.int8, torch.uint8, *FLOATS))
+    shape = tuple(mask.shape)
+    fits = len(shape) == 2 and shape[0] >= rows and shape[1] >= columns
+    require(op, fits, f"mask must have shape ({rows}, {columns}) or more, got {shape}")
+    mask = mask[:rows, :columns]
+    hidden = (mask == 1) | (mask <= -1e4)
+    if not bool((hidden | (mask == 0)).all()):
+        raise NotImplementedError(f"{op}: mask must be 0, or 1 or at most -10000 where it hides: no biases")
+    return hidden
+
+
+def over_blocks(
     op: str,
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -43,8 +58,9 @@ def _over_blocks(
     kv_heads: int,
     block_table: torch.Tensor,
     lengths: list[int],
+    ends: list[int] | None = None,
 ) -> Attention:
-    """Query [B, S, N, D] and caches (blocks, block size, kv_heads, D)."""
+    """Query [B, S, N, D], or with ``ends`` of its sequences [1, T, N, D], and caches (blocks, block size, N, D)."""
     require_dtype(op, "query", query, FLOATS)
     heads = query.shape[2]
     require(op, kv_heads > 0 and heads % kv_heads == 0, f"num_heads must be a multiple of {kv_heads}, got {heads}")
@@ -56,9 +72,31 @@ def _over_blocks(
         blocks.append(by_tokens(op, name, cache, "BSND", kv_heads))
     most = block_table.shape[1] * key_cache.shape[1]
     lengths = require_lengths(op, "context_lens", lengths, block_table.shape[0], most)
-    attention = Attention(query, *blocks, "BSND", kv_lengths=lengths, block_table=block_table)
+    packed = ends is not None
+    attention = Attention(query, *blocks, "TND" if packed else "BSND", packed, ends, lengths, block_table)
     attention.check(op)
     return attention
+
+
+def _attend_tokens(
+    op: str,
+    query: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
+    heads: tuple[int, int],
+    scale: float,
+    block_table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """One token of query for each sequence, see ``_npu_paged_attention``."""
+    shape = tuple(query.shape)
+    fits = len(shape) == 3 and shape[1] == heads[0]
+    require(op, fits, f"query must have shape (B, {heads[0]}, D), got {shape}")
+    lengths = host_lengths(op, "context_lens", context_lens)
+    attention = over_blocks(op, query.unsqueeze(1), *caches, heads[1], block_table, lengths)
+    result = attention.attend(op, Mask(None), scale)[0].squeeze(1)
+    require_out(op, "out", out, tuple(result.shape), query.dtype)
+    out.copy_(result)
 
 
 @published(f"_npu_paged_attention({_PAGED}Tensor(a!) out, Tensor? workspace=None) -> ()", "PagedAttention")
@@ -79,15 +117,8 @@ def _npu_paged_attention(
     Caches are (blocks, block size, num_kv_heads, D), ``block_table`` int32 (B, blocks of a sequence), ``context_lens``
     int32 (B,). Sequences of length 0 give 0. ``workspace`` has no effect.
     """
-    op = "_npu_paged_attention"
-    require(op, query.dim() == 3, f"query must have shape (B, N, D), got {tuple(query.shape)}")
-    shape = tuple(query.shape)
-    require(op, shape[1] == num_heads, f"query must have shape (B, {num_heads}, D), got {shape}")
-    lengths = _lengths(op, "context_lens", context_lens)
-    attention = _over_blocks(op, query.unsqueeze(1), key_cache, value_cache, num_kv_heads, block_table, lengths)
-    result = attention.attend(op, Mask(None), scale_value)[0].squeeze(1)
-    _require_out(op, "out", out, tuple(result.shape), query.dtype)
-    out.copy_(result)
+    caches, heads = (key_cache, value_cache), (num_heads, num_kv_heads)
+    _attend_tokens("_npu_paged_attention", query, caches, heads, scale_value, block_table, context_lens, out)
 
 
 @published(f"_npu_paged_attention_get_workspace({_PAGED}Tensor out) -> Tensor", "PagedAttention")
@@ -104,16 +135,6 @@ def _npu_paged_attention_get_workspace(
 ) -> torch.Tensor:
     """An empty tensor: ``_npu_paged_attention`` needs no workspace here."""
     return query.new_empty(0, dtype=torch.uint8)
-
-
-def _hidden(op: str, mask: torch.Tensor, size: int) -> torch.Tensor:
-    """Where a mask of the first ``size`` tokens, whose values are added to scores or are 1, hides a key."""
-    shape = tuple(mask.shape)
-    require(op, len(shape) == 2 and min(shape) >= size, f"mask must have shape (S, S), S >= {size}, got {shape}")
-    used = mask[:size, :size]
-    if not bool(((used == 0) | (used == 1) | (used <= -1e4)).all()):
-        raise NotImplementedError("mask must be 0 where keys are seen, and 1 or at most -10000 elsewhere: no biases")
-    return used != 0
 
 
 @published(
@@ -137,10 +158,11 @@ def _npu_flash_attention(
     A key is hidden where the mask is 1 or at most -10000.
     """
     op = "_npu_flash_attention"
-    lengths = _lengths(op, "seq_len", seq_len)
+    lengths = host_lengths(op, "seq_len", seq_len)
     tokens = query.shape[0] if query.dim() else 0
     require(op, sum(lengths) == tokens, f"seq_len must add up to T = {tokens}, got {sum(lengths)}")
-    hidden = _hidden(op, mask, max(lengths, default=0))
+    most = max(lengths, default=0)
+    hidden = hidden_places(op, mask, most, most)
     results = []
     for sequence in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
         one = [x.unsqueeze(0) for x in sequence]
@@ -148,8 +170,33 @@ def _npu_flash_attention(
         size = sequence[0].shape[0]
         results.append(attention.attend(op, Mask(hidden[:size, :size]), scale_value)[0].squeeze(0))
     result = torch.cat(results)
-    _require_out(op, "out", out, tuple(result.shape), query.dtype)
+    require_out(op, "out", out, tuple(result.shape), query.dtype)
     out.copy_(result)
+
+
+@published(
+    "_npu_paged_attention_mla(Tensor query, Tensor key_cache, int num_kv_heads, int num_heads, float scale_value, "
+    "Tensor block_table, Tensor context_lens, int mla_vheadsize, Tensor(a!) out, Tensor? workspace=None) -> ()",
+    "PagedAttention",
+)
+def _npu_paged_attention_mla(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    num_kv_heads: int,
+    num_heads: int,
+    scale_value: float,
+    block_table: torch.Tensor,
+    context_lens: torch.Tensor,
+    mla_vheadsize: int,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None = None,
+) -> None:
+    """``_npu_paged_attention`` over a cache of latent keys, the first ``mla_vheadsize`` values of which are values."""
+    op, size = "_npu_paged_attention_mla", key_cache.shape[-1]
+    fits = 1 <= mla_vheadsize <= size
+    require(op, fits, f"mla_vheadsize must be in [1, {size}], the size of key_cache's heads, got {mla_vheadsize}")
+    caches, heads = (key_cache, key_cache[..., :mla_vheadsize]), (num_heads, num_kv_heads)
+    _attend_tokens(op, query, caches, heads, scale_value, block_table, context_lens, out)
 
 
 @published(
@@ -172,13 +219,13 @@ def _npu_flash_attention_unpad(
     ``seq_len`` int32 (B,) are the lengths of the sequences.
     """
     op = "_npu_flash_attention_unpad"
-    lengths = _lengths(op, "seq_len", seq_len)
+    lengths = host_lengths(op, "seq_len", seq_len)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     attention = attention_of(
         op, query, key, value, "TND", ("TND",), num_heads, num_kv_heads, {"seq_len": ends, "seq_len of key": ends}
     )
     result, _ = attention.attend(op, Mask(None), scale_value)
-    _require_out(op, "out", out, tuple(result.shape), query.dtype)
+    require_out(op, "out", out, tuple(result.shape), query.dtype)
     out.copy_(result)
 
 
@@ -202,8 +249,8 @@ def npu_paged_cache_load(
     Caches are (blocks, block size, N, D), key and value (tokens of all sequences, N, D), of any dtype.
     """
     op = "npu_paged_cache_load"
-    lengths = _lengths(op, "context_lens", context_lens)
-    starts = [0] * len(lengths) if seq_starts is None else _lengths(op, "seq_starts", seq_starts)
+    lengths = host_lengths(op, "context_lens", context_lens)
+    starts = [0] * len(lengths) if seq_starts is None else host_lengths(op, "seq_starts", seq_starts)
     require_dtype(op, "block_table", block_table, _INDICES)
     shape = tuple(block_table.shape)
     fits = len(shape) == 2 and shape[0] == len(lengths) == len(starts)
@@ -216,7 +263,7 @@ def npu_paged_cache_load(
     rows = []
     for name, cache, target in (("key_cache", key_cache, key), ("value_cache", value_cache, value)):
         require(op, cache.dim() == 4, f"{name} must have 4 axes, FRACTAL_NZ is not implemented, got {cache.dim()}")
-        _require_out(op, name.removesuffix("_cache"), target, (sum(lengths), *cache.shape[2:]), cache.dtype)
+        require_out(op, name.removesuffix("_cache"), target, (sum(lengths), *cache.shape[2:]), cache.dtype)
         places = [
             _places(op, cache, table, start, length)
             for table, start, length in zip(block_table.long(), starts, lengths, strict=True)

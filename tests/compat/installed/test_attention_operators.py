@@ -224,3 +224,25 @@ def test_packed_sequences(mode, paged):
         ends = {"actual_seq_qlen": [4, 5, 11], "actual_seq_kvlen": [7, 19, 25], "pre_tockens": 2, "next_tockens": 0}
         fusion = torch_npu.npu_fusion_attention(*packed, HEADS, "TND", scale=SCALE, **ends, **mask)[0]
         assert torch.equal(fusion, y)
+
+
+@pytest.mark.parametrize("layout", ["BSH_BNSD", "BSND_BNSD", "NTD", "NTD_TND"])
+def test_layouts_of_fused_alone(layout):
+    q, k, v = operands(2, 5, 9)
+    source, _, target = layout.partition("_")
+    expected, lse, error, lse_error = batched(q, k, v)
+    packed, lengths = source == "NTD", {}
+    given = (
+        [laid_out(x, source) for x in (q, k, v)] if not packed else [x.transpose(0, 1).flatten(1, 2) for x in (q, k, v)]
+    )
+    if packed:
+        lengths = {"actual_seq_lengths": [5, 10], "actual_seq_lengths_kv": [9, 18]}
+        expected, error, lse, lse_error = (x.transpose(0, 1).flatten(1, 2) for x in (expected, error, lse, lse_error))
+        lse, lse_error = lse.transpose(0, 1), lse_error.transpose(0, 1)
+    if target == "TND":
+        expected, error = expected.transpose(0, 1), error.transpose(0, 1)
+    y, sums = torch_npu.npu_fused_infer_attention_score(
+        *given, input_layout=layout, softmax_lse_flag=True, **lengths, **FUSED
+    )
+    assert_near(y, expected, error, torch.float32)
+    assert_near(sums, lse, lse_error, torch.float32)

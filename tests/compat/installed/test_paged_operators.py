@@ -6,7 +6,20 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
-from attention_formula import DTYPES, FUSED, HEADS, KV_HEADS, SCALE, D, assert_near, batched, one, operands
+from attention_formula import (
+    CAUSAL,
+    DTYPES,
+    FUSED,
+    HEADS,
+    KV_HEADS,
+    SCALE,
+    D,
+    assert_near,
+    batched,
+    one,
+    operands,
+    visible,
+)
 from npu_tensors import reals
 
 
@@ -104,9 +117,78 @@ def test_flash_attention_of_packed_sequences_with_a_mask(value):
     ]
     expected, _, error, _ = (torch.cat(part, 1).transpose(0, 1) for part in zip(*parts, strict=True))
     assert_near(out, expected, error, torch.float16)
-    with pytest.raises(RuntimeError, match=r"mask must have shape \(S, S\), S >= 7, got \(6, 6\)"):
+    with pytest.raises(RuntimeError, match=r"mask must have shape \(7, 7\) or more, got \(6, 6\)"):
         torch_npu._npu_flash_attention(q, k, v, mask[:6, :6], lengths, SCALE, HEADS, KV_HEADS, out)
     with pytest.raises(RuntimeError, match="seq_len must add up to T = 10, got 12"):
         torch_npu._npu_flash_attention(q, k, v, mask, lengths + 1, SCALE, HEADS, KV_HEADS, out)
     with pytest.raises(NotImplementedError, match="no biases"):
         torch_npu._npu_flash_attention(q, k, v, mask - 0.5, lengths, SCALE, HEADS, KV_HEADS, out)
+
+
+CHUNKS, CONTEXTS = [4, 1, 6], [7, 20, 6]
+
+
+def chunks(dtype):
+    """Arguments of chunked prefill over caches, what its rows do not see, result and error (T, N, D)."""
+    q = [reals(HEADS, n, D, dtype=dtype, seed=i) for i, n in enumerate(CHUNKS)]
+    k, v = ([reals(KV_HEADS, n, D, dtype=dtype, seed=10 * s + i) for i, n in enumerate(CONTEXTS)] for s in (1, 2))
+    hidden = [~visible(3, *sizes, 0, 0) for sizes in zip(CHUNKS, CONTEXTS, strict=True)]
+    results = [one(*tensors) for tensors in zip(q, k, v, hidden, strict=True)]
+    expected, _, error, _ = (torch.cat(part, 1).transpose(0, 1) for part in zip(*results, strict=True))
+    *stored, table = caches(k, v, 8, 12)
+    query = torch.cat(q, 1).transpose(0, 1)
+    arguments = {
+        "query": query, "key_cache": stored[0], "value_cache": stored[1], "block_table": table,
+        "seq_len": torch.tensor(CHUNKS, dtype=torch.int32), "context_lens": torch.tensor(CONTEXTS, dtype=torch.int32),
+        "num_kv_heads": KV_HEADS, "num_heads": HEADS, "scale_value": SCALE, "out": torch.empty_like(query),
+    }  # fmt: skip
+    rows = torch.cat([torch.nn.functional.pad(places, (0, 20 - places.shape[1]), value=True) for places in hidden])
+    return arguments, rows, expected, error
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chunks_of_prompts_over_caches(dtype):
+    arguments, rows, expected, error = chunks(dtype)
+    by_rows = torch.zeros(rows.shape, dtype=dtype).masked_fill(rows, 1 if dtype == torch.bfloat16 else -torch.inf)
+    for mask in (CAUSAL.to(torch.int8), by_rows):
+        torch_npu._npu_paged_attention_splitfuse(**arguments, mask=mask.npu())
+        assert_near(arguments["out"], expected, error, dtype)
+        arguments["out"].fill_(7)
+    torch_npu._npu_flash_attention_qlens(**arguments, mask=CAUSAL[:128, :128].to(dtype))
+    assert_near(arguments["out"], expected, error, dtype)
+
+
+def test_what_chunks_refuse():
+    arguments, rows, _, _ = chunks(torch.float32)
+    before, mask = arguments["out"].fill_(7).clone(), {"mask": rows}
+    for wrong, kind, text in (
+        ({"mask": rows[:9]}, ValueError, r"mask must have shape \(11, 20\) or more, got \(9, 20\)"),
+        ({"mask": rows * 0.5}, NotImplementedError, "no biases"),
+        ({"seq_len": torch.tensor([4, 1, 5]), **mask}, ValueError, "seq_len must add up to the T = 11 tokens of query"),
+        ({"seq_len": torch.tensor([4, 7]), **mask}, ValueError, "seq_len has 2 sequences, context_lens 3"),
+        ({"query": before[:, :3], **mask}, ValueError, r"query must have shape \(T, 6, D\)"),
+        ({"out": before[:3], **mask}, ValueError, "out must have shape"),
+    ):
+        with pytest.raises(kind, match=text):
+            torch_npu._npu_paged_attention_splitfuse(**{**arguments, **wrong})
+    with pytest.raises(ValueError, match=r"mask must have shape \(128, 128\) or \(2048, 2048\), got \(11, 20\)"):
+        torch_npu._npu_flash_attention_qlens(**arguments, mask=rows)
+    assert torch.equal(arguments["out"], before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_latent_caches(dtype):
+    q, k, _ = operands(3, 1, 20, dtype)
+    lengths, size = [3, 20, 8], 12
+    key = [x[:, :n] for x, n in zip(k, lengths, strict=True)]
+    expected, _, error, _ = batched(q, key, [x[..., :size] for x in key])
+    cache, _, table = caches(key, key, 8, 12)
+    arguments = {
+        "query": q[:, :, 0], "key_cache": cache, "num_kv_heads": KV_HEADS, "num_heads": HEADS, "scale_value": SCALE,
+        "block_table": table, "context_lens": torch.tensor(lengths, dtype=torch.int32), "mla_vheadsize": size,
+    }  # fmt: skip
+    out = torch.empty(3, HEADS, size, dtype=dtype).npu()
+    torch_npu._npu_paged_attention_mla(**arguments, out=out)
+    assert_near(out, expected[:, :, 0], error[:, :, 0], dtype)
+    with pytest.raises(ValueError, match=r"mla_vheadsize must be in \[1, 16\], the size of key_cache's heads, got 17"):
+        torch_npu._npu_paged_attention_mla(**{**arguments, "mla_vheadsize": 17}, out=out)

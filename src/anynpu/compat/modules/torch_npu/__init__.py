@@ -19,6 +19,12 @@ from anynpu.compat.cache_operators import (
     scatter_update,
     scatter_update_,
 )
+from anynpu.compat.chunked_operators import (
+    _npu_flash_attention_qlens as _npu_flash_attention_qlens,
+)
+from anynpu.compat.chunked_operators import (
+    _npu_paged_attention_splitfuse as _npu_paged_attention_splitfuse,
+)
 from anynpu.compat.collective_operators import (
     npu_all_gather_base_mm,
     npu_mm_all_reduce_base,
@@ -93,6 +99,9 @@ from anynpu.compat.paged_operators import (
 )
 from anynpu.compat.paged_operators import (
     _npu_paged_attention_get_workspace as _npu_paged_attention_get_workspace,
+)
+from anynpu.compat.paged_operators import (
+    _npu_paged_attention_mla as _npu_paged_attention_mla,
 )
 from anynpu.compat.paged_operators import npu_gather_pa_kv_cache
 from anynpu.compat.published import INT4 as int4
