@@ -112,8 +112,8 @@ struct PanelProduct {
   Ahead ahead;
 };
 
-// Strips of 32 outputs in the packed32 format times rows of x, over the k of some blocks. But for the scheme pairs the rows
-// are one tile, and all there are: for products bound by memory.
+// Strips of 32 outputs in the packed32 format times rows of x, over the k of some blocks. But for the scheme pairs and
+// int8 rows the rows are one tile, and all there are: for products bound by memory.
 struct StreamProduct {
   const uint8_t* cells;
   int64_t strips;       // at most those of the kernel
@@ -130,6 +130,7 @@ struct StreamProduct {
   int64_t all_rows;  // of x
   int64_t row;       // the first
   int64_t rows;
+  int64_t tile_rows;  // height of all tiles of int8 rows but the last
   int64_t c_stride;
   bool rests;                 // x is two digits and rests
   const uint8_t* next_cells;  // those that follow
@@ -211,7 +212,8 @@ struct GemmKernel {
   bool direct_rests;  // of raw rows of k too
   void (*multiply_digits[kMaxDigits + 1])(const PanelProduct& product);
   void (*stream_digits[kMaxDigits + 1])(const StreamProduct& product);
-  int64_t stream_strips;  // of a stream product at most
+  int64_t stream_strips;   // of a stream product at most
+  int64_t byte_tile_rows;  // of a stream product of more int8 rows than kStreamDigitRows
   void (*direct_digits[kMaxDigits + 1])(const DirectProduct& product);
   int64_t direct_sums;  // of a direct product of raw rows of k at most: longer runs against nearer caches
 

@@ -37,6 +37,7 @@ const GemmKernel gemm_avx2 = {
     {nullptr, multiply_bytes},
     {nullptr, stream_bytes, stream_digits<2>, stream_digits<3>},
     1,
+    kStreamDigitRows,
     {nullptr, nullptr, direct_digits<2>, direct_digits<3>},
     24576,
     kWordRows,

@@ -32,6 +32,7 @@ const GemmKernel gemm_portable = {
     {nullptr, multiply_bytes},
     {},
     0,
+    0,
     {},
     0,
     0,

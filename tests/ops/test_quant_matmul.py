@@ -111,14 +111,14 @@ def test_int4_equals_the_product_of_its_values(transposed, x1_bits, options, isa
     assert_close(result, anynpu.reference.quant_matmul(x1, x2, scale, **keywords), bound)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 11, 12, 13, 16, 31, 64])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 11, 12, 13, 16, 31, 64, 525])
 @pytest.mark.parametrize("group_size", [0, 32, 96, 256, 320])
 def test_int4_layouts_give_equal_bits(rows, group_size, isa, each_thread_count):
     generator = torch.Generator().manual_seed(rows)
-    x1 = torch.randint(-128, 128, (rows, 520), dtype=torch.int8, generator=generator)
-    words, values = int4_words(520, 136, seed=3)
+    x1 = torch.randint(-128, 128, (rows, 1160), dtype=torch.int8, generator=generator)
+    words, values = int4_words(1160, 136, seed=3)
     along_k = anynpu.int4_pack(values.t().contiguous().int()).t()
-    groups = -(-520 // group_size) if group_size else 1
+    groups = -(-1160 // group_size) if group_size else 1
     scale = torch.rand((groups, 136) if group_size else 136, generator=generator) * 1e-2
     keywords = {"pertoken_scale": torch.rand(rows), "output_dtype": torch.float32, "group_size": group_size}
     expected = anynpu.reference.quant_matmul(x1, words, scale, **keywords)
@@ -128,6 +128,24 @@ def test_int4_layouts_give_equal_bits(rows, group_size, isa, each_thread_count):
         results += each_thread_count(lambda x2=x2, n=n: anynpu.quant_matmul(x1, x2, scale, **keywords, n=n))
         assert_close(results[-1], expected, bound)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_few_int4_rows_in_the_last_chunk(isa):
+    """So many rows are packed 516 at a time, and then seven: fewer than a tile of a call of few rows, in lower tiles."""
+    generator = torch.Generator().manual_seed(0)
+    x1 = torch.randint(-128, 128, (43351, 64), dtype=torch.int8, generator=generator)
+    words, _ = int4_words(64, 32, seed=1)
+    keywords = {"output_dtype": torch.float16, "group_size": 32}
+    scale = torch.rand(2, 32, generator=generator) * 1e-2
+    result = anynpu.quant_matmul(x1, anynpu.weight_quant_prepack(words), scale, **keywords, n=32)
+    assert torch.equal(result, anynpu.quant_matmul(x1, words, scale, **keywords))
+    last = anynpu.quant_matmul(x1[-7:], words, scale, **keywords)
+    assert_close(
+        last,
+        anynpu.reference.quant_matmul(x1[-7:], words, scale, **keywords),
+        error_bound(x1[-7:], words, scale, **keywords),
+    )
+    assert torch.equal(result[-7:], last)
 
 
 @pytest.mark.parametrize("k", [16384, 131071])

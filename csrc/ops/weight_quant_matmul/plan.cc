@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 512;       // rows of x packed at once
 constexpr int64_t kRowMultiple = 12;       // rows in whole tiles of all schemes but bf16
+constexpr int64_t kByteSpan = 1024;        // k of many int8 rows at a time: they fit into the second cache
 constexpr int64_t kTaskWork = 1 << 18;     // products a thread; below it a second thread costs more than it gives
 constexpr int64_t kWordRestFraction = 12;  // of the values of a row in words: more rests cost more than float32
 
@@ -90,12 +91,9 @@ int64_t most_rests(const WeightQuantProblem& problem, const GemmKernel& kernel, 
   return plan.direct && (side_by_side || !kernel.direct_rests) ? 0 : problem.k / kernel.rest_fraction;
 }
 
-// Of int8 rows. Streamed tiles are as high as each other.
-int64_t byte_tile_rows(const WeightQuantProblem& problem, const WeightQuantPlan& plan) {
-  if (plan.direct) return kStreamDigitRows;
-  if (!plan.stream) return kTileDigitRows;
-  const int64_t rows = std::min(problem.rows, kRowsAtOnce);
-  return ceil_divide(rows, ceil_divide(rows, kStreamDigitRows));
+int64_t byte_tile_rows(const WeightQuantProblem& problem, const GemmKernel& kernel, const WeightQuantPlan& plan) {
+  if (plan.stream && !is_one_tile(problem)) return kernel.byte_tile_rows;
+  return plan.stream || plan.direct ? kStreamDigitRows : kTileDigitRows;
 }
 
 // Most columns of a task.
@@ -130,9 +128,9 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
     plan.direct = !plan.stream;
   }
   const bool bytes = problem.has_int8_rows();
-  if (bytes) plan.row_multiple = plan.tile_rows = byte_tile_rows(problem, plan);
+  if (bytes) plan.row_multiple = plan.tile_rows = byte_tile_rows(problem, kernel, plan);
   const bool one_tile = !(pairs || bytes) || problem.rows <= (bytes ? plan.tile_rows : kernel.pairs.tile_rows);
-  plan.stream_span = one_tile ? problem.k : kSpan;
+  plan.stream_span = one_tile ? problem.k : bytes ? kByteSpan : kSpan;
   plan.most_rests = most_rests(problem, kernel, plan);
   plan.row_dwords = ceil_divide(problem.k, plan.step_k) * plan.digits;
   const int64_t chunks = std::max<int64_t>(1, ceil_divide(problem.rows, kRowsAtOnce));

@@ -79,6 +79,7 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
   product.all_rows = x.rows;
   product.row = row;
   product.rows = rows;
+  product.tile_rows = plan_.tile_rows;
   product.c_stride = plan_.column_block;
   product.rests = x.digits < plan_.digits;
   product.strip_bytes = ceil_divide(problem_.k, 4) * weight_.bits * 16;
@@ -103,30 +104,8 @@ void WeightQuantProduct::add_streams(const PackedX& x, int64_t row, int64_t rows
       product.next_cells = product.cells + plan_.stream_block / kStreamColumns * product.strip_bytes;
       product.next_scale = ahead_of(problem_.scale, span, next_column, width);
       product.next_offset = ahead_of(problem_.offset, span, next_column, width);
-      problem_.has_int8_rows() && x.rows > plan_.tile_rows ? stream_tiles(product) : stream(product);
+      stream(product);
     }
-  }
-}
-
-// Of int8 rows tile after tile, while the cells of a block are in the nearest cache.
-void WeightQuantProduct::stream_tiles(const StreamProduct& all) const {
-  StreamProduct part = all;
-  part.block_count = 1;
-  part.next_scale = part.next_offset = {};
-  const int32_t* x = all.x;
-  for (int64_t block = 0; block < all.block_count; ++block) {
-    const int64_t steps = ceil_divide(all.k_blocks[block].count, 4);
-    part.k_blocks = all.k_blocks + block;
-    part.scale = all.scale + block * all.channel_stride;
-    for (int64_t row = 0; row < all.rows; row += plan_.tile_rows) {
-      part.rows = std::min(plan_.tile_rows, all.rows - row);
-      part.x = x + (all.row + row) * steps;
-      part.blocks = all.blocks + block * all.all_rows + all.row + row;
-      part.c = all.c + row * all.c_stride;
-      kernel_.stream_digits[1](part);
-    }
-    part.cells += steps * all.bits * 16;
-    x += steps * all.all_rows;
   }
 }
 

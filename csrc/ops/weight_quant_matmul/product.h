@@ -31,7 +31,6 @@ class WeightQuantProduct {
                       const ThreadScratch& scratch) const;
   void add_streams(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                    const ThreadScratch& scratch) const;
-  void stream_tiles(const StreamProduct& all) const;
   SpanScales stream_scales(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void fetch_scales(int64_t column, int64_t columns) const;
   Ahead ahead_of(const Channels& channels, const BlockSpan& span, int64_t column, int64_t columns) const;
