@@ -131,7 +131,7 @@ def test_int4_layouts_give_equal_bits(rows, group_size, isa, each_thread_count):
 
 
 def test_few_int4_rows_in_the_last_chunk(isa):
-    """So many rows are packed 516 at a time, and then seven: fewer than a tile of a call of few rows, in lower tiles."""
+    """So many rows are packed 516 at a time, and then seven: fewer than one tile of few rows, in tiles of many."""
     generator = torch.Generator().manual_seed(0)
     x1 = torch.randint(-128, 128, (43351, 64), dtype=torch.int8, generator=generator)
     words, _ = int4_words(64, 32, seed=1)
