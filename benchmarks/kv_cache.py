@@ -157,6 +157,11 @@ class AttentionProblem:
         cache, lengths = (self.batch, self.context), [self.context] * self.batch
         return attention_arguments(self.batch, self.length, self.heads, self.head_size, torch.float16, cache, lengths)
 
+    def float_caches(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the codes of k and v stand for."""
+        args = self.arguments
+        return (args["k_cache"] * args["scale_k"]).to(dtype), (args["v_cache"] * args["scale_v"]).to(dtype)
+
     def variant(
         self, name: str, arithmetic: str, k: torch.Tensor, v: torch.Tensor, function: Callable[..., torch.Tensor]
     ) -> Variant:
@@ -184,12 +189,20 @@ def attention_problems(quick: bool) -> Iterator[AttentionProblem]:
 
 
 def attention_variants(problem: AttentionProblem) -> Iterator[Variant]:
-    """The operator, through its public function."""
+    """The operator, through its public function, and the one for float caches."""
     args = dict(problem.arguments)
     k, v = args.pop("k_cache"), args.pop("v_cache")
     yield problem.variant(
         "anynpu", "int8 cache", k, v, lambda k, v: anynpu.kv_cache_attention(k_cache=k, v_cache=v, **args)
     )
+    for dtype in (torch.float16, torch.bfloat16):
+        q = args["q"].to(dtype)
+
+        def attend(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor = q) -> torch.Tensor:
+            return anynpu.fused_attention(q, k, v, after=0, from_end=True)[0]
+
+        name, caches = f"anynpu fused_attention {_SHORT[dtype]}", problem.float_caches(dtype)
+        yield problem.variant(name, f"{_SHORT[dtype]} cache", *caches, attend)
 
 
 def attention_peers(problem: AttentionProblem) -> Iterator[Variant]:
@@ -200,8 +213,7 @@ def attention_peers(problem: AttentionProblem) -> Iterator[Variant]:
         mask = torch.ones(problem.length, problem.context, dtype=torch.bool).tril(problem.context - problem.length)
     for dtype in (torch.float16, torch.bfloat16):
         q = args["q"].to(dtype).transpose(1, 2)
-        k = (args["k_cache"] * args["scale_k"]).to(dtype).transpose(1, 2).contiguous()
-        v = (args["v_cache"] * args["scale_v"]).to(dtype).transpose(1, 2).contiguous()
+        k, v = (cache.transpose(1, 2).contiguous() for cache in problem.float_caches(dtype))
 
         def attend(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor = q) -> torch.Tensor:
             attention = torch.nn.functional.scaled_dot_product_attention
