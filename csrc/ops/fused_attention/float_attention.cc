@@ -25,6 +25,8 @@ constexpr const FusedKernel* kKernels[] = {
 };
 
 constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
+constexpr int64_t kRowsAhead = kFusedRows;
+constexpr int64_t kLine = 64;  // bytes that are read at once
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 using Args = FusedArgs;
 using Sequence = FusedSequence;
@@ -162,39 +164,60 @@ class FloatRun {
     }
     for (int64_t i = 0; i < count; ++i) to[i] = factor_at(factors, head * step(factors, 2) + i * step(factors, 3));
   }
-  float row_factor(const anynpu_tensor& factors, int64_t plane, int64_t row, int64_t head, float otherwise) const {
+  // A row of keys and values where it lies.
+  struct Place {
+    int64_t plane, row;
+  };
+  Place place(const Sequence& sequence, int64_t column) const {
+    if (!is_paged(args_)) return {sequence.kv_plane, sequence.first_column + column};
+    const int64_t block_size = args_.k.shape[1];
+    return {block_at(args_, sequence.batch, column / block_size), column % block_size};
+  }
+
+  float row_factor(const anynpu_tensor& factors, Place at, int64_t head, float otherwise) const {
     if (!of_tokens(factors)) return otherwise;
-    return factor_at(factors, plane * step(factors, 0) + row * step(factors, 1) + head * step(factors, 2));
+    return factor_at(factors, at.plane * step(factors, 0) + at.row * step(factors, 1) + head * step(factors, 2));
   }
 
   void load_rows(const Block& block, int64_t column, int32_t rows, const Scratch& scratch) const {
-    const Sequence& sequence = block.sequence;
-    const int64_t block_size = args_.k.shape[1], rope_at = args_.k.shape[3];
+    const int64_t rope_at = args_.k.shape[3];
     float *k = scratch.k, *v = scratch.v;
-    for (int32_t i = 0; i < rows; ++i, k += plan_.key_size, v += plan_.value_size) {
-      const int64_t at = column + i,
-                    plane = is_paged(args_) ? block_at(args_, sequence.batch, at / block_size) : sequence.kv_plane;
-      const int64_t row = is_paged(args_) ? at % block_size : sequence.first_column + at;
+    for (int64_t at = column; at < column + rows; ++at, k += plan_.key_size, v += plan_.value_size) {
+      fetch(block, at + kRowsAhead);
+      const Place from = place(block.sequence, at);
       if (has_codes(args_)) {
-        dequantise(args_.k, args_.k_scale, args_.k_offset, {scratch.k_scale, scratch.k_offset, 1, 0}, plane, row,
+        dequantise(args_.k, args_.k_scale, args_.k_offset, {scratch.k_scale, scratch.k_offset, 1, 0}, from,
                    block.kv_head, k);
-        dequantise(args_.v, args_.v_scale, args_.v_offset, {scratch.v_scale, scratch.v_offset, 1, 0}, plane, row,
+        dequantise(args_.v, args_.v_scale, args_.v_offset, {scratch.v_scale, scratch.v_offset, 1, 0}, from,
                    block.kv_head, v);
       } else {
-        widen(args_.k, plane, row, block.kv_head, k);
-        widen(args_.v, plane, row, block.kv_head, v);
-        if (present(args_.k_rope)) widen(args_.k_rope, plane, row, block.kv_head, k + rope_at);
+        widen(args_.k, from.plane, from.row, block.kv_head, k);
+        widen(args_.v, from.plane, from.row, block.kv_head, v);
+        if (present(args_.k_rope)) widen(args_.k_rope, from.plane, from.row, block.kv_head, k + rope_at);
       }
       pad(k, rope_at + rope_size(args_), plan_.key_size);
       pad(v, args_.v.shape[3], plan_.value_size);
     }
   }
 
+  // Rows of a head lie apart, so that no processor foresees them.
+  void fetch(const Block& block, int64_t column) const {
+    if (column >= block.sequence.columns) return;
+    const Place from = place(block.sequence, column);
+    fetch(args_.k, from, block.kv_head);
+    fetch(args_.v, from, block.kv_head);
+  }
+  static void fetch(const anynpu_tensor& tensor, Place from, int64_t head) {
+    const auto* row = static_cast<const uint8_t*>(element(tensor, offset_of(tensor, from.plane, from.row, head)));
+    const int64_t bytes = tensor.shape[3] * dtype_bits(tensor.dtype) / 8;
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(row + i, 0, 2);
+  }
+
   void dequantise(const anynpu_tensor& tensor, const anynpu_tensor& scale, const anynpu_tensor& offset,
-                  FusedCodes codes, int64_t plane, int64_t row, int64_t head, float* to) const {
-    codes.row_scale = row_factor(scale, plane, row, head, 1);
-    codes.row_offset = row_factor(offset, plane, row, head, 0);
-    const auto* from = static_cast<const int8_t*>(element(tensor, offset_of(tensor, plane, row, head)));
+                  FusedCodes codes, Place place, int64_t head, float* to) const {
+    codes.row_scale = row_factor(scale, place, head, 1);
+    codes.row_offset = row_factor(offset, place, head, 0);
+    const auto* from = static_cast<const int8_t*>(element(tensor, offset_of(tensor, place.plane, place.row, head)));
     kernel_.dequantise(from, codes, tensor.shape[3], to);
   }
 
