@@ -10,6 +10,9 @@ namespace anynpu {
 int32_t fail(anynpu_status status, const char* format, ...)
     __attribute__((format(printf, 2, 3), visibility("default")));
 
+// For %lld.
+inline long long wide(int64_t value) { return value; }
+
 }  // namespace anynpu
 
 // Leaves the calling function with the status of `expression` unless it is ANYNPU_OK.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/tensor.h"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace anynpu {
@@ -47,6 +48,10 @@ bool is_contiguous(const anynpu_tensor& tensor) {
     expected *= tensor.shape[axis];
   }
   return true;
+}
+
+bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape) {
+  return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
 }
 
 void make_contiguous(anynpu_tensor& tensor) {

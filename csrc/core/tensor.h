@@ -2,6 +2,8 @@
 // Questions that every operator asks of an anynpu_tensor.
 #pragma once
 
+#include <initializer_list>
+
 #include "core/status.h"
 
 namespace anynpu {
@@ -13,6 +15,7 @@ const char* dtype_name(int32_t dtype);
 // Bits of one element; 0 for an unknown dtype.
 int dtype_bits(int32_t dtype);
 bool is_contiguous(const anynpu_tensor& tensor);
+bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape);
 // Sets the strides to those of a contiguous tensor of this shape.
 void make_contiguous(anynpu_tensor& tensor);
 // Elements of the view, or -1 when the product overflows or an axis is negative.

@@ -106,9 +106,11 @@ def _dispatched(operator: Operator) -> Callable:
 
 
 def _require_kinds(operator: Operator, args: tuple, kwargs: dict[str, Any]) -> None:
-    for argument, value in zip(operator.overload._schema.arguments, (*args, *kwargs.values()), strict=False):
-        kind = str(argument.type)
-        if not isinstance(value, _SLIPS_THROUGH.get(kind, object)):
+    arguments = operator.overload._schema.arguments
+    given = dict(zip([argument.name for argument in arguments], args, strict=False)) | kwargs
+    for argument in arguments:
+        kind, value = str(argument.type), given.get(argument.name)
+        if argument.name in given and not isinstance(value, _SLIPS_THROUGH.get(kind, object)):
             raise _wrong_kind(operator.name, kind, argument.name, type(value).__name__)
 
 

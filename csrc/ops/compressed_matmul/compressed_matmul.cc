@@ -15,8 +15,6 @@ namespace {
 
 constexpr const char* kOp = "compressed_matmul";
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed,
                     const char* expected) {
   const bool known = std::find(allowed.begin(), allowed.end(), tensor.dtype) != allowed.end();
@@ -51,25 +49,25 @@ int32_t check(const anynpu_compressed_matmul_args& args, codec::Geometry* geomet
     return fail(ANYNPU_BAD_SHAPE, "%s: x must be ND of shape (M, K), got %s", kOp, shape_text(x));
   if (y.ndim != 2 || y.format != ANYNPU_ND || y.shape[0] != x.shape[0] || !is_contiguous(y)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape (M, N) with M = %lld, got %s", kOp,
-                text(x.shape[0]), shape_text(y));
+                wide(x.shape[0]), shape_text(y));
   }
   *geometry = {x.shape[1], y.shape[1]};
   if (geometry->k > kMostInt8K) {
     return fail(ANYNPU_BAD_SHAPE, "%s: K must be in [1, %lld] so that int32 sums are exact, got %lld", kOp,
-                text(kMostInt8K), text(geometry->k));
+                wide(kMostInt8K), wide(geometry->k));
   }
   ANYNPU_TRY(check_strides(kOp, "x", x, Access::read));
   if (!is_row(args.scale, 1) && !is_row(args.scale, geometry->n)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: scale must have shape (1, 1) or (1, N) = (1, %lld), got %s", kOp,
-                text(geometry->n), shape_text(args.scale));
+                wide(geometry->n), shape_text(args.scale));
   }
   if (present(args.bias) && !is_row(args.bias, geometry->n)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) or (1, N) = (1, %lld), got %s", kOp, text(geometry->n),
+    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) or (1, N) = (1, %lld), got %s", kOp, wide(geometry->n),
                 shape_text(args.bias));
   }
   const anynpu_tensor& token = args.pertoken_scale;
   if (present(token) && (token.ndim != 1 || token.shape[0] != x.shape[0] || token.format != ANYNPU_ND)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: pertoken_scale must have shape (M,) = (%lld,), got %s", kOp, text(x.shape[0]),
+    return fail(ANYNPU_BAD_SHAPE, "%s: pertoken_scale must have shape (M,) = (%lld,), got %s", kOp, wide(x.shape[0]),
                 shape_text(token));
   }
   return codec::check_stream(kOp, *geometry, args.stream, args.index);
@@ -102,7 +100,7 @@ int32_t run(const anynpu_compressed_matmul_args& args, const codec::Geometry& ge
   ANYNPU_TRY(codec::open_stream(kOp, geometry, args.stream, args.index, &stream));
   Columns columns;
   if (!columns.allocate(geometry.n))
-    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, text(geometry.n));
+    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, wide(geometry.n));
   columns.load_scale(args.scale, false, args.scale_19_bits != 0);
   if (present(args.bias)) ANYNPU_TRY(columns.load_bias(kOp, args.bias, 0, geometry.k));
   const int64_t rows = args.x.shape[0];

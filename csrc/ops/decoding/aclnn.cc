@@ -13,6 +13,7 @@
 
 namespace {
 
+using anynpu::wide;
 using anynpu::acl::copy_view;
 
 struct Softmax {
@@ -23,8 +24,6 @@ struct Choice {
   int64_t count;
   bool largest;
 };
-
-long long text(int64_t value) { return static_cast<long long>(value); }
 
 // The axis at the end, where rows have it.
 anynpu_tensor moved(anynpu_tensor tensor, int64_t axis) {
@@ -94,7 +93,7 @@ int32_t check_choice(const Choice* args, size_t* workspace_bytes) {
   }
   const int64_t length = args->x.shape[args->x.ndim - 1];
   if (args->count < 0 || args->count > length) {
-    return anynpu::fail(ANYNPU_BAD_SHAPE, "k must be in [0, %lld], got %lld", text(length), text(args->count));
+    return anynpu::fail(ANYNPU_BAD_SHAPE, "k must be in [0, %lld], got %lld", wide(length), wide(args->count));
   }
   anynpu_tensor expected = args->x;
   expected.shape[expected.ndim - 1] = args->count;

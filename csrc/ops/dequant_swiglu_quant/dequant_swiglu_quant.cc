@@ -33,8 +33,6 @@ static_assert(kTile % kSwigluPadding == 0);
 enum Mode : int32_t { kStatic = 0, kDynamic = 1 };
 enum Split : int32_t { kHalves = 0, kInterleavedClamped = 1, kHalvesClamped = 2 };
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 struct Shape {
   int64_t rows, width, outputs, groups;
 };
@@ -55,7 +53,7 @@ int32_t check_x(const anynpu_tensor& x, Shape* shape) {
   ANYNPU_TRY(check_layout("x", x));
   shape->width = x.shape[x.ndim - 1];
   if (shape->width % 2 != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: x last dim should be even, got %lld", kOp, text(shape->width));
+    return fail(ANYNPU_BAD_SHAPE, "%s: x last dim should be even, got %lld", kOp, wide(shape->width));
   }
   shape->outputs = shape->width / 2;
   shape->rows = 1;
@@ -103,16 +101,16 @@ int32_t check_dequantization(const anynpu_dequant_swiglu_quant_args& args, const
   if (present(weight)) ANYNPU_TRY(check_layout("weight_scale", weight));
   if (present(weight) && !is_by_group(weight, shape, shape.width)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight_scale must have shape (G, 2 H) = (%lld, %lld), got %s", kOp,
-                text(shape.groups), text(shape.width), shape_text(weight));
+                wide(shape.groups), wide(shape.width), shape_text(weight));
   }
   if (present(activation)) ANYNPU_TRY(check_layout("activation_scale", activation));
   if (present(activation) && element_count(activation) != shape.rows) {
     return fail(ANYNPU_BAD_SHAPE, "%s: activation_scale must have a value for each of %lld rows, got %s", kOp,
-                text(shape.rows), shape_text(activation));
+                wide(shape.rows), shape_text(activation));
   }
   if (present(bias)) ANYNPU_TRY(check_layout("bias", bias));
   if (present(bias) && !is_by_group(bias, shape, shape.width)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (2 H,) = (%lld,), got %s", kOp, text(shape.width),
+    return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (2 H,) = (%lld,), got %s", kOp, wide(shape.width),
                 shape_text(bias));
   }
   return ANYNPU_OK;
@@ -128,7 +126,7 @@ int32_t check_quant_parameter(const char* name, const anynpu_tensor& tensor, int
   const bool one_each = tensor.ndim == 1 && tensor.shape[0] == shape.groups;
   if (one_each || is_by_group(tensor, shape, shape.outputs)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (G, H) = (%lld, %lld) or (G,), got %s", kOp, name,
-              text(shape.groups), text(shape.outputs), shape_text(tensor));
+              wide(shape.groups), wide(shape.outputs), shape_text(tensor));
 }
 
 int32_t check_attributes(const anynpu_dequant_swiglu_quant_args& args) {
@@ -161,7 +159,7 @@ int32_t check_outputs(const anynpu_dequant_swiglu_quant_args& args, const Shape&
   const int leading = x.ndim - 1;
   if (y.ndim != x.ndim || !std::equal(x.shape, x.shape + leading, y.shape) || y.shape[leading] != shape.outputs) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must have the shape of x with a last axis of %lld, got %s", kOp,
-                text(shape.outputs), shape_text(y));
+                wide(shape.outputs), shape_text(y));
   }
   if (scale.ndim != leading || !std::equal(x.shape, x.shape + leading, scale.shape)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: scale must have the shape of x without its last axis, got %s", kOp,
@@ -204,7 +202,7 @@ class Activation {
     const int threads = thread_count(shape_.rows, grain);
     const int64_t stride = (shape_.outputs + kSwigluPadding - 1) / kSwigluPadding * kSwigluPadding;
     std::unique_ptr<float[]> values(new (std::nothrow) float[threads * stride]);
-    if (!values) return fail(ANYNPU_NO_MEMORY, "%s: no memory for rows of %lld values", kOp, text(shape_.outputs));
+    if (!values) return fail(ANYNPU_NO_MEMORY, "%s: no memory for rows of %lld values", kOp, wide(shape_.outputs));
     parallel_for(shape_.rows, grain, [&](int64_t begin, int64_t end) {
       float* own = values.get() + (threads == 1 ? 0 : omp_get_thread_num() * stride);
       for (int64_t row = begin; row < end; ++row) one_row(row, own);
@@ -216,7 +214,7 @@ class Activation {
   // The groups' rows follow each other; group_ends_ holds where each ends.
   int32_t find_group_ends() {
     group_ends_.reset(new (std::nothrow) int64_t[shape_.groups]);
-    if (!group_ends_) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld groups", kOp, text(shape_.groups));
+    if (!group_ends_) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld groups", kOp, wide(shape_.groups));
     group_ends_[0] = shape_.rows;
     if (!present(args_.group_index)) return ANYNPU_OK;
     const auto* counts = static_cast<const int64_t*>(args_.group_index.data);
@@ -226,7 +224,7 @@ class Activation {
         return fail(
             ANYNPU_BAD_VALUE,
             "%s: group_index must hold counts whose sum is at most the number of rows, %lld, got %lld at [%lld]", kOp,
-            text(shape_.rows), text(counts[i]), text(i));
+            wide(shape_.rows), wide(counts[i]), wide(i));
       }
       group_ends_[i] = before + counts[i];
     }

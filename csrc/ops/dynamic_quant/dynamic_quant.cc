@@ -27,8 +27,6 @@ constexpr const char* kOp = "dynamic_quant";
 constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives
 constexpr int64_t kTile = 1024;      // values converted at once
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 int32_t check_x(const anynpu_tensor& x) {
   if (x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_BFLOAT16 && x.dtype != ANYNPU_FLOAT32) {
     return fail(ANYNPU_BAD_DTYPE, "%s: x must be float16, bfloat16 or float32, got %s", kOp, dtype_name(x.dtype));
@@ -73,7 +71,7 @@ int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) 
                         : smooth.ndim == 1 && smooth.shape[0] == length;
   if (!fits || smooth.format != ANYNPU_ND || !is_contiguous(smooth)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: smooth_scales must be contiguous, of shape %s%lld), got %s", kOp,
-                present(groups) ? "(G, " : "(", text(length), shape_text(smooth));
+                present(groups) ? "(G, " : "(", wide(length), shape_text(smooth));
   }
   return ANYNPU_OK;
 }
@@ -88,7 +86,7 @@ int32_t check_outputs(const anynpu_dynamic_quant_args& args) {
   if (y.dtype != ANYNPU_INT8) {
     if (last % 8 != 0) {
       return fail(ANYNPU_BAD_SHAPE, "%s: Input shape last dim must be divded by 8 when int4 quantization, got %lld",
-                  kOp, text(last));
+                  kOp, wide(last));
     }
     if (y.dtype == ANYNPU_INT32) last /= 8;
   }
@@ -133,11 +131,11 @@ int32_t check_groups(const anynpu_dynamic_quant_args& args, const Shape& shape) 
   for (int64_t i = 0; i < args.group_index.shape[0]; before = ends[i++]) {
     if (ends[i] >= before && ends[i] <= shape.rows()) continue;
     return fail(ANYNPU_BAD_VALUE, "%s: group_index must not decrease and stay within [0, %lld], got %d at %lld", kOp,
-                text(shape.rows()), ends[i], text(i));
+                wide(shape.rows()), ends[i], wide(i));
   }
   if (before == shape.rows()) return ANYNPU_OK;
   return fail(ANYNPU_BAD_VALUE, "%s: the last value of group_index must be the number of rows, %lld, got %lld", kOp,
-              text(shape.rows()), text(before));
+              wide(shape.rows()), wide(before));
 }
 
 class Quantizer {

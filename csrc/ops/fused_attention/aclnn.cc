@@ -15,6 +15,8 @@
 
 namespace {
 
+using anynpu::wide;
+
 // Tensors are views with the axes of the flat ABI; the lengths of sequences are kept here.
 struct Args : anynpu_fused_attention_args {
   anynpu_tensor all_scales, all_offsets;  // those of keys before those of values
@@ -74,8 +76,6 @@ constexpr auto kFused = anynpu::acl::make_operator<Args, check, run>("aclnnFused
 constexpr auto kFusedV2 = anynpu::acl::make_operator<Args, check, run>("aclnnFusedInferAttentionScoreV2");
 constexpr auto kFusedV3 = anynpu::acl::make_operator<Args, check, run>("aclnnFusedInferAttentionScoreV3");
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 // The attributes that say what axes mean.
 struct Form {
   std::string source, target;  // of inputs and results
@@ -94,8 +94,8 @@ Form form_of(Stage& stage, const char* layout, std::initializer_list<const char*
     known += (known.empty() ? "" : ", ") + std::string(each);
   }
   stage.require(found, "inputLayout must be one of %s, got %s", known.c_str(), name.c_str());
-  stage.require(heads > 0, "numHeads must be greater than 0, got %lld", text(heads));
-  stage.require(kv_heads >= 0, "numKeyValueHeads must be at least 0, got %lld", text(kv_heads));
+  stage.require(heads > 0, "numHeads must be greater than 0, got %lld", wide(heads));
+  stage.require(kv_heads >= 0, "numKeyValueHeads must be at least 0, got %lld", wide(kv_heads));
   const size_t mark = name.find('_');
   return {name.substr(0, mark), mark == std::string::npos ? name : name.substr(mark + 1), heads,
           kv_heads == 0 ? heads : kv_heads, paged};
@@ -111,8 +111,8 @@ void arrange(Stage& stage, const char* name, anynpu_tensor& tensor, const std::s
   if (!stage.ok()) return;
   const bool joined = layout[last] == 'H';
   stage.require(!joined || given.shape[last] % heads == 0,
-                "the last axis of %s must be a multiple of its %lld heads, got %lld", name, text(heads),
-                text(given.shape[last]));
+                "the last axis of %s must be a multiple of its %lld heads, got %lld", name, wide(heads),
+                wide(given.shape[last]));
   tensor.ndim = 4;
   for (int axis = 0; axis < 4; ++axis) {
     size_t at = layout.find("BSND"[axis]);
@@ -130,7 +130,7 @@ void arrange(Stage& stage, const char* name, anynpu_tensor& tensor, const std::s
     tensor.strides[3] = given.strides[last];
   }
   stage.require(tensor.shape[2] == heads, "axis %zu of %s must be its %lld heads, got %lld", layout.find('N'), name,
-                text(heads), text(tensor.shape[2]));
+                wide(heads), wide(tensor.shape[2]));
 }
 
 void arrange_cache(Stage& stage, const char* name, anynpu_tensor& tensor, const Form& form, int64_t block_size) {
@@ -140,7 +140,7 @@ void arrange_cache(Stage& stage, const char* name, anynpu_tensor& tensor, const 
                 name);
   arrange(stage, name, tensor, tensor.ndim == 3 ? "BSH" : "BNSD", form.kv_heads);
   stage.require(block_size == tensor.shape[1], "blockSize must be that of %s, %lld, got %lld", name,
-                text(tensor.shape[1]), text(block_size));
+                wide(tensor.shape[1]), wide(block_size));
 }
 
 // Scales or offsets of int8 keys or values: the axes B, S, N, D of what they belong to, 1 where they do not change.
@@ -150,7 +150,7 @@ void arrange_factors(Stage& stage, const char* name, anynpu_tensor& factors, int
   const bool of_blocks = mode == kPagedToken || mode == kPagedTokenHead,
              by_head = mode == kTokenHead || mode == kPagedTokenHead;
   stage.require(of_blocks ? form.paged : mode == kChannel || mode == kHead || !(form.paged || form.is_packed()),
-                "%s of mode %lld is not implemented %s a block table%s", name, text(mode),
+                "%s of mode %lld is not implemented %s a block table%s", name, wide(mode),
                 of_blocks ? "without" : "with", of_blocks ? "" : " or in layout TND");
   if (!stage.ok()) return;
   const int64_t count = anynpu::element_count(factors), heads = form.kv_heads, size = codes.shape[3];
@@ -160,14 +160,14 @@ void arrange_factors(Stage& stage, const char* name, anynpu_tensor& factors, int
     const int64_t width = mode == kHead ? 1 : size;
     const bool one = mode == kChannel && count == 1;
     stage.require(one || (count == heads * width && anynpu::is_contiguous(given)),
-                  "%s must hold %lld values of mode %lld side by side, got shape %s", name, text(heads * width),
-                  text(mode), anynpu::shape_text(given));
+                  "%s must hold %lld values of mode %lld side by side, got shape %s", name, wide(heads * width),
+                  wide(mode), anynpu::shape_text(given));
     const int64_t shape[] = {1, 1, one ? 1 : heads, one ? 1 : width};
     std::copy(shape, shape + 4, factors.shape);
     return anynpu::make_contiguous(factors);
   }
   const int axes = by_head ? 3 : 2, extra = given.ndim == axes + 1 && given.shape[0] == 1 ? 1 : 0;
-  stage.require(given.ndim == axes + extra, "%s must have %d axes in mode %lld, got shape %s", name, axes, text(mode),
+  stage.require(given.ndim == axes + extra, "%s must have %d axes in mode %lld, got shape %s", name, axes, wide(mode),
                 anynpu::shape_text(given));
   const int64_t *shape = given.shape + extra, *strides = given.strides + extra;
   const int token = axes - 1;
@@ -194,7 +194,7 @@ void arrange_stacked(Stage& stage, int64_t mode, const Form& form) {
   Args& args = stage.args;
   stage.require(present(args.all_scales) || !present(args.all_offsets), "antiquantOffset needs a scale");
   stage.require(!present(args.all_scales) || mode == kChannel || mode == kToken,
-                "antiquantMode must be 0 or 1, got %lld", text(mode));
+                "antiquantMode must be 0 or 1, got %lld", wide(mode));
   args.k_scale = args.v_scale = without_pair(stage, "antiquantScale", args.all_scales);
   args.k_offset = args.v_offset = without_pair(stage, "antiquantOffset", args.all_offsets);
   arrange_factors(stage, "antiquantScale", args.k_scale, mode, args.k, form);
@@ -208,7 +208,7 @@ void arrange_separate(Stage& stage, int64_t key_mode, int64_t value_mode, const 
   const bool known = key_mode >= kChannel && key_mode <= kPagedTokenHead &&
                      (key_mode == value_mode || (key_mode == kChannel && value_mode == kToken));
   stage.require(known, "keyAntiquantMode and valueAntiquantMode must be equal, 0 to 5, or 0 and 1, got %lld and %lld",
-                text(key_mode), text(value_mode));
+                wide(key_mode), wide(value_mode));
   arrange_factors(stage, "keyAntiquantScaleOptional", args.k_scale, key_mode, args.k, form);
   arrange_factors(stage, "keyAntiquantOffsetOptional", args.k_offset, key_mode, args.k, form);
   arrange_factors(stage, "valueAntiquantScaleOptional", args.v_scale, value_mode, args.v, form);
@@ -243,17 +243,17 @@ void set_visible(Stage& stage, const Visible& visible, bool one_row) {
   args.before = args.after = kAll;
   const int64_t mode = visible.mode;
   const bool masked = present(args.mask) || present(args.triangle);
-  stage.require(mode >= kGivenMask && mode <= kBand, "sparseMode must be 0, 1, 2, 3 or 4, got %lld", text(mode));
+  stage.require(mode >= kGivenMask && mode <= kBand, "sparseMode must be 0, 1, 2, 3 or 4, got %lld", wide(mode));
   if (one_row && !masked) return;  // the mode and its tokens have no effect
-  stage.require(mode == kGivenMask || masked, "attenMaskOptional must be given for sparseMode %lld", text(mode));
+  stage.require(mode == kGivenMask || masked, "attenMaskOptional must be given for sparseMode %lld", wide(mode));
   stage.require(!one_row || mode <= kWholeMask || mode == kCausal,
-                "sparseMode must be 0, 1 or 3 for queries of one token, got %lld", text(mode));
+                "sparseMode must be 0, 1 or 3 for queries of one token, got %lld", wide(mode));
   if (present(args.triangle)) {
     const anynpu_tensor& mask = args.triangle;
     bool fits = mask.ndim >= 2 && mask.ndim <= 4;
     for (int axis = 0; axis < mask.ndim; ++axis)
       fits = fits && mask.shape[axis] == (axis < mask.ndim - 2 ? 1 : kTriangle);
-    stage.require(fits, "attenMaskOptional must have shape (2048, 2048) for sparseMode %lld, got %s", text(mode),
+    stage.require(fits, "attenMaskOptional must have shape (2048, 2048) for sparseMode %lld, got %s", wide(mode),
                   anynpu::shape_text(mask));
   }
   if (!masked || one_row) return;
@@ -271,8 +271,8 @@ void repeat(Stage& stage, const char* name, std::vector<int64_t>& values) {
   if (!stage.ok() || values.empty()) return;
   const int64_t batch = stage.args.q.shape[0];
   const auto count = static_cast<int64_t>(values.size());
-  stage.require(count == 1 || count == batch, "%s must have 1 or %lld values, got %lld", name, text(batch),
-                text(count));
+  stage.require(count == 1 || count == batch, "%s must have 1 or %lld values, got %lld", name, wide(batch),
+                wide(count));
   if (stage.ok() && count == 1) values.assign(batch < 1 << 20 ? batch : 1, values[0]);
 }
 
@@ -281,14 +281,14 @@ void limit(Stage& stage, const Form& form, int64_t block_size) {
   if (!stage.ok()) return;
   const anynpu_tensor &q = stage.args.q, &k = stage.args.k;
   stage.limit(q.dtype != ANYNPU_FLOAT32, "wants query in float16 or bfloat16, got float32");
-  stage.limit(q.shape[0] <= 65536, "wants B <= 65536, got %lld", text(q.shape[0]));
-  stage.limit(form.heads <= 256, "wants numHeads <= 256, got %lld", text(form.heads));
+  stage.limit(q.shape[0] <= 65536, "wants B <= 65536, got %lld", wide(q.shape[0]));
+  stage.limit(form.heads <= 256, "wants numHeads <= 256, got %lld", wide(form.heads));
   stage.limit(form.heads / form.kv_heads <= 64, "wants numHeads / numKeyValueHeads <= 64, got %lld",
-              text(form.heads / form.kv_heads));
-  stage.limit(q.shape[3] <= 512, "wants heads of at most 512 values, got %lld", text(q.shape[3]));
+              wide(form.heads / form.kv_heads));
+  stage.limit(q.shape[3] <= 512, "wants heads of at most 512 values, got %lld", wide(q.shape[3]));
   const int64_t step = k.dtype == ANYNPU_INT8 ? 32 : 16;
   stage.limit(!form.paged || (block_size % step == 0 && block_size <= 512),
-              "wants blockSize to be a multiple of %lld and at most 512, got %lld", text(step), text(block_size));
+              "wants blockSize to be a multiple of %lld and at most 512, got %lld", wide(step), wide(block_size));
 }
 
 // The arguments of aclnnFusedInferAttentionScoreV3, those that older versions lack at the end.
@@ -451,7 +451,7 @@ aclnnStatus increment(const anynpu::acl::Operator& op, const IncreCall& call, ui
                               present(stage.args.block_table));
     arrange_all(stage, fused, form);
     stage.require(stage.args.q.shape[1] == 1, "query must have one token for each sequence, got %lld",
-                  text(stage.args.q.shape[1]));
+                  wide(stage.args.q.shape[1]));
     arrange_mask(stage, stage.args.mask, true);
     set_visible(stage, {}, true);
     limit(stage, form, call.block_size);

@@ -12,8 +12,6 @@ constexpr const char* kOp = "fused_attention";
 constexpr int64_t kMost = 1 << 16;  // heads, and values of one
 using Args = FusedArgs;
 
-long long wide(int64_t value) { return value; }
-
 int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes, int ndim,
                    Access access = Access::read) {
   ANYNPU_TRY(check_required(kOp, name, tensor));

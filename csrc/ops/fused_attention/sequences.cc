@@ -8,8 +8,6 @@ constexpr const char* kOp = "fused_attention";
 using Args = FusedArgs;
 using Sequence = FusedSequence;
 
-long long wide(int64_t value) { return value; }
-
 int64_t length_at(const anynpu_tensor& lengths, int64_t index) {
   return static_cast<const int64_t*>(lengths.data)[index];
 }

@@ -12,6 +12,8 @@
 
 namespace {
 
+using anynpu::wide;
+
 struct Args {
   anynpu_tensor x, weight, bias, scale, pertoken_scale, group_list, y;
   int32_t group_list_type;
@@ -69,8 +71,6 @@ int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
 constexpr auto kV4 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV4");
 constexpr auto kV5 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV5");
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 void check_out(Stage& stage) {
   const anynpu_tensor &x = stage.args.x, &y = stage.args.y;
   stage.require(x.dtype == ANYNPU_INT8, "x must be int8, other products are not implemented, got %s",
@@ -85,12 +85,12 @@ void check_out(Stage& stage) {
 
 void check_attributes(Stage& stage, int64_t split_item, int64_t group_type, int64_t group_list_type, int64_t act_type) {
   stage.require(split_item == 2 || split_item == 3, "splitItem must be 2 or 3 (one result), got %lld",
-                text(split_item));
+                wide(split_item));
   stage.require(group_type == 0, "groupType must be 0 (groups of rows), others are not implemented, got %lld",
-                text(group_type));
+                wide(group_type));
   stage.require(group_list_type == 0 || group_list_type == 1,
-                "groupListType must be 0 (running sums) or 1 (counts), got %lld", text(group_list_type));
-  stage.require(act_type == 0, "actType must be 0, activations are not implemented, got %lld", text(act_type));
+                "groupListType must be 0 (running sums) or 1 (counts), got %lld", wide(group_list_type));
+  stage.require(act_type == 0, "actType must be 0, activations are not implemented, got %lld", wide(act_type));
   stage.args.group_list_type = static_cast<int32_t>(group_list_type);
 }
 

@@ -5,9 +5,11 @@
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_weight_nz.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_weight_nz_v2.h"
+#include "core/status.h"
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_grouped_matmul_combine_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
@@ -35,24 +37,22 @@ struct Attributes {
   bool nz, has_offsets;  // a weight in FRACTAL_NZ; offsetOptional and the two reserved tensors after it
 };
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 // The documented limits of Atlas A2 and A3, as src/anynpu/_strict.py states them for Python.
 void limit(Stage& stage) {
   const Args& args = stage.args;
   if (!stage.ok() || args.x.ndim != 2 || args.weight.ndim != 3 || args.y.ndim != 2) return;
   const int64_t m = args.x.shape[0], k = args.x.shape[1], n = args.y.shape[1], experts = args.weight.shape[0];
-  stage.limit(m >= 1 && m <= 131072, "wants m in [1, 16 * 1024 * 8 = 131072], got %lld", text(m));
-  stage.limit(experts >= 1 && experts <= 256, "wants e in [1, 256], got %lld", text(experts));
-  stage.limit(args.y.shape[0] <= 16384, "wants at most 16 * 1024 = 16384 rows of y, got %lld", text(args.y.shape[0]));
+  stage.limit(m >= 1 && m <= 131072, "wants m in [1, 16 * 1024 * 8 = 131072], got %lld", wide(m));
+  stage.limit(experts >= 1 && experts <= 256, "wants e in [1, 256], got %lld", wide(experts));
+  stage.limit(args.y.shape[0] <= 16384, "wants at most 16 * 1024 = 16384 rows of y, got %lld", wide(args.y.shape[0]));
   if (args.weight.dtype != ANYNPU_INT8) {
-    stage.limit(k == 2048, "with int4 weights wants k = 2048, got %lld", text(k));
-    stage.limit(n == 7168, "with int4 weights wants n = 7168, got %lld", text(n));
+    stage.limit(k == 2048, "with int4 weights wants k = 2048, got %lld", wide(k));
+    stage.limit(n == 7168, "with int4 weights wants n = 7168, got %lld", wide(n));
   }
   const anynpu_tensor& shared = args.shared_input;
   if (shared.format != 0 && shared.ndim == 2) {
     stage.limit(shared.shape[0] >= 1 && shared.shape[0] <= 2048,
-                "wants 1 to 2 * 1024 = 2048 rows of sharedInput, got %lld", text(shared.shape[0]));
+                "wants 1 to 2 * 1024 = 2048 rows of sharedInput, got %lld", wide(shared.shape[0]));
   }
 }
 
@@ -74,12 +74,12 @@ aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors,
     stage.optional("logitOptional", tensors.logit, &Args::logit);
     stage.input("rowIndexOptional", tensors.row_index, &Args::row_index);
     stage.output("y", tensors.y, &Args::y);
-    stage.require(attributes.dtype == 0, "dtype must be 0 (FLOAT32), got %lld", text(attributes.dtype));
+    stage.require(attributes.dtype == 0, "dtype must be 0 (FLOAT32), got %lld", wide(attributes.dtype));
     stage.require(!attributes.transpose_x, "transposeX must be false");
     stage.require(!attributes.transpose_w, "transposeW must be false");
     const int64_t type = attributes.group_list_type;
     stage.require(type == 0 || type == 1, "group_list_type must be 0 (running sums) or 1 (counts), got %lld",
-                  text(type));
+                  wide(type));
     if (attributes.nz && stage.ok()) {
       stage.require(stage.args.weight.format == ANYNPU_FRACTAL_NZ, "w must be in FRACTAL_NZ (29), got format %d",
                     stage.args.weight.format);

@@ -12,8 +12,6 @@ namespace {
 
 constexpr const char* kOp = "grouped_matmul_combine";
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 // An int32 y without scale and row_index takes the sums of each row.
 bool wants_sums(const anynpu_grouped_matmul_combine_args& args) {
   return args.y.dtype == ANYNPU_INT32 && !present(args.scale) && !present(args.row_index);
@@ -105,11 +103,11 @@ int32_t check_matrices(const anynpu_grouped_matmul_combine_args& args, CombinePr
   problem->n = problem->weight.source.n;
   if (problem->weight.source.k != problem->k) {
     return fail(ANYNPU_BAD_SHAPE, "%s: K of x and weight must be equal, got %lld and %lld (x is %s, weight is %s)", kOp,
-                text(problem->k), text(problem->weight.source.k), shape_text(x), shape_text(weight));
+                wide(problem->k), wide(problem->weight.source.k), shape_text(x), shape_text(weight));
   }
   if (problem->k < 1 || problem->k > kMostInt8K) {
     return fail(ANYNPU_BAD_SHAPE, "%s: K must be in [1, %lld] so that int32 sums are exact, got %lld", kOp,
-                text(kMostInt8K), text(problem->k));
+                wide(kMostInt8K), wide(problem->k));
   }
   return ANYNPU_OK;
 }
@@ -135,7 +133,7 @@ int32_t check_scale(const anynpu_tensor& scale, CombineProblem* problem) {
   if (!fits || scale.shape[1] < 1 || problem->k % scale.shape[1] != 0) {
     return fail(ANYNPU_BAD_SHAPE,
                 "%s: scale must have shape (E, G, N) = (%lld, G, %lld) with G a divisor of K = %lld, got %s", kOp,
-                text(problem->experts), text(problem->n), text(problem->k), shape_text(scale));
+                wide(problem->experts), wide(problem->n), wide(problem->k), shape_text(scale));
   }
   problem->scale_groups = scale.shape[1];
   return ANYNPU_OK;
@@ -145,14 +143,14 @@ int32_t check_shared_input(const anynpu_grouped_matmul_combine_args& args, const
   const anynpu_tensor& shared = args.shared_input;
   if (!present(shared)) return ANYNPU_OK;
   if (shared.ndim != 2 || shared.shape[1] != problem.n) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: shared_input must have shape (S, N) = (S, %lld), got %s", kOp, text(problem.n),
+    return fail(ANYNPU_BAD_SHAPE, "%s: shared_input must have shape (S, N) = (S, %lld), got %s", kOp, wide(problem.n),
                 shape_text(shared));
   }
   const int64_t first = args.shared_input_offset;
   if (first >= 0 && first <= problem.batch && shared.shape[0] <= problem.batch - first) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE,
               "%s: shared_input_offset must be in [0, %lld - %lld] so that the rows of shared_input lie in y, got %lld",
-              kOp, text(problem.batch), text(shared.shape[0]), text(first));
+              kOp, wide(problem.batch), wide(shared.shape[0]), wide(first));
 }
 
 // False unless the value is a row of y.
@@ -185,13 +183,13 @@ int32_t check_grouped_matmul_combine(const anynpu_grouped_matmul_combine_args& a
   ANYNPU_TRY(check_shape("pertoken_scale", args.pertoken_scale, {problem->m}, "(M,)"));
   ANYNPU_TRY(check_shape("logit", args.logit, {problem->m}, "(M,)"));
   if (args.y.ndim != 2 || args.y.shape[1] != problem->n) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must have shape (B, N) = (B, %lld), got %s", kOp, text(problem->n),
+    return fail(ANYNPU_BAD_SHAPE, "%s: y must have shape (B, N) = (B, %lld), got %s", kOp, wide(problem->n),
                 shape_text(args.y));
   }
   problem->batch = args.y.shape[0];
   if (problem->sums_only() && problem->batch != problem->m) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: int32 y must have shape (M, N) = (%lld, %lld), got %s", kOp, text(problem->m),
-                text(problem->n), shape_text(args.y));
+    return fail(ANYNPU_BAD_SHAPE, "%s: int32 y must have shape (M, N) = (%lld, %lld), got %s", kOp, wide(problem->m),
+                wide(problem->n), shape_text(args.y));
   }
   ANYNPU_TRY(check_shared_input(args, *problem));
   if (args.group_list_type == 0 || args.group_list_type == 1) return ANYNPU_OK;
@@ -207,7 +205,7 @@ int32_t read_groups(const CombineProblem& problem, int64_t* group_ends) {
     const int64_t least = counts ? 0 : end, most = counts ? problem.m - end : problem.m;
     if (list[e] < least || list[e] > most) {
       return fail(ANYNPU_BAD_VALUE, "%s: group_list[%lld] must be in [%lld, %lld] (%s, x has %lld rows), got %lld", kOp,
-                  text(e), text(least), text(most), counts ? "counts" : "running sums", text(problem.m), text(list[e]));
+                  wide(e), wide(least), wide(most), counts ? "counts" : "running sums", wide(problem.m), wide(list[e]));
     }
     group_ends[e] = end = counts ? end + list[e] : list[e];
   }
@@ -218,8 +216,8 @@ int32_t read_row_index(const CombineProblem& problem, int64_t rows, int64_t* row
   for (int64_t r = 0; r < rows; ++r) {
     double value;
     if (row_at(problem.args->row_index, r, problem.batch, &row_index[r], &value)) continue;
-    return fail(ANYNPU_BAD_VALUE, "%s: row_index[%lld] must be a row of y, in [0, %lld), got %.17g", kOp, text(r),
-                text(problem.batch), value);
+    return fail(ANYNPU_BAD_VALUE, "%s: row_index[%lld] must be a row of y, in [0, %lld), got %.17g", kOp, wide(r),
+                wide(problem.batch), value);
   }
   return ANYNPU_OK;
 }

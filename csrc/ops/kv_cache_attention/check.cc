@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstring>
-#include <initializer_list>
 
 #include "core/strided.h"
 #include "ops/kv_cache_attention/kv_cache_attention.h"
@@ -13,28 +11,6 @@ constexpr const char* kOp = "kv_cache_attention";
 constexpr int64_t kMost = 1 << 16;        // heads, and values of one
 constexpr double kMostProducts = 0x1p54;  // so that no size overflows
 using Args = KvCacheArgs;
-
-long long wide(int64_t value) { return value; }
-
-int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes) {
-  ANYNPU_TRY(check_required(kOp, name, tensor));
-  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
-    char expected[96] = "";
-    for (const int32_t dtype : dtypes) {
-      if (expected[0] != '\0') std::strcat(expected, " or ");
-      std::strcat(expected, dtype_name(dtype));
-    }
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
-  }
-  if (tensor.format != ANYNPU_ND) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", kOp, name, tensor.format);
-  }
-  return check_strides(kOp, name, tensor, Access::read);
-}
-
-bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape) {
-  return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
-}
 
 int32_t check_heads(const char* name, const anynpu_tensor& tensor) {
   if (tensor.shape[3] <= 1 || tensor.strides[3] == 1) return ANYNPU_OK;
@@ -50,8 +26,8 @@ bool same_strides(const anynpu_tensor& a, const anynpu_tensor& b) {
 }
 
 int32_t check_caches(const Args& args) {
-  ANYNPU_TRY(check_view("k_cache", args.k_cache, {ANYNPU_INT8}));
-  ANYNPU_TRY(check_view("v_cache", args.v_cache, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_view(kOp, "k_cache", args.k_cache, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_view(kOp, "v_cache", args.v_cache, {ANYNPU_INT8}));
   if (args.k_cache.ndim != 4 || kv_heads(args) < 1 || args.k_cache.shape[3] < 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must be [C1, C2, Nkv, D], got shape %s", kOp, shape_text(args.k_cache));
   }
@@ -65,7 +41,7 @@ int32_t check_caches(const Args& args) {
 }
 
 int32_t check_q(const Args& args) {
-  ANYNPU_TRY(check_view("q", args.q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, "q", args.q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   if (args.q.ndim != 4)
     return fail(ANYNPU_BAD_SHAPE, "%s: q must be [B, S, Nq, D], got shape %s", kOp, shape_text(args.q));
   if (head_size(args) != args.k_cache.shape[3]) {
@@ -80,7 +56,7 @@ int32_t check_q(const Args& args) {
 }
 
 int32_t check_per_batch(const Args& args, const char* name, const anynpu_tensor& tensor) {
-  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_INT32}));
+  ANYNPU_TRY(check_view(kOp, name, tensor, {ANYNPU_INT32}));
   if (has_shape(tensor, {batch_size(args)})) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [B] = (%lld,), got %s", kOp, name, wide(batch_size(args)),
               shape_text(tensor));
@@ -94,21 +70,21 @@ int32_t check_places(const Args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: k_cache.shape[0] must be at least B = %lld, got %lld", kOp,
                 wide(batch_size(args)), wide(args.k_cache.shape[0]));
   }
-  ANYNPU_TRY(check_view("block_table", args.block_table, {ANYNPU_INT32}));
+  ANYNPU_TRY(check_view(kOp, "block_table", args.block_table, {ANYNPU_INT32}));
   if (args.block_table.ndim == 2 && args.block_table.shape[0] == batch_size(args)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: block_table must be [B, blocks] with B = %lld, got shape %s", kOp,
               wide(batch_size(args)), shape_text(args.block_table));
 }
 
 int32_t check_head_parameter(const Args& args, const char* name, const anynpu_tensor& tensor) {
-  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, name, tensor, {ANYNPU_FLOAT32}));
   if (has_shape(tensor, {kv_heads(args), head_size(args)})) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [Nkv, D] = (%lld, %lld), got %s", kOp, name,
               wide(kv_heads(args)), wide(head_size(args)), shape_text(tensor));
 }
 
 int32_t check_out(const Args& args) {
-  ANYNPU_TRY(check_view("out", args.out, {args.q.dtype}));
+  ANYNPU_TRY(check_view(kOp, "out", args.out, {args.q.dtype}));
   if (args.out.ndim != 4 || !std::equal(args.q.shape, args.q.shape + 4, args.out.shape)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: out must have the shape of q, %s, got %s", kOp, shape_text(args.q),
                 shape_text(args.out));

@@ -26,8 +26,6 @@ constexpr const char* kOp = "moe_finalize_routing";
 constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives
 constexpr int64_t kTile = 2048;      // columns of a task, so that two threads can share one token
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 struct Shape {
   int64_t rows, tokens, chosen, width;
 };
@@ -56,10 +54,10 @@ int32_t check_matrix(const char* name, const anynpu_tensor& tensor, int64_t rows
     return check_layout(name, tensor);
   }
   if (rows < 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (E, %lld), got %s", kOp, name, text(columns),
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (E, %lld), got %s", kOp, name, wide(columns),
                 shape_text(tensor));
   }
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (%lld, %lld), got %s", kOp, name, text(rows), text(columns),
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (%lld, %lld), got %s", kOp, name, wide(rows), wide(columns),
               shape_text(tensor));
 }
 
@@ -100,7 +98,7 @@ int32_t check_slots(const anynpu_moe_finalize_routing_args& args, Shape* shape) 
   }
   if (slots == shape->tokens * shape->chosen) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: row_idx must have N * K = %lld * %lld elements, got %lld", kOp,
-              text(shape->tokens), text(shape->chosen), text(slots));
+              wide(shape->tokens), wide(shape->chosen), wide(slots));
 }
 
 int32_t check_addends(const anynpu_moe_finalize_routing_args& args, const Shape& shape) {
@@ -133,7 +131,7 @@ int32_t check(const anynpu_moe_finalize_routing_args& args, Shape* shape) {
   ANYNPU_TRY(check_tensor(kOp, "expert_idx", args.expert_idx));
   ANYNPU_TRY(check_required(kOp, "y", args.y));
   if (args.drop_pad_mode < 0 || args.drop_pad_mode > 3) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: drop_pad_mode must be 0, 1, 2 or 3, got %lld", kOp, text(args.drop_pad_mode));
+    return fail(ANYNPU_BAD_SHAPE, "%s: drop_pad_mode must be 0, 1, 2 or 3, got %lld", kOp, wide(args.drop_pad_mode));
   }
   ANYNPU_TRY(check_rows(args.expanded_rows, shape));
   ANYNPU_TRY(check_slots(args, shape));
@@ -153,7 +151,7 @@ int32_t check_values(const char* name, const anynpu_tensor& tensor, int64_t low,
     most = std::max(most, values[i]);
   }
   if (least >= low && most <= high) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_VALUE, "%s: %s must be in [%lld, %lld], got %d", kOp, name, text(low), text(high),
+  return fail(ANYNPU_BAD_VALUE, "%s: %s must be in [%lld, %lld], got %d", kOp, name, wide(low), wide(high),
               least < low ? least : most);
 }
 
@@ -171,7 +169,7 @@ class Combination {
     const int64_t grain = std::max<int64_t>(1, kGrain / (std::min(kTile, std::max<int64_t>(1, shape_.width)) * own));
     const int threads = thread_count(tasks, grain);
     auto* terms = static_cast<RoutedTerm*>(scratch(ScratchSlot::main, threads * own * sizeof(RoutedTerm)));
-    if (terms == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld choices", kOp, text(shape_.chosen));
+    if (terms == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld choices", kOp, wide(shape_.chosen));
     parallel_for(tasks, grain, [&](int64_t begin, int64_t end) {
       RoutedTerm* mine = terms + (threads == 1 ? 0 : omp_get_thread_num() * own);
       for (int64_t task = begin; task < end; ++task) add(task / tiles, task % tiles * kTile, mine);

@@ -5,13 +5,12 @@
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_moe_gating_topk_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
 constexpr auto kMoeGatingTopK = anynpu::acl::make_operator<Args, anynpu_moe_gating_topk_check, anynpu_moe_gating_topk>(
     "aclnnMoeGatingTopK", anynpu::acl::Views::copied);
-
-long long text(int64_t value) { return static_cast<long long>(value); }
 
 // The struct has 32 bits for a mode; values that do not fit are none of its modes.
 int32_t narrowed(int64_t mode) { return mode == static_cast<int32_t>(mode) ? static_cast<int32_t>(mode) : INT32_MIN; }
@@ -20,8 +19,8 @@ int32_t narrowed(int64_t mode) { return mode == static_cast<int32_t>(mode) ? sta
 void limit(Stage& stage) {
   if (!stage.ok() || stage.args.x.ndim != 2 || stage.args.group_count < 1) return;
   const int64_t experts = stage.args.x.shape[1], groups = stage.args.group_count;
-  stage.limit(experts <= 2048, "wants E <= 2048, got %lld", text(experts));
-  stage.limit(experts / groups > 2, "wants groups of more than 2 experts, got %lld", text(experts / groups));
+  stage.limit(experts <= 2048, "wants E <= 2048, got %lld", wide(experts));
+  stage.limit(experts / groups > 2, "wants groups of more than 2 experts, got %lld", wide(experts / groups));
 }
 
 }  // namespace
@@ -42,9 +41,9 @@ extern "C" aclnnStatus aclnnMoeGatingTopKGetWorkspaceSize(const aclTensor* x, co
     } else {
       stage.unused("outOut", outOut);
     }
-    stage.require(renorm == 0, "renorm %lld is not documented, 0 is implemented", text(renorm));
+    stage.require(renorm == 0, "renorm %lld is not documented, 0 is implemented", wide(renorm));
     const anynpu_tensor& y = stage.args.y;
-    stage.require(y.ndim != 2 || y.shape[1] == k, "k is %lld, but yOut has shape %s", text(k), anynpu::shape_text(y));
+    stage.require(y.ndim != 2 || y.shape[1] == k, "k is %lld, but yOut has shape %s", wide(k), anynpu::shape_text(y));
     stage.args.k_group = kGroup;
     stage.args.group_count = groupCount;
     stage.args.group_select_mode = narrowed(groupSelectMode);

@@ -20,8 +20,6 @@ constexpr int32_t kSoftmax = 0, kSigmoid = 1, kTwoLargest = 1;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 using Args = anynpu_moe_gating_topk_args;
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 struct Shape {
   int64_t rows, experts, chosen;
 };
@@ -55,20 +53,20 @@ int32_t check_attributes(const Args& args, const Shape& shape) {
   }
   if (groups < 1 || shape.experts % groups != 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: group_count must divide the number of experts, %lld, got %lld", kOp,
-                text(shape.experts), text(groups));
+                wide(shape.experts), wide(groups));
   }
   if (kept < 1 || kept > groups) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: k_group must be in [1, group_count] = [1, %lld], got %lld", kOp, text(groups),
-                text(kept));
+    return fail(ANYNPU_BAD_SHAPE, "%s: k_group must be in [1, group_count] = [1, %lld], got %lld", kOp, wide(groups),
+                wide(kept));
   }
   const int64_t size = shape.experts / groups;
   if (args.group_select_mode == kTwoLargest && size < 2) {
     return fail(ANYNPU_BAD_SHAPE, "%s: group_select_mode 1 needs groups of two experts or more, got %lld", kOp,
-                text(size));
+                wide(size));
   }
   if (shape.chosen >= 1 && shape.chosen <= size * kept) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: k must be in [1, E / group_count * k_group] = [1, %lld], got %lld", kOp,
-              text(size * kept), text(shape.chosen));
+              wide(size * kept), wide(shape.chosen));
 }
 
 int32_t check_bias(const anynpu_tensor& x, const anynpu_tensor& bias) {
@@ -80,7 +78,7 @@ int32_t check_bias(const anynpu_tensor& x, const anynpu_tensor& bias) {
   if (bias.ndim != 1) return fail(ANYNPU_BAD_SHAPE, "%s: The bias should be 1D, got %dD", kOp, bias.ndim);
   if (bias.shape[0] != x.shape[1]) {
     return fail(ANYNPU_BAD_SHAPE, "%s: The bias first dim should be same as x second dim, got %lld and %lld", kOp,
-                text(bias.shape[0]), text(x.shape[1]));
+                wide(bias.shape[0]), wide(x.shape[1]));
   }
   return check_layout("bias", bias, x.dtype, {x.shape[1]});
 }
@@ -115,7 +113,7 @@ class Gate {
     const int threads = thread_count(shape_.rows, grain);
     const int64_t own = Buffers(*this, nullptr).words, experts = padded(shape_.experts);
     auto* words = static_cast<float*>(scratch(ScratchSlot::main, (threads * own + experts) * sizeof(float)));
-    if (words == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, text(experts));
+    if (words == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, wide(experts));
     if (present(args_.bias)) load(args_.bias.data, words);
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {

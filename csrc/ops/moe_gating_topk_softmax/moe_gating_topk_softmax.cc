@@ -28,8 +28,6 @@ constexpr const GatingKernel* kKernels[] = {
 constexpr const char* kOp = "moe_gating_topk_softmax";
 constexpr int64_t kGrain = 1 << 11;  // logits a thread; below it a second thread costs more than it gives
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 struct Shape {
   int64_t rows, experts, chosen;
 };
@@ -88,8 +86,8 @@ int32_t check_outputs(const anynpu_moe_gating_topk_softmax_args& args, Shape* sh
   const anynpu_tensor &x = args.x, &y = args.y;
   const int64_t chosen = y.ndim == 0 ? 0 : y.shape[y.ndim - 1];
   if (chosen > shape->experts) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: The k should be in [0, E] = [0, %lld], got %lld", kOp, text(shape->experts),
-                text(chosen));
+    return fail(ANYNPU_BAD_SHAPE, "%s: The k should be in [0, E] = [0, %lld], got %lld", kOp, wide(shape->experts),
+                wide(chosen));
   }
   shape->chosen = chosen;
   ANYNPU_TRY(check_output("y", y, x.dtype, x, chosen));
@@ -111,7 +109,7 @@ int32_t check(const anynpu_moe_gating_topk_softmax_args& args, Shape* shape) {
   ANYNPU_TRY(check_tensor(kOp, "row_idx", args.row_idx));
   ANYNPU_TRY(check_tensor(kOp, "softmax", args.softmax));
   if (args.renorm != 0 && args.renorm != 1) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: renorm must be 0 or 1, but got: %lld", kOp, text(args.renorm));
+    return fail(ANYNPU_BAD_SHAPE, "%s: renorm must be 0 or 1, but got: %lld", kOp, wide(args.renorm));
   }
   ANYNPU_TRY(check_x(args.x, shape));
   ANYNPU_TRY(check_finished(args.finished, args.x));
@@ -131,7 +129,7 @@ class Gate {
     const int threads = thread_count(shape_.rows, grain);
     auto* words = static_cast<float*>(scratch(ScratchSlot::main, threads * own * sizeof(float)));
     if (words == nullptr && own > 0)
-      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, text(experts));
+      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, wide(experts));
     parallel_for(shape_.rows, grain, [&](int64_t begin, int64_t end) {
       float* mine = words + (threads == 1 ? 0 : omp_get_thread_num() * own);
       auto* keys = reinterpret_cast<int32_t*>(mine + experts + chosen);

@@ -3,9 +3,11 @@
 #include "aclnnop/aclnn_moe_init_routing_quant_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
+#include "core/status.h"
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_moe_init_routing_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
@@ -17,8 +19,6 @@ constexpr anynpu::acl::Operator version(const char* name) {
 constexpr auto kV2 = version("aclnnMoeInitRoutingV2");
 constexpr auto kQuantV2 = version("aclnnMoeInitRoutingQuantV2");
 constexpr auto kV3 = version("aclnnMoeInitRoutingV3");
-
-long long text(int64_t value) { return static_cast<long long>(value); }
 
 // The struct has 32 bits for a mode; values that do not fit are none of its modes.
 int32_t narrowed(int64_t mode) { return mode == static_cast<int32_t>(mode) ? static_cast<int32_t>(mode) : INT32_MIN; }
@@ -33,16 +33,16 @@ void check_rows(Stage& stage, const Rows& rows) {
   if (!stage.ok() || x.ndim != 2 || ids.ndim != 2) return;
   if (rows.drop_pad_mode == 1) {
     stage.require(rows.expert_capacity >= 1 && rows.expert_capacity <= x.shape[0],
-                  "expert_capacity must be in [1, N] = [1, %lld] with drop_pad_mode 1, got %lld", text(x.shape[0]),
-                  text(rows.expert_capacity));
+                  "expert_capacity must be in [1, N] = [1, %lld] with drop_pad_mode 1, got %lld", wide(x.shape[0]),
+                  wide(rows.expert_capacity));
     stage.require(y.ndim != 3 || y.shape[1] == rows.expert_capacity,
-                  "expandedXOut must have %lld rows an expert, got %lld", text(rows.expert_capacity), text(y.shape[1]));
+                  "expandedXOut must have %lld rows an expert, got %lld", wide(rows.expert_capacity), wide(y.shape[1]));
     return;
   }
   const int64_t slots = ids.shape[0] * ids.shape[1];
   const int64_t wanted = rows.active_num > 0 && rows.active_num < slots ? rows.active_num : slots;
-  stage.require(y.ndim != 2 || y.shape[0] == wanted, "expandedXOut must have %lld rows, got %lld", text(wanted),
-                text(y.shape[0]));
+  stage.require(y.ndim != 2 || y.shape[0] == wanted, "expandedXOut must have %lld rows, got %lld", wide(wanted),
+                wide(y.shape[0]));
 }
 
 void take_inputs(Stage& stage, const aclTensor* x, const aclTensor* expert_idx, const Rows& rows) {
@@ -62,7 +62,7 @@ struct Counts {
 
 void take_counts(Stage& stage, const Counts& counts, bool padded) {
   stage.require(counts.flag >= 0 && counts.flag <= 2,
-                "expertTokensCountOrCumsumFlagOptional must be 0, 1 or 2, got %lld", text(counts.flag));
+                "expertTokensCountOrCumsumFlagOptional must be 0, 1 or 2, got %lld", wide(counts.flag));
   const bool own = !padded && counts.flag != 0, all = padded && counts.before_capacity;
   const auto take = [&](const char* name, const aclTensor* tensor, bool written) {
     written ? stage.output(name, tensor, &Args::expert_tokens) : stage.unused(name, tensor);
@@ -128,7 +128,7 @@ extern "C" aclnnStatus aclnnMoeInitRoutingQuantV2GetWorkspaceSize(
                  expertTokensBeforeCapacityOut},
                 dropPadMode == 1);
     stage.require(quantMode == 0 || quantMode == 1, "quantMode must be 0 (static) or 1 (dynamic), got %lld",
-                  text(quantMode));
+                  wide(quantMode));
     if (quantMode == 1) {
       stage.output("dynamicQuantScaleOut", dynamicQuantScaleOut, &Args::expanded_scale);
     } else {

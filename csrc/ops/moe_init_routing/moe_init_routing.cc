@@ -23,8 +23,6 @@ constexpr int64_t kMostUncounted = 1 << 20;
 enum TokensType : int32_t { kRunningSums = 0, kCounts = 1, kPairs = 2 };
 enum QuantMode : int32_t { kNone = -1, kStatic = 0, kDynamic = 1 };
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 struct Shape {
   int64_t tokens, width, chosen, experts, rows;
   int64_t slots() const { return tokens * chosen; }
@@ -55,7 +53,7 @@ int32_t check_inputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
   }
   if (x.shape[0] != ids.shape[0]) {
     return fail(ANYNPU_BAD_SHAPE, "%s: the first dim of expert_idx and x should be the same, got %lld and %lld", kOp,
-                text(ids.shape[0]), text(x.shape[0]));
+                wide(ids.shape[0]), wide(x.shape[0]));
   }
   ANYNPU_TRY(check_layout("x", x));
   ANYNPU_TRY(check_layout("expert_idx", ids));
@@ -83,12 +81,12 @@ int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape)
   const int64_t first = args.first_expert, last = args.last_expert;
   if (args.expert_num < 1 || args.expert_num > INT32_MAX) {
     return fail(ANYNPU_BAD_SHAPE, "%s: expert_num must be at least 1 and less than 2^31, got %lld", kOp,
-                text(args.expert_num));
+                wide(args.expert_num));
   }
   if (first < 0 || first >= last || last > args.expert_num) {
     return fail(ANYNPU_BAD_SHAPE,
                 "%s: active_expert_range must increase within [0, expert_num] = [0, %lld], got [%lld, %lld]", kOp,
-                text(args.expert_num), text(first), text(last));
+                wide(args.expert_num), wide(first), wide(last));
   }
   shape->experts = last - first;
   if (args.drop_pad_mode == 0) return ANYNPU_OK;
@@ -119,14 +117,14 @@ int32_t check_scale(const anynpu_moe_init_routing_args& args, const Shape& shape
   if (args.quant_mode == kNone) {
     if (scale.ndim == 1 && scale.shape[0] == shape.tokens) return ANYNPU_OK;
     return fail(ANYNPU_BAD_SHAPE, "%s: the scale shape support only 1D (bs,) = (%lld,) in no quant mode, got %s", kOp,
-                text(shape.tokens), shape_text(scale));
+                wide(shape.tokens), shape_text(scale));
   }
   if (scale.ndim == 2 && (scale.shape[0] == shape.experts || scale.shape[0] == 1) && scale.shape[1] == shape.width) {
     return ANYNPU_OK;
   }
   return fail(ANYNPU_BAD_SHAPE,
               "%s: the first dim of scale must be in [expert_range_length, 1] = [%lld, 1] and the second %lld, got %s",
-              kOp, text(shape.experts), text(shape.width), shape_text(scale));
+              kOp, wide(shape.experts), wide(shape.width), shape_text(scale));
 }
 
 int32_t check_tokens(const anynpu_moe_init_routing_args& args, const Shape& shape) {
@@ -134,7 +132,7 @@ int32_t check_tokens(const anynpu_moe_init_routing_args& args, const Shape& shap
   if (!present(tokens)) {
     if (shape.experts <= kMostUncounted) return ANYNPU_OK;
     return fail(ANYNPU_BAD_SHAPE, "%s: expert_num must be at most %lld without expert_tokens, got %lld", kOp,
-                text(kMostUncounted), text(shape.experts));
+                wide(kMostUncounted), wide(shape.experts));
   }
   if (tokens.dtype != ANYNPU_INT32) ANYNPU_TRY(check_dtype("expert_tokens", tokens, ANYNPU_INT64));
   ANYNPU_TRY(check_layout("expert_tokens", tokens));
@@ -200,7 +198,7 @@ class Routing {
     order_.reset(new (std::nothrow) int32_t[shape_.slots()]);
     rows_.reset(new (std::nothrow) int32_t[shape_.slots()]);
     if (!ends_ || !order_ || !rows_)
-      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, text(shape_.slots()));
+      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld slots", kOp, wide(shape_.slots()));
     count();
     if (present(args_.expert_tokens)) {
       args_.expert_tokens.dtype == ANYNPU_INT64 ? write_tokens<int64_t>() : write_tokens<int32_t>();

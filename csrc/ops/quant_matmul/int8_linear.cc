@@ -3,6 +3,7 @@
 // arithmetic.
 #include <algorithm>
 
+#include "core/integer.h"
 #include "core/scratch.h"
 #include "core/tensor.h"
 
@@ -143,7 +144,7 @@ int32_t multiply(Step step, const Linear& linear) {
 }
 
 int32_t run(Linear& linear) {
-  const size_t scales = (linear.rows * sizeof(float) + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
+  const size_t scales = round_up(linear.rows * sizeof(float), kScratchAlignment);
   auto* memory = static_cast<uint8_t*>(scratch(ScratchSlot::codes, scales + linear.rows * linear.k));
   if (memory == nullptr && linear.rows > 0) return fail(ANYNPU_NO_MEMORY, "%s: no memory for the codes of x", kOp);
   linear.row_scale.data = memory;

@@ -15,8 +15,6 @@ namespace {
 
 constexpr const char* kOp = "quant_matmul";
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 bool is_one_of(int32_t dtype, std::initializer_list<int32_t> allowed) {
   return std::find(allowed.begin(), allowed.end(), dtype) != allowed.end();
 }
@@ -44,7 +42,7 @@ int32_t check_int4(const anynpu_quant_matmul_args& args) {
   }
   if (args.group_size < 0 || args.group_size % 32 != 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: group_size must be 0 or a positive multiple of 32, got %lld", kOp,
-                text(args.group_size));
+                wide(args.group_size));
   }
   if (!is_int4(args.x2)) return ANYNPU_OK;
   if (args.y.dtype == ANYNPU_INT8 || args.y.dtype == ANYNPU_INT32) {
@@ -107,7 +105,7 @@ int32_t check_prepacked(const anynpu_tensor& x2, const Shape& shape) {
       ANYNPU_BAD_SHAPE,
       "%s: a prepacked (uint8) x2 for K %lld and N %lld must be contiguous with one axis of %lld bytes (w4p32), "
       "got shape %s",
-      kOp, text(shape.k), text(shape.n), text(expected), shape_text(x2));
+      kOp, wide(shape.k), wide(shape.n), wide(expected), shape_text(x2));
 }
 
 // K and N, and how x2 lies.
@@ -149,7 +147,7 @@ int32_t check_shapes(const anynpu_quant_matmul_args& args, Shape* shape) {
   ANYNPU_TRY(check_weight(args, shape));
   if (shape->k < 1 || shape->k > kMostInt8K) {
     return fail(ANYNPU_BAD_SHAPE, "%s: K must be in [1, %lld] so that int32 sums are exact, got %lld", kOp,
-                text(kMostInt8K), text(shape->k));
+                wide(kMostInt8K), wide(shape->k));
   }
   shape->batch_axes = std::max(x1.ndim, x2.ndim) - 2;
   for (int axis = 0; axis < shape->batch_axes; ++axis) {
@@ -170,7 +168,7 @@ int32_t check_columns(const char* name, const anynpu_tensor& tensor, int64_t n) 
                 name, shape_text(tensor));
   }
   if (tensor.shape[0] != 1 && tensor.shape[0] != n) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, text(n),
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, wide(n),
                 shape_text(tensor));
   }
   return check_strides(kOp, name, tensor, Access::read);
@@ -183,7 +181,7 @@ int32_t check_scale(const anynpu_quant_matmul_args& args, Shape* shape) {
   const int64_t groups = (shape->k + args.group_size - 1) / args.group_size;
   if (scale.ndim != 2 || scale.shape[0] != groups || scale.shape[1] != shape->n || scale.format != ANYNPU_ND) {
     return fail(ANYNPU_BAD_SHAPE, "%s: scale must have shape (ceil(K / %lld), N) = (%lld, %lld), got %s", kOp,
-                text(args.group_size), text(groups), text(shape->n), shape_text(scale));
+                wide(args.group_size), wide(groups), wide(shape->n), shape_text(scale));
   }
   const int32_t dtype = scale.dtype == ANYNPU_UINT64 ? static_cast<int32_t>(ANYNPU_INT64) : scale.dtype;
   shape->scale = {scale.data, dtype, scale.strides[0], scale.strides[1]};
@@ -202,7 +200,7 @@ int32_t check_pertoken_scale(const anynpu_quant_matmul_args& args, int64_t m) {
   const bool one_axis = token.ndim == 1 || (args.group_size != 0 && token.ndim == 2 && token.shape[1] == 1);
   if (!present(token) || (one_axis && token.shape[0] == m && token.format == ANYNPU_ND)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: the pertoken_scale dim num must be 1 and its shape (M,) = (%lld,), got %s", kOp,
-              text(m), shape_text(token));
+              wide(m), shape_text(token));
 }
 
 int32_t check_bias(const anynpu_tensor& bias, const Shape& shape) {
@@ -215,7 +213,7 @@ int32_t check_bias(const anynpu_tensor& bias, const Shape& shape) {
   }
   if (bias.format != ANYNPU_ND || (!plain && !batched)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (N,) = (%lld,), or (batch, 1, N) when y has 3 axes, got %s",
-                kOp, text(shape.n), shape_text(bias));
+                kOp, wide(shape.n), shape_text(bias));
   }
   return check_strides(kOp, "bias", bias, Access::read);
 }
@@ -302,12 +300,12 @@ int32_t read_prepacked(const anynpu_tensor& x2, Shape* shape) {
   ANYNPU_TRY(view_packed32(kOp, static_cast<const uint8_t*>(x2.data), x2.shape[0], &source));
   if (source.k == shape->k && source.n == shape->n && source.bits == 4) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: prepacked x2 is (%lld, %lld) in %d bits, but x1 has K %lld and y has N %lld", kOp,
-              text(source.k), text(source.n), source.bits, text(shape->k), text(shape->n));
+              wide(source.k), wide(source.n), source.bits, wide(shape->k), wide(shape->n));
 }
 
 int32_t run(const anynpu_quant_matmul_args& args, const Shape& shape) {
   Columns columns;
-  if (!columns.allocate(shape.n)) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, text(shape.n));
+  if (!columns.allocate(shape.n)) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, wide(shape.n));
   const bool int4 = is_int4(args.x2);
   if (args.group_size == 0) {
     columns.load_scale(args.scale, args.y.dtype == ANYNPU_INT8 && !present(args.offset), false);

@@ -2,8 +2,6 @@
 #include "ops/rope_kv_cache/rope_kv_cache.h"
 
 #include <algorithm>
-#include <cstring>
-#include <initializer_list>
 #include <iterator>
 
 #include "core/parallel.h"
@@ -28,8 +26,6 @@ constexpr const char* kOp = "rope_kv_cache";
 constexpr int64_t kGrain = 1 << 15;  // values of x a thread; below it a second thread costs more than it gives
 using Args = anynpu_rope_kv_cache_args;
 
-long long wide(int64_t value) { return value; }
-
 // x is [B, S, H], or [B, H] with S = 1.
 int64_t batch_size(const Args& args) { return args.x.shape[0]; }
 int64_t sequence_length(const Args& args) { return args.x.ndim == 3 ? args.x.shape[1] : 1; }
@@ -39,37 +35,14 @@ int64_t kv_heads(const Args& args) { return args.k_cache.shape[2]; }
 int64_t head_size(const Args& args) { return args.k_cache.shape[3]; }
 bool is_paged(const Args& args) { return args.cache_mode == ANYNPU_CACHE_PAGE; }
 
-int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed) {
-  char expected[96] = "";
-  for (const int32_t dtype : allowed) {
-    if (tensor.dtype == dtype) return ANYNPU_OK;
-    if (expected[0] != '\0') std::strcat(expected, " or ");
-    std::strcat(expected, dtype_name(dtype));
-  }
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
-}
-
-int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes) {
-  ANYNPU_TRY(check_required(kOp, name, tensor));
-  ANYNPU_TRY(check_dtype(name, tensor, dtypes));
-  if (tensor.format != ANYNPU_ND) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", kOp, name, tensor.format);
-  }
-  return check_strides(kOp, name, tensor, Access::read);
-}
-
 int32_t check_contiguous(const char* name, const anynpu_tensor& tensor) {
   if (is_contiguous(tensor)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", kOp, name);
 }
 
-bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape) {
-  return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
-}
-
 int32_t check_caches(const Args& args) {
-  ANYNPU_TRY(check_view("k_cache", args.k_cache, {ANYNPU_INT8}));
-  ANYNPU_TRY(check_view("v_cache", args.v_cache, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_view(kOp, "k_cache", args.k_cache, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_view(kOp, "v_cache", args.v_cache, {ANYNPU_INT8}));
   if (args.k_cache.ndim != 4) {
     return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must be [C1, C2, Nkv, D], got shape %s", kOp, shape_text(args.k_cache));
   }
@@ -86,7 +59,7 @@ int32_t check_caches(const Args& args) {
 }
 
 int32_t check_x(const Args& args) {
-  ANYNPU_TRY(check_view("x", args.x, {ANYNPU_INT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, "x", args.x, {ANYNPU_INT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   if (args.x.ndim != 2 && args.x.ndim != 3) {
     return fail(ANYNPU_BAD_SHAPE, "%s: x must be [B, S, H] or [B, H], got shape %s", kOp, shape_text(args.x));
   }
@@ -108,7 +81,7 @@ int32_t check_x(const Args& args) {
 }
 
 int32_t check_angle(const Args& args, const char* name, const anynpu_tensor& angle) {
-  ANYNPU_TRY(check_view(name, angle, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, name, angle, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   if (angle.dtype != args.cos.dtype) {
     return fail(ANYNPU_BAD_DTYPE, "%s: %s must have the dtype of cos, %s, got %s", kOp, name,
                 dtype_name(args.cos.dtype), dtype_name(angle.dtype));
@@ -129,7 +102,7 @@ int32_t check_angle(const Args& args, const char* name, const anynpu_tensor& ang
 }
 
 int32_t check_indices(const Args& args) {
-  ANYNPU_TRY(check_view("indices", args.indices, {ANYNPU_INT32}));
+  ANYNPU_TRY(check_view(kOp, "indices", args.indices, {ANYNPU_INT32}));
   const bool per_token = is_paged(args) && args.x.ndim == 3;
   const int64_t count = per_token ? token_count(args) : batch_size(args);
   if ((args.indices.ndim != 1 && args.indices.ndim != 2) || element_count(args.indices) != count) {
@@ -140,7 +113,7 @@ int32_t check_indices(const Args& args) {
 }
 
 int32_t check_head_parameter(const Args& args, const char* name, const anynpu_tensor& tensor) {
-  ANYNPU_TRY(check_view(name, tensor, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, name, tensor, {ANYNPU_FLOAT32}));
   const int64_t heads = kv_heads(args), size = head_size(args);
   if (has_shape(tensor, {heads, size}) || (heads == 1 && has_shape(tensor, {size}))) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape [Nkv, D] = (%lld, %lld), got %s", kOp, name, wide(heads),
@@ -159,23 +132,23 @@ int32_t check_dequant(const Args& args) {
   if (!present(args.weight_scale)) {
     return fail(ANYNPU_NULL_ARG, "%s: weight_scale is required for int32 x, got none", kOp);
   }
-  ANYNPU_TRY(check_view("weight_scale", args.weight_scale, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, "weight_scale", args.weight_scale, {ANYNPU_FLOAT32}));
   if (!has_shape(args.weight_scale, {row_width(args)})) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight_scale must have shape [H] = (%lld,), got %s", kOp, wide(row_width(args)),
                 shape_text(args.weight_scale));
   }
   if (present(args.activation_scale)) {
-    ANYNPU_TRY(check_view("activation_scale", args.activation_scale, {ANYNPU_FLOAT32}));
+    ANYNPU_TRY(check_view(kOp, "activation_scale", args.activation_scale, {ANYNPU_FLOAT32}));
     const char* symbol = args.x.ndim == 3 ? "B * S" : "B";
     ANYNPU_TRY(check_leading("activation_scale", args.activation_scale, symbol, token_count(args)));
   }
   if (!present(args.bias)) return ANYNPU_OK;
-  ANYNPU_TRY(check_view("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
+  ANYNPU_TRY(check_view(kOp, "bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   return check_leading("bias", args.bias, "H", row_width(args));
 }
 
 int32_t check_output(const Args& args, const char* name, const anynpu_tensor& output, int64_t heads) {
-  ANYNPU_TRY(check_view(name, output, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_view(kOp, name, output, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   if (output.dtype != args.cos.dtype) {
     return fail(ANYNPU_BAD_DTYPE, "%s: %s must have the dtype of cos, %s, got %s", kOp, name,
                 dtype_name(args.cos.dtype), dtype_name(output.dtype));

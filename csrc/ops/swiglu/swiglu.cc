@@ -23,8 +23,6 @@ constexpr const SwigluKernel* kKernels[] = {
 constexpr const char* kOp = "swiglu";
 constexpr int64_t kGrain = 1 << 13;  // values a thread; below it a second thread costs more than it gives
 
-long long text(int64_t value) { return static_cast<long long>(value); }
-
 // x as [rows][2][length], y as [rows][length].
 struct Shape {
   int64_t rows, length;
@@ -46,13 +44,13 @@ int32_t check(const anynpu_swiglu_args& args, Shape* shape) {
   ANYNPU_TRY(check_x(x));
   if (args.dim < -x.ndim || args.dim >= x.ndim) {
     return fail(ANYNPU_BAD_SHAPE, "%s: dim out of range, expected [%d, %d], got %lld", kOp, -x.ndim, x.ndim - 1,
-                text(args.dim));
+                wide(args.dim));
   }
   const int64_t dim = args.dim < 0 ? args.dim + x.ndim : args.dim;
   anynpu_tensor halved = x;
   halved.shape[dim] /= 2;
   if (x.shape[dim] % 2 != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: the size of x along dim must be even, got %lld", kOp, text(x.shape[dim]));
+    return fail(ANYNPU_BAD_SHAPE, "%s: the size of x along dim must be even, got %lld", kOp, wide(x.shape[dim]));
   }
   if (y.dtype != x.dtype) {
     return fail(ANYNPU_BAD_DTYPE, "%s: y must be %s as x is, got %s", kOp, dtype_name(x.dtype), dtype_name(y.dtype));

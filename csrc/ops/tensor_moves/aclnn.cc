@@ -14,6 +14,7 @@
 
 namespace {
 
+using anynpu::wide;
 using anynpu::acl::copy_view;
 using anynpu::acl::FirstStage;
 using anynpu::acl::Views;
@@ -32,8 +33,6 @@ struct Selection {
   anynpu_tensor x, index, y;
   int64_t axis;
 };
-
-long long text(int64_t value) { return static_cast<long long>(value); }
 
 int32_t check_copy(const Copy* args, size_t* workspace_bytes) {
   const anynpu_cast_args cast{args->x, args->y};
@@ -66,7 +65,7 @@ int32_t check_parts(const Concatenation* args, size_t* workspace_bytes) {
   }
   if (left == 0) return ANYNPU_OK;
   return anynpu::fail(ANYNPU_BAD_SHAPE, "axis %lld of the tensors must add up to that of out, %lld, got %s",
-                      text(args->axis), text(args->y.shape[args->axis]), left < 0 ? "more" : "less");
+                      wide(args->axis), wide(args->y.shape[args->axis]), left < 0 ? "more" : "less");
 }
 
 int32_t run_parts(const Concatenation* args, void*, size_t) {
@@ -106,7 +105,7 @@ int32_t check_selection(const Selection* args, size_t* workspace_bytes) {
   if (fits) return ANYNPU_OK;
   return anynpu::fail(ANYNPU_BAD_SHAPE,
                       "out must have the shape of %s with that of the index, %s, for axis %lld, got %s",
-                      anynpu::shape_text(x), anynpu::shape_text(index), text(args->axis), anynpu::shape_text(y));
+                      anynpu::shape_text(x), anynpu::shape_text(index), wide(args->axis), anynpu::shape_text(y));
 }
 
 int64_t place_of(const anynpu_tensor& index, int64_t at) {
@@ -120,8 +119,8 @@ int32_t run_selection(const Selection* args, void*, size_t) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = place_of(args->index, i);
     if (at < 0 || at >= places) {
-      return anynpu::fail(ANYNPU_BAD_VALUE, "every index must be in [0, %lld], got %lld at [%lld]", text(places - 1),
-                          text(at), text(i));
+      return anynpu::fail(ANYNPU_BAD_VALUE, "every index must be in [0, %lld], got %lld at [%lld]", wide(places - 1),
+                          wide(at), wide(i));
     }
   }
   if (anynpu::element_count(args->y) == 0) return ANYNPU_OK;
@@ -152,7 +151,7 @@ void permute(FirstStage<Copy>& stage, const std::vector<int64_t>& axes) {
   for (size_t i = 0; stage.ok() && i < axes.size(); ++i) {
     const int64_t axis = axes[i] < 0 ? axes[i] + given.ndim : axes[i];
     stage.require(axis >= 0 && axis < given.ndim && !named[axis], "dims must name each axis of self once, got %lld",
-                  text(axes[i]));
+                  wide(axes[i]));
     if (!stage.ok()) return;
     named[axis] = true;
     stage.args.x.shape[i] = given.shape[axis];

@@ -6,8 +6,6 @@ namespace {
 
 constexpr const char* kOp = "weight_quant_matmul";
 
-long long wide(int64_t value) { return static_cast<long long>(value); }
-
 bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
 
 int32_t require_nd(const char* name, const anynpu_tensor& tensor) {

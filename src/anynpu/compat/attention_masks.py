@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from anynpu._check import require, require_dtype
+from anynpu.ops.fused_attention.spec import ALL
 
-ALL = 2147483647  # tokens: no limit
 CAUSAL_FROM_TOP_LEFT, CAUSAL, BAND = 2, 3, 4  # of sparse_mode
 _MASKS = (torch.bool, torch.int8, torch.uint8)
 _COMPRESSED = 2048  # rows and columns of the mask that stands for a causal or banded one
