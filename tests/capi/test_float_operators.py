@@ -165,6 +165,9 @@ def test_matmul(shapes, dtype, isa):
         outcome, (result,) = run("aclnnMatmul", [x, view], [(list(expected.shape), dtype)], [ctypes.c_int8(0)])
         assert outcome.status == 0, outcome
         assert_near(result, expected, dtype, sizes * (x.shape[-1] + 2) * 2**-24)
+    outcome, (result,) = run("aclnnMatmul", [x, y], [(list(expected.shape), torch.float32)], [ctypes.c_int8(0)])
+    assert outcome.status == 0, outcome
+    assert_near(result, expected, torch.float32, sizes * (x.shape[-1] + 2) * 2**-24)
     if x.dim() == y.dim() == 2:
         out = x.new_empty(expected.shape[1], expected.shape[0]).t()
         outcome, (result,) = run("aclnnMm", [x.t().contiguous().t(), y], [out], [ctypes.c_int8(1)])
@@ -218,6 +221,12 @@ REFUSALS = {
     ),
     "matrices": ("aclnnMatmul", [ONES(2, 3), ONES(2, 3), ONES(2, 3), CUBE], 161002, "must fit together, got"),
     "product": ("aclnnMatmul", [ONES(2, 3), ONES(3, 2), ONES(1, 2, 2).half(), CUBE], 161002, "y must be float32 as x1"),
+    "product of halves": (
+        "aclnnMatmul",
+        [ONES(2, 3).half(), ONES(3, 2).half(), ONES(2, 2).bfloat16(), CUBE],
+        161002,
+        "y must be float16 as x1 is, or float32, got bfloat16",
+    ),
     "repeated product": ("aclnnMatmul", [ONES(2, 3), ONES(3, 2), ONES(4, 2, 2), CUBE], 161002, "must fit together"),
     "mm": ("aclnnMm", [ONES(1, 2, 3), ONES(3, 2), ONES(1, 2, 2), CUBE], 161002, "must have 2 axes, got 3 and 2"),
     "cube": ("aclnnMm", [ONES(2, 3), ONES(3, 2), ONES(2, 2), ctypes.c_int8(4)], 161002, "0, 1, 2 or 3, got 4"),

@@ -400,6 +400,13 @@ std::vector<const void*> Stage::all(const char* name, const aclTensorList* list,
   return ok() ? found->values : std::vector<const void*>{};
 }
 
+bool Stage::is_empty(const char* name, const aclTensorList* list) {
+  std::shared_ptr<Handles> found;
+  if (!ok() || list == nullptr) return true;
+  status_ = tensor_lists().get(call_.c_str(), name, list, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &found);
+  return !ok() || found->values.empty();
+}
+
 int64_t Stage::axis(const char* name, int64_t value, const anynpu_tensor& tensor) {
   const int64_t axes = tensor.ndim, made = value < 0 ? value + axes : value;
   require(made >= 0 && made < axes, "%s must name one of %lld axes, got %lld", name, static_cast<long long>(axes),

@@ -67,6 +67,8 @@ class ACL_FUNC_VISIBILITY Stage {
   int64_t axis(const char* name, int64_t value, const anynpu_tensor& tensor);
   // The tensor of a list of one; null when the list is null or empty.
   const aclTensor* only(const char* name, const aclTensorList* list);
+  // Whether a list is null or empty.
+  bool is_empty(const char* name, const aclTensorList* list);
   // A rule of the document that the kernels' own check does not know: 161002 unless it holds.
   void require(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
   // A limit that only the chips have, enforced in strict mode; the sentence goes on after the name of the chip.
@@ -101,12 +103,16 @@ class FirstStage : public Stage {
   // The tensors of a list; returns how many there are.
   template <size_t kMost>
   size_t inputs(const char* name, const aclTensorList* list, anynpu_tensor (Args::*field)[kMost]) {
-    const std::vector<const void*> handles = all(name, list, kMost);
-    for (size_t i = 0; i < handles.size(); ++i) {
-      const auto* place = reinterpret_cast<const char*>(&(args.*field)[i]);
-      take(name, static_cast<const aclTensor*>(handles[i]), place - reinterpret_cast<const char*>(&args), false, false);
-    }
-    return handles.size();
+    return members(name, all(name, list, kMost), field, false);
+  }
+  // Those of a list that may be null or empty.
+  template <size_t kMost>
+  size_t optional_inputs(const char* name, const aclTensorList* list, anynpu_tensor (Args::*field)[kMost]) {
+    return is_empty(name, list) ? 0 : inputs(name, list, field);
+  }
+  template <size_t kMost>
+  size_t outputs(const char* name, const aclTensorList* list, anynpu_tensor (Args::*field)[kMost]) {
+    return members(name, all(name, list, kMost), field, true);
   }
   void optional(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), false, true);
@@ -119,6 +125,17 @@ class FirstStage : public Stage {
 
  private:
   FirstStage(const Operator& op, std::shared_ptr<Args> made) : Stage(op, made), args(*made) {}
+
+  template <size_t kMost>
+  size_t members(const char* name, const std::vector<const void*>& handles, anynpu_tensor (Args::*field)[kMost],
+                 bool is_output) {
+    for (size_t i = 0; i < handles.size(); ++i) {
+      const auto* place = reinterpret_cast<const char*>(&(args.*field)[i]);
+      const size_t offset = place - reinterpret_cast<const char*>(&args);
+      take(name, static_cast<const aclTensor*>(handles[i]), offset, is_output, false);
+    }
+    return handles.size();
+  }
 
   size_t offset_of(anynpu_tensor Args::* field) const {
     return reinterpret_cast<const char*>(&(args.*field)) - reinterpret_cast<const char*>(&args);

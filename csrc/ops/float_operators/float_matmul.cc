@@ -44,9 +44,10 @@ int32_t check(const Args& args, Problem* problem) {
   } tensors[] = {{"x1", &args.x1}, {"x2", &args.x2}, {"y", &args.y}};
   for (const auto& entry : tensors) {
     ANYNPU_TRY(check_float(kOp, entry.name, *entry.tensor));
-    if (entry.tensor->dtype == args.x1.dtype) continue;
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s as x1 is, got %s", kOp, entry.name, dtype_name(args.x1.dtype),
-                dtype_name(entry.tensor->dtype));
+    const bool is_y = entry.tensor == &args.y;
+    if (entry.tensor->dtype == args.x1.dtype || (is_y && args.y.dtype == ANYNPU_FLOAT32)) continue;
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s as x1 is%s, got %s", kOp, entry.name, dtype_name(args.x1.dtype),
+                is_y && args.x1.dtype != ANYNPU_FLOAT32 ? ", or float32" : "", dtype_name(entry.tensor->dtype));
   }
   ANYNPU_TRY(check_strides(kOp, "y", args.y, Access::write));
   problem->x1 = args.x1;

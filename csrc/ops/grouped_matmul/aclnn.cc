@@ -1,137 +1,164 @@
 // SPDX-License-Identifier: Apache-2.0
-// One x and one weight with the matrices of all groups, by the kernels of grouped_matmul_combine: their int32 sums, or their
-// float32 results rounded to 16 bits, as src/anynpu/ops/grouped_matmul/composite.py calls them.
 #include <algorithm>
-#include <memory>
-#include <numeric>
 
 #include "acl/executor/executor.h"
+#include "aclnnop/aclnn_grouped_matmul.h"
+#include "aclnnop/aclnn_grouped_matmul_v2.h"
+#include "aclnnop/aclnn_grouped_matmul_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
 #include "aclnnop/aclnn_grouped_matmul_v5.h"
-#include "core/tensor.h"
+#include "core/status.h"
+#include "ops/grouped_matmul/aclnn_groups.h"
 
 namespace {
 
 using anynpu::wide;
-
-struct Args {
-  anynpu_tensor x, weight, bias, scale, pertoken_scale, group_list, y;
-  int32_t group_list_type;
-};
+using anynpu::grouped::Args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
-anynpu_tensor contiguous(int32_t dtype, int32_t ndim, const int64_t* shape, void* data) {
-  anynpu_tensor tensor = {};
-  tensor.data = data;
-  tensor.dtype = dtype;
-  tensor.format = ANYNPU_ND;
-  tensor.ndim = ndim;
-  std::copy_n(shape, ndim, tensor.shape);
-  anynpu::make_contiguous(tensor);
-  return tensor;
+constexpr anynpu::acl::Operator version(const char* name) {
+  return anynpu::acl::make_operator<Args, anynpu::grouped::check, anynpu::grouped::run>(name);
 }
 
-// The same call of the kernels; results that are not sums go to `y`, row by row.
-anynpu_grouped_matmul_combine_args combine(const Args& args, float* y, int64_t* rows) {
-  anynpu_grouped_matmul_combine_args made = {};
-  made.x = args.x;
-  made.weight = args.weight;
-  made.scale = args.scale;
-  made.group_list = args.group_list;
-  made.bias = args.bias;
-  made.pertoken_scale = args.pertoken_scale;
-  made.y = args.y;
-  made.group_list_type = args.group_list_type;
-  if (args.y.dtype == ANYNPU_INT32) return made;
-  made.y = contiguous(ANYNPU_FLOAT32, args.y.ndim, args.y.shape, y);
-  made.row_index = contiguous(ANYNPU_INT64, 1, args.y.shape, rows);
-  return made;
-}
+constexpr auto kV1 = version("aclnnGroupedMatmul");
+constexpr auto kV2 = version("aclnnGroupedMatmulV2");
+constexpr auto kV3 = version("aclnnGroupedMatmulV3");
+constexpr auto kV4 = version("aclnnGroupedMatmulV4");
+constexpr auto kV5 = version("aclnnGroupedMatmulV5");
 
-int32_t check(const Args* args, size_t* workspace_bytes) {
-  const auto combined = combine(*args, nullptr, nullptr);
-  return anynpu_grouped_matmul_combine_check(&combined, workspace_bytes);
-}
-
-int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
-  std::unique_ptr<float[]> y;
-  std::unique_ptr<int64_t[]> rows;
-  if (args->y.dtype != ANYNPU_INT32) {
-    y.reset(new float[anynpu::element_count(args->y)]);
-    rows.reset(new int64_t[args->y.shape[0]]);
-    std::iota(rows.get(), rows.get() + args->y.shape[0], int64_t{0});
-  }
-  const auto combined = combine(*args, y.get(), rows.get());
-  const int32_t status = anynpu_grouped_matmul_combine(&combined, workspace, workspace_bytes);
-  if (status != ANYNPU_OK || !y) return status;
-  const anynpu_cast_args rounded{combined.y, args->y};
-  return anynpu_cast(&rounded, nullptr, 0);
-}
-
-constexpr auto kV4 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV4");
-constexpr auto kV5 = anynpu::acl::make_operator<Args, check, run>("aclnnGroupedMatmulV5");
-
-void check_out(Stage& stage) {
-  const anynpu_tensor &x = stage.args.x, &y = stage.args.y;
-  stage.require(x.dtype == ANYNPU_INT8, "x must be int8, other products are not implemented, got %s",
-                anynpu::dtype_name(x.dtype));
-  stage.require(y.dtype == ANYNPU_INT32 || y.dtype == ANYNPU_FLOAT16 || y.dtype == ANYNPU_BFLOAT16,
-                "out must be int32, float16 or bfloat16, got %s", anynpu::dtype_name(y.dtype));
-  stage.require(y.dtype != ANYNPU_INT32 || !anynpu::present(stage.args.scale),
-                "scaleOptional must be null or empty with int32 out");
-  stage.require(x.ndim == 2 && y.ndim == 2 && x.shape[0] == y.shape[0] && y.format == ANYNPU_ND,
-                "x must have shape (M, K) and out (M, N), got %s and %s", anynpu::shape_text(x), anynpu::shape_text(y));
-}
-
-void check_attributes(Stage& stage, int64_t split_item, int64_t group_type, int64_t group_list_type, int64_t act_type) {
-  stage.require(split_item == 2 || split_item == 3, "splitItem must be 2 or 3 (one result), got %lld",
-                wide(split_item));
-  stage.require(group_type == 0, "groupType must be 0 (groups of rows), others are not implemented, got %lld",
-                wide(group_type));
-  stage.require(group_list_type == 0 || group_list_type == 1,
-                "groupListType must be 0 (running sums) or 1 (counts), got %lld", wide(group_list_type));
-  stage.require(act_type == 0, "actType must be 0, activations are not implemented, got %lld", wide(act_type));
-  stage.args.group_list_type = static_cast<int32_t>(group_list_type);
-}
-
-// The arguments of both versions.
+// What all versions have.
 struct Call {
-  const aclTensorList *x, *weight, *bias, *scale, *offset, *antiquant_scale, *antiquant_offset, *pertoken_scale;
-  const aclTensor* group_list;
-  const aclTensorList *activation_input, *activation_scale, *activation_offset;
-  int64_t split_item, group_type, group_list_type, act_type;
-  const aclTensorList *out, *activation_out, *dynamic_scale_out;
+  const aclTensorList *x, *weight, *bias, *scale, *offset, *antiquant_scale, *antiquant_offset, *out;
+  int64_t split_item;
 };
 
-aclnnStatus grouped(const anynpu::acl::Operator& op, const Call& call, uint64_t* workspace_size,
-                    aclOpExecutor** executor) {
+// What V4 and V5 have beyond it.
+struct Newer {
+  const aclTensorList* pertoken_scale;
+  const aclTensor* group_list;
+  const aclTensorList *activation_input, *activation_scale, *activation_offset;
+  int64_t group_type, group_list_type, act_type;
+  const aclTensorList *activation_out, *dynamic_scale_out;
+};
+
+void absent(Stage& stage, const char* name, const aclTensorList* list) {
+  stage.require(stage.is_empty(name, list), "%s must be null or empty, what it asks for is not implemented", name);
+}
+
+void take(Stage& stage, const Call& call) {
+  Args& args = stage.args;
+  args.host_count = -1;
+  args.x_count = stage.inputs("x", call.x, &Args::x);
+  args.weight_count = stage.inputs("weight", call.weight, &Args::weight);
+  args.bias_count = stage.optional_inputs("biasOptional", call.bias, &Args::bias);
+  args.scale_count = stage.optional_inputs("scaleOptional", call.scale, &Args::scale);
+  absent(stage, "offsetOptional", call.offset);
+  args.antiquant_scale_count =
+      stage.optional_inputs("antiquantScaleOptional", call.antiquant_scale, &Args::antiquant_scale);
+  args.antiquant_offset_count =
+      stage.optional_inputs("antiquantOffsetOptional", call.antiquant_offset, &Args::antiquant_offset);
+}
+
+// The results come behind the group list.
+void take_results(Stage& stage, const char* name, const Call& call) {
+  stage.args.y_count = stage.outputs(name, call.out, &Args::y);
+  stage.require(call.split_item >= 0 && call.split_item <= 3, "splitItem must be 0, 1, 2 or 3, got %lld",
+                wide(call.split_item));
+  stage.args.split_result = call.split_item < 2;
+}
+
+void take_group_type(Stage& stage, int64_t group_type) {
+  stage.require(group_type == -1 || group_type == 0 || group_type == 2,
+                "groupType must be -1 (no groups), 0 (along M) or 2 (along K), got %lld", wide(group_type));
+  stage.args.group_type = static_cast<int32_t>(group_type);
+}
+
+// Running sums in memory of the host; none when the array is null.
+void take_sums(Stage& stage, const aclIntArray* array) {
+  const std::vector<int64_t> sums = stage.ints("groupListOptional", array);
+  stage.require(sums.size() <= anynpu::grouped::kMostTensors, "groupListOptional must hold at most %zu values, got %zu",
+                anynpu::grouped::kMostTensors, sums.size());
+  if (!stage.ok() || array == nullptr) return;
+  std::copy(sums.begin(), sums.end(), stage.args.host_list);
+  stage.args.host_count = static_cast<int64_t>(sums.size());
+}
+
+aclnnStatus newer(const anynpu::acl::Operator& op, const Call& call, const Newer& more, uint64_t* workspace_size,
+                  aclOpExecutor** executor) {
   return anynpu::acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
-    const auto absent = [&stage](const char* name, const aclTensorList* list) {
-      const bool empty = stage.only(name, list) == nullptr;
-      stage.require(empty, "%s must be null or empty, what it asks for is not implemented", name);
-    };
-    stage.input("x", stage.only("x", call.x), &Args::x);
-    stage.input("weight", stage.only("weight", call.weight), &Args::weight);
-    stage.optional("biasOptional", stage.only("biasOptional", call.bias), &Args::bias);
-    stage.optional("scaleOptional", stage.only("scaleOptional", call.scale), &Args::scale);
-    absent("offsetOptional", call.offset);
-    absent("antiquantScaleOptional", call.antiquant_scale);
-    absent("antiquantOffsetOptional", call.antiquant_offset);
-    stage.optional("perTokenScaleOptional", stage.only("perTokenScaleOptional", call.pertoken_scale),
-                   &Args::pertoken_scale);
-    stage.input("groupListOptional", call.group_list, &Args::group_list);
-    absent("activationInputOptional", call.activation_input);
-    absent("activationQuantScaleOptional", call.activation_scale);
-    absent("activationQuantOffsetOptional", call.activation_offset);
-    stage.output("out", stage.only("out", call.out), &Args::y);
-    absent("activationFeatureOutOptional", call.activation_out);
-    absent("dynQuantScaleOutOptional", call.dynamic_scale_out);
-    check_out(stage);
-    check_attributes(stage, call.split_item, call.group_type, call.group_list_type, call.act_type);
+    take(stage, call);
+    stage.args.pertoken_scale_count =
+        stage.optional_inputs("perTokenScaleOptional", more.pertoken_scale, &Args::pertoken_scale);
+    stage.optional("groupListOptional", more.group_list, &Args::group_list);
+    absent(stage, "activationInputOptional", more.activation_input);
+    absent(stage, "activationQuantScaleOptional", more.activation_scale);
+    absent(stage, "activationQuantOffsetOptional", more.activation_offset);
+    take_results(stage, "out", call);
+    absent(stage, "activationFeatureOutOptional", more.activation_out);
+    absent(stage, "dynQuantScaleOutOptional", more.dynamic_scale_out);
+    take_group_type(stage, more.group_type);
+    stage.require(more.group_list_type >= 0 && more.group_list_type <= 2,
+                  "groupListType must be 0 (running sums), 1 (counts) or 2 (pairs of group and count), got %lld",
+                  wide(more.group_list_type));
+    stage.args.group_list_type = static_cast<int32_t>(more.group_list_type);
+    stage.require(more.act_type == 0, "actType must be 0, activations are not implemented, got %lld",
+                  wide(more.act_type));
   });
 }
 
 }  // namespace
+
+extern "C" aclnnStatus aclnnGroupedMatmulGetWorkspaceSize(
+    const aclTensorList* x, const aclTensorList* weight, const aclTensorList* biasOptional,
+    const aclTensorList* scaleOptional, const aclTensorList* offsetOptional,
+    const aclTensorList* antiquantScaleOptional, const aclTensorList* antiquantOffsetOptional,
+    const aclIntArray* groupListOptional, int64_t splitItem, const aclTensorList* y, uint64_t* workspaceSize,
+    aclOpExecutor** executor) {
+  const Call call{
+      x, weight,   biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional,
+      y, splitItem};
+  return anynpu::acl::first_stage<Args>(kV1, workspaceSize, executor, [&](Stage& stage) {
+    take(stage, call);
+    take_sums(stage, groupListOptional);
+    take_results(stage, "y", call);
+    const bool grouped = stage.args.host_count >= 0 || !stage.args.split_result;
+    take_group_type(stage, grouped ? anynpu::grouped::kRows : anynpu::grouped::kNone);
+  });
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulV2GetWorkspaceSize(
+    const aclTensorList* x, const aclTensorList* weight, const aclTensorList* biasOptional,
+    const aclTensorList* scaleOptional, const aclTensorList* offsetOptional,
+    const aclTensorList* antiquantScaleOptional, const aclTensorList* antiquantOffsetOptional,
+    const aclIntArray* groupListOptional, int64_t splitItem, int64_t groupType, const aclTensorList* y,
+    uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Call call{
+      x, weight,   biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional,
+      y, splitItem};
+  return anynpu::acl::first_stage<Args>(kV2, workspaceSize, executor, [&](Stage& stage) {
+    take(stage, call);
+    take_sums(stage, groupListOptional);
+    take_results(stage, "y", call);
+    take_group_type(stage, groupType);
+  });
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulV3GetWorkspaceSize(
+    const aclTensorList* x, const aclTensorList* weight, const aclTensorList* biasOptional,
+    const aclTensorList* scaleOptional, const aclTensorList* offsetOptional,
+    const aclTensorList* antiquantScaleOptional, const aclTensorList* antiquantOffsetOptional,
+    const aclTensor* groupListOptional, int64_t splitItem, int64_t groupType, const aclTensorList* y,
+    uint64_t* workspaceSize, aclOpExecutor** executor) {
+  const Call call{
+      x, weight,   biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional,
+      y, splitItem};
+  return anynpu::acl::first_stage<Args>(kV3, workspaceSize, executor, [&](Stage& stage) {
+    take(stage, call);
+    stage.optional("groupListOptional", groupListOptional, &Args::group_list);
+    take_results(stage, "y", call);
+    take_group_type(stage, groupType);
+  });
+}
 
 extern "C" aclnnStatus aclnnGroupedMatmulV4GetWorkspaceSize(
     const aclTensorList* x, const aclTensorList* weight, const aclTensorList* biasOptional,
@@ -142,12 +169,13 @@ extern "C" aclnnStatus aclnnGroupedMatmulV4GetWorkspaceSize(
     const aclTensorList* activationQuantOffsetOptional, int64_t splitItem, int64_t groupType, int64_t groupListType,
     int64_t actType, aclTensorList* out, aclTensorList* activationFeatureOutOptional,
     aclTensorList* dynQuantScaleOutOptional, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return grouped(kV4,
-                 {x, weight, biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional,
-                  antiquantOffsetOptional, perTokenScaleOptional, groupListOptional, activationInputOptional,
-                  activationQuantScaleOptional, activationQuantOffsetOptional, splitItem, groupType, groupListType,
-                  actType, out, activationFeatureOutOptional, dynQuantScaleOutOptional},
-                 workspaceSize, executor);
+  return newer(kV4,
+               {x, weight, biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional,
+                out, splitItem},
+               {perTokenScaleOptional, groupListOptional, activationInputOptional, activationQuantScaleOptional,
+                activationQuantOffsetOptional, groupType, groupListType, actType, activationFeatureOutOptional,
+                dynQuantScaleOutOptional},
+               workspaceSize, executor);
 }
 
 // tuningConfigOptional is a hint.
@@ -160,12 +188,28 @@ extern "C" aclnnStatus aclnnGroupedMatmulV5GetWorkspaceSize(
     const aclTensorList* activationQuantOffsetOptional, int64_t splitItem, int64_t groupType, int64_t groupListType,
     int64_t actType, aclIntArray*, aclTensorList* out, aclTensorList* activationFeatureOutOptional,
     aclTensorList* dynQuantScaleOutOptional, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return grouped(kV5,
-                 {x, weight, biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional,
-                  antiquantOffsetOptional, perTokenScaleOptional, groupListOptional, activationInputOptional,
-                  activationQuantScaleOptional, activationQuantOffsetOptional, splitItem, groupType, groupListType,
-                  actType, out, activationFeatureOutOptional, dynQuantScaleOutOptional},
-                 workspaceSize, executor);
+  return newer(kV5,
+               {x, weight, biasOptional, scaleOptional, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional,
+                out, splitItem},
+               {perTokenScaleOptional, groupListOptional, activationInputOptional, activationQuantScaleOptional,
+                activationQuantOffsetOptional, groupType, groupListType, actType, activationFeatureOutOptional,
+                dynQuantScaleOutOptional},
+               workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                          aclrtStream stream) {
+  return launch(kV1, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                            aclrtStream stream) {
+  return launch(kV2, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnGroupedMatmulV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                            aclrtStream stream) {
+  return launch(kV3, workspace, workspaceSize, executor, stream);
 }
 
 extern "C" aclnnStatus aclnnGroupedMatmulV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,

@@ -27,9 +27,13 @@
 #include "aclnnop/aclnn_embedding.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v2.h"
 #include "aclnnop/aclnn_fused_infer_attention_score_v3.h"
+#include "aclnnop/aclnn_grouped_matmul.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_v3.h"
+#include "aclnnop/aclnn_grouped_matmul_v2.h"
+#include "aclnnop/aclnn_grouped_matmul_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_v4.h"
+#include "aclnnop/aclnn_grouped_matmul_v5.h"
 #include "aclnnop/aclnn_incre_flash_attention_v4.h"
 #include "aclnnop/aclnn_index_select.h"
 #include "aclnnop/aclnn_matmul.h"
@@ -368,26 +372,80 @@ void moe_gating_topk_softmax(Tensors& tensors) {
          size, executor, aclnnMoeGatingTopKSoftmaxV2);
 }
 
+// The four kinds of products, over one weight for all groups, or lists.
 void grouped_matmul(Tensors& tensors) {
+  using Shapes = std::vector<std::vector<int64_t>>;
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
   const int64_t m = pick(1, 9), k = pick(1, 9) * 8, n = pick(1, 9) * 8, experts = pick(1, 4);
-  const bool sums = chance(50), int4 = !sums && chance(50);
-  const auto list = [&](const std::vector<int64_t>& shape, aclDataType dtype) { return tensors.list(shape, dtype); };
-  aclTensorList* x = list({m, k}, ACL_INT8);
-  aclTensorList* weight = list({experts, k, n}, int4 ? ACL_INT4 : ACL_INT8);
-  aclTensorList* scale = sums ? nullptr
-                              : list(int4 ? std::vector<int64_t>{experts, 1, n} : std::vector<int64_t>{experts, n},
-                                     int4 ? ACL_INT64 : ACL_FLOAT);
-  aclTensorList* token = !sums && chance(50) ? list({m}, ACL_FLOAT) : nullptr;
-  aclTensorList* other = slip(5) ? list({n}, ACL_FLOAT) : nullptr;
-  aclTensorList* out = list({m, n}, sums ? ACL_INT32 : chance(50) ? ACL_FLOAT16 : ACL_BF16);
-  const int64_t split = slip(5) ? one_of(kHuge) : 3, type = slip(5) ? one_of(kHuge) : pick(0, 1);
+  const bool floats = chance(40), int4 = chance(40), antiquant = floats && chance(60), sums = !floats && chance(40);
+  const bool stacked = chance(60), paired = !stacked && chance(60), split = !stacked && chance(50);
+  const aclDataType dtype = !floats ? ACL_INT8 : antiquant ? ACL_FLOAT16 : one_of(kX);
+  const aclDataType w = floats && !antiquant ? dtype : int4 && !sums ? ACL_INT4 : ACL_INT8;
+  const bool columns = w == dtype && floats && chance(10);
+  const auto of_weights = [&](std::vector<int64_t> shape) {
+    if (!stacked) return Shapes(experts, shape);
+    shape.insert(shape.begin(), experts);
+    return Shapes{shape};
+  };
+  const Shapes one_x = columns ? Shapes{{m, k * experts}} : Shapes{{m, k}};
+  aclTensorList* x = tensors.list(paired ? Shapes(experts, {m, k}) : one_x, dtype);
+  aclTensorList* weight = tensors.list(columns && stacked ? Shapes{{k * experts, n}} : of_weights({k, n}), w);
+  aclTensorList* bias = chance(20) ? tensors.list(of_weights({n}), floats ? ACL_FLOAT : ACL_INT32) : nullptr;
+  aclTensorList *scale = nullptr, *token = nullptr, *antiquant_scale = nullptr, *antiquant_offset = nullptr;
+  aclDataType results = floats ? dtype : sums ? ACL_INT32 : chance(50) ? ACL_FLOAT16 : ACL_BF16;
+  if (antiquant) antiquant_scale = tensors.list(of_weights({n}), dtype);
+  if (antiquant && chance(50)) antiquant_offset = tensors.list(of_weights({n}), dtype);
+  if (!floats && !sums) {
+    const bool words = w == ACL_INT4 || chance(20);
+    scale = tensors.list(w == ACL_INT4 ? of_weights({1, n}) : of_weights({n}), words ? ACL_INT64 : ACL_FLOAT);
+    if (words && w == ACL_INT8) results = ACL_INT8;
+    if (chance(50)) token = tensors.list(paired ? Shapes(experts, {m}) : Shapes{{m}}, ACL_FLOAT);
+  }
+  aclTensorList* other = slip(5) ? tensors.list({{n}}, ACL_FLOAT) : nullptr;
+  const Shapes one_y = columns ? Shapes{{experts, m, n}} : Shapes{{paired ? m * experts : m, n}};
+  aclTensorList* out = tensors.list(split ? Shapes(experts, {m, n}) : one_y, results);
+  std::vector<int64_t> ends(slip(5) ? pick(0, 4) : experts, columns ? k * experts : m);
+  aclIntArray* host = paired && split ? nullptr : aclCreateIntArray(ends.data(), ends.size());
+  const bool pairs = slip(5);
+  const aclTensor* list =
+      paired ? nullptr : tensors.random(pairs ? std::vector<int64_t>{2, 2} : std::vector<int64_t>{experts}, ACL_INT64);
+  const int64_t item = slip(5) ? one_of(kHuge) : split ? pick(0, 1) : pick(2, 3);
+  const int64_t type = slip(5) ? one_of(kHuge) : columns ? 2 : paired && split ? -1 : 0;
+  const int64_t list_type = slip(5) ? one_of(kHuge) : pairs ? 2 : pick(0, 1), activation = slip(3) ? 1 : 0;
   uint64_t size = 0;
   aclOpExecutor* executor = nullptr;
-  const int status = aclnnGroupedMatmulV4GetWorkspaceSize(
-      x, weight, nullptr, scale, other, nullptr, nullptr, token, tensors.random({experts}, ACL_INT64), nullptr, nullptr,
-      nullptr, split, slip(3) ? 2 : 0, type, slip(3) ? 1 : 0, out, other, nullptr, &size, &executor);
-  finish(status, size, executor, aclnnGroupedMatmulV4);
-  for (aclTensorList* each : {x, weight, scale, token, other, out}) aclDestroyTensorList(each);
+  switch (token != nullptr ? pick(3, 4) : pick(0, 4)) {
+    case 0:
+      finish(aclnnGroupedMatmulGetWorkspaceSize(x, weight, bias, scale, other, antiquant_scale, antiquant_offset, host,
+                                                item, out, &size, &executor),
+             size, executor, aclnnGroupedMatmul);
+      break;
+    case 1:
+      finish(aclnnGroupedMatmulV2GetWorkspaceSize(x, weight, bias, scale, other, antiquant_scale, antiquant_offset,
+                                                  host, item, type, out, &size, &executor),
+             size, executor, aclnnGroupedMatmulV2);
+      break;
+    case 2:
+      finish(aclnnGroupedMatmulV3GetWorkspaceSize(x, weight, bias, scale, other, antiquant_scale, antiquant_offset,
+                                                  list, item, type, out, &size, &executor),
+             size, executor, aclnnGroupedMatmulV3);
+      break;
+    case 3:
+      finish(aclnnGroupedMatmulV4GetWorkspaceSize(x, weight, bias, scale, other, antiquant_scale, antiquant_offset,
+                                                  token, list, nullptr, nullptr, nullptr, item, type, list_type,
+                                                  activation, out, other, nullptr, &size, &executor),
+             size, executor, aclnnGroupedMatmulV4);
+      break;
+    default:
+      finish(aclnnGroupedMatmulV5GetWorkspaceSize(x, weight, bias, scale, other, antiquant_scale, antiquant_offset,
+                                                  token, list, nullptr, nullptr, nullptr, item, type, list_type,
+                                                  activation, nullptr, out, other, nullptr, &size, &executor),
+             size, executor, aclnnGroupedMatmulV5);
+  }
+  if (host != nullptr) EXPECT_OK(aclDestroyIntArray(host));
+  for (aclTensorList* each : {x, weight, bias, scale, token, antiquant_scale, antiquant_offset, other, out}) {
+    if (each != nullptr) EXPECT_OK(aclDestroyTensorList(each));
+  }
 }
 
 void grouped_matmul_combine(Tensors& tensors) {
@@ -495,8 +553,8 @@ void attention(Tensors& tensors) {
   uint64_t size = 0;
   aclOpExecutor* executor = nullptr;
   const aclTensor* query = tensors.random(shape(rows, heads), dtype);
-  aclTensorList* key = tensors.list(cache, codes ? ACL_INT8 : dtype);
-  aclTensorList* value = tensors.list(cache, codes ? ACL_INT8 : dtype);
+  aclTensorList* key = tensors.list({cache}, codes ? ACL_INT8 : dtype);
+  aclTensorList* value = tensors.list({cache}, codes ? ACL_INT8 : dtype);
   const int sparse = increment || chance(50) ? 0 : static_cast<int>(pick(1, 4));
   const aclTensor* mask = sparse > 1
                               ? tensors.random({2048, 2048}, ACL_BOOL)
@@ -632,7 +690,7 @@ void moves(Tensors& tensors) {
       break;
     }
     case 1: {
-      aclTensorList* list = tensors.list({rows, columns}, dtype);
+      aclTensorList* list = tensors.list({{rows, columns}}, dtype);
       finish(aclnnCatGetWorkspaceSize(list, axis, tensors.output({rows, columns}, dtype), &size, &executor), size,
              executor, aclnnCat);
       if (list != nullptr) EXPECT_OK(aclDestroyTensorList(list));

@@ -115,13 +115,20 @@ struct Tensors {
   const aclTensor* maybe(int percent, const std::vector<int64_t>& shape, aclDataType dtype) {
     return chance(percent) ? random(shape, dtype) : nullptr;
   }
-  // Lists destroy their members, so the tensor here is not among those that are destroyed later.
-  aclTensorList* list(const std::vector<int64_t>& shape, aclDataType dtype) {
-    const aclTensor* tensor = random(shape, dtype);
-    const auto at = std::find(made.begin(), made.end(), tensor);
-    if (at == made.end()) return nullptr;
-    made.erase(at);
-    return aclCreateTensorList(&tensor, slip(5) ? 0 : 1);
+  // Lists destroy their members, so the tensors here are not among those that are destroyed later.
+  aclTensorList* list(const std::vector<std::vector<int64_t>>& shapes, aclDataType dtype) {
+    std::vector<const aclTensor*> members;
+    for (const std::vector<int64_t>& shape : shapes) {
+      const aclTensor* tensor = random(shape, dtype);
+      const auto at = std::find(made.begin(), made.end(), tensor);
+      if (at == made.end()) continue;
+      made.erase(at);
+      members.push_back(tensor);
+    }
+    if (members.empty()) return nullptr;
+    if (!slip(5)) return aclCreateTensorList(members.data(), members.size());
+    for (const aclTensor* tensor : members) made.push_back(const_cast<aclTensor*>(tensor));
+    return aclCreateTensorList(nullptr, 0);
   }
   aclTensor* output(const std::vector<int64_t>& shape, aclDataType dtype) {
     return const_cast<aclTensor*>(random(shape, dtype));
