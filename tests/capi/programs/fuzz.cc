@@ -39,14 +39,18 @@
 #include "aclnnop/aclnn_matmul.h"
 #include "aclnnop/aclnn_matmul_compress_dequant.h"
 #include "aclnnop/aclnn_mm.h"
+#include "aclnnop/aclnn_moe_compute_expert_tokens.h"
 #include "aclnnop/aclnn_moe_finalize_routing.h"
 #include "aclnnop/aclnn_moe_finalize_routing_v2.h"
 #include "aclnnop/aclnn_moe_gating_top_k.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax.h"
 #include "aclnnop/aclnn_moe_gating_top_k_softmax_v2.h"
+#include "aclnnop/aclnn_moe_init_routing.h"
 #include "aclnnop/aclnn_moe_init_routing_quant_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v2.h"
 #include "aclnnop/aclnn_moe_init_routing_v3.h"
+#include "aclnnop/aclnn_moe_token_permute.h"
+#include "aclnnop/aclnn_moe_token_unpermute.h"
 #include "aclnnop/aclnn_mul.h"
 #include "aclnnop/aclnn_permute.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
@@ -324,6 +328,47 @@ void moe_init_routing(Tensors& tensors) {
   EXPECT_OK(aclDestroyIntArray(array));
 }
 
+void moe_tokens(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const int64_t tokens = pick(0, 9), width = pick(0, 40), chosen = pick(1, 4), slots = tokens * chosen;
+  const int64_t active = slip(5) ? one_of(kHuge) : pick(0, tokens), experts = slip(5) ? one_of(kHuge) : pick(1, 9);
+  const aclDataType dtype = one_of(kX), index = chance(50) ? ACL_INT64 : ACL_INT32;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *x = tensors.random({tokens, width}, dtype), *ids = tensors.random({tokens, chosen}, ACL_INT32);
+  aclTensor* places = tensors.output({slots}, ACL_INT32);
+  switch (pick(0, 3)) {
+    case 0: {
+      aclTensor *rows = tensors.output({std::min(tokens, active < 0 ? 0 : active) * chosen, width}, dtype),
+                *sorted = tensors.output({slots}, ACL_INT32);
+      const aclTensor* numbers = tensors.random({tokens, chosen}, ACL_INT32);
+      finish(aclnnMoeInitRoutingGetWorkspaceSize(x, numbers, ids, active, rows, places, sorted, &size, &executor), size,
+             executor, aclnnMoeInitRouting);
+      break;
+    }
+    case 1: {
+      const int64_t count = slip(5) ? one_of(kHuge) : 0;
+      aclTensor* rows = tensors.output({slots, width}, dtype);
+      finish(aclnnMoeTokenPermuteGetWorkspaceSize(x, tensors.random({tokens, chosen}, index), count, slip(3), rows,
+                                                  places, &size, &executor),
+             size, executor, aclnnMoeTokenPermute);
+      break;
+    }
+    case 2: {
+      const aclTensor *rows = tensors.random({pick(0, 20), width}, dtype),
+                      *probs = tensors.maybe(chosen == 1 ? 50 : 97, {tokens, chosen}, one_of(kX));
+      finish(aclnnMoeTokenUnpermuteGetWorkspaceSize(rows, places, probs, slip(3), nullptr,
+                                                    tensors.output({tokens, width}, dtype), &size, &executor),
+             size, executor, aclnnMoeTokenUnpermute);
+      break;
+    }
+    default:
+      finish(aclnnMoeComputeExpertTokensGetWorkspaceSize(places, experts, tensors.output({experts}, ACL_INT32), &size,
+                                                         &executor),
+             size, executor, aclnnMoeComputeExpertTokens);
+  }
+}
+
 void moe_finalize_routing(Tensors& tensors) {
   const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
   const int64_t tokens = pick(0, 9), width = pick(0, 70), chosen = pick(1, 4), experts = pick(1, 8);
@@ -519,7 +564,7 @@ void anti_quant(Tensors& tensors) {
   aclOpExecutor* executor = nullptr;
   const aclTensor* x = tensors.random({rows, dtype == ACL_INT32 ? columns / 8 : columns}, dtype);
   const aclTensor *scale = tensors.random(parameter, factor), *offset = tensors.maybe(50, parameter, factor);
-  finish(aclnnAscendAntiQuantGetWorkspaceSize(x, scale, offset, slip(5) ? one_of(kHuge) : made, slip(3),
+  finish(aclnnAscendAntiQuantGetWorkspaceSize(x, scale, offset, slip(5) ? one_of(kHuge) : int64_t{made}, slip(3),
                                               tensors.output({rows, columns}, made), &size, &executor),
          size, executor, aclnnAscendAntiQuant);
 }
@@ -861,6 +906,7 @@ int main(int count, char** arguments) {
                                         dequant_swiglu_quant,
                                         swiglu,
                                         moe_init_routing,
+                                        moe_tokens,
                                         moe_finalize_routing,
                                         moe_gating_topk_softmax,
                                         grouped_matmul,
