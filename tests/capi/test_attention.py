@@ -486,6 +486,57 @@ def _changed(make, before, value):
     return value if value is None else type(before)(value)
 
 
+PROMPTS = ("aclnnPromptFlashAttentionV2", "aclnnPromptFlashAttentionV3")
+
+
+def prompt(problem, function, changes=()):
+    """The arguments of a fused call that it has, with key and value themselves; and how it went."""
+    with c_front_end.session() as make:
+        arguments, out, _ = problem.cut(FUSED[1], make)
+        arguments[1:3] = [make.tensor(problem.cache(x)) for x in problem.kv]
+        for at, value in dict(changes).items():
+            arguments[at] = _changed(make, arguments[at], value)
+        taken = [*range(12), *range(HEADS, SPARSE + 1 + (function == PROMPTS[1])), OUT]
+        outcome = c_front_end.call(function, *(arguments[at] for at in taken))
+        if outcome.status != 0:
+            assert out.is_untouched()
+            return outcome, None
+        expected = problem.laid_out(problem.expected()[0], problem.layout.split("_")[-1], problem.rows)
+        result = out.tensor(list(expected.shape), problem.dtype).double()
+        assert ((result - expected).abs() <= problem.bound(expected)).all(), (result - expected).abs().max()
+        return outcome, result
+
+
+def only_prompts(problem: Problem) -> bool:
+    return not (problem.codes or problem.block_size) and problem.layout in ("BSH", "BSND", "BNSD", "BNSD_BSND")
+
+
+@pytest.mark.parametrize("function", PROMPTS)
+@pytest.mark.parametrize("name", [name for name, problem in PROBLEMS.items() if only_prompts(problem)])
+def test_prompt_flash_attention(name, function):
+    outcome, _ = prompt(PROBLEMS[name], function)
+    assert outcome.status == 0, outcome
+
+
+@pytest.mark.parametrize(
+    "changes, status, sentence",
+    [
+        ({1: None}, 161001, "key is a null pointer"),
+        ({3: torch.ones(1)}, 161002, "pseShift must be null or an empty tensor"),
+        ({8: torch.ones(1)}, 161002, "quantScale1 must be null or an empty tensor"),
+        ({LAYOUT: b"TND"}, 161002, "inputLayout must be one of BSH, BSND, BNSD, BNSD_BSND, got TND"),
+        ({5: [1, 2, 3]}, 161002, "must have 1 or 2 values, got 3"),
+        ({6: [41, 4]}, 361001, r"kv_lengths must be in \[0, 40\], got 41"),
+        ({SPARSE: 7}, 161002, "sparseMode must be 0, 1, 2, 3 or 4, got 7"),
+        ({0: torch.ones(2, 9, 6, 16, dtype=INT8)}, 161002, "q must be float16 or another of its kind, got int8"),
+    ],
+)
+def test_prompt_flash_attention_refuses(changes, status, sentence):
+    outcome, _ = prompt(PREFILL, PROMPTS[1], changes)
+    assert outcome.status == status, outcome
+    assert re.search(sentence, outcome.sentence), outcome
+
+
 def test_incre_flash_attention_takes_one_token():
     outcome, _, _ = PREFILL.run(INCRE)
     assert outcome.status == 161002

@@ -53,6 +53,8 @@
 #include "aclnnop/aclnn_moe_token_unpermute.h"
 #include "aclnnop/aclnn_mul.h"
 #include "aclnnop/aclnn_permute.h"
+#include "aclnnop/aclnn_prompt_flash_attention_v2.h"
+#include "aclnnop/aclnn_prompt_flash_attention_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v3.h"
 #include "aclnnop/aclnn_quant_matmul_v4.h"
 #include "aclnnop/aclnn_quant_matmul_v5.h"
@@ -575,6 +577,42 @@ aclIntArray* lengths(int64_t count, int64_t most) {
   return chance(20) ? nullptr : aclCreateIntArray(values.data(), values.size());
 }
 
+void prompts(Tensors& tensors) {
+  const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
+  const aclDataType dtype = one_of(kX);
+  const int64_t batch = pick(1, 3), rows = pick(1, 9), columns = pick(1, 40), kv_heads = pick(1, 2),
+                heads = kv_heads * pick(1, 3), width = 8 * pick(1, 3), sparse = chance(50) ? 0 : pick(1, 4);
+  const auto number = [](int64_t value) { return slip(3) ? one_of(kHuge) : value; };
+  char bsnd[] = "BSND", odd[] = "TND";
+  char* layout = slip(3) ? odd : bsnd;
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor *query = tensors.random({batch, rows, heads, width}, dtype),
+                  *key = tensors.random({batch, columns, kv_heads, width}, dtype),
+                  *value = tensors.random({batch, columns, kv_heads, width}, dtype),
+                  *mask = sparse > 1 ? tensors.random({2048, 2048}, ACL_BOOL)
+                                     : tensors.maybe(sparse == 1 ? 97 : 30, {batch, 1, rows, columns}, ACL_BOOL),
+                  *none = slip(3) ? tensors.random({1}, ACL_FLOAT) : nullptr;
+  aclIntArray *q_lengths = lengths(batch, rows), *kv_lengths = lengths(batch, columns);
+  aclTensor* out = tensors.output({batch, rows, heads, width}, dtype);
+  const int64_t before = chance(50) ? INT32_MAX : number(pick(-2, 9)), after = number(pick(-2, 9));
+  if (chance(50)) {
+    finish(aclnnPromptFlashAttentionV2GetWorkspaceSize(
+               query, key, value, none, mask, q_lengths, kv_lengths, none, nullptr, nullptr, nullptr, nullptr,
+               number(heads), 0.3, before, after, layout, number(kv_heads), number(sparse), out, &size, &executor),
+           size, executor, aclnnPromptFlashAttentionV2);
+  } else {
+    finish(aclnnPromptFlashAttentionV3GetWorkspaceSize(query, key, value, none, mask, q_lengths, kv_lengths, nullptr,
+                                                       nullptr, none, nullptr, nullptr, number(heads), 0.3, before,
+                                                       after, layout, number(kv_heads), number(sparse), number(0), out,
+                                                       &size, &executor),
+           size, executor, aclnnPromptFlashAttentionV3);
+  }
+  for (aclIntArray* each : {q_lengths, kv_lengths}) {
+    if (each != nullptr) EXPECT_OK(aclDestroyIntArray(each));
+  }
+}
+
 void attention(Tensors& tensors) {
   const aclDataType kX[] = {ACL_FLOAT16, ACL_BF16, ACL_FLOAT};
   const aclDataType dtype = one_of(kX);
@@ -914,6 +952,7 @@ int main(int count, char** arguments) {
                                         compressed_matmul,
                                         moe_gating_topk,
                                         anti_quant,
+                                        prompts,
                                         attention,
                                         float_elementwise,
                                         rms_norm,

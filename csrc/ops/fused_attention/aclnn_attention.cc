@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/fused_attention/aclnn_attention.h"
+
+#include <cstring>
+#include <string>
+
+#include "acl/executor/tensor.h"
+#include "core/tensor.h"
+
+namespace anynpu::attention {
+namespace {
+
+using Stage = acl::FirstStage<Args>;
+
+constexpr int64_t kAll = 2147483647;  // tokens: no limit
+constexpr int64_t kTriangle = 2048;   // rows and columns of the mask that stands for a causal or banded one
+enum SparseMode { kGivenMask, kWholeMask, kCausalFromTopLeft, kCausal, kBand };
+enum AntiQuantMode { kChannel, kToken, kHead, kTokenHead, kPagedToken, kPagedTokenHead };
+
+// The first or second half of a tensor whose first axis is 2.
+void* half(const anynpu_tensor& both, int index) {
+  if (element_count(both) == 0) return both.data;  // its strides may be anything
+  return acl::advanced(both.data, index * both.strides[0] * (dtype_bits(both.dtype) / 8));
+}
+
+anynpu_tensor lengths(const std::vector<int64_t>& values) {
+  if (values.empty()) return {};
+  const auto count = static_cast<int64_t>(values.size());
+  return {const_cast<int64_t*>(values.data()), ANYNPU_INT64, ANYNPU_ND, 1, 0, {count}, {1}};
+}
+
+anynpu_fused_attention_args flat(const Args& args) {
+  anynpu_fused_attention_args made = args;
+  made.q_lengths = lengths(args.q_values);
+  made.kv_lengths = lengths(args.kv_values);
+  if (present(args.all_scales)) {
+    made.k_scale.data = half(args.all_scales, 0);
+    made.v_scale.data = half(args.all_scales, 1);
+  }
+  if (present(args.all_offsets)) {
+    made.k_offset.data = half(args.all_offsets, 0);
+    made.v_offset.data = half(args.all_offsets, 1);
+  }
+  return made;
+}
+
+// The attributes that say what axes mean.
+struct Form {
+  std::string source, target;  // of inputs and results
+  int64_t heads, kv_heads;
+  bool paged;
+  bool is_packed() const { return source == "TND"; }
+};
+
+Form form_of(Stage& stage, const char* layout, std::initializer_list<const char*> layouts, int64_t heads,
+             int64_t kv_heads, bool paged) {
+  const std::string name = layout == nullptr ? "BSH" : layout;
+  std::string known;
+  bool found = false;
+  for (const char* each : layouts) {
+    found = found || name == each;
+    known += (known.empty() ? "" : ", ") + std::string(each);
+  }
+  stage.require(found, "inputLayout must be one of %s, got %s", known.c_str(), name.c_str());
+  stage.require(heads > 0, "numHeads must be greater than 0, got %lld", wide(heads));
+  stage.require(kv_heads >= 0, "numKeyValueHeads must be at least 0, got %lld", wide(kv_heads));
+  const size_t mark = name.find('_');
+  return {name.substr(0, mark), mark == std::string::npos ? name : name.substr(mark + 1), heads,
+          kv_heads == 0 ? heads : kv_heads, paged};
+}
+
+// Puts the axes of a tensor in the order B, S, N, D. H is heads of D values; T is S without B.
+void arrange(Stage& stage, const char* name, anynpu_tensor& tensor, const std::string& layout, int64_t heads) {
+  if (!stage.ok() || !present(tensor)) return;
+  const anynpu_tensor given = tensor;
+  const int last = given.ndim - 1;
+  stage.require(given.ndim == static_cast<int>(layout.size()), "%s must have %zu axes in layout %s, got shape %s", name,
+                layout.size(), layout.c_str(), shape_text(given));
+  if (!stage.ok()) return;
+  const bool joined = layout[last] == 'H';
+  stage.require(!joined || given.shape[last] % heads == 0,
+                "the last axis of %s must be a multiple of its %lld heads, got %lld", name, wide(heads),
+                wide(given.shape[last]));
+  tensor.ndim = 4;
+  for (int axis = 0; axis < 4; ++axis) {
+    size_t at = layout.find("BSND"[axis]);
+    if (at == std::string::npos && axis == 1) at = layout.find('T');
+    const bool found = at != std::string::npos;
+    tensor.shape[axis] = found ? given.shape[at] : 1;
+    tensor.strides[axis] = found ? given.strides[at] : 0;
+  }
+  if (joined) {
+    const int64_t size = given.shape[last] / heads;
+    tensor.shape[2] = heads;
+    // Strides of a tensor without elements may be anything.
+    if (__builtin_mul_overflow(size, given.strides[last], &tensor.strides[2])) tensor.strides[2] = 0;
+    tensor.shape[3] = size;
+    tensor.strides[3] = given.strides[last];
+  }
+  stage.require(tensor.shape[2] == heads, "axis %zu of %s must be its %lld heads, got %lld", layout.find('N'), name,
+                wide(heads), wide(tensor.shape[2]));
+}
+
+void arrange_cache(Stage& stage, const char* name, anynpu_tensor& tensor, const Form& form, int64_t block_size) {
+  if (!stage.ok() || !present(tensor)) return;
+  if (!form.paged) return arrange(stage, name, tensor, form.source, form.kv_heads);
+  stage.require(tensor.ndim != 5, "%s in 5 axes (FRACTAL_NZ) is not implemented with a block table, only 3 and 4",
+                name);
+  arrange(stage, name, tensor, tensor.ndim == 3 ? "BSH" : "BNSD", form.kv_heads);
+  stage.require(block_size == tensor.shape[1], "blockSize must be that of %s, %lld, got %lld", name,
+                wide(tensor.shape[1]), wide(block_size));
+}
+
+// Scales or offsets of int8 keys or values: the axes B, S, N, D of what they belong to, 1 where they do not change.
+void arrange_factors(Stage& stage, const char* name, anynpu_tensor& factors, int64_t mode, const anynpu_tensor& codes,
+                     const Form& form) {
+  if (!stage.ok() || !present(factors)) return;
+  const bool of_blocks = mode == kPagedToken || mode == kPagedTokenHead,
+             by_head = mode == kTokenHead || mode == kPagedTokenHead;
+  stage.require(of_blocks ? form.paged : mode == kChannel || mode == kHead || !(form.paged || form.is_packed()),
+                "%s of mode %lld is not implemented %s a block table%s", name, wide(mode),
+                of_blocks ? "without" : "with", of_blocks ? "" : " or in layout TND");
+  if (!stage.ok()) return;
+  const int64_t count = element_count(factors), heads = form.kv_heads, size = codes.shape[3];
+  anynpu_tensor given = factors;
+  factors.ndim = 4;
+  if (mode == kChannel || mode == kHead) {
+    const int64_t width = mode == kHead ? 1 : size;
+    const bool one = mode == kChannel && count == 1;
+    stage.require(one || (count == heads * width && is_contiguous(given)),
+                  "%s must hold %lld values of mode %lld side by side, got shape %s", name, wide(heads * width),
+                  wide(mode), shape_text(given));
+    const int64_t shape[] = {1, 1, one ? 1 : heads, one ? 1 : width};
+    std::copy(shape, shape + 4, factors.shape);
+    return make_contiguous(factors);
+  }
+  const int axes = by_head ? 3 : 2, extra = given.ndim == axes + 1 && given.shape[0] == 1 ? 1 : 0;
+  stage.require(given.ndim == axes + extra, "%s must have %d axes in mode %lld, got shape %s", name, axes, wide(mode),
+                shape_text(given));
+  const int64_t *shape = given.shape + extra, *strides = given.strides + extra;
+  const int token = axes - 1;
+  const int64_t sizes[] = {shape[0], shape[token], by_head ? shape[1] : 1, 1};
+  const int64_t steps[] = {strides[0], strides[token], by_head ? strides[1] : 0, 0};
+  std::copy(sizes, sizes + 4, factors.shape);
+  std::copy(steps, steps + 4, factors.strides);
+}
+
+// The tensor without its first axis, of size 2.
+anynpu_tensor without_pair(Stage& stage, const char* name, const anynpu_tensor& both) {
+  if (!stage.ok() || !present(both)) return {};
+  stage.require(both.ndim >= 1 && both.shape[0] == 2, "the first axis of %s must be 2, for key and value, got shape %s",
+                name, shape_text(both));
+  anynpu_tensor made = both;
+  made.data = nullptr;
+  made.ndim = std::max(0, both.ndim - 1);
+  std::copy(both.shape + 1, both.shape + ANYNPU_MAX_DIMS, made.shape);
+  std::copy(both.strides + 1, both.strides + ANYNPU_MAX_DIMS, made.strides);
+  return made;
+}
+
+void arrange_stacked(Stage& stage, int64_t mode, const Form& form) {
+  Args& args = stage.args;
+  stage.require(present(args.all_scales) || !present(args.all_offsets), "antiquantOffset needs a scale");
+  stage.require(!present(args.all_scales) || mode == kChannel || mode == kToken,
+                "antiquantMode must be 0 or 1, got %lld", wide(mode));
+  args.k_scale = args.v_scale = without_pair(stage, "antiquantScale", args.all_scales);
+  args.k_offset = args.v_offset = without_pair(stage, "antiquantOffset", args.all_offsets);
+  arrange_factors(stage, "antiquantScale", args.k_scale, mode, args.k, form);
+  arrange_factors(stage, "antiquantScale", args.v_scale, mode, args.v, form);
+  arrange_factors(stage, "antiquantOffset", args.k_offset, mode, args.k, form);
+  arrange_factors(stage, "antiquantOffset", args.v_offset, mode, args.v, form);
+}
+
+void arrange_separate(Stage& stage, int64_t key_mode, int64_t value_mode, const Form& form) {
+  Args& args = stage.args;
+  const bool known = key_mode >= kChannel && key_mode <= kPagedTokenHead &&
+                     (key_mode == value_mode || (key_mode == kChannel && value_mode == kToken));
+  stage.require(known, "keyAntiquantMode and valueAntiquantMode must be equal, 0 to 5, or 0 and 1, got %lld and %lld",
+                wide(key_mode), wide(value_mode));
+  arrange_factors(stage, "keyAntiquantScaleOptional", args.k_scale, key_mode, args.k, form);
+  arrange_factors(stage, "keyAntiquantOffsetOptional", args.k_offset, key_mode, args.k, form);
+  arrange_factors(stage, "valueAntiquantScaleOptional", args.v_scale, value_mode, args.v, form);
+  arrange_factors(stage, "valueAntiquantOffsetOptional", args.v_offset, value_mode, args.v, form);
+}
+
+// (S, Skv), (B or 1, S, Skv) or (B or 1, N or 1, S, Skv), and (B or 1, Skv) where queries have one token.
+void arrange_mask(Stage& stage, anynpu_tensor& mask, bool one_row) {
+  if (!stage.ok() || !present(mask)) return;
+  stage.require(mask.ndim >= 2 && mask.ndim <= 4, "attenMask must have 2 to 4 axes, got shape %s", shape_text(mask));
+  if (!stage.ok()) return;
+  const anynpu_tensor given = mask;
+  const int at = given.ndim - 1;
+  const bool of_batches = given.ndim == 2 && one_row;
+  const int64_t sizes[] = {of_batches || given.ndim > 2 ? given.shape[0] : 1, given.ndim == 4 ? given.shape[1] : 1,
+                           of_batches ? 1 : given.shape[at - 1], given.shape[at]};
+  const int64_t steps[] = {given.strides[0], given.strides[1], of_batches ? 0 : given.strides[at - 1],
+                           given.strides[at]};
+  mask.ndim = 4;
+  std::copy(sizes, sizes + 4, mask.shape);
+  std::copy(steps, steps + 4, mask.strides);
+}
+
+void set_visible(Stage& stage, const Visible& visible, bool one_row) {
+  Args& args = stage.args;
+  args.before = args.after = kAll;
+  const int64_t mode = visible.mode;
+  const bool masked = present(args.mask) || present(args.triangle);
+  stage.require(mode >= kGivenMask && mode <= kBand, "sparseMode must be 0, 1, 2, 3 or 4, got %lld", wide(mode));
+  if (one_row && !masked) return;  // the mode and its tokens have no effect
+  stage.require(mode == kGivenMask || masked, "attenMaskOptional must be given for sparseMode %lld", wide(mode));
+  stage.require(!one_row || mode <= kWholeMask || mode == kCausal,
+                "sparseMode must be 0, 1 or 3 for queries of one token, got %lld", wide(mode));
+  if (present(args.triangle)) {
+    const anynpu_tensor& mask = args.triangle;
+    bool fits = mask.ndim >= 2 && mask.ndim <= 4;
+    for (int axis = 0; axis < mask.ndim; ++axis)
+      fits = fits && mask.shape[axis] == (axis < mask.ndim - 2 ? 1 : kTriangle);
+    stage.require(fits, "attenMaskOptional must have shape (2048, 2048) for sparseMode %lld, got %s", wide(mode),
+                  shape_text(mask));
+  }
+  if (!masked || one_row) return;
+  if (mode == kGivenMask || mode == kBand) {
+    args.before = visible.before;
+    args.after = visible.after;
+  } else if (mode != kWholeMask) {
+    args.after = 0;
+  }
+  args.from_end = mode == kCausal || mode == kBand;
+}
+
+// A list of one serves all sequences.
+void repeat(Stage& stage, const char* name, std::vector<int64_t>& values) {
+  if (!stage.ok() || values.empty()) return;
+  const int64_t batch = stage.args.q.shape[0];
+  const auto count = static_cast<int64_t>(values.size());
+  stage.require(count == 1 || count == batch, "%s must have 1 or %lld values, got %lld", name, wide(batch),
+                wide(count));
+  if (stage.ok() && count == 1) values.assign(batch < 1 << 20 ? batch : 1, values[0]);
+}
+
+// What the documents limit on Atlas A2 without looking at data.
+void limit(Stage& stage, const Form& form, int64_t block_size) {
+  if (!stage.ok()) return;
+  const anynpu_tensor &q = stage.args.q, &k = stage.args.k;
+  stage.limit(q.dtype != ANYNPU_FLOAT32, "wants query in float16 or bfloat16, got float32");
+  stage.limit(q.shape[0] <= 65536, "wants B <= 65536, got %lld", wide(q.shape[0]));
+  stage.limit(form.heads <= 256, "wants numHeads <= 256, got %lld", wide(form.heads));
+  stage.limit(form.heads / form.kv_heads <= 64, "wants numHeads / numKeyValueHeads <= 64, got %lld",
+              wide(form.heads / form.kv_heads));
+  stage.limit(q.shape[3] <= 512, "wants heads of at most 512 values, got %lld", wide(q.shape[3]));
+  const int64_t step = k.dtype == ANYNPU_INT8 ? 32 : 16;
+  stage.limit(!form.paged || (block_size % step == 0 && block_size <= 512),
+              "wants blockSize to be a multiple of %lld and at most 512, got %lld", wide(step), wide(block_size));
+}
+
+void take_codes(Stage& stage, const FusedCall& call) {
+  stage.optional("keyAntiquantScaleOptional", call.key_scale, &Args::k_scale);
+  stage.optional("keyAntiquantOffsetOptional", call.key_offset, &Args::k_offset);
+  stage.optional("valueAntiquantScaleOptional", call.value_scale, &Args::v_scale);
+  stage.optional("valueAntiquantOffsetOptional", call.value_offset, &Args::v_offset);
+  const Args& args = stage.args;
+  stage.require(present(args.k_scale) == present(args.v_scale),
+                "keyAntiquantScaleOptional and valueAntiquantScaleOptional must be given together");
+  stage.require(present(args.k_scale) || (!present(args.k_offset) && !present(args.v_offset)),
+                "keyAntiquantOffsetOptional and valueAntiquantOffsetOptional need scales");
+}
+
+void take_inputs(Stage& stage, const FusedCall& call) {
+  const bool separate = call.key_scale != nullptr;
+  stage.input("query", call.query, &Args::q);
+  stage.input("key", stage.only("key", call.key), &Args::k);
+  stage.input("value", stage.only("value", call.value), &Args::v);
+  stage.reserved("pseShiftOptional", call.pse_shift);
+  stage.optional("attenMaskOptional", call.mask,
+                 call.visible.mode >= kCausalFromTopLeft ? &Args::triangle : &Args::mask);
+  stage.args.q_values = stage.ints("actualSeqLengthsOptional", call.q_lengths);
+  stage.args.kv_values = stage.ints("actualSeqLengthsKvOptional", call.kv_lengths);
+  stage.reserved("deqScale1Optional", call.deq_scale1);
+  stage.reserved("quantScale1Optional", call.quant_scale1);
+  stage.reserved("deqScale2Optional", call.deq_scale2);
+  stage.reserved("quantScale2Optional", call.quant_scale2);
+  stage.reserved("quantOffset2Optional", call.quant_offset2);
+  if (separate) {
+    stage.unused("antiquantScaleOptional", call.scale);
+    stage.unused("antiquantOffsetOptional", call.offset);
+  } else {
+    stage.optional("antiquantScaleOptional", call.scale, &Args::all_scales);
+    stage.optional("antiquantOffsetOptional", call.offset, &Args::all_offsets);
+  }
+  stage.optional("blockTableOptional", call.block_table, &Args::block_table);
+  stage.reserved("queryPaddingSizeOptional", call.query_padding);
+  stage.reserved("kvPaddingSizeOptional", call.kv_padding);
+  take_codes(stage, call);
+  stage.reserved("keySharedPrefixOptional", call.key_prefix);
+  stage.reserved("valueSharedPrefixOptional", call.value_prefix);
+  stage.require(stage.ints("actualSharedPrefixLenOptional", call.prefix_lengths).empty(),
+                "actualSharedPrefixLenOptional must be null or empty");
+  stage.optional("queryRopeOptional", call.query_rope, &Args::q_rope);
+  stage.optional("keyRopeOptional", call.key_rope, &Args::k_rope);
+  stage.reserved("keyRopeAntiquantScaleOptional", call.key_rope_scale);
+}
+
+void arrange_all(Stage& stage, const FusedCall& call, const Form& form) {
+  Args& args = stage.args;
+  arrange(stage, "query", args.q, form.source, form.heads);
+  arrange_cache(stage, "key", args.k, form, call.block_size);
+  arrange_cache(stage, "value", args.v, form, call.block_size);
+  arrange(stage, "queryRopeOptional", args.q_rope, form.source, form.heads);
+  arrange_cache(stage, "keyRopeOptional", args.k_rope, form, call.block_size);
+  if (call.key_scale == nullptr) {
+    arrange_stacked(stage, call.mode, form);
+  } else {
+    arrange_separate(stage, call.key_mode, call.value_mode, form);
+  }
+  arrange(stage, "attentionOut", args.out, form.target, form.heads);
+  arrange(stage, "softmaxLse", args.lse, form.is_packed() ? "TND" : "BNSD", form.heads);
+  stage.require(!present(args.lse) || args.lse.shape[3] == 1, "the last axis of softmaxLse must be 1");
+  if (present(args.lse)) args.lse.ndim = 3;
+  args.packed = form.is_packed();
+  args.softmax_scale = static_cast<float>(call.softmax_scale);
+  if (form.is_packed()) {
+    stage.require(!args.q_values.empty() && !args.kv_values.empty(),
+                  "actualSeqLengthsOptional and actualSeqLengthsKvOptional must be given in layout TND");
+    return;
+  }
+  repeat(stage, "actualSeqLengthsOptional", args.q_values);
+  repeat(stage, "actualSeqLengthsKvOptional", args.kv_values);
+}
+
+void arrange_call(Stage& stage, const FusedCall& call, const Form& form) {
+  arrange_all(stage, call, form);
+  const bool one_row = stage.args.q.shape[1] == 1 && !form.is_packed();
+  arrange_mask(stage, stage.args.mask, one_row);
+  set_visible(stage, call.visible, one_row);
+  limit(stage, form, call.block_size);
+}
+
+}  // namespace
+
+int32_t check(const Args* args, size_t* workspace_bytes) {
+  const anynpu_fused_attention_args made = flat(*args);
+  return anynpu_fused_attention_check(&made, workspace_bytes);
+}
+
+int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
+  const anynpu_fused_attention_args made = flat(*args);
+  return anynpu_fused_attention(&made, workspace, workspace_bytes);
+}
+
+aclnnStatus fused(const acl::Operator& op, const FusedCall& call, uint64_t* workspace_size, aclOpExecutor** executor) {
+  return acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    take_inputs(stage, call);
+    stage.output("attentionOut", call.out, &Args::out);
+    if (call.with_lse) {
+      stage.output("softmaxLse", call.lse, &Args::lse);
+    } else {
+      stage.unused("softmaxLse", call.lse);
+    }
+    const auto layouts = {"BSH", "BSND", "BNSD", "BNSD_BSND", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD", "TND", "TND_NTD"};
+    const Form form = form_of(stage, call.layout, layouts, call.heads, call.kv_heads, present(stage.args.block_table));
+    arrange_call(stage, call, form);
+  });
+}
+
+aclnnStatus increment(const acl::Operator& op, const IncreCall& call, uint64_t* workspace_size,
+                      aclOpExecutor** executor) {
+  return acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    stage.input("query", call.query, &Args::q);
+    stage.input("key", stage.only("key", call.key), &Args::k);
+    stage.input("value", stage.only("value", call.value), &Args::v);
+    stage.reserved("pseShift", call.pse_shift);
+    stage.optional("attenMask", call.mask, &Args::mask);
+    stage.args.kv_values = stage.ints("actualSeqLengths", call.lengths);
+    stage.reserved("dequantScale1", call.deq_scale1);
+    stage.reserved("quantScale1", call.quant_scale1);
+    stage.reserved("dequantScale2", call.deq_scale2);
+    stage.reserved("quantScale2", call.quant_scale2);
+    stage.reserved("quantOffset2", call.quant_offset2);
+    stage.optional("antiquantScale", call.scale, &Args::all_scales);
+    stage.optional("antiquantOffset", call.offset, &Args::all_offsets);
+    stage.optional("blocktable", call.block_table, &Args::block_table);
+    stage.reserved("kvPaddingSize", call.kv_padding);
+    stage.output("attentionOut", call.out, &Args::out);
+    FusedCall fused{};
+    fused.block_size = call.block_size;
+    fused.softmax_scale = call.softmax_scale;
+    const Form form = form_of(stage, call.layout, {"BSH", "BSND", "BNSD"}, call.heads, call.kv_heads,
+                              present(stage.args.block_table));
+    arrange_all(stage, fused, form);
+    stage.require(stage.args.q.shape[1] == 1, "query must have one token for each sequence, got %lld",
+                  wide(stage.args.q.shape[1]));
+    arrange_mask(stage, stage.args.mask, true);
+    set_visible(stage, {}, true);
+    limit(stage, form, call.block_size);
+  });
+}
+
+aclnnStatus prompt(const acl::Operator& op, const PromptCall& call, uint64_t* workspace_size,
+                   aclOpExecutor** executor) {
+  return acl::first_stage<Args>(op, workspace_size, executor, [&](Stage& stage) {
+    stage.input("query", call.query, &Args::q);
+    stage.input("key", call.key, &Args::k);
+    stage.input("value", call.value, &Args::v);
+    stage.reserved("pseShift", call.pse_shift);
+    stage.optional("attenMask", call.mask, call.visible.mode >= kCausalFromTopLeft ? &Args::triangle : &Args::mask);
+    stage.args.q_values = stage.ints("actualSeqLengths", call.q_lengths);
+    stage.args.kv_values = stage.ints("actualSeqLengthsKv", call.kv_lengths);
+    stage.reserved("deqScale1", call.deq_scale1);
+    stage.reserved("quantScale1", call.quant_scale1);
+    stage.reserved("deqScale2", call.deq_scale2);
+    stage.reserved("quantScale2", call.quant_scale2);
+    stage.reserved("quantOffset2", call.quant_offset2);
+    stage.output("attentionOut", call.out, &Args::out);
+    FusedCall fused{};
+    fused.softmax_scale = call.softmax_scale;
+    fused.visible = call.visible;
+    const auto layouts = {"BSH", "BSND", "BNSD", "BNSD_BSND"};
+    arrange_call(stage, fused, form_of(stage, call.layout, layouts, call.heads, call.kv_heads, false));
+  });
+}
+
+}  // namespace anynpu::attention
