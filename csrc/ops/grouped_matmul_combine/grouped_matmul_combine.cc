@@ -408,8 +408,10 @@ class Combine {
     const WeightSource weight = problem_.expert_weight(piece.expert);
     const int64_t scale = piece.expert * problem_.scale_groups * problem_.n + column;
     const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
+    const Piece* after = &piece + 1 < pieces_ + piece_count_ ? &piece + 1 : &piece;
+    const uint8_t* next = problem_.expert_weight(after->expert).data + column / panel * panel_bytes;
     kernel_.multiply_scaled_int4({weight.data + column / panel * panel_bytes, weight.row_bytes, panel_bytes,
-                                  columns / panel, problem_.scale_groups, problem_.group_size() / 4,
+                                  columns / panel, next, problem_.scale_groups, problem_.group_size() / 4,
                                   packed_.tiles(piece), packed_.rows(piece), packed_.tile_rows(piece),
                                   packed_.row_steps(), packed_.of_rows(piece, 0),
                                   static_cast<const int64_t*>(args_.scale.data) + scale, problem_.n, memory.sums,

@@ -45,6 +45,7 @@ struct ScaledInt4Product {
   int64_t row_bytes;
   int64_t panel_bytes;
   int64_t panels;
+  const uint8_t* next;  // the weight of the product after it, or this one
   int64_t groups;
   int64_t group_steps;
   const int32_t* x;  // [tiles of tile_rows rows][row_steps][rows of the tile]
