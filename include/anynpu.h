@@ -314,7 +314,7 @@ ANYNPU_API int32_t anynpu_rms_norm(const anynpu_rms_norm_args* args, void* works
 
 /* float_matmul: y = x1 @ x2 with sums in float32. x1 [.., M, K] or [K], x2 [.., K, N] or [K], y [.., M, N] (without the axis
  * that a 1-D x lacks), of one dtype, FLOAT32, FLOAT16 or BFLOAT16 (y also FLOAT32), and any strides; the leading axes
- * broadcast. */
+ * broadcast. x2 also FRACTAL_NZ. */
 typedef struct {
   anynpu_tensor x1;
   anynpu_tensor x2;

@@ -175,6 +175,22 @@ def test_matmul(shapes, dtype, isa):
         assert_near(result, expected, dtype, sizes * (x.shape[-1] + 2) * 2**-24)
 
 
+@DTYPES
+@pytest.mark.parametrize("shapes", [each for each in MATRICES if min(map(len, each)) > 1], ids=str)
+def test_matmul_reads_blocks(shapes, dtype, isa):
+    x, y = (random(*shape, seed=at).to(dtype) for at, shape in enumerate(shapes))
+    _, (expected,) = run("aclnnMatmul", [x, y], [([*(x.double() @ y.double()).shape], dtype)], [ctypes.c_int8(0)])
+    for view in (y, y.mT.contiguous().mT):
+        if view.numel() == 0:
+            continue
+        with c_front_end.session() as make:
+            out = make.output(list(expected.shape), dtype)
+            arguments = [make.tensor(x), make.tensor(view, nz=True), out.handle, ctypes.c_int8(0)]
+            outcome = c_front_end.call("aclnnMatmul", *arguments)
+            assert outcome.status == 0, outcome
+            assert torch.equal(out.tensor(list(expected.shape), dtype), expected)
+
+
 def test_results_do_not_depend_on_threads(each_thread_count):
     from anynpu import _native
 

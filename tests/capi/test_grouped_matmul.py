@@ -134,7 +134,17 @@ def test_int4_tensors_hold_the_same_bytes_as_int32_words(name):
     assert_close(results, case.args)
 
 
-@pytest.mark.parametrize("name", ["W8A8 int32 bias", "W8A16 per channel", "W8A8 float bias, transposed weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "W8A8 int32 bias",
+        "W8A16 per channel",
+        "W8A8 float bias, transposed weight",
+        "float16",
+        "float32",
+        "bfloat16 lists",
+    ],
+)
 def test_blocks_hold_the_same_weight(name):
     case = next(case for case in VALID if case.name == name)
     outcome, results = run(case.args, nz=True)
@@ -183,6 +193,12 @@ def test_groups_along_k(dtype):
     torch.testing.assert_close(torch.stack(results).double(), torch.stack(expected), **tolerance)
     cut = lists | {"weight": list(weight[:30].split([16, 0, 14]))}
     outcome, results = run(cut, shapes=[[9, 6]] * 3)
+    assert outcome.status == 0, outcome
+    torch.testing.assert_close(torch.stack(results).double(), torch.stack(expected), **tolerance)
+    outcome, _ = run(args, nz=True, shapes=[[3, 9, 6]])
+    assert outcome.status == 161002
+    assert "one weight must be ND with groupType 2, got format 29" in outcome.sentence
+    outcome, results = run(cut, nz=True, shapes=[[9, 6]] * 3)
     assert outcome.status == 0, outcome
     torch.testing.assert_close(torch.stack(results).double(), torch.stack(expected), **tolerance)
     counts = args | {"group_list": torch.tensor([30, 11]), "group_list_type": 1}

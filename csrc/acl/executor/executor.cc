@@ -312,6 +312,24 @@ std::string formatted(const char* format, va_list arguments) {
 
 }  // namespace
 
+void put_in_blocks(const aclTensor* handle) {
+  if (const TensorPtr tensor = tensors().find(handle)) *tensor = in_blocks(*tensor);
+}
+
+int32_t view_of(const char* call, const char* name, const aclTensor* handle, anynpu_tensor* view) {
+  TensorPtr tensor;
+  const int32_t status = tensors().get(call, name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
+  Span span;
+  return status == ACLNN_SUCCESS ? describe(call, name, *tensor, false, view, &span) : status;
+}
+
+int32_t values_of(const char* call, const char* name, const aclIntArray* handle, std::vector<int64_t>* values) {
+  std::shared_ptr<IntArray> array;
+  const int32_t status = int_arrays().get(call, name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &array);
+  if (status == ACLNN_SUCCESS) *values = array->values;
+  return status;
+}
+
 int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to) {
   const anynpu_cast_args args{from, to};
   return anynpu_cast(&args, nullptr, 0);
@@ -341,20 +359,34 @@ void Stage::take(const char* name, const aclTensor* handle, size_t field, bool i
   slots_.push_back({name, handle, field, is_output, span.begin, span.end});
 }
 
+void Stage::take_in_blocks(const char* name, const aclTensor* handle, size_t field) {
+  if (!ok()) return;
+  TensorPtr tensor;
+  status_ = tensors().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &tensor);
+  if (!ok()) return;
+  require(tensor->format != ACL_FORMAT_FRACTAL_NZ && tensor->ndim >= 2 && tensor->ndim <= ANYNPU_MAX_DIMS - 2,
+          "%s must be ND with 2 to %d axes, got format %d and %d axes", name, ANYNPU_MAX_DIMS - 2, tensor->format,
+          tensor->ndim);
+  if (!ok()) return;
+  anynpu_tensor& view = tensor_at(args_.get(), field);
+  Span span;
+  status_ = describe(call_.c_str(), name, *tensor, true, &view, &span);
+  if (ok()) status_ = describe(call_.c_str(), name, in_blocks(*tensor), true, &view, &span);
+  slots_.push_back({name, handle, field, true, span.begin, span.end});
+}
+
 void Stage::ints(const char* name, const aclIntArray* handle, int64_t* values, size_t count) {
   if (!ok()) return;
-  std::shared_ptr<IntArray> array;
-  status_ = int_arrays().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &array);
-  if (!ok()) return;
-  require(array->values.size() == count, "%s must hold %zu values, got %zu", name, count, array->values.size());
-  if (ok()) std::copy(array->values.begin(), array->values.end(), values);
+  std::vector<int64_t> found;
+  status_ = values_of(call_.c_str(), name, handle, &found);
+  require(found.size() == count, "%s must hold %zu values, got %zu", name, count, found.size());
+  if (ok()) std::copy(found.begin(), found.end(), values);
 }
 
 std::vector<int64_t> Stage::ints(const char* name, const aclIntArray* handle) {
-  std::shared_ptr<IntArray> array;
-  if (!ok() || handle == nullptr) return {};
-  status_ = int_arrays().get(call_.c_str(), name, handle, ACLNN_ERR_PARAM_NULLPTR, ACLNN_ERR_PARAM_INVALID, &array);
-  return ok() ? array->values : std::vector<int64_t>{};
+  std::vector<int64_t> found;
+  if (ok() && handle != nullptr) status_ = values_of(call_.c_str(), name, handle, &found);
+  return found;
 }
 
 double Stage::number(const char* name, const aclScalar* handle) {

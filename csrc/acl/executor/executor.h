@@ -78,6 +78,7 @@ class ACL_FUNC_VISIBILITY Stage {
 
  protected:
   void take(const char* name, const aclTensor* handle, size_t field, bool is_output, bool is_optional);
+  void take_in_blocks(const char* name, const aclTensor* handle, size_t field);
   // The tensors of a required list of at most `most`.
   std::vector<const void*> all(const char* name, const aclTensorList* list, size_t most);
 
@@ -120,6 +121,10 @@ class FirstStage : public Stage {
   void output(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
     take(name, handle, offset_of(field), true, false);
   }
+  // A tensor in ND whose memory becomes FRACTAL_NZ, as it will be. See put_in_blocks.
+  void output_in_blocks(const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
+    take_in_blocks(name, handle, offset_of(field));
+  }
 
   Args& args;
 
@@ -141,6 +146,16 @@ class FirstStage : public Stage {
     return reinterpret_cast<const char*>(&(args.*field)) - reinterpret_cast<const char*>(&args);
   }
 };
+
+// The shape of the FRACTAL_NZ storage of a view, which may have its last two axes swapped.
+ACL_FUNC_VISIBILITY anynpu_tensor blocks_of(const anynpu_tensor& view);
+// From now on the tensor is FRACTAL_NZ.
+ACL_FUNC_VISIBILITY void put_in_blocks(const aclTensor* handle);
+
+// For functions without stages: what handles stand for, with a status and a sentence.
+ACL_FUNC_VISIBILITY int32_t view_of(const char* call, const char* name, const aclTensor* handle, anynpu_tensor* view);
+ACL_FUNC_VISIBILITY int32_t values_of(const char* call, const char* name, const aclIntArray* handle,
+                                      std::vector<int64_t>* values);
 
 // A cast; to the same dtype it is a copy between views.
 ACL_FUNC_VISIBILITY int32_t copy_view(const anynpu_tensor& from, const anynpu_tensor& to);

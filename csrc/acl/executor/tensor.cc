@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "acl/executor/executor.h"
 #include "acl/runtime/memory.h"
 #include "core/tensor.h"
 
@@ -129,14 +130,7 @@ int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor
   const bool blocked = tensor.storage_ndim == view->ndim + 2;
   view->nz_c0 =
       blocked ? static_cast<int32_t>(std::min<int64_t>(tensor.storage[tensor.storage_ndim - 1], INT32_MAX)) : 0;
-  anynpu_tensor expected = *view;
-  const int64_t c0 = nz_c0(*view);
-  const int row = view->ndim - 2, column = view->ndim - 1;
-  const bool swapped = is_transposed(*view);
-  const int64_t rows = view->shape[swapped ? column : row], columns = view->shape[swapped ? row : column];
-  expected.ndim = view->ndim + 2 <= ANYNPU_MAX_DIMS ? view->ndim + 2 : ANYNPU_MAX_DIMS;
-  const int64_t blocks[] = {columns / c0 + (columns % c0 != 0), rows / 16 + (rows % 16 != 0), 16, c0};
-  std::copy_n(blocks, 4, expected.shape + expected.ndim - 4);
+  const anynpu_tensor expected = blocks_of(*view);
   const bool as_view =
       tensor.storage_ndim == view->ndim && std::equal(view->shape, view->shape + view->ndim, tensor.storage.begin());
   if (!as_view && !(blocked && std::equal(expected.shape, expected.shape + expected.ndim, tensor.storage.begin()))) {
@@ -144,7 +138,8 @@ int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor
     got.ndim = tensor.storage_ndim;
     std::copy(tensor.storage.begin(), tensor.storage.end(), got.shape);
     return report(ACLNN_ERR_PARAM_INVALID, "%s: storage shape of %s must be %s for the %s view %s, got %s", call, name,
-                  shape_text(expected), swapped ? "transposed" : "contiguous", shape_text(*view), shape_text(got));
+                  shape_text(expected), is_transposed(*view) ? "transposed" : "contiguous", shape_text(*view),
+                  shape_text(got));
   }
   const int64_t count = element_count(expected);
   if (count < 0 || __builtin_mul_overflow(count, int64_t{dtype_bits(view->dtype)}, bits)) {
@@ -187,6 +182,32 @@ int32_t hand_out_one(const char* call, const void* tensor, T* value, const Pick&
 HandleTable<Tensor>& tensors() {
   static auto* table = new HandleTable<Tensor>(Kind::tensor, "aclTensor");
   return *table;
+}
+
+anynpu_tensor blocks_of(const anynpu_tensor& view) {
+  anynpu_tensor made = view;
+  const int64_t c0 = nz_c0(view);
+  const int row = view.ndim - 2, column = view.ndim - 1;
+  const bool swapped = is_transposed(view);
+  const int64_t rows = view.shape[swapped ? column : row], columns = view.shape[swapped ? row : column];
+  made.ndim = view.ndim + 2 <= ANYNPU_MAX_DIMS ? view.ndim + 2 : ANYNPU_MAX_DIMS;
+  const int64_t blocks[] = {columns / c0 + (columns % c0 != 0), rows / 16 + (rows % 16 != 0), 16, c0};
+  std::copy_n(blocks, 4, made.shape + made.ndim - 4);
+  return made;
+}
+
+Tensor in_blocks(const Tensor& tensor) {
+  Tensor made = tensor;
+  anynpu_tensor view = {};
+  view.dtype = tensor.dtype;
+  view.ndim = tensor.ndim;
+  std::copy(tensor.shape.begin(), tensor.shape.end(), view.shape);
+  std::copy(tensor.strides.begin(), tensor.strides.end(), view.strides);
+  const anynpu_tensor blocks = blocks_of(view);
+  made.format = ACL_FORMAT_FRACTAL_NZ;
+  made.storage_ndim = blocks.ndim;
+  std::copy_n(blocks.shape, blocks.ndim, made.storage.begin());
+  return made;
 }
 
 int32_t describe(const char* call, const char* name, const Tensor& tensor, bool written, anynpu_tensor* view,

@@ -55,6 +55,9 @@ inline void* advanced(void* base, int64_t bytes) {
 int32_t describe(const char* call, const char* name, const Tensor& tensor, bool written, anynpu_tensor* description,
                  Span* span);
 
+// The same tensor with its memory in FRACTAL_NZ; it has at least two axes, and two fewer than the most.
+Tensor in_blocks(const Tensor& tensor);
+
 // Checking mode: findings about the address of a tensor.
 void inspect(const char* call, const Tensor& tensor);
 

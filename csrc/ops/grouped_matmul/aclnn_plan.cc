@@ -234,6 +234,9 @@ int32_t check_columns(const Args& args, const Plan& plan) {
     return fail(ANYNPU_UNSUPPORTED, "groupType 2 (groups along K) is implemented for float x and weight");
   }
   ANYNPU_TRY(check_absent("biasOptional", args.bias_count, "groupType 2"));
+  if (args.weight_count == 1 && args.weight[0].format != ANYNPU_ND) {
+    return fail(ANYNPU_UNSUPPORTED, "one weight must be ND with groupType 2, got format %d", args.weight[0].format);
+  }
   if (args.group_list_type == kPairs) return fail(ANYNPU_UNSUPPORTED, "groupListType 2 wants groupType 0");
   const int64_t k = args.x[0].shape[1];
   if (args.weight_count == 1 && args.weight[0].shape[0] != k) {

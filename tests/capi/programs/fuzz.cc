@@ -52,6 +52,7 @@
 #include "aclnnop/aclnn_moe_token_permute.h"
 #include "aclnnop/aclnn_moe_token_unpermute.h"
 #include "aclnnop/aclnn_mul.h"
+#include "aclnnop/aclnn_npu_format_cast.h"
 #include "aclnnop/aclnn_permute.h"
 #include "aclnnop/aclnn_prompt_flash_attention_v2.h"
 #include "aclnnop/aclnn_prompt_flash_attention_v3.h"
@@ -66,6 +67,8 @@
 #include "aclnnop/aclnn_softmax.h"
 #include "aclnnop/aclnn_swi_glu.h"
 #include "aclnnop/aclnn_topk.h"
+#include "aclnnop/aclnn_trans_matmul_weight.h"
+#include "aclnnop/aclnn_trans_quant_param.h"
 #include "aclnnop/aclnn_trans_quant_param_v2.h"
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
@@ -751,6 +754,52 @@ void float_matmul(Tensors& tensors) {
   }
 }
 
+void formats(Tensors& tensors) {
+  const aclDataType dtype = chance(60) ? ACL_FLOAT16 : one_of(kDtypes);
+  const int64_t rows = pick(0, 40), columns = pick(0, 80);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  const aclTensor* x = tensors.random({rows, columns}, dtype);
+  int64_t *shape = nullptr, axes[] = {slip(5) ? one_of(kHuge) : rows, columns};
+  uint64_t count = 0;
+  int format = slip(10) ? static_cast<int>(pick(-1, 60)) : 29;
+  switch (pick(0, 2)) {
+    case 0: {
+      if (aclnnNpuFormatCastCalculateSizeAndFormat(x, format, -1, &shape, &count, &format) != ACLNN_SUCCESS) return;
+      int64_t *own = nullptr, *strides = nullptr;
+      EXPECT_OK(aclGetViewShape(x, &own, &size));
+      EXPECT_OK(aclGetViewStrides(x, &strides, &size));
+      aclTensor* y = aclCreateTensor(own, size, dtype, strides, 0, static_cast<aclFormat>(format), shape, count,
+                                     tensors.address(false));
+      if (y != nullptr) tensors.made.push_back(y);
+      size = 0;
+      const bool back = chance(50);
+      finish(aclnnNpuFormatCastGetWorkspaceSize(back ? y : x, back ? const_cast<aclTensor*>(x) : y, &size, &executor),
+             size, executor, aclnnNpuFormatCast);
+      for (int64_t* each : {shape, own, strides}) delete[] each;
+      break;
+    }
+    case 1: {
+      aclIntArray* array = aclCreateIntArray(axes, slip(5) ? 1 : 2);
+      if (aclnnCalculateMatmulWeightSizeV2(array, dtype, &count) == ACLNN_SUCCESS) EXPECT(count < INT64_MAX);
+      EXPECT_OK(aclDestroyIntArray(array));
+      finish(aclnnTransMatmulWeightGetWorkspaceSize(const_cast<aclTensor*>(x), &size, &executor), size, executor,
+             aclnnTransMatmulWeight);
+      break;
+    }
+    default: {
+      std::vector<float> scales(pick(0, 9), 0.5f), offsets(pick(0, 9), 3.0f);
+      uint64_t* words = nullptr;
+      const bool with_offset = chance(50);
+      const int status =
+          aclnnTransQuantParam(slip(5) ? nullptr : scales.data(), scales.size(), with_offset ? offsets.data() : nullptr,
+                               with_offset || slip(5) ? offsets.size() : 0, &words, &count);
+      EXPECT((status == ACLNN_SUCCESS) == (words != nullptr));
+      delete[] words;
+    }
+  }
+}
+
 void moves(Tensors& tensors) {
   const aclDataType dtype = one_of(kDtypes);
   const int64_t rows = pick(0, 5), columns = pick(0, 6), axis = slip(5) ? one_of(kHuge) : pick(-2, 1);
@@ -957,6 +1006,7 @@ int main(int count, char** arguments) {
                                         float_elementwise,
                                         rms_norm,
                                         float_matmul,
+                                        formats,
                                         moves,
                                         next_token,
                                         rotations,
