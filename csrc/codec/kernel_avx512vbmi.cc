@@ -71,8 +71,8 @@ constexpr uint8_t kWindowBits = 57;  // that begin at any bit of a byte and lie 
 // has more extra bits than fit a window.
 struct Pieces {
   Part even, odd;
+  __m512i ends;  // of the extra bits of both codes of a byte in their group's
   __m512i groups;
-  bool fit;
 };
 
 inline Pieces look_up_two(const uint8_t* nibbles, const Lanes& lanes) {
@@ -83,8 +83,8 @@ inline Pieces look_up_two(const uint8_t* nibbles, const Lanes& lanes) {
   const __m512i ends = sums(bits);
   return {{even, even_masks, _mm512_sub_epi8(ends, bits)},
           {odd, odd_masks, _mm512_sub_epi8(ends, odd_bits)},
-          bits_of_groups(ends),
-          _mm512_cmpgt_epu8_mask(ends, _mm512_set1_epi8(kWindowBits)) == 0};
+          ends,
+          bits_of_groups(ends)};
 }
 
 // The extra bits of each group, the first one lowest: 57 or more of those at bit `position`.
@@ -135,24 +135,31 @@ int32_t expand_pieces(const uint8_t* nibbles, int64_t pieces, const LaneTable* t
   const uint8_t* const data = extras->data;
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   uint64_t position = static_cast<uint64_t>(extras->position);
-  Lanes lanes = load_lanes(tables[0]);
-  Piece piece = look_up<kOneTable>(nibbles, lanes);
+  const auto lanes_of = [&, one = load_lanes(tables[0])](int64_t piece) {
+    return kOneTable ? one : load_lanes(tables[piece % kPanelPieces]);
+  };
+  const auto look_up_from = [&](int64_t piece) {
+    piece = piece < pieces ? piece : pieces - 1;
+    return look_up<kOneTable>(nibbles + piece * (kPiece / 2), lanes_of(piece));
+  };
+  Piece piece = look_up_from(0), next = look_up_from(1);
+  if (position > end) return 0;
+  __m512i bits = windows(piece.groups, data, position);
   for (int64_t done = 0; done < pieces; ++done, out += kPiece) {
-    if (position > end) return 0;
     // As much of what comes next: to decode takes longer than to read.
     _mm_prefetch(extras->next + done * kPiece, _MM_HINT_T1);
-    // The next one meanwhile: in one piece alone each vector waits for the one before.
-    const int64_t following = done + 1 < pieces ? done + 1 : done;
-    const Lanes next_lanes = kOneTable ? lanes : load_lanes(tables[following % kPanelPieces]);
-    const Piece next = look_up<kOneTable>(nibbles + following * (kPiece / 2), next_lanes);
-    const __m512i bits = windows(piece.groups, data, position);
-    _mm512_storeu_si512(out, finish<kCodes, kOneTable>(piece.part, lanes, bits, map));
+    // What the next two need meanwhile: in one piece alone each vector waits for the one before.
+    const Piece later = look_up_from(done + 2);
     position += all_bits(piece.groups);
-    lanes = next_lanes;
+    if (position > end) return 0;
+    const __m512i next_bits = windows(next.groups, data, position);
+    _mm512_storeu_si512(out, finish<kCodes, kOneTable>(piece.part, lanes_of(done), bits, map));
     piece = next;
+    next = later;
+    bits = next_bits;
   }
   extras->position = static_cast<int64_t>(position);
-  return position <= end;
+  return 1;
 }
 
 // The bytes of two vectors in turn.
@@ -170,36 +177,44 @@ inline void store_in_turn(__m512i even, __m512i odd, uint8_t* out) {
   }
 }
 
-// Two pieces at a time while they fit. Returns how many pieces those were.
+constexpr int64_t kRun = 8;  // pieces that are expanded one by one if they do not fit
+
+// Runs, two pieces at a time, while they fit. Returns how many pieces those were.
 template <Codes kCodes>
 int64_t expand_fitting(const uint8_t* nibbles, int64_t pieces, const LaneTable& table, const RankMap* ranks,
                        BitSource* extras, uint8_t* out) {
-  if (pieces < 2) return 0;
+  const int64_t last = pieces / kRun * kRun - 2;
+  if (last < 0) return 0;
   const Map map(kCodes == Codes::ranks ? ranks->nibbles : kNoMap);
   const Lanes lanes = load_lanes(table);
   const uint8_t *const data = extras->data, *fetched = extras->next;
   const uint64_t end = 8 * static_cast<uint64_t>(extras->bytes);
   uint64_t position = static_cast<uint64_t>(extras->position);
-  const int64_t last = pieces / 2 * 2 - 2;
-  int64_t done = 0;
   Pieces two = look_up_two(nibbles, lanes);
-  while (done <= last && two.fit && position <= end) {
-    _mm_prefetch(fetched + done * kPiece, _MM_HINT_T1);
-    _mm_prefetch(fetched + (done + 1) * kPiece, _MM_HINT_T1);
-    const int64_t following = done < last ? done + 2 : done;
-    const Pieces next = look_up_two(nibbles + following * (kPiece / 2), lanes);
-    const __m512i bits = windows(two.groups, data, position);
-    store_in_turn(finish<kCodes, true>(two.even, lanes, bits, map), finish<kCodes, true>(two.odd, lanes, bits, map),
-                  out + done * kPiece);
-    position += all_bits(two.groups);
-    two = next;
-    done += 2;
+  Pieces next = look_up_two(nibbles + kPiece, lanes);
+  __m512i bits = windows(two.groups, data, position);
+  for (int64_t done = 0; done <= last;) {
+    __m512i most = two.ends;
+    for (const int64_t run_end = done + kRun; done < run_end; done += 2) {
+      _mm_prefetch(fetched + done * kPiece, _MM_HINT_T1);
+      _mm_prefetch(fetched + (done + 1) * kPiece, _MM_HINT_T1);
+      const int64_t following = done + 2 < last ? done + 4 : last;
+      const Pieces later = look_up_two(nibbles + following * (kPiece / 2), lanes);
+      position += all_bits(two.groups);
+      if (position > end) return done / kRun * kRun;
+      const __m512i next_bits = windows(next.groups, data, position);
+      store_in_turn(finish<kCodes, true>(two.even, lanes, bits, map), finish<kCodes, true>(two.odd, lanes, bits, map),
+                    out + done * kPiece);
+      most = _mm512_max_epu8(most, two.ends);
+      two = next;
+      next = later;
+      bits = next_bits;
+    }
+    if (_mm512_cmpgt_epu8_mask(most, _mm512_set1_epi8(kWindowBits)) != 0) return done - kRun;
+    extras->position = static_cast<int64_t>(position);
   }
-  extras->position = static_cast<int64_t>(position);
-  return done;
+  return last + 2;
 }
-
-constexpr int64_t kUnfit = 8;  // pieces that are expanded one by one from the first one that does not fit
 
 template <Codes kCodes>
 int32_t expand_mixed(const uint8_t* nibbles, int64_t pieces, const LaneTable* tables, const RankMap* ranks,
@@ -213,7 +228,7 @@ int32_t expand_mixed(const uint8_t* nibbles, int64_t pieces, const LaneTable* ta
   };
   while (pieces > 0) {
     go_on(expand_fitting<kCodes>(nibbles, pieces, *tables, ranks, &rest, out));
-    const int64_t run = pieces < kUnfit ? pieces : kUnfit;
+    const int64_t run = pieces < kRun ? pieces : kRun;
     if (run > 0 && !expand_pieces<kCodes, true>(nibbles, run, tables, ranks, &rest, out)) return 0;
     go_on(run);
   }
