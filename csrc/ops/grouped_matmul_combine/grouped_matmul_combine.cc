@@ -34,6 +34,7 @@ constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kC
 constexpr int64_t kDeepSums = 65536;        // likewise, of kernels that go through all k of an expert
 constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights
 constexpr int64_t kSharedValues = 1 << 20;  // of all rows, so few that threads may share the experts
+constexpr int64_t kHalvedRows = 8;          // of an expert, of whose k threads may share
 constexpr int64_t kUnitOfK = 64;            // of parts of k: a multiple of the blocks of a kernel
 constexpr int64_t kPieceRows =
     240;  // of one expert that share an unpacked weight, so that their sums stay in the cache
@@ -93,7 +94,7 @@ class Combine {
     const int64_t pieces = round_up(most_pieces_ * static_cast<int64_t>(sizeof(Piece)), 64);
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
-    const int64_t values = share_experts_ ? rows_ * problem_.n * 4 : direct_.bytes();
+    const int64_t values = share_experts_ ? (scales_ ? 2 : 1) * rows_ * problem_.n * 4 : direct_.bytes();
     thread_bytes_ = panel_bytes() + (scales_ ? 3 : 2) * sums_ * 4 + 3 * columns_ * 4;
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + values + threads_ * thread_bytes_)));
@@ -207,13 +208,36 @@ class Combine {
     });
   }
 
-  // Whole pieces for each thread, and of the pieces that are left parts of k, whose sums are integers, since memory is
-  // fastest along whole rows of k. Where these sums do not fit, even parts of all columns of all pieces.
+  // Whole pieces for each thread, and of the pieces that are left parts of k, since memory is fastest along whole rows of
+  // k: halves, or parts whose sums are integers. Where neither can be, even parts of all columns of all pieces.
   void multiply_shares() {
     const bool by_k = !scales_ && problem_.scale_groups == 1 && columns_ >= problem_.n;
-    const int64_t left = by_k ? piece_count_ % threads_ : 0;
-    if (piece_count_ > left) multiply_columns(piece_count_ - left);
-    for (int64_t i = piece_count_ - left; i < piece_count_; ++i) multiply_parts_of_k(pieces_[i]);
+    const bool halves = std::all_of(pieces_, pieces_ + piece_count_, [&](const Piece& piece) { return halved(piece); });
+    whole_pieces_ = by_k || halves ? piece_count_ / threads_ * threads_ : piece_count_;
+    if (whole_pieces_ > 0) multiply_columns(whole_pieces_);
+    if (halves && whole_pieces_ < piece_count_) return multiply_halves();
+    for (int64_t i = whole_pieces_; i < piece_count_; ++i) multiply_parts_of_k(pieces_[i]);
+  }
+
+  // Few rows' products with the groups of either half of k are added one after the other, whoever makes them.
+  bool halved(const Piece& piece) const { return scales_ && problem_.scale_groups > 1 && piece.rows <= kHalvedRows; }
+
+  // Those of the second half wait for the first.
+  void multiply_halves() {
+    const int64_t halves = 2 * (piece_count_ - whole_pieces_);
+    for_columns(halves, [&](int64_t half, int64_t column, int64_t columns, const TaskMemory& memory) {
+      const Piece& piece = pieces_[whole_pieces_ + half / 2];
+      float* values = half % 2 == 0 ? values_of(piece, column, memory) : second_half(piece, column);
+      if (half % 2 == 0) {
+        start_values(piece, column, columns, values);
+      } else {
+        for (int64_t row = 0; row < piece.rows; ++row) std::fill_n(values + row * problem_.n, columns, 0.0f);
+      }
+      multiply_scaled(piece, half % 2, column, columns, memory, values);
+    });
+  }
+  float* second_half(const Piece& piece, int64_t column) const {
+    return shared_values_ + (rows_ + piece.row) * problem_.n + column;
   }
 
   void multiply_parts_of_k(const Piece& piece) {
@@ -251,13 +275,21 @@ class Combine {
   }
 
   void multiply_columns(int64_t pieces) {
-    const int64_t units = ceil_divide(problem_.n, kColumns), all = pieces * units;
+    for_columns(pieces, [&](int64_t piece, int64_t column, int64_t columns, const TaskMemory& memory) {
+      multiply_piece(pieces_[piece], column, columns, memory);
+    });
+  }
+
+  // Even parts of the columns of all items.
+  template <typename Task>
+  void for_columns(int64_t items, const Task& task) {
+    const int64_t units = ceil_divide(problem_.n, kColumns), all = items * units;
     for_each_thread([&](int64_t thread, const TaskMemory& memory) {
       const int64_t end = all * (thread + 1) / threads_;
       for (int64_t i = all * thread / threads_, count = 0; i < end; i += count) {
         const int64_t unit = i % units, column = unit * kColumns;
         count = std::min({units - unit, end - i, columns_ / kColumns});
-        multiply_piece(pieces_[i / units], column, std::min(count * kColumns, problem_.n - column), memory);
+        task(i / units, column, std::min(count * kColumns, problem_.n - column), memory);
       }
     });
   }
@@ -327,7 +359,12 @@ class Combine {
 
   void multiply_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
     start_values(piece, column, columns, values_of(piece, column, memory));
-    if (scales_) return multiply_scaled(piece, column, columns, memory);
+    if (scales_) {
+      for (int64_t part = 0; part < (halved(piece) ? 2 : 1); ++part) {
+        multiply_scaled(piece, part, column, columns, memory, values_of(piece, column, memory));
+      }
+      return;
+    }
     for (int64_t index = 0; index < problem_.scale_groups; ++index) {
       const ScaleGroup group = packed_.group(index);
       own_product_ ? multiply_int4(piece, group, column, columns, memory)
@@ -358,7 +395,12 @@ class Combine {
   }
 
   void add_piece(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
-    const float* values = values_of(piece, column, memory);
+    float* values = values_of(piece, column, memory);
+    if (share_experts_ && scales_ && &piece >= pieces_ + whole_pieces_) {
+      for (int64_t row = 0; row < piece.rows; ++row) {
+        kernel_.add_row(second_half(piece, column) + row * problem_.n, 1, 1, columns, values + row * problem_.n);
+      }
+    }
     for (int64_t row = piece.row; row < piece.row + piece.rows; ++row, values += values_stride()) {
       kernel_.add_row(values, row_factor(args_.pertoken_scale, row), row_factor(args_.logit, row), columns,
                       y(row_index_[row], column));
@@ -404,18 +446,24 @@ class Combine {
                            piece.rows, group.first_step, piece.long_sums, memory.sums, memory.column_sums});
   }
 
-  void multiply_scaled(const Piece& piece, int64_t column, int64_t columns, const TaskMemory& memory) const {
+  // By the groups of the first or the second half, or by all.
+  void multiply_scaled(const Piece& piece, int64_t part, int64_t column, int64_t columns, const TaskMemory& memory,
+                       float* values) const {
     const WeightSource weight = problem_.expert_weight(piece.expert);
     const int64_t scale = piece.expert * problem_.scale_groups * problem_.n + column;
     const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
-    const Piece* after = &piece + 1 < pieces_ + piece_count_ ? &piece + 1 : &piece;
-    const uint8_t* next = problem_.expert_weight(after->expert).data + column / panel * panel_bytes;
-    kernel_.multiply_scaled_int4({weight.data + column / panel * panel_bytes, weight.row_bytes, panel_bytes,
-                                  columns / panel, next, problem_.scale_groups, problem_.group_size() / 4,
-                                  packed_.tiles(piece), packed_.rows(piece), packed_.tile_rows(piece),
-                                  packed_.row_steps(), packed_.of_rows(piece, 0),
+    const int64_t groups = problem_.scale_groups, parts = halved(piece) ? 2 : 1;
+    const int64_t first = groups * part / parts, end = groups * (part + 1) / parts,
+                  offset = column / panel * panel_bytes;
+    const bool is_last = end == groups;
+    const Piece* after = is_last && &piece + 1 < pieces_ + piece_count_ ? &piece + 1 : &piece;
+    const int64_t next_row = is_last ? 0 : end * problem_.group_size();
+    const uint8_t* next = problem_.expert_weight(after->expert).data + next_row * weight.row_bytes + offset;
+    kernel_.multiply_scaled_int4({weight.data + offset, weight.row_bytes, panel_bytes, columns / panel, next, first,
+                                  end - first, problem_.group_size() / 4, packed_.tiles(piece), packed_.rows(piece),
+                                  packed_.tile_rows(piece), packed_.row_steps(), packed_.of_rows(piece, 0),
                                   static_cast<const int64_t*>(args_.scale.data) + scale, problem_.n, memory.sums,
-                                  memory.scaled, values_of(piece, column, memory), values_stride()});
+                                  memory.scaled, values, values_stride()});
   }
 
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
@@ -486,7 +534,7 @@ class Combine {
   DirectSums direct_;
   int64_t most_rows_, most_pieces_, threads_, columns_, task_columns_, span_, tasks_;
   bool share_experts_;
-  int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0, packed_rows_ = 0;
+  int64_t sums_ = 0, thread_bytes_ = 0, piece_count_ = 0, whole_pieces_ = 0, packed_rows_ = 0;
   Piece* pieces_ = nullptr;
   float* shared_values_ = nullptr;
   uint8_t* thread_memory_ = nullptr;

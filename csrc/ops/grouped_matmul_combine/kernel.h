@@ -39,13 +39,14 @@ struct Int4Product {
   int32_t* column_sums;  // [panels][panel_columns]
 };
 
-// The same weights, scaled: values += sum over the groups of the sums of (x - 8) * w * scale.
+// The same weights, scaled: values += sum over some groups of the sums of (x - 8) * w * scale.
 struct ScaledInt4Product {
   const uint8_t* weight;  // as in Int4Product
   int64_t row_bytes;
   int64_t panel_bytes;
   int64_t panels;
-  const uint8_t* next;  // the weight of the product after it, or this one
+  const uint8_t* next;  // what the product after it begins with, or this one
+  int64_t first_group;
   int64_t groups;
   int64_t group_steps;
   const int32_t* x;  // [tiles of tile_rows rows][row_steps][rows of the tile]
