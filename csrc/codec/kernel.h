@@ -46,8 +46,10 @@ struct Kernel {
                     RangeCosts* costs);
   // Rows n of W[n][k], `stride` bytes apart, to columns of a panel, value + 128; `columns` and `steps` are multiples of kTile.
   void (*tile)(const int8_t* rows, int64_t stride, int64_t columns, int64_t steps, uint8_t* panel);
-  // The inverse.
-  void (*untile)(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride);
+  // The inverse. Rows that do not fit the caches anyway may be written past them, which saves reading their lines first.
+  void (*untile)(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride, bool past_caches);
+  // Puts what was written past the caches before everything that the thread writes afterwards.
+  void (*fence)();
   // The least and the largest byte of `count` pieces, `stride` bytes apart.
   void (*extent)(const uint8_t* pieces, int64_t count, int64_t stride, uint8_t* least, uint8_t* largest);
   // The hash of docs/formats.md of `count` bytes, a multiple of 8.

@@ -113,7 +113,7 @@ inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_avx2;
-const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack,   permute, sort_pairs,
-                           add_range, tile,   untile,   extent, checksum};
+const Kernel codec_avx2 = {Isa::avx2, expand, classify, pack,  permute, sort_pairs,
+                           add_range, tile,   untile,   fence, extent,  checksum};
 
 }  // namespace anynpu::codec

@@ -346,7 +346,7 @@ void sort_pairs(const uint8_t* order, uint8_t* map) {
 }  // namespace
 
 extern const Kernel codec_avx512vbmi;
-const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify_by_map, pack,   permute, sort_pairs,
-                                 add_range,       tile,   untile,          extent, checksum};
+const Kernel codec_avx512vbmi = {Isa::avx512vbmi, expand, classify_by_map, pack,  permute, sort_pairs,
+                                 add_range,       tile,   untile,          fence, extent,  checksum};
 
 }  // namespace anynpu::codec

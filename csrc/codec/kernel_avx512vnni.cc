@@ -25,7 +25,7 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
 }  // namespace
 
 extern const Kernel codec_avx512vnni;
-const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack,   permute, sort_pairs,
-                                 add_range,       tile,   untile,   extent, checksum};
+const Kernel codec_avx512vnni = {Isa::avx512vnni, expand, classify, pack,  permute, sort_pairs,
+                                 add_range,       tile,   untile,   fence, extent,  checksum};
 
 }  // namespace anynpu::codec

@@ -128,7 +128,7 @@ void tile(const int8_t* rows, int64_t stride, int64_t columns, int64_t steps, ui
   }
 }
 
-void untile(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride) {
+void untile(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, int64_t stride, bool) {
   for (int64_t step = 0; step < steps; ++step) {
     for (int64_t column = 0; column < columns; ++column, panel += 4) {
       uint32_t word;
@@ -139,6 +139,8 @@ void untile(const uint8_t* panel, int64_t columns, int64_t steps, int8_t* rows, 
     panel += 4 * (kPanelColumns - columns);
   }
 }
+
+void fence() {}
 
 void extent(const uint8_t* pieces, int64_t count, int64_t stride, uint8_t* least, uint8_t* largest) {
   *least = 255;
@@ -162,7 +164,7 @@ void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {
 }  // namespace
 
 extern const Kernel codec_portable;
-const Kernel codec_portable = {Isa::portable, expand, classify, pack,   permute, sort_pairs,
-                               add_range,     tile,   untile,   extent, checksum};
+const Kernel codec_portable = {Isa::portable, expand, classify, pack,  permute, sort_pairs,
+                               add_range,     tile,   untile,   fence, extent,  checksum};
 
 }  // namespace anynpu::codec

@@ -75,6 +75,14 @@ def test_round_trip(name, isa, each_thread_count):
         assert torch.equal(result, weight)
 
 
+@pytest.mark.parametrize("k", [4160, 4100])  # rows that begin on a cache line, and others
+def test_round_trip_of_what_is_written_past_the_caches(k, isa, each_thread_count):
+    weight = gaussian(2049, k, 8)
+    compressed = compress_weight(weight)
+    for result in each_thread_count(lambda: decompress_weight(compressed)):
+        assert torch.equal(result, weight)
+
+
 @pytest.mark.parametrize("name", MATRICES)
 def test_reference_decoder_reads_it(name):
     weight = MATRICES[name]

@@ -111,14 +111,18 @@ void untile_column(const uint8_t* panel, int64_t column, int64_t k, int64_t k_co
   }
 }
 
+constexpr int64_t kPastCaches = int64_t{8} << 20;  // bytes of a weight that are more than stay in the caches
+
 // The values of a block to their places in the weight (n, k).
-void untile(const uint8_t* values, const codec::BlockShape& shape, int64_t k, int8_t* weight) {
+void untile(const uint8_t* values, const codec::BlockShape& shape, const codec::Geometry& geometry, int8_t* weight) {
+  const int64_t k = geometry.k;
+  const bool past_caches = geometry.n * k >= kPastCaches;
   const int64_t steps = shape.k_count / 4 / codec::kTile * codec::kTile;
   for (int64_t n = 0; n < shape.n_count; n += codec::kPanelColumns, values += shape.panel_values()) {
     int8_t* rows = weight + (shape.n + n) * k + shape.k;
     const int64_t columns = std::min(codec::kPanelColumns, shape.n_count - n),
                   whole = columns / codec::kTile * codec::kTile;
-    codec::kernel().untile(values, whole, steps, rows, k);
+    codec::kernel().untile(values, whole, steps, rows, k, past_caches);
     for (int64_t column = 0; column < columns; ++column) {
       untile_column(values, column, column < whole ? 4 * steps : 0, shape.k_count, rows + column * k);
     }
@@ -137,7 +141,7 @@ int32_t decompress(const anynpu_weight_decompress_args& args) {
     alignas(64) uint8_t values[codec::kMaxBlockValues];
     for (int64_t block = begin; block < end; ++block) {
       if (codec::decode_block(stream, block, values) == nullptr) {
-        untile(values, codec::block_shape(stream.geometry, block), stream.geometry.k,
+        untile(values, codec::block_shape(stream.geometry, block), stream.geometry,
                static_cast<int8_t*>(args.weight.data));
         continue;
       }
@@ -145,6 +149,7 @@ int32_t decompress(const anynpu_weight_decompress_args& args) {
       while (block < first && !bad.compare_exchange_weak(first, block)) {
       }
     }
+    codec::kernel().fence();
   });
   if (bad.load() < blocks) {
     snapshot.restore();
