@@ -24,6 +24,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
+from anynpu import compressed_matmul
 from anynpu.formats import compress_weight, decompress_weight
 from anynpu.formats.compressed import CompressedWeight, entropy_bits
 from anynpu.formats.compressed_files import quantize_symmetric
@@ -96,13 +97,17 @@ class Codec:
     encode: Callable[[torch.Tensor], object]
     decode: Callable[[object], object]
     size: Callable[[object], int] = len  # bytes of what encode returns
+    multiply: Callable[[object], object] | None = None  # one row by the matrix, which is decoded on the way
+
+
+def _multiply(weight: CompressedWeight) -> torch.Tensor:
+    x, scale = torch.ones(1, weight.k, dtype=torch.int8), torch.ones(weight.n)
+    return compressed_matmul(x, weight.stream, weight.index, None, scale)
 
 
 def codecs() -> Iterator[Codec]:
     """Ours and those installed."""
-    yield Codec(
-        "anynpu", compress_weight, decompress_weight, lambda c: c.nbytes if isinstance(c, CompressedWeight) else 0
-    )
+    yield Codec("anynpu", compress_weight, decompress_weight, lambda weight: weight.nbytes, _multiply)
     if importlib.util.find_spec("zstandard"):
         import zstandard
 
@@ -125,6 +130,7 @@ class Result:
     bits: float
     encode: float
     decode: float
+    multiply: float | None
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -150,33 +156,39 @@ def measure(name: str, weight: torch.Tensor, rounds: int) -> list[Result]:
     for codec, blob in entries:
         if not _decodes_to(codec, blob, weight):
             raise RuntimeError(f"{codec.name} does not give back {name}")
-    samples: dict[str, list[tuple[float, float, float]]] = {codec.name: [] for codec, _ in entries}
+    samples: dict[str, list[tuple[float, ...]]] = {codec.name: [] for codec, _ in entries}
     for _ in range(rounds):
         for codec, blob in random.sample(entries, len(entries)):
-            before = roofs.probe("fp32", 1)
-            decode = _seconds(lambda codec=codec, blob=blob: codec.decode(blob))
-            middle = roofs.probe("fp32", 1)
-            encode = _seconds(lambda codec=codec: codec.encode(weight))
-            samples[codec.name].append((decode, encode, min(before, middle, roofs.probe("fp32", 1))))
-    best = max(probe for taken in samples.values() for _, _, probe in taken)
+            calls = [lambda codec=codec: codec.encode(weight), lambda codec=codec, blob=blob: codec.decode(blob)]
+            if codec.multiply:
+                calls.append(lambda codec=codec, blob=blob: codec.multiply(blob))
+            probes, seconds = [roofs.probe("fp32", 1)], []
+            for call in calls:
+                seconds.append(_seconds(call))
+                probes.append(roofs.probe("fp32", 1))
+            samples[codec.name].append((min(probes), *seconds))
+    best = max(probe for taken in samples.values() for probe, *_ in taken)
     results = []
     for codec, blob in entries:
         taken = samples[codec.name]
-        clean = [sample for sample in taken if sample[2] >= _CLEAN * best] or taken
-        decode, encode = (statistics.median(column) for column in list(zip(*clean, strict=True))[:2])
+        clean = [sample for sample in taken if sample[0] >= _CLEAN * best] or taken
+        encode, decode, *multiply = (
+            weight.numel() / 1e9 / statistics.median(column) for column in list(zip(*clean, strict=True))[1:]
+        )
         bits = 8 * codec.size(blob) / weight.numel()
-        gigabytes = weight.numel() / 1e9
-        results.append(Result(name, entropy_bits(weight), codec.name, bits, gigabytes / encode, gigabytes / decode))
+        entropy = entropy_bits(weight)
+        results.append(Result(name, entropy, codec.name, bits, encode, decode, multiply[0] if multiply else None))
     return results
 
 
 def markdown(results: list[Result]) -> str:
     """One row for each matrix and codec."""
-    lines = ["| weight | entropy | codec | bits | above entropy | encode GB/s | decode GB/s |"]
-    lines.append("| --- | --: | --- | --: | --: | --: | --: |")
+    lines = ["| weight | entropy | codec | bits | above entropy | encode GB/s | decode GB/s | into a product |"]
+    lines.append("| --- | --: | --- | --: | --: | --: | --: | --: |")
     for r in results:
         above = f"{100 * (r.bits / r.entropy - 1):+.1f} %"
         row = (r.weight, f"{r.entropy:.2f}", r.codec, f"{r.bits:.2f}", above, f"{r.encode:.2f}", f"{r.decode:.2f}")
+        row += (f"{r.multiply:.2f}" if r.multiply else "",)
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
