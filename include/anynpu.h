@@ -282,9 +282,14 @@ ANYNPU_API int32_t anynpu_fused_attention_check(const anynpu_fused_attention_arg
 ANYNPU_API int32_t anynpu_fused_attention(const anynpu_fused_attention_args* args, void* workspace,
                                           size_t workspace_bytes);
 
-/* float_elementwise: y = x1 + alpha * x2, x1 * x2, or x1 * sigmoid(x1), in float32 and rounded once. FLOAT32, FLOAT16 or
+/* float_elementwise: y = x1 + alpha * x2, x1 * x2, x1 / x2, or x1 * sigmoid(x1), in float32 and rounded once. FLOAT32, FLOAT16 or
  * BFLOAT16 of any strides; x1 and x2 broadcast to the shape of y. x1 absent: y itself; x2 is absent for SILU. */
-typedef enum { ANYNPU_FLOAT_ADD = 0, ANYNPU_FLOAT_MULTIPLY = 1, ANYNPU_FLOAT_SILU = 2 } anynpu_float_operation;
+typedef enum {
+  ANYNPU_FLOAT_ADD = 0,
+  ANYNPU_FLOAT_MULTIPLY = 1,
+  ANYNPU_FLOAT_SILU = 2,
+  ANYNPU_FLOAT_DIVIDE = 3
+} anynpu_float_operation;
 typedef struct {
   anynpu_tensor x1;
   anynpu_tensor x2;

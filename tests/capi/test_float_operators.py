@@ -66,9 +66,58 @@ def test_add_and_mul(shapes, dtype):
     outcome, (result,) = run("aclnnAdd", [x, y], [(shape, dtype)], scalars=[scalar(-2.5)])
     assert outcome.status == 0, outcome
     assert_near(result, x.double() - 2.5 * y.double(), dtype, sizes * 2**-23)
+    outcome, (difference,) = run("aclnnSub", [x, y], [(shape, dtype)], scalars=[scalar(2.5)])
+    assert outcome.status == 0, outcome
+    assert torch.equal(difference, result)
     outcome, (result,) = run("aclnnMul", [x, y], [(shape, dtype)])
     assert outcome.status == 0, outcome
     assert_near(result, x.double() * y.double(), dtype, sizes * sizes * 2**-23)
+    outcome, (result,) = run("aclnnDiv", [x, y], [(shape, dtype)])
+    assert outcome.status == 0, outcome
+    assert_near(result, x.double() / y.double(), dtype, (x.double() / y.double()).abs() * 2**-23)
+
+
+@DTYPES
+def test_scalars(dtype, isa):
+    x = random(7, 60).to(dtype)[:, ::2]
+    for function, scalars, expected in (
+        ("Adds", (3.0, -2.5), x.double() - 7.5),
+        ("Subs", (3.0, 0.5), x.double() - 1.5),
+        ("Muls", (0.3,), x.double() * 0.3),
+        ("Divs", (-0.7,), x.double() / -0.7),
+    ):
+        error = (expected.abs() + 8) * 2**-23
+        outcome, (result,) = run(
+            f"aclnn{function}", [x], [([7, 30], dtype)], scalars=[scalar(each) for each in scalars]
+        )
+        assert outcome.status == 0, outcome
+        assert_near(result, expected, dtype, error)
+    x = torch.tensor([1.0, -1, 0]).to(dtype)
+    outcome, (result,) = run("aclnnDivs", [x], [([3], dtype)], scalars=[scalar(0)])
+    assert torch.equal(result.nan_to_num(nan=5.0, posinf=3.0, neginf=4.0), torch.tensor([3.0, 4, 5]).to(dtype))
+
+
+@DTYPES
+def test_in_place_with_scalars(dtype):
+    x = random(5, 12).to(dtype)
+    for function, scalars in (("Adds", (3.0, -2.5)), ("Subs", (3.0, 0.5)), ("Muls", (0.3,)), ("Divs", (-0.7,))):
+        _, (expected,) = run(f"aclnn{function}", [x], [([5, 12], dtype)], scalars=[scalar(each) for each in scalars])
+        assert torch.equal(in_place(f"aclnnInplace{function}", x, scalars=scalars), expected)
+    y = random(12, seed=1).to(dtype)
+    for function, alpha in (("Sub", (3.0,)), ("Div", ())):
+        values = [scalar(each) for each in alpha]
+        _, (expected,) = run(f"aclnn{function}", [x, y], [([5, 12], dtype)], scalars=values)
+        assert torch.equal(in_place(f"aclnnInplace{function}", x, y, scalars=alpha), expected)
+
+
+def in_place(function, x, *others, scalars=()):
+    with c_front_end.session() as make:
+        handle, values = make.tensor(x), [scalar(each) for each in scalars]
+        outcome = c_front_end.call(function, handle, *(make.tensor(each) for each in others), *values)
+        assert outcome.status == 0, outcome
+        for each in values:
+            c_front_end.require(c_front_end.base.aclDestroyScalar(ctypes.c_void_p(each)))
+        return make.find(handle).tensor(list(x.shape), x.dtype)
 
 
 @DTYPES
@@ -214,6 +263,10 @@ REFUSALS = {
     "no self": ("aclnnAdd", [None, ONES(2), "alpha", ONES(2)], 161001, "self is a null pointer"),
     "no other": ("aclnnMul", [ONES(2), None, ONES(2)], 161001, "other is a null pointer"),
     "no alpha": ("aclnnAdd", [ONES(2), ONES(2), None, ONES(2)], 161001, "alpha is a null pointer"),
+    "no scalar": ("aclnnMuls", [ONES(2), None, ONES(2)], 161001, "other is a null pointer"),
+    "no out": ("aclnnDivs", [ONES(2), "alpha", None], 161001, "out is a null pointer"),
+    "divided integers": ("aclnnDiv", [ONES(2).int(), ONES(2), ONES(2)], 161002, "x1 must be float32 or float16"),
+    "larger than selfRef": ("aclnnInplaceSub", [ONES(1), ONES(3), "alpha"], 161002, "x2 must broadcast to the shape"),
     "no selfRef": ("aclnnInplaceAdd", [None, ONES(2), "alpha"], 161001, "selfRef is a null pointer"),
     "integers": ("aclnnMul", [ONES(2).int(), ONES(2), ONES(2)], 161002, "x1 must be float32 or float16 or bfloat16"),
     "shapes": ("aclnnMul", [ONES(2, 3), ONES(2), ONES(2, 3)], 161002, r"x2 must broadcast to .* \(2, 3\), got \(2\,\)"),

@@ -1,25 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "acl/executor/executor.h"
-#include "aclnnop/aclnn_add.h"
 #include "aclnnop/aclnn_add_rms_norm.h"
 #include "aclnnop/aclnn_matmul.h"
 #include "aclnnop/aclnn_mm.h"
-#include "aclnnop/aclnn_mul.h"
 #include "aclnnop/aclnn_rms_norm.h"
-#include "aclnnop/aclnn_silu.h"
 
 namespace {
 
-using Elementwise = anynpu_float_elementwise_args;
 using RmsNorm = anynpu_rms_norm_args;
 using Matmul = anynpu_float_matmul_args;
 using anynpu::acl::FirstStage;
 using anynpu::acl::Views;
 
-constexpr anynpu::acl::Operator elementwise(const char* name) {
-  return anynpu::acl::make_operator<Elementwise, anynpu_float_elementwise_check, anynpu_float_elementwise>(
-      name, Views::in_place);
-}
 constexpr anynpu::acl::Operator norm(const char* name) {
   return anynpu::acl::make_operator<RmsNorm, anynpu_rms_norm_check, anynpu_rms_norm>(name, Views::copied);
 }
@@ -27,20 +19,10 @@ constexpr anynpu::acl::Operator product(const char* name) {
   return anynpu::acl::make_operator<Matmul, anynpu_float_matmul_check, anynpu_float_matmul>(name);
 }
 
-constexpr auto kAdd = elementwise("aclnnAdd");
-constexpr auto kInplaceAdd = elementwise("aclnnInplaceAdd");
-constexpr auto kMul = elementwise("aclnnMul");
-constexpr auto kInplaceMul = elementwise("aclnnInplaceMul");
-constexpr auto kSilu = elementwise("aclnnSilu");
 constexpr auto kRmsNorm = norm("aclnnRmsNorm");
 constexpr auto kAddRmsNorm = norm("aclnnAddRmsNorm");
 constexpr auto kMatmul = product("aclnnMatmul");
 constexpr auto kMm = product("aclnnMm");
-
-void set_operation(FirstStage<Elementwise>& stage, int32_t operation, double alpha = 1) {
-  stage.args.operation = operation;
-  stage.args.alpha = static_cast<float>(alpha);
-}
 
 void take_product(FirstStage<Matmul>& stage, const aclTensor* self, const aclTensor* mat2, const aclTensor* out,
                   int8_t cube_math_type) {
@@ -52,55 +34,6 @@ void take_product(FirstStage<Matmul>& stage, const aclTensor* self, const aclTen
 }
 
 }  // namespace
-
-extern "C" aclnnStatus aclnnAddGetWorkspaceSize(const aclTensor* self, const aclTensor* other, const aclScalar* alpha,
-                                                aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Elementwise>(kAdd, workspaceSize, executor, [&](auto& stage) {
-    stage.input("self", self, &Elementwise::x1);
-    stage.input("other", other, &Elementwise::x2);
-    const double factor = stage.number("alpha", alpha);
-    stage.output("out", out, &Elementwise::y);
-    set_operation(stage, ANYNPU_FLOAT_ADD, factor);
-  });
-}
-
-extern "C" aclnnStatus aclnnInplaceAddGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
-                                                       const aclScalar* alpha, uint64_t* workspaceSize,
-                                                       aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Elementwise>(kInplaceAdd, workspaceSize, executor, [&](auto& stage) {
-    stage.output("selfRef", selfRef, &Elementwise::y);
-    stage.input("other", other, &Elementwise::x2);
-    set_operation(stage, ANYNPU_FLOAT_ADD, stage.number("alpha", alpha));
-  });
-}
-
-extern "C" aclnnStatus aclnnMulGetWorkspaceSize(const aclTensor* self, const aclTensor* other, aclTensor* out,
-                                                uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Elementwise>(kMul, workspaceSize, executor, [&](auto& stage) {
-    stage.input("self", self, &Elementwise::x1);
-    stage.input("other", other, &Elementwise::x2);
-    stage.output("out", out, &Elementwise::y);
-    set_operation(stage, ANYNPU_FLOAT_MULTIPLY);
-  });
-}
-
-extern "C" aclnnStatus aclnnInplaceMulGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
-                                                       uint64_t* workspaceSize, aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Elementwise>(kInplaceMul, workspaceSize, executor, [&](auto& stage) {
-    stage.output("selfRef", selfRef, &Elementwise::y);
-    stage.input("other", other, &Elementwise::x2);
-    set_operation(stage, ANYNPU_FLOAT_MULTIPLY);
-  });
-}
-
-extern "C" aclnnStatus aclnnSiluGetWorkspaceSize(const aclTensor* self, aclTensor* out, uint64_t* workspaceSize,
-                                                 aclOpExecutor** executor) {
-  return anynpu::acl::first_stage<Elementwise>(kSilu, workspaceSize, executor, [&](auto& stage) {
-    stage.input("self", self, &Elementwise::x1);
-    stage.output("out", out, &Elementwise::y);
-    set_operation(stage, ANYNPU_FLOAT_SILU);
-  });
-}
 
 extern "C" aclnnStatus aclnnRmsNormGetWorkspaceSize(const aclTensor* x, const aclTensor* gamma, double epsilon,
                                                     const aclTensor* yOut, const aclTensor* rstdOut,
@@ -143,28 +76,6 @@ extern "C" aclnnStatus aclnnMmGetWorkspaceSize(const aclTensor* self, const aclT
     stage.require(stage.args.x1.ndim == 2 && stage.args.x2.ndim == 2, "self and mat2 must have 2 axes, got %d and %d",
                   stage.args.x1.ndim, stage.args.x2.ndim);
   });
-}
-
-extern "C" aclnnStatus aclnnAdd(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kAdd, workspace, workspaceSize, executor, stream);
-}
-
-extern "C" aclnnStatus aclnnInplaceAdd(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kInplaceAdd, workspace, workspaceSize, executor, stream);
-}
-
-extern "C" aclnnStatus aclnnMul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kMul, workspace, workspaceSize, executor, stream);
-}
-
-extern "C" aclnnStatus aclnnInplaceMul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kInplaceMul, workspace, workspaceSize, executor, stream);
-}
-
-extern "C" aclnnStatus aclnnSilu(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kSilu, workspace, workspaceSize, executor, stream);
 }
 
 extern "C" aclnnStatus aclnnRmsNorm(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,

@@ -30,8 +30,8 @@ int32_t check_operand(const char* name, anynpu_tensor& x, const anynpu_tensor& y
 int32_t check(const Args& args, Operands* operands) {
   ANYNPU_TRY(check_float(kOp, "y", args.y));
   ANYNPU_TRY(check_strides(kOp, "y", args.y, Access::write));
-  if (args.operation < ANYNPU_FLOAT_ADD || args.operation > ANYNPU_FLOAT_SILU) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: operation must be 0, 1 or 2, got %d", kOp, args.operation);
+  if (args.operation < ANYNPU_FLOAT_ADD || args.operation > ANYNPU_FLOAT_DIVIDE) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: operation must be 0, 1, 2 or 3, got %d", kOp, args.operation);
   }
   operands->has_two = args.operation != ANYNPU_FLOAT_SILU;
   operands->x1 = present(args.x1) ? args.x1 : args.y;
@@ -73,6 +73,7 @@ void work(const Args& args, const Operands& operands, int64_t first, int64_t cou
   switch (args.operation) {
     case ANYNPU_FLOAT_ADD: kernel.add(x1, x2, args.alpha, count, x1); break;
     case ANYNPU_FLOAT_MULTIPLY: kernel.multiply(x1, x2, count, x1); break;
+    case ANYNPU_FLOAT_DIVIDE: kernel.divide(x1, x2, count, x1); break;
     default: kernel.silu(x1, count, x1);
   }
   kernel.narrow(args.y.dtype, x1, count, raw, 1);

@@ -19,6 +19,7 @@ struct FloatKernel {
   void (*narrow)(int32_t dtype, const float* from, int64_t count, void* to, int64_t stride);
   void (*add)(const float* x1, const float* x2, float alpha, int64_t count, float* y);
   void (*multiply)(const float* x1, const float* x2, int64_t count, float* y);
+  void (*divide)(const float* x1, const float* x2, int64_t count, float* y);
   void (*silu)(const float* x, int64_t count, float* y);
   float (*sum_of_squares)(const float* x, int64_t count);
   // y = x * factor * gamma

@@ -22,6 +22,7 @@
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant_v2.h"
+#include "aclnnop/aclnn_div.h"
 #include "aclnnop/aclnn_dynamic_quant.h"
 #include "aclnnop/aclnn_dynamic_quant_v2.h"
 #include "aclnnop/aclnn_embedding.h"
@@ -65,6 +66,7 @@
 #include "aclnnop/aclnn_rotary_position_embedding.h"
 #include "aclnnop/aclnn_silu.h"
 #include "aclnnop/aclnn_softmax.h"
+#include "aclnnop/aclnn_sub.h"
 #include "aclnnop/aclnn_swi_glu.h"
 #include "aclnnop/aclnn_topk.h"
 #include "aclnnop/aclnn_trans_matmul_weight.h"
@@ -703,7 +705,18 @@ void float_elementwise(Tensors& tensors) {
   aclTensor* out = tensors.output(shape, one_of(kX));
   double value = 2;
   const aclScalar* alpha = slip(5) ? nullptr : aclCreateScalar(&value, slip(5) ? one_of(kDtypes) : ACL_DOUBLE);
-  switch (pick(0, 4)) {
+  const aclScalar* number = slip(5) ? nullptr : alpha;
+  switch (pick(0, 10)) {
+    case 5:
+      finish(aclnnAddsGetWorkspaceSize(x1, number, alpha, out, &size, &executor), size, executor, aclnnAdds);
+      break;
+    case 6: finish(aclnnSubGetWorkspaceSize(x1, x2, alpha, out, &size, &executor), size, executor, aclnnSub); break;
+    case 7: finish(aclnnDivGetWorkspaceSize(x1, x2, out, &size, &executor), size, executor, aclnnDiv); break;
+    case 8: finish(aclnnMulsGetWorkspaceSize(x1, number, out, &size, &executor), size, executor, aclnnMuls); break;
+    case 9:
+      finish(aclnnInplaceDivsGetWorkspaceSize(out, number, &size, &executor), size, executor, aclnnInplaceDivs);
+      break;
+    case 10: finish(aclnnInplaceDivGetWorkspaceSize(out, x2, &size, &executor), size, executor, aclnnInplaceDiv); break;
     case 0: finish(aclnnAddGetWorkspaceSize(x1, x2, alpha, out, &size, &executor), size, executor, aclnnAdd); break;
     case 1:
       finish(aclnnInplaceAddGetWorkspaceSize(out, x2, alpha, &size, &executor), size, executor, aclnnInplaceAdd);

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums, differences, products and quotients of two tensors, or of a tensor and a scalar, into a third one or in place.
+#include "acl/executor/executor.h"
+#include "aclnnop/aclnn_add.h"
+#include "aclnnop/aclnn_div.h"
+#include "aclnnop/aclnn_mul.h"
+#include "aclnnop/aclnn_silu.h"
+#include "aclnnop/aclnn_sub.h"
+
+namespace {
+
+struct Args : anynpu_float_elementwise_args {
+  bool of_scalar;
+  float scalar;  // in place of x2
+};
+using Stage = anynpu::acl::FirstStage<Args>;
+
+anynpu_float_elementwise_args flat(const Args& args) {
+  anynpu_float_elementwise_args made = args;
+  if (args.of_scalar) made.x2 = {const_cast<float*>(&args.scalar), ANYNPU_FLOAT32, ANYNPU_ND, 0, 0, {}, {}};
+  return made;
+}
+
+int32_t check(const Args* args, size_t* workspace_bytes) {
+  const anynpu_float_elementwise_args made = flat(*args);
+  return anynpu_float_elementwise_check(&made, workspace_bytes);
+}
+
+int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
+  const anynpu_float_elementwise_args made = flat(*args);
+  return anynpu_float_elementwise(&made, workspace, workspace_bytes);
+}
+
+constexpr anynpu::acl::Operator elementwise(const char* name) {
+  return anynpu::acl::make_operator<Args, check, run>(name, anynpu::acl::Views::in_place);
+}
+
+struct Function {
+  anynpu::acl::Operator op;
+  int32_t operation;
+  int sign;  // of alpha; 0: it has none
+  bool of_scalar, in_place;
+};
+
+constexpr Function kAdd{elementwise("aclnnAdd"), ANYNPU_FLOAT_ADD, 1, false, false};
+constexpr Function kInplaceAdd{elementwise("aclnnInplaceAdd"), ANYNPU_FLOAT_ADD, 1, false, true};
+constexpr Function kAdds{elementwise("aclnnAdds"), ANYNPU_FLOAT_ADD, 1, true, false};
+constexpr Function kInplaceAdds{elementwise("aclnnInplaceAdds"), ANYNPU_FLOAT_ADD, 1, true, true};
+constexpr Function kSub{elementwise("aclnnSub"), ANYNPU_FLOAT_ADD, -1, false, false};
+constexpr Function kInplaceSub{elementwise("aclnnInplaceSub"), ANYNPU_FLOAT_ADD, -1, false, true};
+constexpr Function kSubs{elementwise("aclnnSubs"), ANYNPU_FLOAT_ADD, -1, true, false};
+constexpr Function kInplaceSubs{elementwise("aclnnInplaceSubs"), ANYNPU_FLOAT_ADD, -1, true, true};
+constexpr Function kMul{elementwise("aclnnMul"), ANYNPU_FLOAT_MULTIPLY, 0, false, false};
+constexpr Function kInplaceMul{elementwise("aclnnInplaceMul"), ANYNPU_FLOAT_MULTIPLY, 0, false, true};
+constexpr Function kMuls{elementwise("aclnnMuls"), ANYNPU_FLOAT_MULTIPLY, 0, true, false};
+constexpr Function kInplaceMuls{elementwise("aclnnInplaceMuls"), ANYNPU_FLOAT_MULTIPLY, 0, true, true};
+constexpr Function kDiv{elementwise("aclnnDiv"), ANYNPU_FLOAT_DIVIDE, 0, false, false};
+constexpr Function kInplaceDiv{elementwise("aclnnInplaceDiv"), ANYNPU_FLOAT_DIVIDE, 0, false, true};
+constexpr Function kDivs{elementwise("aclnnDivs"), ANYNPU_FLOAT_DIVIDE, 0, true, false};
+constexpr Function kInplaceDivs{elementwise("aclnnInplaceDivs"), ANYNPU_FLOAT_DIVIDE, 0, true, true};
+constexpr auto kSilu = elementwise("aclnnSilu");
+
+// What a function lacks is null. In place `out` is self.
+struct Call {
+  const aclTensor *self, *other;
+  const aclScalar *scalar, *alpha;
+  const aclTensor* out;
+};
+
+aclnnStatus first_stage(const Function& function, const Call& call, uint64_t* workspace_size,
+                        aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(function.op, workspace_size, executor, [&](Stage& stage) {
+    Args& args = stage.args;
+    if (function.in_place) {
+      stage.output("selfRef", call.out, &Args::y);
+    } else {
+      stage.input("self", call.self, &Args::x1);
+    }
+    args.of_scalar = function.of_scalar;
+    if (function.of_scalar) {
+      args.scalar = static_cast<float>(stage.number("other", call.scalar));
+    } else {
+      stage.input("other", call.other, &Args::x2);
+    }
+    args.alpha = 1;
+    if (function.sign != 0) args.alpha = static_cast<float>(function.sign * stage.number("alpha", call.alpha));
+    if (!function.in_place) stage.output("out", call.out, &Args::y);
+    args.operation = function.operation;
+  });
+}
+
+}  // namespace
+
+extern "C" aclnnStatus aclnnAddGetWorkspaceSize(const aclTensor* self, const aclTensor* other, const aclScalar* alpha,
+                                                aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kAdd, {self, other, nullptr, alpha, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnAdd(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kAdd.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceAddGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
+                                                       const aclScalar* alpha, uint64_t* workspaceSize,
+                                                       aclOpExecutor** executor) {
+  return first_stage(kInplaceAdd, {nullptr, other, nullptr, alpha, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceAdd(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                       aclrtStream stream) {
+  return launch(kInplaceAdd.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnAddsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, const aclScalar* alpha,
+                                                 aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kAdds, {self, nullptr, other, alpha, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnAdds(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kAdds.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceAddsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
+                                                        const aclScalar* alpha, uint64_t* workspaceSize,
+                                                        aclOpExecutor** executor) {
+  return first_stage(kInplaceAdds, {nullptr, nullptr, other, alpha, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceAdds(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                        aclrtStream stream) {
+  return launch(kInplaceAdds.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnSubGetWorkspaceSize(const aclTensor* self, const aclTensor* other, const aclScalar* alpha,
+                                                aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kSub, {self, other, nullptr, alpha, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnSub(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kSub.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceSubGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
+                                                       const aclScalar* alpha, uint64_t* workspaceSize,
+                                                       aclOpExecutor** executor) {
+  return first_stage(kInplaceSub, {nullptr, other, nullptr, alpha, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceSub(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                       aclrtStream stream) {
+  return launch(kInplaceSub.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnSubsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, const aclScalar* alpha,
+                                                 aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kSubs, {self, nullptr, other, alpha, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnSubs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kSubs.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceSubsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
+                                                        const aclScalar* alpha, uint64_t* workspaceSize,
+                                                        aclOpExecutor** executor) {
+  return first_stage(kInplaceSubs, {nullptr, nullptr, other, alpha, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceSubs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                        aclrtStream stream) {
+  return launch(kInplaceSubs.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnMulGetWorkspaceSize(const aclTensor* self, const aclTensor* other, aclTensor* out,
+                                                uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kMul, {self, other, nullptr, nullptr, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnMul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kMul.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceMulGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
+                                                       uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kInplaceMul, {nullptr, other, nullptr, nullptr, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceMul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                       aclrtStream stream) {
+  return launch(kInplaceMul.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnMulsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, aclTensor* out,
+                                                 uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kMuls, {self, nullptr, other, nullptr, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnMuls(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kMuls.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceMulsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
+                                                        uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kInplaceMuls, {nullptr, nullptr, other, nullptr, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceMuls(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                        aclrtStream stream) {
+  return launch(kInplaceMuls.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnDivGetWorkspaceSize(const aclTensor* self, const aclTensor* other, aclTensor* out,
+                                                uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kDiv, {self, other, nullptr, nullptr, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnDiv(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kDiv.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceDivGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
+                                                       uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kInplaceDiv, {nullptr, other, nullptr, nullptr, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceDiv(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                       aclrtStream stream) {
+  return launch(kInplaceDiv.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnDivsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, aclTensor* out,
+                                                 uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kDivs, {self, nullptr, other, nullptr, out}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnDivs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kDivs.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnInplaceDivsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
+                                                        uint64_t* workspaceSize, aclOpExecutor** executor) {
+  return first_stage(kInplaceDivs, {nullptr, nullptr, other, nullptr, selfRef}, workspaceSize, executor);
+}
+
+extern "C" aclnnStatus aclnnInplaceDivs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
+                                        aclrtStream stream) {
+  return launch(kInplaceDivs.op, workspace, workspaceSize, executor, stream);
+}
+
+extern "C" aclnnStatus aclnnSiluGetWorkspaceSize(const aclTensor* self, aclTensor* out, uint64_t* workspaceSize,
+                                                 aclOpExecutor** executor) {
+  return anynpu::acl::first_stage<Args>(kSilu, workspaceSize, executor, [&](Stage& stage) {
+    stage.input("self", self, &Args::x1);
+    stage.output("out", out, &Args::y);
+    stage.args.operation = ANYNPU_FLOAT_SILU;
+  });
+}
+
+extern "C" aclnnStatus aclnnSilu(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
+  return launch(kSilu, workspace, workspaceSize, executor, stream);
+}
