@@ -707,22 +707,22 @@ void float_elementwise(Tensors& tensors) {
   const aclScalar* alpha = slip(5) ? nullptr : aclCreateScalar(&value, slip(5) ? one_of(kDtypes) : ACL_DOUBLE);
   const aclScalar* number = slip(5) ? nullptr : alpha;
   switch (pick(0, 10)) {
-    case 5:
-      finish(aclnnAddsGetWorkspaceSize(x1, number, alpha, out, &size, &executor), size, executor, aclnnAdds);
-      break;
-    case 6: finish(aclnnSubGetWorkspaceSize(x1, x2, alpha, out, &size, &executor), size, executor, aclnnSub); break;
-    case 7: finish(aclnnDivGetWorkspaceSize(x1, x2, out, &size, &executor), size, executor, aclnnDiv); break;
-    case 8: finish(aclnnMulsGetWorkspaceSize(x1, number, out, &size, &executor), size, executor, aclnnMuls); break;
-    case 9:
-      finish(aclnnInplaceDivsGetWorkspaceSize(out, number, &size, &executor), size, executor, aclnnInplaceDivs);
-      break;
-    case 10: finish(aclnnInplaceDivGetWorkspaceSize(out, x2, &size, &executor), size, executor, aclnnInplaceDiv); break;
     case 0: finish(aclnnAddGetWorkspaceSize(x1, x2, alpha, out, &size, &executor), size, executor, aclnnAdd); break;
     case 1:
       finish(aclnnInplaceAddGetWorkspaceSize(out, x2, alpha, &size, &executor), size, executor, aclnnInplaceAdd);
       break;
     case 2: finish(aclnnMulGetWorkspaceSize(x1, x2, out, &size, &executor), size, executor, aclnnMul); break;
     case 3: finish(aclnnInplaceMulGetWorkspaceSize(out, x2, &size, &executor), size, executor, aclnnInplaceMul); break;
+    case 4:
+      finish(aclnnAddsGetWorkspaceSize(x1, number, alpha, out, &size, &executor), size, executor, aclnnAdds);
+      break;
+    case 5: finish(aclnnSubGetWorkspaceSize(x1, x2, alpha, out, &size, &executor), size, executor, aclnnSub); break;
+    case 6: finish(aclnnDivGetWorkspaceSize(x1, x2, out, &size, &executor), size, executor, aclnnDiv); break;
+    case 7: finish(aclnnMulsGetWorkspaceSize(x1, number, out, &size, &executor), size, executor, aclnnMuls); break;
+    case 8:
+      finish(aclnnInplaceDivsGetWorkspaceSize(out, number, &size, &executor), size, executor, aclnnInplaceDivs);
+      break;
+    case 9: finish(aclnnInplaceDivGetWorkspaceSize(out, x2, &size, &executor), size, executor, aclnnInplaceDiv); break;
     default: finish(aclnnSiluGetWorkspaceSize(x1, out, &size, &executor), size, executor, aclnnSilu);
   }
   if (alpha != nullptr) aclDestroyScalar(alpha);
