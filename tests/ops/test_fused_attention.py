@@ -57,6 +57,19 @@ def test_what_lies_behind_a_sequence_is_not_read(isa):
         torch.testing.assert_close(function(q, k, v, **lengths)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_columns_that_a_mask_hides_count_for_nothing(isa):
+    q, k, v = reals(1, 1, 4, 32), reals(1, 900, 2, 32, seed=1), reals(1, 900, 2, 32, seed=2)
+    mask = torch.zeros(1, 1, 1, 900, dtype=torch.bool)
+    mask[..., :400] = mask[..., 600:] = True
+    k[:, :400] = 1e4
+    result, lse = anynpu.fused_attention(q, k, v, mask=mask, with_lse=True)
+    expected, expected_lse = anynpu.fused_attention(q, k[:, 400:600], v[:, 400:600], with_lse=True)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-6, atol=1e-6)
+    result, lse = anynpu.fused_attention(q, k, v, mask=torch.ones_like(mask), with_lse=True)
+    assert result.eq(0).all() and lse.eq(-torch.inf).all()
+
+
 @pytest.mark.parametrize("sink", [-1e4, 1e4, torch.inf, -torch.inf])
 def test_sinks_of_any_size(sink, isa):
     q, k, v = reals(1, 1, 2, 16), reals(1, 9, 2, 16, seed=1), reals(1, 9, 2, 16, seed=2)

@@ -9,6 +9,7 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "ops/fused_attention/kernel.h"
+#include "ops/fused_attention/kv_rows.h"
 
 namespace anynpu {
 
@@ -25,47 +26,66 @@ constexpr const FusedKernel* kKernels[] = {
 };
 
 constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
-constexpr int64_t kRowsAhead = kFusedRows;
-constexpr int64_t kLine = 64;  // bytes that are read at once
+constexpr int64_t kFewQueries = 16;  // up to here all kv heads share one, which takes their rows in the order of memory
+constexpr int64_t kSplitColumns = 128;  // of a sequence with few queries, and more where there are many
+constexpr int64_t kMostSplits = 16;     // of all sequences, as long as they are fewer
+constexpr int64_t kMostSplitSequences = 4096;
+constexpr int64_t kTileBytes = 256 << 10;  // of rows of all heads, so that those to come fit beside them
+constexpr int64_t kLeastTileRows = 16;
+constexpr int64_t kItemsOfThread = 2;  // at least, so that a thread that is disturbed does less
+constexpr int64_t kFinishFloats = 1 << 15;
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 using Args = FusedArgs;
 using Sequence = FusedSequence;
 
-// How the work is cut; by the shapes alone, so that results do not depend on the threads.
+// How the work is cut; by shapes and lengths alone, so that results do not depend on the threads.
 struct Plan {
-  int64_t group, positions, key_size, value_size, queries;
+  int64_t group, positions, key_size, value_size, state_size, splits, split_rows;
 
   explicit Plan(const Args& args) {
+    const int64_t rows = args.q.shape[1], batch = batch_size(args);
     group = q_heads(args) / kv_heads(args);
-    positions = std::clamp<int64_t>(kBlockQueries / group, 1, std::max<int64_t>(1, args.q.shape[1]));
-    queries = positions * group;
+    positions = std::clamp<int64_t>(kBlockQueries / group, 1, std::max<int64_t>(1, rows));
     key_size = round_up(args.q.shape[3] + rope_size(args), kFusedPadding);
     value_size = round_up(args.v.shape[3], kFusedPadding);
+    state_size = value_size + kFusedPadding;
+    splits = batch > kMostSplitSequences ? 0 : std::max<int64_t>(1, kMostSplits / std::max<int64_t>(1, batch));
+    split_rows = splits == 0 ? 0 : std::min(args.q.shape[0] * rows, batch * positions);
   }
-  int64_t items(const Args& args, const Sequence& sequence) const {
-    return kv_heads(args) * ceil_divide(sequence.slots, positions);
+  int64_t queries() const { return std::max(positions * group, kFewQueries); }
+  // Whether one item takes all heads, and whether more than one takes the columns.
+  bool has_few_queries(const Args& args, const Sequence& sequence) const {
+    return sequence.slots * group <= kFewQueries && !has_codes(args);
   }
+  bool may_split(const Sequence& sequence) const { return splits > 0 && sequence.slots <= positions; }
+};
+
+// The running softmax of some queries.
+struct State {
+  float *accumulator, *maximum, *weight_sum;  // [queries, value_size], [queries], [queries]
+
+  State(float* memory, int64_t queries, int64_t value_size)
+      : accumulator(memory), maximum(memory + queries * value_size), weight_sum(maximum + queries) {}
 };
 
 // The memory of one thread.
 struct Scratch {
-  float *q, *k, *v, *scores, *accumulator, *maximum, *weight_sum, *k_scale, *k_offset, *v_scale, *v_offset;
+  float *q, *scores, *state;
+  KvScratch kv;
   uintptr_t end;
 
-  Scratch(const Plan& plan, uintptr_t memory) : end(memory) {
-    q = take(plan.queries * plan.key_size);
-    k = take(kFusedRows * plan.key_size);
-    v = take(kFusedRows * plan.value_size);
-    scores = take(plan.queries * kFusedRows);
-    accumulator = take(plan.queries * plan.value_size);
-    maximum = take(plan.queries);
-    weight_sum = take(plan.queries);
-    k_scale = take(plan.key_size);
-    k_offset = take(plan.key_size);
-    v_scale = take(plan.value_size);
-    v_offset = take(plan.value_size);
+  Scratch(const Plan& plan, int64_t kv_heads, uintptr_t memory) : end(memory) {
+    q = take(std::max(plan.positions * plan.group, kFewQueries * kv_heads) * plan.key_size);
+    scores = take(plan.queries() * kFusedRows);
+    state = take(plan.queries() * plan.state_size);
+    kv.k = take(kFusedRows * plan.key_size);
+    kv.v = take(kFusedRows * plan.value_size);
+    kv.k_scale = take(plan.key_size);
+    kv.k_offset = take(plan.key_size);
+    kv.v_scale = take(plan.value_size);
+    kv.v_offset = take(plan.value_size);
   }
-  static int64_t bytes(const Plan& plan) { return static_cast<int64_t>(Scratch(plan, 0).end); }
+  static int64_t bytes(const Args& args) { return static_cast<int64_t>(Scratch(Plan(args), kv_heads(args), 0).end); }
 
  private:
   float* take(int64_t count) {
@@ -78,69 +98,182 @@ struct Scratch {
 // Attention of any kind, in float32.
 class FloatRun {
  public:
-  FloatRun(const Args& args, const Sequence* sequences, uintptr_t memory)
-      : args_(args), plan_(args), kernel_(pick(kKernels)), sequences_(sequences), memory_(memory) {}
+  FloatRun(const Args& args, Sequence* sequences, uintptr_t memory, int64_t threads)
+      : args_(args),
+        plan_(args),
+        kernel_(pick(kKernels)),
+        sequences_(sequences),
+        memory_(memory),
+        states_(reinterpret_cast<float*>(memory + threads * Scratch::bytes(args))) {
+    int64_t rows = 0;
+    for (int64_t batch = 0; batch < batch_size(args); ++batch) {
+      Sequence& sequence = sequences[batch];
+      sequence.splits = 0;
+      sequence.first_item = items_;
+      sequence.first_state = rows;
+      if (plan_.may_split(sequence)) {
+        sequence.splits =
+            std::clamp<int64_t>(ceil_divide(range(whole(sequence)).count(), kSplitColumns), 1, plan_.splits);
+        rows += sequence.slots;
+      }
+      const int64_t head_items = kv_heads(args) / heads_of_item(sequence);
+      sequence.parts = std::clamp<int64_t>(ceil_divide(kItemsOfThread * threads, batch_size(args) * head_items), 1,
+                                           std::max<int64_t>(1, sequence.splits));
+      if (sequence.splits == 0) sequence.parts = ceil_divide(sequence.slots, plan_.positions);
+      items_ += head_items * sequence.parts;
+    }
+  }
+  static int64_t state_bytes(const Args& args) {
+    const Plan plan(args);
+    return plan.splits * plan.split_rows * q_heads(args) * plan.state_size * sizeof(float);
+  }
+
+  int64_t items() const { return items_; }
 
   void item(int64_t index, int64_t thread) const {
     const Sequence* after =
         std::upper_bound(sequences_, sequences_ + batch_size(args_), index,
                          [](int64_t item, const Sequence& sequence) { return item < sequence.first_item; });
     const Sequence& sequence = *(after - 1);
-    const int64_t blocks = ceil_divide(sequence.slots, plan_.positions), at = index - sequence.first_item;
-    const int64_t first = at % blocks * plan_.positions;
-    const Block block{sequence, at / blocks, first, std::min(first + plan_.positions, sequence.slots)};
-    attend(block, Scratch(plan_, memory_ + thread * Scratch::bytes(plan_)));
+    const Scratch scratch(plan_, kv_heads(args_), memory_ + thread * Scratch::bytes(args_));
+    const int64_t part = (index - sequence.first_item) % sequence.parts;
+    const int64_t heads = heads_of_item(sequence), head = (index - sequence.first_item) / sequence.parts * heads;
+    if (sequence.splits == 0) {
+      const int64_t first = part * plan_.positions;
+      const Block block{sequence, head, 1, first, std::min(first + plan_.positions, sequence.slots)};
+      attend(block, {0, 1, 1}, scratch, scratch.state, 0);
+      return store(block, head, State(scratch.state, queries(block), plan_.value_size));
+    }
+    const int64_t all = sequence.splits, first = all * part / sequence.parts, last = all * (part + 1) / sequence.parts;
+    attend(heads_of(sequence, head, heads), {first, last, all}, scratch, state(sequence, first, head),
+           state(sequence, 1, 0) - state(sequence, 0, 0));
+  }
+
+  // Heads a thread.
+  int64_t finish_grain() const {
+    const int64_t floats = std::max<int64_t>(1, plan_.splits) * plan_.group * plan_.value_size;
+    return std::max<int64_t>(1, kFinishFloats / floats);
+  }
+
+  // Joins the splits of one head of a sequence.
+  void finish(const Sequence& sequence, int64_t head) const {
+    if (sequence.splits == 0 || sequence.slots == 0) return;
+    const Block block = heads_of(sequence, head, 1);
+    const auto state_of = [&](int64_t split) {
+      return State(state(sequence, split, head), queries(block), plan_.value_size);
+    };
+    const State sum = state_of(0);
+    for (int64_t split = 1; split < sequence.splits; ++split) {
+      for (int64_t query = 0; query < queries(block); ++query) add(state_of(split), query, sum);
+    }
+    store(block, head, sum);
   }
 
  private:
-  // Some positions of the query heads of one kv head.
+  // Some positions of the query heads of some kv heads.
   struct Block {
     const Sequence& sequence;
-    int64_t kv_head, first, last;
-    int64_t rows() const { return std::min(last, sequence.rows) - first; }
+    int64_t first_head, heads, first, last;
+    int64_t rows() const { return std::max<int64_t>(0, std::min(last, sequence.rows) - first); }
   };
   struct Columns {
     int64_t first, last;
+    int64_t count() const { return std::max<int64_t>(0, last - first); }
   };
+
+  static Block heads_of(const Sequence& sequence, int64_t head, int64_t heads) {
+    return {sequence, head, heads, 0, sequence.slots};
+  }
+  Block whole(const Sequence& sequence) const { return heads_of(sequence, 0, kv_heads(args_)); }
+  int64_t heads_of_item(const Sequence& sequence) const {
+    return sequence.splits > 0 && plan_.has_few_queries(args_, sequence) ? kv_heads(args_) : 1;
+  }
+  // Of one kv head.
+  int64_t queries(const Block& block) const { return (block.last - block.first) * plan_.group; }
+  float* state(const Sequence& sequence, int64_t split, int64_t head) const {
+    const int64_t first = sequence.first_state * plan_.splits + split * sequence.slots;
+    return states_ + (first * kv_heads(args_) + head * sequence.slots) * plan_.group * plan_.state_size;
+  }
 
   // What position `row` sees before the mask.
   Columns seen(const Sequence& sequence, int64_t row) const {
     const int64_t at = row + (args_.from_end ? sequence.columns - sequence.rows : 0);
     return {std::max<int64_t>(0, at - limit(args_.before)), std::min(sequence.columns, at + limit(args_.after) + 1)};
   }
+  // What any row of a block sees.
+  Columns range(const Block& block) const {
+    if (block.rows() == 0) return {0, 0};
+    Columns range = seen(block.sequence, block.first);
+    range.last = std::max(range.last, seen(block.sequence, block.first + block.rows() - 1).last);
+    return range;
+  }
+  // Some of the parts of its columns.
+  struct Splits {
+    int64_t first, last, all;
+    Columns columns(Columns range, int64_t split) const {
+      return {range.first + range.count() * split / all, range.first + range.count() * (split + 1) / all};
+    }
+  };
 
-  void attend(const Block& block, const Scratch& scratch) const {
-    FusedTile tile{
-        plan_.key_size,  plan_.value_size,  0, 0, scratch.q, scratch.k, scratch.v, scratch.scores, scratch.accumulator,
-        scratch.maximum, scratch.weight_sum};
-    tile.queries = static_cast<int32_t>(std::max<int64_t>(0, block.rows()) * plan_.group);
-    std::fill_n(scratch.accumulator, plan_.queries * plan_.value_size, 0.0f);
-    std::fill_n(scratch.maximum, plan_.queries, kHidden);
-    std::fill_n(scratch.weight_sum, plan_.queries, 0.0f);
-    if (tile.queries > 0) {
-      load_q(block, scratch);
-      if (has_codes(args_)) load_channels(block.kv_head, scratch);
-      Columns range = seen(block.sequence, block.first);
-      range.last = std::max(range.last, seen(block.sequence, block.first + block.rows() - 1).last);
-      for (int64_t column = range.first; column < range.last; column += kFusedRows) {
-        tile.rows = static_cast<int32_t>(std::min<int64_t>(kFusedRows, range.last - column));
-        load_rows(block, column, tile.rows, scratch);
-        kernel_.score(tile, args_.softmax_scale);
-        hide(block, column, tile);
-        kernel_.add(tile);
+  // The states of the heads follow each other in `memory`, those of the next split split_floats behind them.
+  void attend(const Block& block, const Splits& splits, const Scratch& scratch, float* memory,
+              int64_t split_floats) const {
+    const int64_t queries = this->queries(block), head_floats = queries * plan_.state_size;
+    FusedTile tile{};
+    tile.key_size = plan_.key_size;
+    tile.value_size = plan_.value_size;
+    tile.queries = static_cast<int32_t>(block.rows() * plan_.group);
+    tile.scores = scratch.scores;
+    load_q(block, scratch.q);
+    KvRows rows(args_, kernel_, scratch.kv, block.sequence, block.first_head, block.heads,
+                tile.queries <= kFewQueries && KvRows::takes_in_place(args_));
+    const Columns range = this->range(block);
+    const int64_t most = tile_rows(block), end = splits.columns(range, splits.last - 1).last;
+    for (int64_t split = splits.first; split < splits.last; ++split, memory += split_floats) {
+      for (int64_t head = 0; head < block.heads; ++head) {
+        clear(State(memory + head * head_floats, queries, plan_.value_size), queries);
+      }
+      const Columns columns = splits.columns(range, split);
+      for (int64_t column = columns.first; column < columns.last; column += most) {
+        const int64_t count = std::min(most, columns.last - column);
+        rows.go_to(column, count, std::min(most, end - column - count));
+        for (int64_t head = 0; head < block.heads; ++head) {
+          const State state(memory + head * head_floats, queries, plan_.value_size);
+          tile.q = scratch.q + head * tile.queries * plan_.key_size;
+          tile.accumulator = state.accumulator;
+          tile.maximum = state.maximum;
+          tile.weight_sum = state.weight_sum;
+          rows.load(block.first_head + head, &tile);
+          kernel_.score(tile, args_.softmax_scale);
+          hide(block, block.first_head + head, column, tile);
+          kernel_.add(tile);
+        }
       }
     }
-    store(block, scratch);
   }
 
-  void load_q(const Block& block, const Scratch& scratch) const {
-    float* to = scratch.q;
-    for (int64_t row = block.first; row < block.first + block.rows(); ++row) {
-      for (int64_t g = 0; g < plan_.group; ++g, to += plan_.key_size) {
-        const int64_t head = block.kv_head * plan_.group + g, at = block.sequence.first_row + row;
-        widen(args_.q, block.sequence.q_plane, at, head, to);
-        if (present(args_.q_rope)) widen(args_.q_rope, block.sequence.q_plane, at, head, to + args_.q.shape[3]);
-        pad(to, args_.q.shape[3] + rope_size(args_), plan_.key_size);
+  void clear(const State& state, int64_t queries) const {
+    std::fill_n(state.accumulator, queries * plan_.value_size, 0.0f);
+    std::fill_n(state.maximum, queries, kHidden);
+    std::fill_n(state.weight_sum, queries, 0.0f);
+  }
+
+  int64_t tile_rows(const Block& block) const {
+    if (block.heads == 1) return kFusedRows;
+    const int64_t bytes = (args_.k.shape[3] + args_.v.shape[3]) * block.heads * dtype_bits(args_.k.dtype) / 8;
+    return std::clamp<int64_t>(kTileBytes / bytes, kLeastTileRows, kFusedRows);
+  }
+
+  void load_q(const Block& block, float* to) const {
+    for (int64_t kv_head = block.first_head; kv_head < block.first_head + block.heads; ++kv_head) {
+      for (int64_t row = block.first; row < block.first + block.rows(); ++row) {
+        for (int64_t g = 0; g < plan_.group; ++g, to += plan_.key_size) {
+          const int64_t head = kv_head * plan_.group + g, at = block.sequence.first_row + row;
+          const int64_t size = args_.q.shape[3] + rope_size(args_);
+          widen(args_.q, block.sequence.q_plane, at, head, to);
+          if (present(args_.q_rope)) widen(args_.q_rope, block.sequence.q_plane, at, head, to + args_.q.shape[3]);
+          std::fill(to + size, to + plan_.key_size, 0.0f);
+        }
       }
     }
   }
@@ -148,80 +281,8 @@ class FloatRun {
   void widen(const anynpu_tensor& tensor, int64_t plane, int64_t row, int64_t head, float* to) const {
     kernel_.widen(tensor.dtype, element(tensor, offset_of(tensor, plane, row, head)), tensor.shape[3], to);
   }
-  static void pad(float* row, int64_t count, int64_t padded) { std::fill(row + count, row + padded, 0.0f); }
 
-  // The factors that do not depend on the token.
-  void load_channels(int64_t head, const Scratch& scratch) const {
-    load_channels(args_.k_scale, head, 1, args_.k.shape[3], scratch.k_scale);
-    load_channels(args_.k_offset, head, 0, args_.k.shape[3], scratch.k_offset);
-    load_channels(args_.v_scale, head, 1, args_.v.shape[3], scratch.v_scale);
-    load_channels(args_.v_offset, head, 0, args_.v.shape[3], scratch.v_offset);
-  }
-  void load_channels(const anynpu_tensor& factors, int64_t head, float otherwise, int64_t count, float* to) const {
-    if (!present(factors) || of_tokens(factors)) {
-      std::fill_n(to, count, otherwise);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) to[i] = factor_at(factors, head * step(factors, 2) + i * step(factors, 3));
-  }
-  // A row of keys and values where it lies.
-  struct Place {
-    int64_t plane, row;
-  };
-  Place place(const Sequence& sequence, int64_t column) const {
-    if (!is_paged(args_)) return {sequence.kv_plane, sequence.first_column + column};
-    const int64_t block_size = args_.k.shape[1];
-    return {block_at(args_, sequence.batch, column / block_size), column % block_size};
-  }
-
-  float row_factor(const anynpu_tensor& factors, Place at, int64_t head, float otherwise) const {
-    if (!of_tokens(factors)) return otherwise;
-    return factor_at(factors, at.plane * step(factors, 0) + at.row * step(factors, 1) + head * step(factors, 2));
-  }
-
-  void load_rows(const Block& block, int64_t column, int32_t rows, const Scratch& scratch) const {
-    const int64_t rope_at = args_.k.shape[3];
-    float *k = scratch.k, *v = scratch.v;
-    for (int64_t at = column; at < column + rows; ++at, k += plan_.key_size, v += plan_.value_size) {
-      fetch(block, at + kRowsAhead);
-      const Place from = place(block.sequence, at);
-      if (has_codes(args_)) {
-        dequantise(args_.k, args_.k_scale, args_.k_offset, {scratch.k_scale, scratch.k_offset, 1, 0}, from,
-                   block.kv_head, k);
-        dequantise(args_.v, args_.v_scale, args_.v_offset, {scratch.v_scale, scratch.v_offset, 1, 0}, from,
-                   block.kv_head, v);
-      } else {
-        widen(args_.k, from.plane, from.row, block.kv_head, k);
-        widen(args_.v, from.plane, from.row, block.kv_head, v);
-        if (present(args_.k_rope)) widen(args_.k_rope, from.plane, from.row, block.kv_head, k + rope_at);
-      }
-      pad(k, rope_at + rope_size(args_), plan_.key_size);
-      pad(v, args_.v.shape[3], plan_.value_size);
-    }
-  }
-
-  // Rows of a head lie apart, so that no processor foresees them.
-  void fetch(const Block& block, int64_t column) const {
-    if (column >= block.sequence.columns) return;
-    const Place from = place(block.sequence, column);
-    fetch(args_.k, from, block.kv_head);
-    fetch(args_.v, from, block.kv_head);
-  }
-  static void fetch(const anynpu_tensor& tensor, Place from, int64_t head) {
-    const auto* row = static_cast<const uint8_t*>(element(tensor, offset_of(tensor, from.plane, from.row, head)));
-    const int64_t bytes = tensor.shape[3] * dtype_bits(tensor.dtype) / 8;
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(row + i, 0, 2);
-  }
-
-  void dequantise(const anynpu_tensor& tensor, const anynpu_tensor& scale, const anynpu_tensor& offset,
-                  FusedCodes codes, Place place, int64_t head, float* to) const {
-    codes.row_scale = row_factor(scale, place, head, 1);
-    codes.row_offset = row_factor(offset, place, head, 0);
-    const auto* from = static_cast<const int8_t*>(element(tensor, offset_of(tensor, place.plane, place.row, head)));
-    kernel_.dequantise(from, codes, tensor.shape[3], to);
-  }
-
-  void hide(const Block& block, int64_t column, const FusedTile& tile) const {
+  void hide(const Block& block, int64_t kv_head, int64_t column, const FusedTile& tile) const {
     float* scores = tile.scores;
     for (int64_t row = block.first; row < block.first + block.rows(); ++row) {
       const Columns range = seen(block.sequence, row);
@@ -231,7 +292,7 @@ class FloatRun {
         std::fill(scores, scores + first, kHidden);
         std::fill(scores + last, scores + kFusedRows, kHidden);
         if (!present(args_.mask)) continue;
-        const int64_t head = block.kv_head * plan_.group + g;
+        const int64_t head = kv_head * plan_.group + g;
         const int64_t from = block.sequence.batch * step(args_.mask, 0) + head * step(args_.mask, 1) +
                              row * args_.mask.strides[2] + column * args_.mask.strides[3];
         const auto* hidden = static_cast<const uint8_t*>(args_.mask.data) + from;
@@ -242,27 +303,39 @@ class FloatRun {
     }
   }
 
+  // The weighted sums of a query beside those of another split.
+  void add(const State& from, int64_t query, const State& to) const {
+    const float most = std::max(from.maximum[query], to.maximum[query]);
+    if (from.weight_sum[query] == 0) return;
+    const float from_factor = std::exp(from.maximum[query] - most);
+    const float factor = to.weight_sum[query] == 0 ? 0 : std::exp(to.maximum[query] - most);
+    kernel_.join(from.accumulator + query * plan_.value_size, from_factor, factor, plan_.value_size,
+                 to.accumulator + query * plan_.value_size);
+    to.weight_sum[query] = to.weight_sum[query] * factor + from.weight_sum[query] * from_factor;
+    to.maximum[query] = most;
+  }
+
   // The weight of the sink beside those of scores up to `maximum`.
   float sunk(int64_t head, float maximum) const {
     return present(args_.sink) ? std::exp(factor_at(args_.sink, head * args_.sink.strides[0]) - maximum) : 0.0f;
   }
 
   // Positions behind the sequence and those that see nothing become 0; their sums of exponentials are 1 and 0.
-  void store(const Block& block, const Scratch& scratch) const {
+  void store(const Block& block, int64_t kv_head, const State& state) const {
     anynpu_tensor out = args_.out, lse = args_.lse;
     int64_t query = 0;
     for (int64_t row = block.first; row < block.last; ++row) {
       for (int64_t g = 0; g < plan_.group; ++g, ++query) {
-        const int64_t head = block.kv_head * plan_.group + g, plane = block.sequence.q_plane,
+        const int64_t head = kv_head * plan_.group + g, plane = block.sequence.q_plane,
                       at = block.sequence.first_row + row;
         const bool own = row < block.sequence.rows;
-        const float sum = scratch.weight_sum[query];
-        const float divisor = sum == 0 ? 1 : sum + sunk(head, scratch.maximum[query]);
-        kernel_.narrow(out.dtype, scratch.accumulator + query * plan_.value_size, divisor, out.shape[3],
+        const float sum = state.weight_sum[query];
+        const float divisor = sum == 0 ? 1 : sum + sunk(head, state.maximum[query]);
+        kernel_.narrow(out.dtype, state.accumulator + query * plan_.value_size, divisor, out.shape[3],
                        element(out, offset_of(out, plane, at, head)));
         if (!present(lse)) continue;
         *static_cast<float*>(element(lse, offset_of(lse, plane, at, head))) =
-            own ? scratch.maximum[query] + std::log(sum) : 0.0f;
+            own ? state.maximum[query] + std::log(sum) : 0.0f;
       }
     }
   }
@@ -272,6 +345,8 @@ class FloatRun {
   const FusedKernel& kernel_;
   const Sequence* sequences_;
   uintptr_t memory_;
+  float* states_;
+  int64_t items_ = 0;
 };
 
 }  // namespace
@@ -282,16 +357,18 @@ float factor_at(const anynpu_tensor& factors, int64_t offset) {
   return value;
 }
 
-int64_t float_attention_bytes(const FusedArgs& args) { return Scratch::bytes(Plan(args)); }
-
-int64_t float_attention_items(const FusedArgs& args, const FusedSequence& sequence) {
-  return Plan(args).items(args, sequence);
+int64_t float_attention_bytes(const FusedArgs& args, int64_t threads) {
+  return threads * Scratch::bytes(args) + FloatRun::state_bytes(args);
 }
 
-void attend_in_float(const FusedArgs& args, const FusedSequence* sequences, int64_t items, int64_t threads,
-                     uintptr_t memory) {
-  const FloatRun floats(args, sequences, memory);
-  parallel_tasks(std::min(threads, items), items, [&](int64_t item, int64_t thread) { floats.item(item, thread); });
+void attend_in_float(const FusedArgs& args, FusedSequence* sequences, int64_t threads, uintptr_t memory) {
+  const FloatRun run(args, sequences, memory, threads);
+  parallel_tasks(std::min(threads, run.items()), run.items(),
+                 [&](int64_t item, int64_t thread) { run.item(item, thread); });
+  const int64_t heads = kv_heads(args);
+  parallel_for(heads * batch_size(args), run.finish_grain(), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) run.finish(sequences[i / heads], i % heads);
+  });
 }
 
 }  // namespace anynpu

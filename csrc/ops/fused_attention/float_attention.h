@@ -6,12 +6,8 @@
 
 namespace anynpu {
 
-// The memory of a thread.
-int64_t float_attention_bytes(const FusedArgs& args);
-// How many items of work a sequence has.
-int64_t float_attention_items(const FusedArgs& args, const FusedSequence& sequence);
-// All `items` of the sequences, with up to `threads` threads.
-void attend_in_float(const FusedArgs& args, const FusedSequence* sequences, int64_t items, int64_t threads,
-                     uintptr_t memory);
+// Of `threads` threads.
+int64_t float_attention_bytes(const FusedArgs& args, int64_t threads);
+void attend_in_float(const FusedArgs& args, FusedSequence* sequences, int64_t threads, uintptr_t memory);
 
 }  // namespace anynpu

@@ -27,7 +27,7 @@ int threads_for(const Args& args) {
 
 size_t workspace_size(const Args& args) {
   if (element_count(args.out) == 0) return 0;
-  const int64_t floats = threads_for(args) * float_attention_bytes(args);
+  const int64_t floats = float_attention_bytes(args, threads_for(args));
   return sequence_bytes(args) + (codes_attention_takes(args) ? std::max(floats, codes_attention_bytes(args)) : floats);
 }
 
@@ -38,16 +38,13 @@ int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
   if (memory == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of workspace", kOp, bytes);
   auto* sequences = static_cast<Sequence*>(memory);
   const uintptr_t rest = reinterpret_cast<uintptr_t>(memory) + sequence_bytes(args);
-  int64_t items = 0;
   for (int64_t batch = 0; batch < batch_size(args); ++batch) {
     ANYNPU_TRY(place_sequence(args, batch, &sequences[batch]));
-    sequences[batch].first_item = items;
-    items += float_attention_items(args, sequences[batch]);
   }
   if (codes_attention_takes(args) && codes_attention_takes(args, sequences)) {
     return attend_to_codes(args, sequences, rest);
   }
-  attend_in_float(args, sequences, items, threads_for(args), rest);
+  attend_in_float(args, sequences, threads_for(args), rest);
   return ANYNPU_OK;
 }
 

@@ -36,8 +36,11 @@ inline int32_t block_at(const FusedArgs& args, int64_t batch, int64_t block) {
 // Where a sequence lies in q and out and, without a block table, in k and v.
 struct FusedSequence {
   int64_t batch, q_plane, first_row, rows, kv_plane, first_column, columns;
-  int64_t slots;       // rows of out that are its own: those from `rows` on become 0
-  int64_t first_item;  // of work
+  int64_t slots;        // rows of out that are its own: those from `rows` on become 0
+  int64_t first_item;   // of work
+  int64_t parts;        // items that share the columns or the queries of a head
+  int64_t splits;       // of its columns, whose sums are joined in the end; 0: it is not split
+  int64_t first_state;  // of its rows, each of which has one for every split
 };
 
 inline const void* element(const anynpu_tensor& tensor, int64_t offset) {

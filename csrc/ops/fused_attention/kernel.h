@@ -10,13 +10,26 @@ namespace anynpu {
 constexpr int kFusedRows = 64;         // of keys and values that are taken together
 constexpr int64_t kFusedPadding = 16;  // rows of floats are padded to a multiple of this, with zeros
 
-// Some queries of one kv head and up to kFusedRows rows of it, all in float32 and padded.
+// Rows of keys or values of one kv head, in a float dtype and padded. Past the last one it is repeated.
+struct FusedRows {
+  int32_t dtype;
+  const void* at[kFusedRows];
+};
+
+// What is fetched into the second cache while rows are taken, one of these for each of them.
+struct FusedAhead {
+  int32_t rows;
+  int64_t bytes;  // of each
+  const char* at[kFusedRows];
+};
+
+// Some queries of one kv head, in float32 and padded, and up to kFusedRows rows of it.
 struct FusedTile {
   int64_t key_size, value_size;  // padded
   int32_t rows, queries;
   const float* q;  // [queries, key_size]
-  const float* k;  // [kFusedRows, key_size]
-  const float* v;  // [kFusedRows, value_size]
+  FusedRows k, v;
+  FusedAhead k_ahead, v_ahead;
   // [queries, kFusedRows], the scores: filled by `score`, then set to -infinity where hidden, then turned into weights.
   float* scores;
   float* accumulator;  // [queries, value_size], sums of weight * value
@@ -37,6 +50,8 @@ struct FusedKernel {
   void (*dequantise)(const int8_t* from, const FusedCodes& codes, int64_t count, float* to);
   void (*score)(const FusedTile& tile, float softmax_scale);
   void (*add)(const FusedTile& tile);
+  // to[i] = to[i] * factor + from[i] * from_factor
+  void (*join)(const float* from, float from_factor, float factor, int64_t count, float* to);
   // to[i] = from[i] / divisor, in a float dtype
   void (*narrow)(int32_t dtype, const float* from, float divisor, int64_t count, void* to);
 };
