@@ -113,7 +113,7 @@ class FloatRun {
       sequence.first_state = rows;
       if (plan_.may_split(sequence)) {
         sequence.splits =
-            std::clamp<int64_t>(ceil_divide(range(whole(sequence)).count(), kSplitColumns), 1, plan_.splits);
+            std::clamp<int64_t>(ceil_divide(range(heads_of(sequence, 0, 1)).count(), kSplitColumns), 1, plan_.splits);
         rows += sequence.slots;
       }
       const int64_t head_items = kv_heads(args) / heads_of_item(sequence);
@@ -184,7 +184,6 @@ class FloatRun {
   static Block heads_of(const Sequence& sequence, int64_t head, int64_t heads) {
     return {sequence, head, heads, 0, sequence.slots};
   }
-  Block whole(const Sequence& sequence) const { return heads_of(sequence, 0, kv_heads(args_)); }
   int64_t heads_of_item(const Sequence& sequence) const {
     return sequence.splits > 0 && plan_.has_few_queries(args_, sequence) ? kv_heads(args_) : 1;
   }
