@@ -95,6 +95,27 @@ def test_missing_triton_is_named():
     assert done.stdout == "int4_pack: CUDA tensors need Triton, which is not installed: pip install triton\n"
 
 
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("anynpu.calibrate_kv", "anynpu.kv_cache: needs the package transformers"),
+        ("empty_model({}, None, False, 0)", "load_checkpoint: needs the package transformers"),
+        ("load_gguf('model.gguf', None, print)", "load_checkpoint: GGUF files need transformers and gguf"),
+    ],
+)
+def test_missing_transformers_is_named(call, sentence):
+    code = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "import anynpu\n"
+        "from anynpu.checkpoints.gguf import load_gguf\n"
+        "from anynpu.checkpoints.model import empty_model\n"
+        f"try: {call}\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{sentence}: pip install 'anynpu[demo]'\n"
+
+
 def test_tensors_of_two_devices_are_refused():
     x, smooth = torch.empty(2, 8, device="meta"), torch.ones(8)
     with pytest.raises(ValueError, match="dynamic_quant: smooth_scales must be on the device of x, meta, got cpu"):

@@ -13,10 +13,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+except ImportError as error:
+    raise ImportError("anynpu.kv_cache: needs the package transformers: pip install 'anynpu[demo]'") from error
 
 from anynpu._check import path_of, require, require_module, require_type
 from anynpu._read import read_tensors

@@ -38,7 +38,7 @@ def load_gguf(path: Path, dtype: torch.dtype | None, progress: Callable[[str], N
         import gguf
         from transformers import modeling_gguf_pytorch_utils as reading
     except ImportError as error:
-        raise ImportError(f"{OP}: GGUF files need transformers and gguf: pip install transformers gguf") from error
+        raise ImportError(f"{OP}: GGUF files need transformers and gguf: pip install 'anynpu[demo]'") from error
     try:
         reader = gguf.GGUFReader(path)
         config = reading.load_gguf_checkpoint(str(path))["config"]

@@ -94,7 +94,7 @@ def _transformers() -> ModuleType:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(f"{OP}: needs the package transformers: pip install transformers") from error
+        raise ImportError(f"{OP}: needs the package transformers: pip install 'anynpu[demo]'") from error
     return transformers
 
 
