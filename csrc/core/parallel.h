@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+
+// Of libgomp, whose functions torch calls too. GCC makes GOMP_parallel of a pragma; Clang would call another runtime.
+extern "C" {
+int omp_in_parallel() noexcept;
+int omp_get_max_threads() noexcept;
+int omp_get_num_threads() noexcept;
+int omp_get_thread_num() noexcept;
+void GOMP_parallel(void (*function)(void*), void* data, unsigned threads, unsigned flags) noexcept;
+}
 
 namespace anynpu {
 
@@ -23,14 +30,14 @@ void parallel_for(int64_t count, int64_t grain, const Function& fn) {
     if (count > 0) fn(int64_t{0}, count);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  {
+  auto share = [count, &fn] {
     const int64_t used = omp_get_num_threads();
     const int64_t index = omp_get_thread_num();
     const int64_t begin = count * index / used;
     const int64_t end = count * (index + 1) / used;
     if (begin < end) fn(begin, end);
-  }
+  };
+  GOMP_parallel([](void* run) noexcept { (*static_cast<decltype(share)*>(run))(); }, &share, threads, 0);
 }
 
 // Calls fn(task, thread) for every task; each of `threads` threads takes the next one when it is done, so that a thread
