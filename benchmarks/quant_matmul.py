@@ -67,13 +67,17 @@ def problems(quick: bool) -> Iterator[Int8Problem]:
 
 
 def variants(problem: Int8Problem) -> Iterator[Variant]:
-    """The operator on both layouts of the weight."""
+    """The operator on the layouts of the weight."""
 
     def call_with(weight: torch.Tensor) -> Callable[[], torch.Tensor]:
-        return lambda: anynpu.quant_matmul(problem.x, weight, problem.scale, output_dtype=torch.float16)
+        n = problem.n if weight.dtype == torch.uint8 else None
+        return lambda: anynpu.quant_matmul(problem.x, weight, problem.scale, output_dtype=torch.float16, n=n)
 
     yield problem.variant("anynpu", problem.weight, call_with)
     yield problem.variant("anynpu transposed", problem.weight, lambda weight: call_with(weight.t().contiguous().t()))
+    yield problem.variant(
+        "anynpu prepacked", problem.weight, lambda weight: call_with(anynpu.weight_quant_prepack(weight))
+    )
 
 
 def peers(problem: Int8Problem) -> Iterator[Variant]:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 // Of libgomp, whose functions torch calls too. GCC makes GOMP_parallel of a pragma; Clang would call another runtime.
 extern "C" {
@@ -40,14 +41,26 @@ void parallel_for(int64_t count, int64_t grain, const Function& fn) {
   GOMP_parallel([](void* run) noexcept { (*static_cast<decltype(share)*>(run))(); }, &share, threads, 0);
 }
 
-// Calls fn(task, thread) for every task; each of `threads` threads takes the next one when it is done, so that a thread
-// that the machine disturbs does less.
+// Calls fn(task, thread) for every task. Each of `threads` threads begins with neighbouring tasks of its own, the same ones in
+// every call, so that what it wrote last time is in its caches; then it takes what others have left, so that a thread that
+// the machine disturbs does less.
 template <typename Function>
 void parallel_tasks(int64_t threads, int64_t tasks, const Function& fn) {
-  std::atomic<int64_t> next{0};
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Share> shares(static_cast<size_t>(threads));
+  for (int64_t i = 0; i < threads; ++i) {
+    shares[i].next = tasks * i / threads;
+    shares[i].end = tasks * (i + 1) / threads;
+  }
   parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
-      for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) fn(task, thread);
+      for (int64_t i = 0; i < threads; ++i) {
+        Share& share = shares[(thread + i) % threads];
+        for (int64_t task = share.next++; task < share.end; task = share.next++) fn(task, thread);
+      }
     }
   });
 }

@@ -43,6 +43,13 @@ struct WeightPart {
   int64_t n_count;
 };
 
+// 64 columns of weights as a product reads them: a canonical panel, or two strips of w8p32 where they lie.
+struct Panel {
+  const uint8_t* data;
+  int64_t step_bytes = 4 * kPanelColumns;  // from one step to the next
+  int64_t half_bytes = 2 * kPanelColumns;  // from columns 0 to 31 of a step to the others
+};
+
 // The k of one epilogue: at most kSpan of them, all in one group.
 struct KBlock {
   int64_t k;

@@ -51,6 +51,28 @@ def test_few_rows_times_long_columns_are_exact(rows, k, isa):
     assert torch.equal(sums.double(), x.double() @ weight.double().t())
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 18, 19, 33, 50, 130])
+@pytest.mark.parametrize("k", [1, 30, 260, 1030, 4100])
+def test_prepacked_weights_give_the_same_bits(rows, k, isa, each_thread_count):
+    generator = torch.Generator().manual_seed(k + rows)
+    x = torch.randint(-128, 128, (rows, k), dtype=torch.int8, generator=generator)
+    for n in (1, 32, 33, 65, 100, 1153):  # whole panels, halves of them, and columns for more than one thread
+        weight = torch.randint(-128, 128, (k, n), dtype=torch.int8, generator=generator)
+        blob, scale = anynpu.weight_quant_prepack(weight), torch.rand(n, generator=generator) * 1e-2
+        for dtype in (torch.int32, torch.int8, torch.bfloat16):
+            expected = anynpu.quant_matmul(x, weight, scale, output_dtype=dtype)
+            for result in each_thread_count(
+                lambda blob=blob, scale=scale, dtype=dtype, n=n: anynpu.quant_matmul(
+                    x, blob, scale, output_dtype=dtype, n=n
+                )
+            ):
+                assert torch.equal(result, expected)
+        assert torch.equal(
+            anynpu.reference.quant_matmul(x, blob, scale, output_dtype=torch.int32, n=n).double(),
+            x.double() @ weight.double(),
+        )
+
+
 def test_extreme_values_at_the_largest_k(isa):
     x1 = torch.full((2, 131071), -128, dtype=torch.int8)
     x2 = torch.full((131071, 3), -128, dtype=torch.int8)
@@ -170,6 +192,19 @@ def test_a_prepacked_weight_must_be_that_of_k_and_n():
     for function in (anynpu.quant_matmul, anynpu.reference.quant_matmul):
         with pytest.raises(ValueError, match=r"prepacked x2 is \(64, 32\).*, but x1 has K 32 and y has N 64"):
             function(x1, blob, torch.ones(1), output_dtype=torch.float16, n=64)
+
+
+def test_prepacked_int8_compiles_and_takes_no_rows():
+    weight = torch.randint(-128, 128, (96, 40), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    blob = anynpu.weight_quant_prepack(weight)
+
+    def product(x):
+        return anynpu.quant_matmul(x, blob, torch.ones(1), n=40)
+
+    x = torch.ones(3, 96, dtype=torch.int8)
+    compiled = torch.compile(product, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(x), anynpu.quant_matmul(x, weight, torch.ones(1)))
+    assert product(x[:0]).shape == (0, 40)
 
 
 def test_int4_compiles_and_takes_no_rows():

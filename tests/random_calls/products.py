@@ -76,9 +76,11 @@ def _int8_products(draw: Draw) -> dict:
     m, k, n = draw.rows(1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 64, 70, 130), draw.size(900), draw.size(400)
     dtype = draw.one_of(torch.int8, torch.int32, *FLOATS)
     scale = draw.positive(draw.one_of([1], [n]))
+    weight, prepacked = draw.along_either(draw.codes([k, n])), draw.chance(0.3)
     args = {
         "x1": draw.laid_out(draw.codes([m, k])),
-        "x2": draw.along_either(draw.codes([k, n])),
+        "x2": anynpu.weight_quant_prepack(weight) if prepacked else weight,
+        "n": n if prepacked else None,
         "scale": scale,
         "output_dtype": dtype,
         "bias": draw.maybe(lambda: draw.integers([n], -1000, 1000, torch.int32)),

@@ -480,8 +480,14 @@ class Combine {
       gemm_kernel().unpack(weight, part, memory.panels);
       const int64_t steps = ceil_divide(part.k_count, 4), first_step = group.first_step + (k - group.first_k) / 4;
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        int8_.multiply({memory.panels + panel * steps * 4, packed_.tiles(piece), memory.sums + panel,
-                        packed_.rows(piece), first_step, steps, packed_.row_steps(), columns_});
+        int8_.multiply({{memory.panels + panel * steps * 4},
+                        packed_.tiles(piece),
+                        memory.sums + panel,
+                        packed_.rows(piece),
+                        first_step,
+                        steps,
+                        packed_.row_steps(),
+                        columns_});
       }
     }
   }

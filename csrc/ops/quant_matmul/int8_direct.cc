@@ -115,7 +115,7 @@ class Direct {
 
 int64_t most_direct_rows(const WeightSource& weight) {
   if (weight.order == WeightOrder::rows_of_k) return int8_kernel(1).direct_rows_of_k;
-  return weight.chunk_bytes == 0 ? int8_kernel(1).direct_rows_of_n : 0;
+  return weight.order == WeightOrder::rows_of_n && weight.chunk_bytes == 0 ? int8_kernel(1).direct_rows_of_n : 0;
 }
 
 int32_t run_int8_direct(const char* op, const Int8Problem& problem, const WeightSource& weight) {

@@ -23,12 +23,12 @@ struct Int8Ahead {
   int64_t runs;
 };
 
-// One panel of the canonical form of gemm/gemm.h, bytes w + 128, times the packed rows [0, rows) of x. Rows come in tiles of
+// One panel of bytes w + 128 times the packed rows [0, rows) of x. Rows come in tiles of
 // `tile_rows` rows (the last may be lower); a tile of r rows is [row_steps / unit_steps][r rows][unit_steps] of four int8.
 struct Int8Product {
-  const uint8_t* panel;  // [steps][64 columns][4 k]
-  const int32_t* x;      // the first tile
-  int32_t* c;            // [rows][c_stride], added to, modulo 2^32
+  Panel panel;
+  const int32_t* x;  // the first tile
+  int32_t* c;        // [rows][c_stride], added to, modulo 2^32
   int64_t rows;
   int64_t first_step;  // of the panel in the rows of x, a multiple of unit_steps
   int64_t steps;
@@ -78,6 +78,7 @@ struct Int8Kernel {
   int64_t tile_rows;
   int64_t unit_steps;    // 1 or kUnitSteps
   int64_t panel_k;       // of a panel at most
+  int64_t stream_k;      // likewise, of one that few tiles of rows of x read from memory
   int64_t product_rows;  // of x in a product at most, whole tiles
   int64_t wide_sums;     // of a task at most that is wider than 128 columns
   void (*multiply)(const Int8Product& product);

@@ -27,7 +27,7 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_amx;
-const Int8Kernel int8_amx = {Isa::amx, kLeastRows, kAmxRows, kUnitSteps, kSpan, kAnyRows, kCachedSums,
-                             multiply, nullptr,    nullptr,  0,          0,     sum,      store_in_registers};
+const Int8Kernel int8_amx = {Isa::amx, kLeastRows, kAmxRows, kUnitSteps, kSpan, kSpan, kAnyRows,          kCachedSums,
+                             multiply, nullptr,    nullptr,  0,          0,     sum,   store_in_registers};
 
 }  // namespace anynpu

@@ -61,11 +61,11 @@ void few_rows(const Int8Product& product) {
   const TileWords x(product.x + product.first_step * kRows, product.steps * kRows);
   for (int64_t column = 0; column < 64; column += 8 * kVecs) {
     __m256i sums[kRows][kVecs] = {};
-    const uint8_t* panel = product.panel + 4 * column;
-    for (int64_t step = 0; step < product.steps; ++step, panel += 256) {
+    const uint8_t* half = product.panel.data + column / 32 * product.panel.half_bytes;
+    for (int64_t step = 0; step < product.steps; ++step, half += product.panel.step_bytes) {
 #pragma GCC unroll 8
       for (int vec = 0; vec < kVecs; ++vec) {
-        const __m256i bytes = load_bytes(panel + 32 * vec);
+        const __m256i bytes = load_bytes(half + vec / 4 * product.panel.half_bytes + vec % 4 * 32);
         const __m256i even = even_words(bytes), odd = odd_words(bytes);
 #pragma GCC unroll 2
         for (int row = 0; row < kRows; ++row) {
@@ -111,7 +111,8 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx2;
-const Int8Kernel int8_avx2 = {Isa::avx2,        0,      kWordRows, 1,        kSpan, kAnyRows, kCachedSums, multiply,
-                              multiply_nibbles, direct, kRowsOfK,  kRowsOfN, sum,   store};
+const Int8Kernel int8_avx2 = {Isa::avx2, 0,        kWordRows,   1,        kSpan,
+                              kSpan,     kAnyRows, kCachedSums, multiply, multiply_nibbles,
+                              direct,    kRowsOfK, kRowsOfN,    sum,      store};
 
 }  // namespace anynpu

@@ -12,14 +12,17 @@ namespace {
 constexpr int kTileRows = 6;  // six rows of 64 columns fill the registers
 // Sums stay in the registers for so many k, since reading panels from the second cache costs nothing.
 constexpr int64_t kPanelK = 1024;
+constexpr int64_t kStreamK = 4096;      // long runs are what memory reads fastest
 constexpr int64_t kProductRows = 48;    // whose sums stay in the nearest cache until they are stored
 constexpr int64_t kWideSums = 1 << 13;  // likewise: wider tasks have shorter panels, which meet them more often
 
 template <int kRows>
-inline __attribute__((always_inline)) void add_step(const uint8_t* panel, const int32_t* x, __m512i (&sums)[kRows][4]) {
+inline __attribute__((always_inline)) void add_step(const Panel& panel, const int32_t* x, __m512i (&sums)[kRows][4]) {
   __m512i weights[4];
 #pragma GCC unroll 4
-  for (int vec = 0; vec < 4; ++vec) weights[vec] = _mm512_loadu_si512(panel + 64 * vec);
+  for (int vec = 0; vec < 4; ++vec) {
+    weights[vec] = _mm512_loadu_si512(panel.data + vec / 2 * panel.half_bytes + vec % 2 * 64);
+  }
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
     const __m512i value = _mm512_set1_epi32(x[row * kUnitSteps]);
@@ -36,10 +39,10 @@ void tile_rows(const Int8Product& product, const int32_t* x, int32_t* c, Fetch* 
 #pragma GCC unroll 4
     for (int vec = 0; vec < 4; ++vec) sums[row][vec] = _mm512_loadu_si512(c + row * product.c_stride + 16 * vec);
   }
-  const uint8_t* panel = product.panel;
+  Panel panel = product.panel;
   for (int64_t left = product.steps; left > 0; left -= kUnitSteps, x += kRows * kUnitSteps) {
     fetch->some();
-    for (int64_t step = 0; step < (left < kUnitSteps ? left : kUnitSteps); ++step, panel += 256) {
+    for (int64_t step = 0; step < (left < kUnitSteps ? left : kUnitSteps); ++step, panel.data += panel.step_bytes) {
       add_step<kRows>(panel, x + step, sums);
     }
   }
@@ -69,8 +72,8 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_avx512vnni;
-const Int8Kernel int8_avx512vnni = {Isa::avx512vnni, 0,         kTileRows,   kUnitSteps,        kPanelK,
-                                    kProductRows,    kWideSums, multiply,    multiply_nibbles,  direct,
-                                    kRowsOfK,        kRowsOfN,  sum_by_dots, store_in_registers};
+const Int8Kernel int8_avx512vnni = {
+    Isa::avx512vnni,  0,      kTileRows, kUnitSteps, kPanelK,     kStreamK,          kProductRows, kWideSums, multiply,
+    multiply_nibbles, direct, kRowsOfK,  kRowsOfN,   sum_by_dots, store_in_registers};
 
 }  // namespace anynpu

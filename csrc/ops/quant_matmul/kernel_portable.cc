@@ -14,13 +14,13 @@ void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float
 
 void tile(const Int8Product& product, int rows, const int32_t* x, int32_t* c) {
   for (int64_t step = 0; step < product.steps; ++step) {
-    const uint8_t* weights = product.panel + step * 256;
+    const uint8_t* weights = product.panel.data + step * product.panel.step_bytes;
     for (int row = 0; row < rows; ++row) {
       int8_t values[4];
       memcpy(values, x + step * rows + row, sizeof(values));
       uint32_t* sums = reinterpret_cast<uint32_t*>(c + row * product.c_stride);
       for (int column = 0; column < 64; ++column) {
-        const uint8_t* w = weights + 4 * column;
+        const uint8_t* w = weights + column / 32 * product.panel.half_bytes + column % 32 * 4;
         sums[column] +=
             static_cast<uint32_t>(w[0] * values[0] + w[1] * values[1] + w[2] * values[2] + w[3] * values[3]);
       }
@@ -35,7 +35,7 @@ void multiply(const Int8Product& product) {
 }  // namespace
 
 extern const Int8Kernel int8_portable;
-const Int8Kernel int8_portable = {Isa::portable, 0,       kTileRows, 1, kSpan, kAnyRows, kCachedSums,
-                                  multiply,      nullptr, nullptr,   0, 0,     sum,      store};
+const Int8Kernel int8_portable = {Isa::portable, 0,       kTileRows, 1, kSpan, kSpan, kAnyRows, kCachedSums,
+                                  multiply,      nullptr, nullptr,   0, 0,     sum,   store};
 
 }  // namespace anynpu

@@ -27,16 +27,29 @@ int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initiali
 
 bool is_prepacked(const anynpu_tensor& x2) { return x2.dtype == ANYNPU_UINT8; }
 
-bool is_int4(const anynpu_tensor& x2) {
-  return x2.dtype == ANYNPU_INT32 || x2.dtype == ANYNPU_INT4 || is_prepacked(x2);
+int64_t last_axis(const anynpu_tensor& tensor) { return tensor.ndim > 0 ? tensor.shape[tensor.ndim - 1] : 0; }
+
+// Size of a prepacked x2, -1 where K or N is out of range.
+int64_t prepacked_bytes(const anynpu_quant_matmul_args& args, int32_t bits) {
+  const int64_t k = last_axis(args.x1), n = last_axis(args.y);
+  return k <= kMostInt8K && n <= kLargestAxis ? packed32_bytes(bits, k, n) : -1;
 }
+
+// Of a weight. Prepacked ones tell their bits by their size.
+int32_t bits_of(const anynpu_quant_matmul_args& args) {
+  const anynpu_tensor& x2 = args.x2;
+  if (is_prepacked(x2)) return x2.ndim == 1 && x2.shape[0] == prepacked_bytes(args, 8) ? 8 : 4;
+  return x2.dtype == ANYNPU_INT32 || x2.dtype == ANYNPU_INT4 ? 4 : 8;
+}
+
+bool is_int4(const anynpu_quant_matmul_args& args) { return bits_of(args) == 4; }
 
 // What int4 weights and groups ask for beyond the rules of int8.
 int32_t check_int4(const anynpu_quant_matmul_args& args) {
   if (args.x1.dtype == ANYNPU_INT32 || args.x1.dtype == ANYNPU_INT4) {
     return fail(ANYNPU_UNSUPPORTED, "%s: int4 x1 (int32) is not implemented", kOp);
   }
-  if (args.group_size != 0 && !is_int4(args.x2)) {
+  if (args.group_size != 0 && !is_int4(args)) {
     return fail(ANYNPU_UNSUPPORTED, "%s: groups are implemented for int8 x1 and int4 (int32) x2, got %s and %s", kOp,
                 dtype_name(args.x1.dtype), dtype_name(args.x2.dtype));
   }
@@ -44,7 +57,7 @@ int32_t check_int4(const anynpu_quant_matmul_args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: group_size must be 0 or a positive multiple of 32, got %lld", kOp,
                 wide(args.group_size));
   }
-  if (!is_int4(args.x2)) return ANYNPU_OK;
+  if (!is_int4(args)) return ANYNPU_OK;
   if (args.y.dtype == ANYNPU_INT8 || args.y.dtype == ANYNPU_INT32) {
     return fail(ANYNPU_BAD_DTYPE,
                 "%s: When input's dtype is int32, output_dtype must be float16, bfloat16 or float32, but it is %s", kOp,
@@ -97,25 +110,24 @@ struct Shape {
   WeightView weight;
 };
 
-int32_t check_prepacked(const anynpu_tensor& x2, const Shape& shape) {
-  const bool sane = shape.n <= kLargestAxis && shape.k <= kMostInt8K;
-  const int64_t expected = sane ? packed32_bytes(4, shape.k, shape.n) : -1;
-  if (x2.ndim == 1 && x2.format == ANYNPU_ND && is_contiguous(x2) && x2.shape[0] == expected) return ANYNPU_OK;
-  return fail(
-      ANYNPU_BAD_SHAPE,
-      "%s: a prepacked (uint8) x2 for K %lld and N %lld must be contiguous with one axis of %lld bytes (w4p32), "
-      "got shape %s",
-      kOp, wide(shape.k), wide(shape.n), wide(expected), shape_text(x2));
+int32_t check_prepacked(const anynpu_quant_matmul_args& args, Shape* shape) {
+  const anynpu_tensor& x2 = args.x2;
+  const int64_t int4_bytes = prepacked_bytes(args, 4), int8_bytes = prepacked_bytes(args, 8);
+  shape->n = last_axis(args.y);
+  shape->weight.source.bits = bits_of(args);
+  const bool fits = x2.ndim == 1 && (x2.shape[0] == int4_bytes || x2.shape[0] == int8_bytes);
+  if (fits && x2.format == ANYNPU_ND && is_contiguous(x2)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE,
+              "%s: a prepacked (uint8) x2 for K %lld and N %lld must be contiguous with one axis of %lld (w4p32) or "
+              "%lld (w8p32) bytes, got shape %s",
+              kOp, wide(shape->k), wide(shape->n), wide(int4_bytes), wide(int8_bytes), shape_text(x2));
 }
 
 // K and N, and how x2 lies.
 int32_t check_weight(const anynpu_quant_matmul_args& args, Shape* shape) {
   const anynpu_tensor& x2 = args.x2;
-  if (is_prepacked(x2)) {
-    shape->n = args.y.ndim > 0 ? args.y.shape[args.y.ndim - 1] : 0;
-    return check_prepacked(x2, *shape);
-  }
-  if (is_int4(x2) && x2.ndim != 2) {
+  if (is_prepacked(x2)) return check_prepacked(args, shape);
+  if (is_int4(args) && x2.ndim != 2) {
     return fail(ANYNPU_BAD_SHAPE, "%s: an int4 x2 must have 2 axes, got %d", kOp, x2.ndim);
   }
   if (x2.format == ANYNPU_ND) ANYNPU_TRY(check_strides(kOp, "x2", x2, Access::read));
@@ -298,7 +310,7 @@ int64_t product(const int64_t* sizes, int count) {
 int32_t read_prepacked(const anynpu_tensor& x2, Shape* shape) {
   WeightSource& source = shape->weight.source;
   ANYNPU_TRY(view_packed32(kOp, static_cast<const uint8_t*>(x2.data), x2.shape[0], &source));
-  if (source.k == shape->k && source.n == shape->n && source.bits == 4) return ANYNPU_OK;
+  if (source.k == shape->k && source.n == shape->n) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: prepacked x2 is (%lld, %lld) in %d bits, but x1 has K %lld and y has N %lld", kOp,
               wide(source.k), wide(source.n), source.bits, wide(shape->k), wide(shape->n));
 }
@@ -306,7 +318,7 @@ int32_t read_prepacked(const anynpu_tensor& x2, Shape* shape) {
 int32_t run(const anynpu_quant_matmul_args& args, const Shape& shape) {
   Columns columns;
   if (!columns.allocate(shape.n)) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld columns", kOp, wide(shape.n));
-  const bool int4 = is_int4(args.x2);
+  const bool int4 = shape.weight.source.bits == 4;
   if (args.group_size == 0) {
     columns.load_scale(args.scale, args.y.dtype == ANYNPU_INT8 && !present(args.offset), false);
   }

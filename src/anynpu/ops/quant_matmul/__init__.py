@@ -50,7 +50,7 @@ def quant_matmul(
             ``[..., M, K / 8]``, contiguous: int4.
         x2: int8 ``[..., K, N]``; a transposed view of ``[..., N, K]`` is read as it lies. Batch axes broadcast. int32
             ``(K, N / 8)``, or a transposed view of ``(N, K / 8)``: int4; uint8 of :func:`weight_quant_prepack`: int4
-            as kernels read it fastest, then ``n`` must be given.
+            or int8 as kernels read it fastest, then ``n`` must be given.
         scale: ``(1,)`` or ``(N,)``, float32, bfloat16, or int64/uint64 words of ``trans_quant_param``; with groups
             ``(ceil(K / group_size), N)``.
         offset: float32 ``(1,)`` or ``(N,)``, for int8 output or with groups; replaces the offset in a word.
@@ -77,6 +77,6 @@ def quant_matmul(
     tensor([[-15.]], dtype=torch.float16)
     """
     if isinstance(x1, torch.Tensor) and x1.dtype == torch.int32:
-        spec.require_int4_rules(x1, x2, output_dtype, group_size)
+        spec.require_int4_rules(x1, x2, output_dtype, group_size, n)
         x1 = unpacked_x1(x1)
     return _op(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int4 operands of quant_matmul as int8, and products of groups of k one by one, for what no kernel takes as it is."""
+"""Packed operands of quant_matmul as int8, and products of groups of k, for what no kernel takes as it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unpacked_x1(x1: torch.Tensor) -> torch.Tensor:
 
 
 def unpacked_x2(x2: torch.Tensor, k: int) -> torch.Tensor:
-    """int8 (K, N); words hold eight n, or of a transposed view eight k."""
+    """int8 (K, N) of what is prepacked, or of words, which hold eight n, or in a transposed view eight k."""
     if is_prepacked(x2):
         return unprepacked(x2.cpu()).to(x2.device)
     return _unpacked_rows(x2.t()).t() if is_transposed(x2, k) else _unpacked_rows(x2)

@@ -51,7 +51,7 @@ def int4_values(words: torch.Tensor) -> torch.Tensor:
 
 
 def int8_weight(x2: torch.Tensor, k: int, n: int | None = None) -> torch.Tensor:
-    """x2 with its int4 values apart."""
+    """x2 as a matrix of int8."""
     if is_prepacked(x2):
         weight = unprepacked(x2)
         if tuple(weight.shape) != (k, n):
@@ -117,7 +117,7 @@ def quant_matmul(
     With groups (sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale + float bias.
     """
     if isinstance(x1, torch.Tensor) and x1.dtype == torch.int32:
-        require_int4_rules(x1, x2, output_dtype, group_size)
+        require_int4_rules(x1, x2, output_dtype, group_size, n)
         x1 = int4_values(x1)
     output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
     x2 = int8_weight(x2, x1.shape[-1], n)
@@ -150,7 +150,7 @@ def error_bound(
     sums of more than 16384 k are those of B such blocks with a scale of 1, added up in float32: B roundings more.
     """
     x1 = int4_values(x1) if x1.dtype == torch.int32 else x1
-    k, int4, x2 = x1.shape[-1], is_int4(x2), int8_weight(x2, x1.shape[-1], n)
+    k, int4, x2 = x1.shape[-1], is_int4(x1, x2, n), int8_weight(x2, x1.shape[-1], n)
     options = {"offset": offset, "pertoken_scale": pertoken_scale, "bias": bias, "group_size": group_size}
     value, magnitude = unrounded(x1, x2, scale, **options)
     dtype = output_dtype or torch.int8

@@ -21,14 +21,18 @@ OUTPUT_DTYPES = (torch.int8, *FLOAT_DTYPES, torch.int32)
 MOST_K = 131071  # int32 sums are exact up to here
 
 
-def is_int4(x2: torch.Tensor) -> bool:
-    """Whether x2 is words of eight int4, or prepacked."""
-    return x2.dtype == torch.int32 or is_prepacked(x2)
+def is_int4(x1: torch.Tensor, x2: torch.Tensor, n: int | None) -> bool:
+    """Whether x2 is words of eight int4, or prepacked ones, which tell their bits by their size."""
+    if not is_prepacked(x2):
+        return x2.dtype == torch.int32
+    sized = n is not None and x1.dim() > 0 and x2.dim() == 1
+    return not (sized and x2.shape[0] == prepacked_bytes(8, x1.shape[-1], n))
 
 
-def require_int4_rules(x1, x2, output_dtype, group_size) -> None:
+def require_int4_rules(x1, x2, output_dtype, group_size, n) -> None:
     """What int4 operands and groups ask for beyond the rules of int8."""
-    if group_size and not (x1.dtype == torch.int8 and is_int4(x2)):
+    int4 = is_int4(x1, x2, n)
+    if group_size and not (x1.dtype == torch.int8 and int4):
         raise NotImplementedError(
             f"{OP}: groups are implemented for int8 x1 and int4 (int32) x2, got {dtype_name(x1.dtype)} and "
             f"{dtype_name(x2.dtype)}; what is published of other groups contradicts itself"
@@ -40,7 +44,7 @@ def require_int4_rules(x1, x2, output_dtype, group_size) -> None:
     )
     if x1.dtype == torch.int32:
         require_dtype(OP, "x2", x2, (torch.int32,))
-    if is_int4(x2) and output_dtype not in FLOAT_DTYPES:
+    if int4 and output_dtype not in FLOAT_DTYPES:
         expected, got = "float16, bfloat16 or float32", dtype_name(output_dtype or torch.int8)
         raise TypeError(f"{OP}: When input's dtype is int32, output_dtype must be {expected}, but it is {got}")
 
@@ -85,12 +89,16 @@ def _weight_shape(x1: torch.Tensor, x2: torch.Tensor, n: int | None) -> tuple[in
     if is_prepacked(x2):
         if n is None:
             raise ValueError(f"{OP}: n must be the columns of x2 when it is prepacked, got None")
-        expected = prepacked_bytes(4, k, n)
-        fits = x2.dim() == 1 and x2.is_contiguous() and x2.shape[0] == expected
-        sentence = f"a prepacked (uint8) x2 for K {k} and N {n} must be contiguous with one axis of {expected} bytes"
-        require(OP, fits, f"{sentence} (w4p32), got shape {tuple(x2.shape)}")
+        int4_bytes, int8_bytes = prepacked_bytes(4, k, n), prepacked_bytes(8, k, n)
+        one_axis = x2.dim() == 1 and x2.is_contiguous()
+        require(
+            OP,
+            one_axis and (x2.shape[0] == int4_bytes or x2.shape[0] == int8_bytes),
+            f"a prepacked (uint8) x2 for K {k} and N {n} must be contiguous with one axis of {int4_bytes} (w4p32) or "
+            f"{int8_bytes} (w8p32) bytes, got shape {tuple(x2.shape)}",
+        )
         return k, n
-    if is_int4(x2):
+    if x2.dtype == torch.int32:
         require(OP, x2.dim() == 2, f"an int4 x2 must have 2 axes, got {x2.dim()}")
         shape = matrix_shape(OP, x2, k)
     else:
@@ -155,7 +163,7 @@ def output_shape(
     for name, tensor in (("x1", x1), ("x2", x2), ("scale", scale)):
         require_tensor(OP, name, tensor)
     dtype = output_dtype or torch.int8
-    require_int4_rules(x1, x2, output_dtype, group_size)
+    require_int4_rules(x1, x2, output_dtype, group_size, n)
     _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype)
     for name, tensor in (("x1", x1), ("x2", x2)):
         if is_prepacked(tensor):

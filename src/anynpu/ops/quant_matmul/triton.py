@@ -10,7 +10,7 @@ import triton.language as tl
 from anynpu import _device_errors
 from anynpu._triton import ceil_divide, dot, encoded_offset, encoded_scale, launch, report, rounded, tile_of
 from anynpu.ops.quant_matmul import int4
-from anynpu.ops.quant_matmul.spec import OP, is_int4, output_shape
+from anynpu.ops.quant_matmul.spec import OP, output_shape
 
 _BIAS = _device_errors.new_rule(OP, "bias", "must be so small that int32 sums cannot overflow")
 
@@ -109,7 +109,7 @@ def quant_matmul(
 ) -> torch.Tensor:
     """See ``anynpu.quant_matmul``; a bias that is too large is told by ``anynpu.check_device_errors``."""
     *batches, m, n = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
-    if is_int4(x2):
+    if x2.dtype != torch.int8:
         x2 = int4.unpacked_x2(x2, x1.shape[-1])
     if group_size:
         rest = (scale, offset, pertoken_scale, bias, output_dtype, group_size)
