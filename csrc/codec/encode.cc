@@ -73,11 +73,11 @@ int counted_part_log2(int64_t count, int64_t enough) {
   return log2;
 }
 
-// Counts a part of the `width` bytes at each place, `count` times, `stride` bytes on and another part each time, as if
-// it were the whole of them. Neighbours have a histogram each, so that equal ones do not wait for each other.
+// Counts a part of the `width` bytes at each place, `count` times, `stride` bytes on and another part each time.
+// Neighbours have a histogram each, so that equal ones do not wait for each other.
 void count_parts(const uint8_t* const (&places)[kColumnGroups], int64_t count, int64_t stride, int64_t width,
                  int part_log2, Counts (&counts)[kColumnGroups]) {
-  for (Counts& at_place : counts) std::memset(at_place.of, 0, sizeof(at_place.of));
+  std::memset(counts, 0, sizeof(counts));
   const int64_t part = width >> part_log2, parts = int64_t{1} << part_log2;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t first = i * stride + ((i + (i >> part_log2)) & (parts - 1)) * part;
@@ -86,9 +86,10 @@ void count_parts(const uint8_t* const (&places)[kColumnGroups], int64_t count, i
       for (int place = 0; place < kColumnGroups; ++place) ++counts[place].of[places[place][at]];
     }
   }
-  for (Counts& at_place : counts) {
-    for (uint32_t& of_code : at_place.of) of_code <<= part_log2;
-  }
+}
+
+void scale_up(Histogram& counts, int part_log2) {
+  for (uint32_t& count : counts) count <<= part_log2;
 }
 
 void sum_up(const Counts (&counts)[kColumnGroups], Histogram& total) {
@@ -107,6 +108,7 @@ void count_nibbles(const uint8_t* nibbles, int64_t count, int part_log2, Histogr
   Counts counts[kColumnGroups];
   count_parts(places, count / kPiece, kPiece, kWidth, part_log2, counts);
   sum_up(counts, total);
+  scale_up(total, part_log2);
 }
 
 }  // namespace
@@ -150,6 +152,7 @@ void Encoder::Work::count_values(const BlockShape& shape, int part_log2, Counts 
   }
   count_parts(places, steps, stride, kPiece, part_log2, groups);
   for (int64_t i = used; i < kColumnGroups; ++i) groups[i] = {};
+  for (Counts& group : groups) scale_up(group.of, part_log2);
   sum_up(groups, total->of);
   total->first = 256;
   total->end = 0;
@@ -190,12 +193,13 @@ void Encoder::Work::encode_values(const BlockShape& shape, const Coding& coding)
 void Encoder::Work::encode_boxes(int level, int64_t count, const Boxes& chosen, BitSink* sink) {
   table[level] = chosen.table;
   std::copy_n(chosen.counts, kClasses, class_counts[level]);
+  uint8_t class_of[256];
+  map_boxes(chosen.table, class_of);
   const LaneTable lanes = lane_table({&chosen.table, &chosen.table, &chosen.table, &chosen.table});
   for (int64_t at = 0; at < count; at += kChunk) {
     const int64_t size = std::min(kChunk, count - at);
     const uint8_t* lower = nibbles_of[level - 1] + at;
-    std::memcpy(classes, lower, static_cast<size_t>(size));
-    kernel().permute(chosen.class_of, 256, size, classes);
+    kernel().permute(class_of, 256, size, lower, classes);
     kernel().pack(lower, classes, size, &lanes, true, nibbles_of[level] + at / 2, sink);
   }
 }
@@ -209,8 +213,7 @@ void Encoder::Work::encode_ranks(int level, int64_t count, const Histogram& pair
     rank_of[map[rank]] = static_cast<uint8_t>(rank);
     by_rank.of[rank] = pairs[map[rank]];
   }
-  std::memcpy(ranks, nibbles_of[level - 1], static_cast<size_t>(count));
-  kernel().permute(rank_of, 256, count, ranks);
+  kernel().permute(rank_of, 256, count, nibbles_of[level - 1], ranks);
   uint8_t least, largest;
   kernel().extent(ranks, count / kPiece, kPiece, &least, &largest);
   by_rank.end = largest + 1;

@@ -86,7 +86,7 @@ class RangeFitter {
     before_[0] = 0;
     for (int code = 0; code < 256; ++code) before_[code + 1] = before_[code] + static_cast<int32_t>(histogram_[code]);
     if (high_ <= low_) low_ = high_ = 0;  // nothing to cover: no range
-    for (int end = low_; end <= high_; ++end) std::fill_n(costs_[end].of, kClasses, kNever);
+    std::memset(costs_ + low_, kNever & 0xff, static_cast<size_t>(high_ + 1 - low_) * sizeof(RangeCosts));
     for (int start = low_; start < high_; start += step(start)) extend(start);
   }
 
@@ -112,8 +112,8 @@ class RangeFitter {
   }
 
  private:
-  static constexpr int32_t kNever = 1 << 29;
-  static constexpr int kUnitLog2 = 4;  // costs are in 16ths of a bit
+  static constexpr int32_t kNever = 0x20202020;  // of equal bytes
+  static constexpr int kUnitLog2 = 4;            // costs are in 16ths of a bit
 
   // From a start of ranges to the next one.
   int step(int start) const {
@@ -193,7 +193,7 @@ int64_t extra_bits(const Table& table, const ClassCounts& counts) {
 void rank_of_counts(const ClassCounts& counts, uint8_t (&rank)[kClasses]) {
   for (int i = 0; i < kClasses; ++i) {
     int before = 0;
-    for (int j = 0; j < kClasses; ++j) before += counts[j] > counts[i] || (counts[j] == counts[i] && j < i);
+    for (int j = 0; j < kClasses; ++j) before += counts[j] + (j < i) > counts[i];
     rank[i] = static_cast<uint8_t>(before);
   }
 }
@@ -248,9 +248,6 @@ class BoxCutter {
       boxes.bits += int64_t{box.count} * (4 + box.bits());
       boxes.table.base[number] = static_cast<uint8_t>(box.low | box.high << 4);
       boxes.table.mask[number] = static_cast<uint8_t>(mask_of_bits(box.low_bits) | mask_of_bits(box.high_bits) << 4);
-      for (int high = box.high; high < box.high + (1 << box.high_bits); ++high) {
-        std::memset(boxes.class_of + 16 * high + box.low, number, size_t{1} << box.low_bits);
-      }
     }
     return boxes;
   }
@@ -369,13 +366,26 @@ bool take_nibbles(const Counts (&groups)[kColumnGroups], const Counts& total, Co
   return true;
 }
 
+// Whether an ideal code of `nibbles` class nibbles in `ideal` bits would save enough of the bits that there are.
+bool saves_enough(int level, int64_t nibbles, int64_t ideal, int64_t bits) {
+  const int64_t saved = 4 * nibbles - ideal - 8 * kBoxesBytes;
+  return saved > 0 && saved * (level == 2 ? kSecondLevelSaves : kFurtherLevelSaves) >= bits;
+}
+
+// Whether classes of these codes are worth coding whatever they are: their entropy is at most that of the codes.
+bool surely_worth_coding(const Histogram& codes) {
+  const int64_t total = std::accumulate(codes, codes + 256, int64_t{0});
+  return saves_enough(2, total, entropy_bits(codes, 256), (4 + kMaxClassBits) * total);
+}
+
 // Of codes, which are values or folded ones.
 Coding choose_tables(const Counts (&groups)[kColumnGroups], const Counts& total, bool folded, ClassCounts& counts) {
   Coding coding = {folded, 0, {}};
   std::fill_n(counts, kClasses, 0u);
-  int64_t together = fit_values(total, folded, false, &coding.tables[0], counts);
-  const bool coded = worth_coding(2, counts, together);
-  if (coded) {
+  bool coded = surely_worth_coding(total.of);
+  int64_t together = fit_values(total, folded, coded, &coding.tables[0], counts);
+  if (!coded && worth_coding(2, counts, together)) {
+    coded = true;
     std::fill_n(counts, kClasses, 0u);
     together = fit_values(total, folded, true, &coding.tables[0], counts);
   }
@@ -393,8 +403,7 @@ Coding choose_tables(const Counts (&groups)[kColumnGroups], const Counts& total,
 
 bool worth_coding(int level, const ClassCounts& counts, int64_t bits) {
   const int64_t total = std::accumulate(counts, counts + kClasses, int64_t{0});
-  const int64_t saved = 4 * total - entropy_bits(counts, kClasses) - 8 * kBoxesBytes;
-  return saved > 0 && saved * (level == 2 ? kSecondLevelSaves : kFurtherLevelSaves) >= bits;
+  return saves_enough(level, total, entropy_bits(counts, kClasses), bits);
 }
 
 bool has_gaps(const Counts& sample) {
@@ -419,11 +428,13 @@ Coding choose_coding(const Counts (&groups)[kColumnGroups], const Counts& total,
 }
 
 void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {
-  uint32_t classes[kClasses] = {};
-  for (int pair = 0; pair < 256; ++pair) {
-    classes[pair & 15] += pairs[pair];
-    classes[pair >> 4] += pairs[pair];
+  uint32_t low[kClasses] = {}, classes[kClasses];
+  for (int high = 0; high < kClasses; ++high) {
+    const uint32_t* const row = pairs + kClasses * high;
+    for (int i = 0; i < kClasses; ++i) low[i] += row[i];
+    classes[high] = std::accumulate(row, row + kClasses, 0u);
   }
+  for (int i = 0; i < kClasses; ++i) classes[i] += low[i];
   const int64_t total = log2_fixed(std::accumulate(classes, classes + kClasses, 0u));
   for (int i = 0; i < kClasses; ++i) {
     const int64_t weight = classes[i] == 0 ? kMaxOrderWeight : (total - log2_fixed(classes[i]) + (1 << 12)) >> 13;
@@ -440,6 +451,15 @@ Ranges fit_ranks(const Counts& by_rank, ClassCounts& counts) {
 }
 
 Boxes cut_boxes(const Histogram& pairs) { return BoxCutter(pairs).boxes(); }
+
+void map_boxes(const Table& table, uint8_t (&class_of)[256]) {
+  for (int i = 0; i < kClasses; ++i) {
+    const int low_size = (table.mask[i] & 15) + 1, high_size = (table.mask[i] >> 4) + 1;
+    for (int row = 0; row < high_size; ++row) {
+      std::memset(class_of + table.base[i] + 16 * row, i, static_cast<size_t>(low_size));
+    }
+  }
+}
 
 int64_t ideal_bits(const Histogram& pairs, int part_log2) {
   const int64_t used = 256 - std::count(pairs, pairs + 256, 0u);

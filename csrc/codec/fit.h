@@ -38,7 +38,6 @@ struct Coding {
 // Classes of class nibbles, two to a byte.
 struct Boxes {
   Table table;
-  uint8_t class_of[256];
   ClassCounts counts;
   int64_t bits;  // of the level
 };
@@ -57,6 +56,9 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]);
 
 // Boxes of bytes of two class nibbles.
 Boxes cut_boxes(const Histogram& pairs);
+
+// The class of each byte.
+void map_boxes(const Table& boxes, uint8_t (&class_of)[256]);
 
 // Bits of an ideal code of the source of these bytes, of which one in 2^part_log2 was counted: such a sample looks more
 // orderly than its source is, by half a nat for each value but one (Miller and Madow).

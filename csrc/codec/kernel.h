@@ -35,8 +35,8 @@ struct Kernel {
   // Class nibbles, and extra bits to the sink.
   void (*pack)(const uint8_t* codes, const uint8_t* classes, int64_t count, const LaneTable* tables, bool one_table,
                uint8_t* nibbles, BitSink* sink);
-  // bytes[i] = map[bytes[i]]; all of them are below `size`, count is a multiple of 64.
-  void (*permute)(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes);
+  // to[i] = map[from[i]], which may be the same; all of them are below `size`, count is a multiple of 64.
+  void (*permute)(const uint8_t* map, int64_t size, int64_t count, const uint8_t* from, uint8_t* to);
   // map[rank] is the byte of two class nibbles that comes at this rank of all 256, sorted by the sum of the weights of both,
   // which are at most kMaxOrderWeight, then by the byte.
   void (*sort_pairs)(const uint8_t* order, uint8_t* map);

@@ -67,21 +67,21 @@ inline TwoVectors look_up_rows(const __m256i* rows, const TwoVectors& low, const
 }
 
 template <int kRowsLog2>
-void permute_rows(const __m256i* rows, int64_t count, uint8_t* bytes) {
+void permute_rows(const __m256i* rows, int64_t count, const uint8_t* from, uint8_t* to) {
   for (int64_t at = 0; at < count; at += kPiece) {
     TwoVectors low, bits[4];  // each bit is the highest of a byte
     for (int i = 0; i < 2; ++i) {
-      const __m256i codes = load(bytes + at + 32 * i);
+      const __m256i codes = load(from + at + 32 * i);
       low.of[i] = _mm256_and_si256(codes, _mm256_set1_epi8(15));
       bits[3].of[i] = codes;
       for (int bit = 2; bit >= 0; --bit) bits[bit].of[i] = _mm256_add_epi8(bits[bit + 1].of[i], bits[bit + 1].of[i]);
     }
     const TwoVectors entries = look_up_rows<kRowsLog2>(rows, low, bits);
-    for (int i = 0; i < 2; ++i) store(bytes + at + 32 * i, entries.of[i]);
+    for (int i = 0; i < 2; ++i) store(to + at + 32 * i, entries.of[i]);
   }
 }
 
-void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
+void permute(const uint8_t* map, int64_t size, int64_t count, const uint8_t* from, uint8_t* to) {
   __m256i rows[16];
   for (int row = 0; row < 16; ++row) {
     rows[row] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(map) + row));
@@ -90,7 +90,7 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
                    : size > 64 ? permute_rows<3>
                    : size > 32 ? permute_rows<2>
                                : permute_rows<1>;
-  run(rows, count, bytes);
+  run(rows, count, from, to);
 }
 
 inline void mix_pieces(const uint8_t* bytes, int64_t pieces, uint32_t* lanes) {

@@ -278,10 +278,10 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, b
   return run(nibbles, count / kPiece, tables, ranks, extras, out);
 }
 
-void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
+void permute(const uint8_t* map, int64_t, int64_t count, const uint8_t* from, uint8_t* to) {
   const Map entries(map);
   for (int64_t at = 0; at < count; at += kPiece) {
-    _mm512_storeu_si512(bytes + at, entries(_mm512_loadu_si512(bytes + at)));
+    _mm512_storeu_si512(to + at, entries(_mm512_loadu_si512(from + at)));
   }
 }
 

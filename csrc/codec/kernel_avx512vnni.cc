@@ -7,9 +7,9 @@ namespace anynpu::codec {
 namespace {
 
 // 256 entries as 16 shuffles: each sees the bytes with its high nibble.
-void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
+void permute(const uint8_t* map, int64_t size, int64_t count, const uint8_t* from, uint8_t* to) {
   for (int64_t at = 0; at < count; at += kPiece) {
-    const __m512i codes = _mm512_loadu_si512(bytes + at);
+    const __m512i codes = _mm512_loadu_si512(from + at);
     const __m512i high = _mm512_and_si512(codes, _mm512_set1_epi8(static_cast<char>(0xf0)));
     const __m512i low = _mm512_and_si512(codes, _mm512_set1_epi8(15));
     __m512i result = _mm512_setzero_si512();
@@ -18,7 +18,7 @@ void permute(const uint8_t* map, int64_t size, int64_t count, uint8_t* bytes) {
       const __mmask64 here = _mm512_cmpeq_epi8_mask(high, _mm512_set1_epi8(static_cast<char>(16 * row)));
       result = _mm512_mask_shuffle_epi8(result, here, table, low);
     }
-    _mm512_storeu_si512(bytes + at, result);
+    _mm512_storeu_si512(to + at, result);
   }
 }
 

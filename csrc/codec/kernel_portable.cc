@@ -39,8 +39,8 @@ uint64_t expand_group(const uint8_t* nibbles, const LaneTable& table, int64_t la
   return values;
 }
 
-void permute(const uint8_t* map, int64_t, int64_t count, uint8_t* bytes) {
-  for (int64_t i = 0; i < count; ++i) bytes[i] = map[bytes[i]];
+void permute(const uint8_t* map, int64_t, int64_t count, const uint8_t* from, uint8_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = map[from[i]];
 }
 
 int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, bool one_table, Codes codes,
@@ -55,7 +55,7 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, b
           expand_group(nibbles + i / 2, table, i / 16 * 16, extras->data, &position, codes == Codes::folded);
       memcpy(out + i, &values, sizeof(values));
     }
-    if (ranks != nullptr) permute(ranks->nibbles, ranks->count, kPiece, out);
+    if (ranks != nullptr) permute(ranks->nibbles, ranks->count, kPiece, out, out);
   }
   extras->position = static_cast<int64_t>(position);
   return position <= end;
