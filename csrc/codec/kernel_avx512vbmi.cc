@@ -301,6 +301,83 @@ void classify_by_map(const uint8_t* values, int64_t count, const CutTable* table
   }
 }
 
+// What has this part of `extras`, and the rest where it is put.
+inline __m512i join(__m512i extras, __m512i part, __m512i rest) {
+  return _mm512_ternarylogic_epi64(extras, part, rest, 0xea);
+}
+
+// Extra bits that lie in both nibbles of a code become its lowest ones.
+class GapCloser {
+ public:
+  explicit GapCloser(const LaneTable& table) {
+    static constexpr uint64_t kOnes[2] = {0x7f3f1f0f07030100, 0};  // by their number
+    const __m512i ones = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kOnes)));
+    const Lanes lanes = load_lanes(table);
+    const __m512i bits = _mm512_shuffle_epi8(ones, _mm512_popcnt_epi8(lanes.mask));
+    high_ = _mm512_andnot_si512(_mm512_and_si512(lanes.mask, _mm512_set1_epi8(15)), bits);
+    lift_ = lanes.lift;
+  }
+  __m512i operator()(__m512i extras, __m512i classes) const {
+    const __m512i bytes = _mm512_set1_epi64(0x3830282018100800), low = _mm512_set1_epi8(15);
+    const __m512i begins = _mm512_sub_epi8(bytes, _mm512_shuffle_epi8(lift_, classes));
+    const __m512i moved = _mm512_multishift_epi64_epi8(begins, extras);
+    return join(moved, _mm512_shuffle_epi8(high_, classes), _mm512_and_si512(extras, low));
+  }
+
+ private:
+  __m512i lift_, high_;  // by class: how much further up the bits of the high nibble go, and where they are then
+};
+
+// Whether the ones of each mask are its lowest bits.
+bool no_gaps(const LaneTable& table) {
+  const __m512i masks = _mm512_load_si512(table.mask);
+  return _mm512_test_epi8_mask(masks, _mm512_add_epi8(masks, _mm512_set1_epi8(1))) == 0;
+}
+
+// Joins the extra bits of two, four, eight and, where they are few, 16 codes at once.
+template <bool kGaps>
+Appender pack_joined(const uint8_t* codes, const uint8_t* classes, int64_t pieces, const LaneTable* tables,
+                     bool one_table, uint8_t* nibbles, Appender appender) {
+  const GapCloser close_gaps(tables[0]);
+  const __m512i byte = _mm512_set1_epi16(0xff), word = _mm512_set1_epi32(0xffff), half = _mm512_set1_epi64(0xffffffff);
+  for (int64_t piece = 0; piece < pieces; ++piece, codes += kPiece, classes += kPiece, nibbles += kPiece / 2) {
+    const LaneTable& table = tables[one_table ? 0 : piece % kPanelPieces];
+    const __m512i own = _mm512_loadu_si512(classes);
+    store_nibbles(own, nibbles);
+    __m512i extras =
+        _mm512_sub_epi8(_mm512_loadu_si512(codes), _mm512_shuffle_epi8(_mm512_load_si512(table.base), own));
+    if (kGaps) extras = close_gaps(extras, own);
+    const __m512i bits = _mm512_popcnt_epi8(_mm512_shuffle_epi8(_mm512_load_si512(table.mask), own));
+    extras = join(extras, byte, _mm512_sllv_epi16(_mm512_srli_epi16(extras, 8), _mm512_and_si512(bits, byte)));
+    const __m512i of_two = _mm512_maddubs_epi16(bits, _mm512_set1_epi8(1));
+    extras = join(extras, word, _mm512_sllv_epi32(_mm512_srli_epi32(extras, 16), _mm512_and_si512(of_two, word)));
+    const __m512i of_four = _mm512_madd_epi16(of_two, _mm512_set1_epi16(1));
+    extras = join(extras, half, _mm512_sllv_epi64(_mm512_srli_epi64(extras, 32), _mm512_and_si512(of_four, half)));
+    const __m512i of_eight = _mm512_sad_epu8(bits, _mm512_setzero_si512());
+    const auto other = [](__m512i groups) { return _mm512_shuffle_epi32(groups, static_cast<_MM_PERM_ENUM>(0x4e)); };
+    const __m512i of_16 = _mm512_add_epi64(of_eight, other(of_eight));
+    alignas(64) uint64_t groups[8], counts[8];
+    if (_mm512_cmpgt_epu8_mask(of_16, _mm512_set1_epi8(kAppendedBits)) == 0) {
+      _mm512_store_si512(groups, _mm512_or_si512(extras, _mm512_sllv_epi64(other(extras), of_eight)));
+      _mm512_store_si512(counts, of_16);
+#pragma GCC unroll 4
+      for (int i = 0; i < 8; i += 2) appender.append(groups[i], counts[i]);
+    } else {
+      _mm512_store_si512(groups, extras);
+      _mm512_store_si512(counts, of_eight);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) appender.append(groups[i], counts[i]);
+    }
+  }
+  return appender;
+}
+
+Appender pack_pieces(const uint8_t* codes, const uint8_t* classes, int64_t pieces, const LaneTable* tables,
+                     bool one_table, uint8_t* nibbles, Appender appender) {
+  const bool gaps = one_table && !no_gaps(tables[0]);
+  return (gaps ? pack_joined<true> : pack_joined<false>)(codes, classes, pieces, tables, one_table, nibbles, appender);
+}
+
 // 0 to 63.
 inline __m512i counting() {
   return _mm512_setr_epi64(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110, 0x1f1e1d1c1b1a1918,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec/avx512.inc"
 #include "codec/expand_avx2.inc"
+#include "codec/pack_bmi2.inc"
 #include "codec/sort_pairs.inc"
 
 namespace anynpu::codec {
@@ -20,6 +21,14 @@ void permute(const uint8_t* map, int64_t size, int64_t count, const uint8_t* fro
     }
     _mm512_storeu_si512(to + at, result);
   }
+}
+
+inline void cut(const uint8_t* codes, const uint8_t* classes, const LaneTable& table, uint8_t* nibbles,
+                uint64_t* extras, uint64_t* masks) {
+  const __m512i own = _mm512_loadu_si512(classes), base = _mm512_shuffle_epi8(_mm512_load_si512(table.base), own);
+  _mm512_store_si512(extras, _mm512_sub_epi8(_mm512_loadu_si512(codes), base));
+  _mm512_store_si512(masks, _mm512_shuffle_epi8(_mm512_load_si512(table.mask), own));
+  store_nibbles(own, nibbles);
 }
 
 }  // namespace

@@ -170,10 +170,15 @@ ANYNPU_EMULATE_BINARY(__m512i, int16_t, packs_epi32)
 ANYNPU_EMULATE_BINARY(__m512i, int8_t, packs_epi16)
 ANYNPU_EMULATE_BINARY(__m512i, uint8_t, packus_epi16)
 ANYNPU_EMULATE_BINARY(__m512i, int32_t, sllv_epi32)
+ANYNPU_EMULATE_BINARY(__m512i, int64_t, sllv_epi64)
 ANYNPU_EMULATE_BINARY(__m512i, int32_t, srlv_epi32)
 ANYNPU_EMULATE_BINARY(__m512i, int64_t, srlv_epi64)
 ANYNPU_EMULATED __m512i _mm512_sad_epu8(__m512i a, __m512i b) {
   return {_mm256_sad_epu8(a.low, b.low), _mm256_sad_epu8(a.high, b.high)};
+}
+ANYNPU_EMULATED __m512i _mm512_sllv_epi16(__m512i value, __m512i counts) {
+  const Elements<uint16_t, __m512i> from(value), by(counts);
+  return generate<uint16_t>([&](int i) { return by.at[i] < 16 ? from.at[i] << by.at[i] : 0; });
 }
 ANYNPU_EMULATED __m512i _mm512_mullo_epi64(__m512i a, __m512i b) {
   const Elements<uint64_t, __m512i> of_a(a), of_b(b);
