@@ -41,5 +41,5 @@ def blocks(page: str) -> list[str]:
     ids=["readme torch_npu", "readme anynpu", "quantization"],
 )
 def test_code_runs(code, tmp_path):
-    (tmp_path / "code.py").write_text(code)
-    subprocess.run([sys.executable, "-m", "anynpu", "run", "code.py"], cwd=tmp_path, check=True)
+    (tmp_path / "block.py").write_text(code)  # no module of Python has this name
+    subprocess.run([sys.executable, "-m", "anynpu", "run", "block.py"], cwd=tmp_path, check=True)

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+import pytest_anynpu
+
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "installed"
+PACKAGES = str(Path(pytest_anynpu.__file__).parents[1])  # src, or site-packages
 
 
 def test_with_npu_installed():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ANYNPU_S")}
-    environment |= {"PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment |= {"PYTHONPATH": PACKAGES, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "pytest_anynpu", "--anynpu", "-p", "no:cacheprovider", str(FOLDER)]
     command += ["-o", "addopts=--import-mode=importlib"]  # without -q, for the header
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -27,12 +30,12 @@ def test_with_npu_installed():
 
 def test_the_plugin_alone_imports_neither_torch_nor_anynpu():
     code = "import sys, pytest_anynpu; assert not {'torch', 'anynpu'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=True)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": PACKAGES}, check=True)
 
 
 def test_a_wrong_option_is_the_users_to_fix(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "pytest_anynpu", "--anynpu", "--anynpu-soc", "H100", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = os.environ | {"PYTHONPATH": PACKAGES, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert outcome.returncode == pytest.ExitCode.USAGE_ERROR
     assert outcome.stderr.startswith("ERROR: --anynpu: install: soc must be a chip name")

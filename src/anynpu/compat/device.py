@@ -415,6 +415,8 @@ def provide(device: str) -> None:
     torch.utils.rename_privateuse1_backend(NAME)
     if hasattr(torch._C, "_acc"):
         _register_guard()
+    else:  # torch 2.9, where only C++ can register the hooks that this function asks
+        torch._C._get_accelerator = lambda check=None: torch.device(NAME)
     if not hasattr(torch._C, "_acc") or _target.type == "cuda":
         _complete_index_in_python()
     if _target.type == "cuda":

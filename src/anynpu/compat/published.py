@@ -79,12 +79,17 @@ def require_weight_dtype(weight: torch.Tensor, weight_dtype: Dtype | None) -> No
         raise TypeError(f"weight must be {stored[weight_dtype]} for weight_dtype {weight_dtype}, got {weight.dtype}")
 
 
+def _is_union(hint: Any) -> bool:
+    """Whether it has several kinds; Python 3.10 makes a Union of the annotations of arguments that default to None."""
+    return typing.get_origin(hint) in (typing.Union, UnionType)
+
+
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return typing.get_args(hint) if _is_union(hint) else (hint,)
 
 
 def _fits(value: object, hint: Any) -> bool:
-    if hint is Any or isinstance(hint, UnionType):
+    if hint is Any or _is_union(hint):
         return hint is Any or any(_fits(value, kind) for kind in _kinds(hint))
     if typing.get_origin(hint) is not None:  # a sequence
         (kind,) = typing.get_args(hint)
@@ -93,7 +98,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _called(hint: Any) -> str:
-    if typing.get_origin(hint) is not None and not isinstance(hint, UnionType):
+    if typing.get_origin(hint) is not None and not _is_union(hint):
         return f"list of {_called(typing.get_args(hint)[0])}s"
     return _CALLED.get(hint) or hint.__name__
 
