@@ -72,7 +72,8 @@ class Combine {
         scales_(own_product_ && kernel_.multiply_scaled_int4 != nullptr),
         own_int8_(int8_.isa >= kernel_.isa && has_int8_product(kernel_, problem)),
         tiles_(row_tiles()),
-        packed_(problem, tiles_, problem.int4() && (scales_ || !own_product_)),
+        groups_(scale_groups()),
+        packed_(problem, tiles_, groups_, problem.int4() && (scales_ || !own_product_)),
         direct_(problem, own_int8_ ? kernel_.int8_least_rows - 1 : rows_, rows_, experts_with_rows()) {
     most_rows_ = std::min(rows_, std::max(kPieceRows, kRowBytes / problem.k));
     most_pieces_ = std::min(most_rows_, kPieces);
@@ -154,6 +155,13 @@ class Combine {
            weight.chunk_bytes == 0 && problem.n % kPanelColumns == 0 && problem.k % 4 == 0;
   }
 
+  // The k of few rows that share a scale are halved where two threads would be left one expert: two groups, of one scale.
+  int64_t scale_groups() const {
+    const bool halves = scales_ && problem_.scale_groups == 1 && problem_.k % (8 * kernel_.block_steps) == 0 &&
+                        experts_with_rows() % 2 != 0 && rows_ <= kHalvedRows * experts_with_rows();
+    return halves ? 2 : problem_.scale_groups;
+  }
+
   RowTiles row_tiles() const {
     if (own_int8_) return {kernel_.int8_tile_rows, 1, 0, true};
     if (scales_) return {kernel_.tile_rows, 1, 0, true};
@@ -220,7 +228,7 @@ class Combine {
   }
 
   // Few rows' products with the groups of either half of k are added one after the other, whoever makes them.
-  bool halved(const Piece& piece) const { return scales_ && problem_.scale_groups > 1 && piece.rows <= kHalvedRows; }
+  bool halved(const Piece& piece) const { return scales_ && groups_ > 1 && piece.rows <= kHalvedRows; }
 
   // Those of the second half wait for the first.
   void multiply_halves() {
@@ -452,18 +460,18 @@ class Combine {
     const WeightSource weight = problem_.expert_weight(piece.expert);
     const int64_t scale = piece.expert * problem_.scale_groups * problem_.n + column;
     const int64_t panel = kernel_.panel_columns, panel_bytes = weight.chunk_bytes == 0 ? panel / 2 : weight.chunk_bytes;
-    const int64_t groups = problem_.scale_groups, parts = halved(piece) ? 2 : 1;
-    const int64_t first = groups * part / parts, end = groups * (part + 1) / parts,
+    const int64_t group_size = problem_.k / groups_, parts = halved(piece) ? 2 : 1;
+    const int64_t first = groups_ * part / parts, end = groups_ * (part + 1) / parts,
                   offset = column / panel * panel_bytes;
-    const bool is_last = end == groups;
+    const bool is_last = end == groups_;
     const Piece* after = is_last && &piece + 1 < pieces_ + piece_count_ ? &piece + 1 : &piece;
-    const int64_t next_row = is_last ? 0 : end * problem_.group_size();
+    const int64_t next_row = is_last ? 0 : end * group_size;
     const uint8_t* next = problem_.expert_weight(after->expert).data + next_row * weight.row_bytes + offset;
-    kernel_.multiply_scaled_int4({weight.data + offset, weight.row_bytes, panel_bytes, columns / panel, next, first,
-                                  end - first, problem_.group_size() / 4, packed_.tiles(piece), packed_.rows(piece),
-                                  packed_.tile_rows(piece), packed_.row_steps(), packed_.of_rows(piece, 0),
-                                  static_cast<const int64_t*>(args_.scale.data) + scale, problem_.n, memory.sums,
-                                  memory.scaled, values, values_stride()});
+    kernel_.multiply_scaled_int4(
+        {weight.data + offset, weight.row_bytes, panel_bytes, columns / panel, next, first, end - first, group_size / 4,
+         packed_.tiles(piece), packed_.rows(piece), packed_.tile_rows(piece), packed_.row_steps(),
+         packed_.of_rows(piece, 0), static_cast<const int64_t*>(args_.scale.data) + scale,
+         groups_ == problem_.scale_groups ? problem_.n : 0, memory.sums, memory.scaled, values, values_stride()});
   }
 
   void multiply(const Piece& piece, const ScaleGroup& group, int64_t column, int64_t columns,
@@ -536,6 +544,7 @@ class Combine {
   const bool scales_;       // and the kernel of it scales its sums
   const bool own_int8_;     // likewise, with int8 weights
   const RowTiles tiles_;
+  const int64_t groups_;  // of k
   PackedRows packed_;
   DirectSums direct_;
   int64_t most_rows_, most_pieces_, threads_, columns_, task_columns_, span_, tasks_;

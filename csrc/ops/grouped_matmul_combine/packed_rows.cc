@@ -73,26 +73,26 @@ int32_t pack_group(const int8_t* from, int64_t stride, const ScaleGroup& group, 
 
 }  // namespace
 
-PackedRows::PackedRows(const CombineProblem& problem, const RowTiles& tiles, bool ones)
-    : problem_(problem), tiles_(tiles), ones_(ones) {
-  const ScaleGroup last = group(problem.scale_groups - 1);
+PackedRows::PackedRows(const CombineProblem& problem, const RowTiles& tiles, int64_t groups, bool ones)
+    : problem_(problem), tiles_(tiles), groups_(groups), ones_(ones) {
+  const ScaleGroup last = group(groups - 1);
   row_steps_ = round_up(last.first_step + last.steps(), tiles.unit_steps);
   if (!problem.int4()) row_steps_ = round_up(row_steps_, kDirectK / 4);
   block_steps_ = tiles.block_steps == 0 ? row_steps_ : tiles.block_steps;
 }
 
 ScaleGroup PackedRows::group(int64_t index) const {
-  const int64_t size = problem_.k / problem_.scale_groups, begin = index * size;
+  const int64_t size = problem_.k / groups_, begin = index * size;
   const int64_t most_steps = size % kPartK == 0 ? size / 4 : (size + kPartK + 2) / 4;
   return {begin, begin + size, begin / kPartK * kPartK, index * round_up(most_steps, tiles_.unit_steps)};
 }
 
-int64_t PackedRows::bytes(int64_t rows) const { return rows * (row_steps_ + problem_.scale_groups + 1) * 4; }
+int64_t PackedRows::bytes(int64_t rows) const { return rows * (row_steps_ + groups_ + 1) * 4; }
 
 void PackedRows::use(void* memory, int64_t rows) {
   packed_ = static_cast<int32_t*>(memory);
   of_rows_ = packed_ + rows * row_steps_;
-  row_sums_ = of_rows_ + rows * problem_.scale_groups;
+  row_sums_ = of_rows_ + rows * groups_;
 }
 
 int64_t PackedRows::tile_rows(const Piece& piece) const {
@@ -116,7 +116,7 @@ void PackedRows::pack_row(const Piece& piece, int64_t row) {
   const int64_t block_words = block_steps_ * rows(piece);
   int32_t* first = packed_ + piece.packed * row_steps_ + tile * block_steps_ + (row - tile) * tiles_.unit_steps;
   int32_t total = 0;
-  for (int64_t index = 0; index < problem_.scale_groups; ++index) {
+  for (int64_t index = 0; index < groups_; ++index) {
     const ScaleGroup k = group(index);
     const int64_t block = k.first_step / block_steps_, step = k.first_step % block_steps_;
     const RowWords to = {first + block * block_words + step * height,

@@ -39,8 +39,9 @@ struct RowTiles {
 
 class PackedRows {
  public:
-  // With `ones`, a piece gets a last row of ones, whose products are the sums of the columns of the weight.
-  PackedRows(const CombineProblem& problem, const RowTiles& tiles, bool ones);
+  // Each of `groups` of k has sums of its own. With `ones`, a piece gets a last row of ones, whose products are the sums
+  // of the columns of the weight.
+  PackedRows(const CombineProblem& problem, const RowTiles& tiles, int64_t groups, bool ones);
   // What `rows` packed rows take.
   int64_t bytes(int64_t rows) const;
   void use(void* memory, int64_t rows);
@@ -57,13 +58,12 @@ class PackedRows {
   const int32_t* row_sums(const Piece& piece) const { return row_sums_ + piece.packed; }
 
  private:
-  int64_t group_rows(const Piece& piece, int64_t group) const {
-    return piece.packed * problem_.scale_groups + group * rows(piece);
-  }
+  int64_t group_rows(const Piece& piece, int64_t group) const { return piece.packed * groups_ + group * rows(piece); }
   void pack_row(const Piece& piece, int64_t row);
 
   const CombineProblem& problem_;
   const RowTiles tiles_;
+  const int64_t groups_;
   int64_t block_steps_;
   const bool ones_;
   int64_t row_steps_;
