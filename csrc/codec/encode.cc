@@ -59,7 +59,7 @@ void tile(const Matrix& matrix, const BlockShape& shape, uint8_t* values) {
     const int64_t steps = matrix.k_stride == 1 ? shape.k_count / 4 / kTile * kTile : 0;
     if (columns < kPanelColumns) std::memset(values, 0x80, static_cast<size_t>(shape.panel_values()));
     kernel().tile(rows, matrix.n_stride, whole, steps, values);
-    for (int64_t column = 0; column < columns; ++column) {
+    for (int64_t column = steps < shape.steps() ? 0 : whole; column < columns; ++column) {
       tile_column(rows + column * matrix.n_stride, matrix.k_stride, column, column < whole ? 4 * steps : 0, shape,
                   values);
     }

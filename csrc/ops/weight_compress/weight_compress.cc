@@ -123,7 +123,7 @@ void untile(const uint8_t* values, const codec::BlockShape& shape, const codec::
     const int64_t columns = std::min(codec::kPanelColumns, shape.n_count - n),
                   whole = columns / codec::kTile * codec::kTile;
     codec::kernel().untile(values, whole, steps, rows, k, past_caches);
-    for (int64_t column = 0; column < columns; ++column) {
+    for (int64_t column = 4 * steps < shape.k_count ? 0 : whole; column < columns; ++column) {
       untile_column(values, column, column < whole ? 4 * steps : 0, shape.k_count, rows + column * k);
     }
   }

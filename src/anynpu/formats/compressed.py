@@ -131,15 +131,16 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
     op = "weight_decompress"
     require_type(op, "compressed", compressed, CompressedWeight, "a CompressedWeight")
     info = compressed.info
-    # Not the tensor itself: to print one takes as long as to decode a weight.
-    got = f"{dtype_name(info.dtype)} {list(info.shape)}"
-    require(op, info.dtype == torch.int64 and info.shape == (5,), f"info must be int64 [5], got {got}")
-    width, aligned, k, n, version = info.tolist()
-    known = (width, aligned, version) == (8, 8, 1) and k > 0 and n > 0
-    require(op, known, f"info must be [8, 8, k, n, 1], got {info.tolist()}")
+    # Sentences are written when they are needed: to print a tensor takes as long as to decode a weight.
+    if info.dtype != torch.int64 or info.shape != (5,):
+        raise ValueError(f"{op}: info must be int64 [5], got {dtype_name(info.dtype)} {list(info.shape)}")
+    width, aligned, k, n, version = values = info.tolist()
+    if (width, aligned, version) != (8, 8, 1) or k <= 0 or n <= 0:
+        raise ValueError(f"{op}: info must be [8, 8, k, n, 1], got {values}")
     # Before memory for n x k values is asked for; the library has the exact rule.
     most = compressed.index.numel() // ENTRY_BYTES * BLOCK_K * BLOCK_N
-    require(op, n * k <= most, f"n * k of info must be at most the index's {most} values, got {n} * {k}")
+    if n * k > most:
+        raise ValueError(f"{op}: n * k of info must be at most the index's {most} values, got {n} * {k}")
     weight = torch.empty((n, k), dtype=torch.int8)
     stream, index = compressed.stream.cpu(), compressed.index.cpu()
     _decompress(stream, index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
