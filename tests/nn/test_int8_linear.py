@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import anynpu
-from anynpu.nn import CompressedLinear, QuantLinear
+from anynpu.nn import CompressedLinear, QuantLinear, StaticQuantLinear
+from anynpu.ops.quant_matmul.int8_linear import reads_prepacked
 from anynpu.ops.quant_matmul.reference import error_bound
 from anynpu.quantization.checkpoint import DESCRIPTION
 
@@ -32,7 +33,7 @@ def layer_of(kind, k=128, n=24, bias=True, static=False, granularity="channel", 
 
 def codes_of(layer):
     if isinstance(layer, QuantLinear):
-        return layer.weight
+        return layer.codes()
     return anynpu.formats.decompress_weight(layer.compressed())
 
 
@@ -231,3 +232,40 @@ def test_mistakes_are_refused():
     broken[2].weight.data[1, 1] = float("inf")
     with pytest.raises(ValueError, match="layer '2': W8A8: weight must be finite"):
         anynpu.quantize_(broken, anynpu.W8A8())
+
+
+def prepacked_layers():
+    yield layer_of(QuantLinear, 100, 33)
+    yield layer_of(QuantLinear, 100, 33, static=True)
+    codes = torch.randint(-128, 128, (33, 100), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    step = torch.tensor([0.02])
+    yield StaticQuantLinear.from_codes(
+        codes, torch.arange(33, dtype=torch.int32), torch.rand(33), step, torch.tensor([3.0])
+    )
+
+
+@pytest.mark.parametrize("layer", list(prepacked_layers()), ids=lambda layer: type(layer).__name__)
+def test_a_prepacked_layer_holds_its_weight_once(layer, isa):
+    layer, plain, x = copy.deepcopy(layer), copy.deepcopy(layer), torch.randn(7, 100)
+    layer.prepack()
+    rearranged = isa not in ("avx2", "portable")
+    assert (layer.weight is None) == rearranged and (layer.prepacked is not None) == rearranged
+    assert torch.equal(layer(x), plain(x))
+    assert torch.equal(layer.codes(), plain.codes()) and torch.equal(layer.dequantized(), plain.dequantized())
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(layer.state_dict()[name], tensor)
+    twin = copy.deepcopy(layer)
+    assert torch.equal(twin(x), plain(x))
+    twin.load_state_dict(plain.state_dict())
+    assert twin.weight is not None and twin.prepacked is None and torch.equal(twin(x), plain(x))
+    assert layer.to("meta").weight.is_meta
+
+
+def test_quantize_prepacks_and_the_layer_compiles():
+    model = torch.nn.Sequential(linear(128, 24))
+    quantised = anynpu.quantize_(model, anynpu.W8A8())
+    assert (quantised[0].weight is None) == reads_prepacked()
+    x = torch.randn(3, 128)
+    compiled = torch.compile(quantised, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(x), quantised(x))

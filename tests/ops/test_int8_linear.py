@@ -21,10 +21,13 @@ def random(seed):
 
 def weight(kind):
     """The weight, and the index of a compressed one."""
+    codes = torch.randint(-128, 128, (N, K), dtype=torch.int8, generator=random(0))
     if kind == "int8":
-        return torch.randint(-128, 128, (N, K), dtype=torch.int8, generator=random(0)), None
+        return codes.t(), None
+    if kind == "prepacked int8":
+        return anynpu.weight_quant_prepack(codes.t()), None
     if kind == "compressed":
-        packed = anynpu.formats.compress_weight(weight("int8")[0])
+        packed = anynpu.formats.compress_weight(codes)
         return packed.stream, packed.index
     words = anynpu.int4_pack(torch.randint(-8, 8, (K, N), dtype=torch.int32, generator=random(0)))
     return (anynpu.weight_quant_prepack(words) if kind == "prepacked" else words), None
@@ -58,7 +61,8 @@ def assert_same(result, expected):
 
 @pytest.mark.parametrize("inputs", ["dynamic", "static", "offset"])
 @pytest.mark.parametrize(
-    "kind, group_size", [("int8", 0), ("compressed", 0), ("words", 0), ("words", 32), ("prepacked", 64)]
+    "kind, group_size",
+    [("int8", 0), ("prepacked int8", 0), ("compressed", 0), ("words", 0), ("words", 32), ("prepacked", 64)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_bits_are_those_of_the_operators(dtype, kind, group_size, inputs, isa, each_thread_count):

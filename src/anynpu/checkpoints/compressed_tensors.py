@@ -114,11 +114,11 @@ def _packed_words(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _int8(layer: QuantizedLinear) -> tuple[dict[str, torch.Tensor], str, dict[str, Any], dict[str, Any]]:
     require(_OP, isinstance(layer, (QuantLinear, StaticQuantLinear)), f"no format for {type(layer).__name__}")
-    made = {"weight": layer.weight}
+    made = {"weight": layer.codes()}
     symmetric = True
     if isinstance(layer, StaticQuantLinear):
         symmetric = not bool(layer.input_offset)
-        rest = layer.quant_bias.long() + layer.input_offset.long() * layer.weight.sum(1, dtype=torch.int64)
+        rest = layer.quant_bias.long() + layer.input_offset.long() * made["weight"].sum(1, dtype=torch.int64)
         made |= {"weight_scale": (layer.deq_scale / layer.input_scale)[:, None], "input_scale": layer.input_scale}
         if not symmetric:
             made["input_zero_point"] = layer.input_offset.to(torch.int8)

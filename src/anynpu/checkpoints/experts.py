@@ -109,7 +109,7 @@ def _operands(expert: torch.nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor
 
 def _codes(layer: QuantLinear | WeightQuantLinear) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(layer, QuantLinear):
-        return layer.weight, layer.scale[:, None]
+        return layer.codes(), layer.scale[:, None]
     return layer.codes(), layer.scale.reshape(-1, layer.out_features).t()
 
 

@@ -191,7 +191,7 @@ class MsModelSlimWriter:
             return "W8A8", self._static(layer, layer.quant_bias, layer.deq_scale, layer.deq_scale / layer.input_scale)
         if isinstance(layer, QuantLinear):
             if layer.input_scale is None:
-                return "W8A8_DYNAMIC", _with_bias(_by_channel(layer.weight, layer.scale), layer.bias)
+                return "W8A8_DYNAMIC", _with_bias(_by_channel(layer.codes(), layer.scale), layer.bias)
             deq_scale = layer.scale * layer.input_scale
             return "W8A8", self._static(layer, _bias_in_units(layer.bias, deq_scale), deq_scale, layer.scale)
         require("msmodelslim", isinstance(layer, WeightQuantLinear), f"no type for {type(layer).__name__}")
@@ -205,7 +205,7 @@ class MsModelSlimWriter:
             require(
                 "msmodelslim", layer.group_size == 0, f"W8A16 needs one scale a row, got group_size {layer.group_size}"
             )
-            return "W8A16", _with_bias(_by_channel(layer.weight, layer.scale), layer.bias)
+            return "W8A16", _with_bias(_by_channel(layer.codes(), layer.scale), layer.bias)
         return "W4A8_DYNAMIC", _with_bias(self._int4(name, layer), layer.bias)
 
     def _static(
@@ -213,7 +213,7 @@ class MsModelSlimWriter:
     ) -> dict[str, torch.Tensor]:
         offset = layer.input_offset if isinstance(layer, StaticQuantLinear) else torch.zeros(1)
         return {
-            **_by_channel(layer.weight, scale),
+            **_by_channel(layer.codes(), scale),
             "input_scale": layer.input_scale,
             "input_offset": offset.to(torch.int8),
             "deq_scale": deq.view(torch.int32).long() & 0xFFFFFFFF if self._deq_as_int64 else deq,

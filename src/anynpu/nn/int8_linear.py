@@ -9,21 +9,21 @@ import torch
 
 from anynpu._check import require, require_ints, require_last_axis
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, index_bytes, most_bytes
+from anynpu.nn.prepacked_linear import PrepackedLinear
 from anynpu.nn.quantized_linear import QuantizedLinear
-from anynpu.ops.quant_matmul.int8_linear import int8_linear
+from anynpu.ops.quant_matmul.int8_linear import int8_linear, reads_prepacked
 from anynpu.ops.quant_matmul.spec import MOST_K
 
 
 class Int8Linear(QuantizedLinear):
     """``y = (x8 @ weight.T) * scale * input_scale + bias`` in the dtype of x, with ``x8 = rint(x / input_scale)``.
 
-    Subclasses hold the int8 weight, in the buffer ``WEIGHT``. The float32 buffers ``scale``, ``bias`` and
+    Subclasses hold the int8 weight. The float32 buffers ``scale``, ``bias`` and
     ``input_scale`` stay float32 when the module is cast. Without ``input_scale`` every row of x gets a scale of its
     own, its largest magnitude / 127.
     """
 
     FLOAT32: ClassVar = ("scale", "bias", "input_scale")
-    WEIGHT: ClassVar[str]
 
     scale: torch.Tensor
     bias: torch.Tensor | None
@@ -52,13 +52,17 @@ class Int8Linear(QuantizedLinear):
         buffers = self._buffers
         return int8_linear(
             x,
-            buffers[self.WEIGHT],
+            self._operand(),
             buffers["scale"],
             buffers["bias"],
             self.out_features,
             input_scale=buffers["input_scale"],
             index=buffers.get("index"),
         )
+
+    def _operand(self) -> torch.Tensor:
+        """The weight as :func:`int8_linear` takes it."""
+        raise NotImplementedError
 
     def codes(self) -> torch.Tensor:
         """The codes, int8 ``[N, K]``."""
@@ -82,7 +86,7 @@ class Int8Linear(QuantizedLinear):
             require(type(self).__name__, valid, f"input_scale must be positive and finite, got {float(scale)}")
 
 
-class QuantLinear(Int8Linear):
+class QuantLinear(PrepackedLinear, Int8Linear):
     """A linear layer with int8 weights and activations, the product of :func:`anynpu.quant_matmul`.
 
     A state dict holds ``weight`` int8 ``[N, K]``, ``scale`` ``[N]``, and where the layer has them ``bias`` ``[N]`` and
@@ -101,9 +105,6 @@ class QuantLinear(Int8Linear):
     """
 
     FIELDS: ClassVar = {"in_features": int, "out_features": int, "bias": bool, "static": bool}
-    WEIGHT: ClassVar = "weight"
-
-    weight: torch.Tensor
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class QuantLinear(Int8Linear):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, static, device)
-        self.register_buffer("weight", torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
+        self._register_weight(torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
 
     @classmethod
     def from_codes(
@@ -131,8 +132,9 @@ class QuantLinear(Int8Linear):
         layer._set_parameters(scale, bias, input_scale)
         return layer
 
-    def codes(self) -> torch.Tensor:
-        return self.weight
+    def prepack(self) -> None:
+        if reads_prepacked():
+            super().prepack()
 
 
 class CompressedLinear(Int8Linear):
@@ -154,7 +156,6 @@ class CompressedLinear(Int8Linear):
     """
 
     FIELDS: ClassVar = {**QuantLinear.FIELDS, "stream_bytes": int}
-    WEIGHT: ClassVar = "stream"
 
     stream: torch.Tensor
     index: torch.Tensor
@@ -213,6 +214,9 @@ class CompressedLinear(Int8Linear):
         super().require_sound()
         if not self.stream.is_meta:
             self.codes()
+
+    def _operand(self) -> torch.Tensor:
+        return self._buffers["stream"]
 
     def codes(self) -> torch.Tensor:
         return decompress_weight(self.compressed())

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 
 from anynpu._check import require, require_last_axis
-from anynpu.nn.quantized_linear import QuantizedLinear
-from anynpu.ops.quant_matmul.int8_linear import int8_linear
+from anynpu.nn.prepacked_linear import PrepackedLinear
+from anynpu.ops.quant_matmul.int8_linear import int8_linear, reads_prepacked
 from anynpu.ops.quant_matmul.spec import MOST_K
 
 
-class StaticQuantLinear(QuantizedLinear):
+class StaticQuantLinear(PrepackedLinear):
     """``y = (x8 @ weight.T + quant_bias) * deq_scale`` with ``x8 = saturate(rint(x / input_scale) + input_offset)``.
 
     The int32 ``quant_bias`` holds both what the zero point adds, ``-input_offset * weight.sum(1)``, and the bias in
@@ -34,7 +34,6 @@ class StaticQuantLinear(QuantizedLinear):
     FIELDS: ClassVar = {"in_features": int, "out_features": int}
     FLOAT32: ClassVar = ("deq_scale", "input_scale", "input_offset")
 
-    weight: torch.Tensor
     quant_bias: torch.Tensor
     deq_scale: torch.Tensor
     input_scale: torch.Tensor
@@ -44,7 +43,7 @@ class StaticQuantLinear(QuantizedLinear):
         super().__init__(in_features, out_features)
         op = type(self).__name__
         require(op, in_features <= MOST_K, f"in_features must be at most {MOST_K}, got {in_features}")
-        self.register_buffer("weight", torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
+        self._register_weight(torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
         self.register_buffer("quant_bias", torch.zeros(out_features, dtype=torch.int32, device=device))
         self.register_buffer("deq_scale", torch.zeros(out_features, device=device))
         self.register_buffer("input_scale", torch.ones(1, device=device))
@@ -83,15 +82,19 @@ class StaticQuantLinear(QuantizedLinear):
         whole = bool((offset == offset.round()) & (offset >= -128) & (offset <= 127))
         require(op, whole, f"input_offset must be a whole number in [-128, 127], got {float(offset)}")
 
+    def prepack(self) -> None:
+        if reads_prepacked():
+            super().prepack()
+
     def dequantized(self) -> torch.Tensor:
-        return self.weight * (self.deq_scale / self.input_scale)[:, None]
+        return self.codes() * (self.deq_scale / self.input_scale)[:, None]
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         require_last_axis(type(self).__name__, x, self.in_features)
         buffers = self._buffers
         return int8_linear(
             x,
-            buffers["weight"],
+            self._operand(),
             buffers["deq_scale"],
             buffers["quant_bias"],
             self.out_features,

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 
 from anynpu._check import require, require_ints
 from anynpu.formats.quantized_weight import QuantizedWeight, packed, packing_axis
-from anynpu.nn.quantized_linear import QuantizedLinear
+from anynpu.nn.prepacked_linear import PrepackedLinear
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
-from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack, weight_quant_unprepack
+from anynpu.ops.weight_quant_matmul import weight_quant_matmul, weight_quant_prepack
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
 
 
-class WeightQuantLinear(QuantizedLinear):
+class WeightQuantLinear(PrepackedLinear):
     """``y = x @ ((weight + offset) * scale) + bias`` in the dtype of x.
 
     A state dict holds the buffers ``weight``, ``scale``, ``offset``, ``bias`` and ``input_order`` in the plain layouts
@@ -55,12 +54,10 @@ class WeightQuantLinear(QuantizedLinear):
     }
     FLOAT32: ClassVar = ("scale", "offset", "bias")
 
-    weight: torch.Tensor | None
     scale: torch.Tensor
     offset: torch.Tensor | None
     bias: torch.Tensor | None
     input_order: torch.Tensor | None
-    prepacked: torch.Tensor | None
 
     def __init__(
         self,
@@ -87,12 +84,11 @@ class WeightQuantLinear(QuantizedLinear):
         self.group_size = group_size
         channels = (-(-in_features // group_size), out_features) if group_size else (out_features,)
         shape, dtype = _stored_weight(in_features, out_features, bits)
-        self.register_buffer("weight", torch.zeros(shape, dtype=dtype, device=device))
+        self._register_weight(torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("scale", torch.zeros(channels, device=device))
         self.register_buffer("offset", None if symmetric else torch.zeros(channels, device=device))
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
         self.register_buffer("input_order", torch.arange(in_features, device=device) if reordered else None)
-        self.register_buffer("prepacked", None, persistent=False)
         self._prepacked_from: tuple[torch.Tensor, int] | None = None
         self._keeps_weight = True
 
@@ -157,19 +153,14 @@ class WeightQuantLinear(QuantizedLinear):
         return y if x.dim() > 1 else y.squeeze(0)
 
     def matrix(self) -> torch.Tensor:
-        """The plain weight as the argument ``[K, N]`` of :func:`anynpu.weight_quant_matmul`."""
         weight = self._plain_weight()
         packed_along_n = self.bits == 4 and packing_axis(self.in_features, self.out_features) == "n"
         return weight if packed_along_n else weight.t()
 
     def codes(self) -> torch.Tensor:
-        """The signed codes, int8 ``[N, K]``, in the order of K in which the layer keeps them."""
-        weight = self.weight
-        if weight is None:
-            return weight_quant_unprepack(self.prepacked).t().contiguous()
-        if weight.dtype == torch.int8:
-            return weight
-        codes = int4_unpack(weight, torch.int8)
+        if self.bits == 8:
+            return super().codes()
+        codes = int4_unpack(self._plain_weight(), torch.int8)
         return codes if packing_axis(self.in_features, self.out_features) == "k" else codes.t().contiguous()
 
     def dequantized(self) -> torch.Tensor:
@@ -186,11 +177,7 @@ class WeightQuantLinear(QuantizedLinear):
         return parameter.repeat_interleave(self.group_size, 0)[: self.in_features].t()
 
     def prepack(self) -> None:
-        """Keeps the weight in the form that the CPU kernels read fastest, and only there.
-
-        ``weight`` is None from then on. It is a buffer again after what replaces or moves it (``to()``,
-        ``load_state_dict()``), until the next call. Nothing on other devices, which read the plain weight.
-        """
+        """As that of any layer, and again in the first call after the weight was replaced or moved."""
         self._keeps_weight = False
         self._rearrange()
 
@@ -207,14 +194,10 @@ class WeightQuantLinear(QuantizedLinear):
             self.weight = self._prepacked_from = None
 
     def _drop_prepacked(self) -> None:
-        self.weight = self._plain_weight()
-        self.prepacked = None
+        super()._drop_prepacked()
         self._prepacked_from = None
 
-    def _plain_weight(self) -> torch.Tensor:
-        if self.weight is not None:
-            return self.weight
-        codes = weight_quant_unprepack(self.prepacked).t()
+    def _stored(self, codes: torch.Tensor) -> torch.Tensor:
         return _stored(packed(codes, self.bits), self.in_features, self.out_features)
 
     def _operand(self) -> torch.Tensor:
@@ -228,18 +211,6 @@ class WeightQuantLinear(QuantizedLinear):
             return prepacked
         self._rearrange()
         return self.matrix() if self.prepacked is None else self.prepacked
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WeightQuantLinear:
-        self._drop_prepacked()
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self._plain_weight()
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._drop_prepacked()
-        super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict:
         """Copies and pickles hold the weight once: in the rearranged form if the layer has no other."""

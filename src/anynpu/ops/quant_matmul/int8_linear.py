@@ -33,7 +33,7 @@ def _operators(
     if index is not None:
         y = compressed_matmul(codes, weight, index, bias, scale, **rest)
     else:
-        y = quant_matmul(codes, _as_x2(weight), scale, bias=bias, group_size=group_size, **rest)
+        y = quant_matmul(codes, weight, scale, bias=bias, group_size=group_size, **rest)
     return y.reshape(*x.shape[:-1], n)
 
 
@@ -45,10 +45,6 @@ def _quantised(
         return dynamic_quant(rows)
     codes = quantize(rows, input_scale, input_offset, torch.int8, -1)
     return codes, input_scale.expand(rows.shape[0]) if input_offset is None else None
-
-
-def _as_x2(weight: torch.Tensor) -> torch.Tensor:
-    return weight.t() if weight.dtype == torch.int8 else weight
 
 
 def _plan(
@@ -65,9 +61,8 @@ def _plan(
     options = (bias, input_scale, input_offset, index)
     if not 2 <= x.dim() <= _native.MAX_DIMS or x.numel() > _MOST_VALUES:
         return _plan_of_operators([option is not None for option in options], n, group_size)
-    operand = weight if index is not None else _as_x2(weight)
     scalars = (group_size, 1, 0)  # 1: y is dropped on an error
-    return _call.plan([x, operand, scale, *options], [((*x.shape[:-1], n), x.dtype)], scalars)
+    return _call.plan([x, weight, scale, *options], [((*x.shape[:-1], n), x.dtype)], scalars)
 
 
 def _plan_of_operators(present: list[bool], n: int, group_size: int) -> Plan:
@@ -79,6 +74,11 @@ def _plan_of_operators(present: list[bool], n: int, group_size: int) -> Plan:
 
 
 _linear = RepeatedOperator(_operators, PlannedKernel(_plan))
+
+
+def reads_prepacked() -> bool:
+    """Whether prepacked int8 weights are the fastest form here: AVX2 has kernels for few rows times plain ones only."""
+    return _native.isa() not in ("avx2", "portable")
 
 
 def int8_linear(
@@ -100,8 +100,7 @@ def int8_linear(
 
     Args:
         x: float16, bfloat16 or float32 ``[..., K]``.
-        weight: int8 ``[N, K]``, as ``torch.nn.Linear`` keeps it, or an int4 x2 of :func:`anynpu.quant_matmul`; with
-            ``index`` the stream of :func:`anynpu.compressed_matmul`.
+        weight: an x2 of :func:`anynpu.quant_matmul`; with ``index`` the stream of :func:`anynpu.compressed_matmul`.
         scale, bias, group_size: as these operators take them.
         n: N.
         input_scale, input_offset: float32 ``[1]``, or None.
