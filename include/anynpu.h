@@ -391,8 +391,8 @@ ANYNPU_API int32_t anynpu_weight_decompress(const anynpu_weight_decompress_args*
  * low 32 bits are a float32), FLOAT32 or BFLOAT16; offset FLOAT32 (1) or (N); pertoken_scale FLOAT32 (M); bias INT32,
  * FLOAT32, FLOAT16 or BFLOAT16 (N) or [batch, 1, N]; y INT8 (rounded, saturated), FLOAT16, BFLOAT16, FLOAT32, or INT32,
  * which is x1 @ x2 + bias without the scale; contiguous.
- * Int4 x2 is INT4 [K, N], INT32 (eight int4) or a prepacked UINT8 blob (w4p32) [bytes], for float y. With group_size every
- * so many k, a multiple of 32, have a row of scale (ceil(K / group_size), N):
+ * x2 may be a prepacked UINT8 blob [bytes]: w8p32 of int8, w4p32 of int4. Int4 x2 is INT4 [K, N], INT32 (eight int4) or
+ * prepacked, for float y. With group_size every so many k, a multiple of 32, have a row of scale (ceil(K / group_size), N):
  * y = (sum over the groups of (x1 @ x2) * scale + offset) * pertoken_scale + float bias, with pertoken_scale also (M, 1). */
 typedef struct {
   anynpu_tensor x1;

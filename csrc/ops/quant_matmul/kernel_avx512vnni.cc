@@ -12,7 +12,9 @@ namespace {
 constexpr int kTileRows = 6;  // six rows of 64 columns fill the registers
 // Sums stay in the registers for so many k, since reading panels from the second cache costs nothing.
 constexpr int64_t kPanelK = 1024;
-constexpr int64_t kStreamK = 4096;      // long runs are what memory reads fastest
+constexpr int64_t kStreamK = 4096;  // long runs are what memory reads fastest
+constexpr int kMemoryRows = 3;      // up to so many of them wait for cells in place
+constexpr int64_t kAheadOfCells = 2048;
 constexpr int64_t kProductRows = 48;    // whose sums stay in the nearest cache until they are stored
 constexpr int64_t kWideSums = 1 << 13;  // likewise: wider tasks have shorter panels, which meet them more often
 
@@ -21,7 +23,9 @@ inline __attribute__((always_inline)) void add_step(const Panel& panel, const in
   __m512i weights[4];
 #pragma GCC unroll 4
   for (int vec = 0; vec < 4; ++vec) {
-    weights[vec] = _mm512_loadu_si512(panel.data + vec / 2 * panel.half_bytes + vec % 2 * 64);
+    const uint8_t* at = panel.data + vec / 2 * panel.half_bytes + vec % 2 * 64;
+    if (kRows <= kMemoryRows) _mm_prefetch(at + kAheadOfCells, _MM_HINT_T1);
+    weights[vec] = _mm512_loadu_si512(at);
   }
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
