@@ -217,6 +217,22 @@ def test_rows_in_another_order_have_the_same_bits(dtype, bits, isa):
     assert_within_bound(y, args)
 
 
+@pytest.mark.parametrize("layout", ["batches", "prepacked"])
+@pytest.mark.parametrize("dtype", [HALF, BF16, FP32])
+def test_threads_that_pack_x_for_themselves_agree(dtype, layout, isa, each_thread_count):
+    """Few rows of many columns; one of them is too small for bfloat16 products or digits."""
+    args = matmul_args(5, 256, 1000, dtype, group_size=64)
+    args["x"][3, :64] = 1e-39
+    packed = {"weight": anynpu.weight_quant_prepack(args["weight"]), "n": 1000}
+    if layout == "batches":
+        args["x"] = torch.stack([args["x"], args["x"].flip(0)])
+        args["weight"] = torch.stack([args["weight"], args["weight"].flip(0)])
+        packed = {}
+    results = each_thread_count(lambda: anynpu.weight_quant_matmul(**args | packed))
+    assert_within_bound(results[0], args)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize(
     ("shape", "strides", "x_k", "transposed"),
     [

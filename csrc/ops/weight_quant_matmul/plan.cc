@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "core/integer.h"
 #include "core/parallel.h"
@@ -105,6 +106,15 @@ int64_t widest_block(const WeightQuantProblem& problem, const GemmKernel& kernel
   return kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns;
 }
 
+// Whether each thread packs x for itself. That is more work, but threads then meet once less, and lines that another core
+// has written come late: on another core complex they cost more than packing.
+bool packs_by_thread(const WeightQuantProblem& problem, const WeightQuantPlan& plan) {
+  constexpr int64_t kLeastColumns = 256;  // a thread
+  constexpr int64_t kMostBytes = 1 << 18;
+  const int64_t bytes = plan.chunk_rows * plan.row_dwords * static_cast<int64_t>(sizeof(int32_t));
+  return problem.n >= plan.threads * kLeastColumns && bytes <= kMostBytes;
+}
+
 }  // namespace
 
 WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
@@ -151,6 +161,8 @@ WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& k
                        ? 1
                        : std::min(ceil_divide(plan.threads, std::max<int64_t>(1, column_tasks)),
                                   ceil_divide(plan.chunk_rows, plan.row_multiple));
+  plan.shares = 1;
+  if (packs_by_thread(problem, plan)) std::swap(plan.shares, plan.threads);
   return plan;
 }
 

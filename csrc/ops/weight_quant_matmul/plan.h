@@ -24,7 +24,8 @@ struct WeightQuantPlan {
   int64_t row_parts;
   int64_t tile_rows;     // of int8 rows
   int64_t row_multiple;  // of the rows of a part: whole tiles of this scheme and of f32
-  int64_t threads;
+  int64_t shares;        // of the columns, each with x and a storage of its own
+  int64_t threads;       // of a share
 };
 
 WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One weight and the rows of x that meet it.
+// One weight and the rows of x that meet it, for one share of the columns.
 #pragma once
 
 #include "ops/weight_quant_matmul/k_blocks.h"
@@ -17,8 +17,8 @@ struct SpanScales {
 class WeightQuantProduct {
  public:
   WeightQuantProduct(const WeightQuantProblem& problem, const WeightQuantPlan& plan, const WeightQuantStorage& storage,
-                     const GemmKernel& kernel, const WeightSource& weight)
-      : problem_(problem), plan_(plan), storage_(storage), kernel_(kernel), weight_(weight) {}
+                     const GemmKernel& kernel, const WeightSource& weight, int64_t share)
+      : problem_(problem), plan_(plan), storage_(storage), kernel_(kernel), weight_(weight), share_(share) {}
 
   // Rows [first, first + count) of x, counted through all batches; `fallback` has room for them in float32 where that
   // is not the scheme of the plan.
@@ -53,6 +53,7 @@ class WeightQuantProduct {
   const WeightQuantStorage& storage_;
   const GemmKernel& kernel_;
   const WeightSource& weight_;
+  int64_t share_;
 };
 
 }  // namespace anynpu

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The driver of weight_quant_matmul. Rows of x are packed first, then each task owns a block of columns (and, when
-// columns are few, a part of the rows): it unpacks the weights of one span of k after the other into its scratch and
-// multiplies. The order of additions into an element of y depends on K and the group size alone, so results do not
-// depend on threads.
+// The driver of weight_quant_matmul. Rows of x are packed first, few ones by each thread for itself, then each task owns
+// a block of columns (and, when columns are few, a part of the rows): it unpacks the weights of one span of k after the
+// other into its scratch and multiplies. The order of additions into an element of y depends on K and the group size
+// alone, so results do not depend on threads.
 //
 // No integer overflows: a digit of x lies in [-128, 127], a panel byte in [0, 255] and a block has at most kSpan = 256
 // k, so an accumulator stays within 256 * 255 * 128 + its compensation 256 * 128 * 128 < 2^24.
@@ -56,28 +56,9 @@ int32_t read_prepacked(WeightQuantProblem* problem) {
   return ANYNPU_OK;
 }
 
-}  // namespace
-
-int32_t run_weight_quant_matmul(const char* op, const WeightQuantProblem& problem, void* workspace,
-                                size_t workspace_bytes) {
-  const GemmKernel& kernel = gemm_kernel();
-  const WeightQuantPlan plan = make_plan(problem, kernel);
-  const size_t needed = static_cast<size_t>(lay_out(problem, plan, nullptr).bytes);
-  uint8_t* base = static_cast<uint8_t*>(workspace);
-  if (base != nullptr) {
-    const size_t skip = -reinterpret_cast<uintptr_t>(base) % kScratchAlignment;
-    base = skip + needed <= workspace_bytes ? base + skip : nullptr;
-  }
-  if (base == nullptr) base = static_cast<uint8_t*>(scratch(ScratchSlot::main, needed));
-  int32_t* fallback = nullptr;
-  const bool may_fall_back = plan.scheme != Scheme::f32 && !problem.has_int8_rows();
-  if (may_fall_back) {
-    const size_t bytes = static_cast<size_t>(plan.chunk_rows * problem.k) * sizeof(float);
-    fallback = static_cast<int32_t*>(scratch(ScratchSlot::fallback, std::max<size_t>(1, bytes)));
-  }
-  if (base == nullptr || (may_fall_back && fallback == nullptr)) {
-    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of scratch", op, needed);
-  }
+// In `base`, a storage of this share.
+void run_share(const WeightQuantProblem& problem, const WeightQuantPlan& plan, const GemmKernel& kernel, int64_t share,
+               uint8_t* base, int32_t* fallback) {
   const WeightQuantStorage storage = lay_out(problem, plan, base);
   fill_blocks(problem.k, problem.group, storage.blocks);
   if (problem.has_bias) load_channels(kernel, problem.bias, 0, 0, problem.n, storage.bias);
@@ -85,11 +66,39 @@ int32_t run_weight_quant_matmul(const char* op, const WeightQuantProblem& proble
   for (int64_t index = 0; index < problem.weight_count; ++index) {
     WeightSource weight = problem.weight.source;
     weight.data += problem.weight_count > 1 ? weight_offset(problem, index) : 0;
-    const WeightQuantProduct product(problem, plan, storage, kernel, weight);
+    const WeightQuantProduct product(problem, plan, storage, kernel, weight, share);
     for (int64_t row = 0; row < problem.rows; row += plan.chunk_rows) {
       product.run(index * problem.rows + row, std::min(plan.chunk_rows, problem.rows - row), fallback);
     }
   }
+}
+
+}  // namespace
+
+int32_t run_weight_quant_matmul(const char* op, const WeightQuantProblem& problem, void* workspace,
+                                size_t workspace_bytes) {
+  const GemmKernel& kernel = gemm_kernel();
+  const WeightQuantPlan plan = make_plan(problem, kernel);
+  const int64_t share_bytes = lay_out(problem, plan, nullptr).bytes;
+  const size_t needed = static_cast<size_t>(plan.shares * share_bytes);
+  uint8_t* base = static_cast<uint8_t*>(workspace);
+  if (base != nullptr) {
+    const size_t skip = -reinterpret_cast<uintptr_t>(base) % kScratchAlignment;
+    base = skip + needed <= workspace_bytes ? base + skip : nullptr;
+  }
+  if (base == nullptr) base = static_cast<uint8_t*>(scratch(ScratchSlot::main, needed));
+  const bool may_fall_back = plan.scheme != Scheme::f32 && !problem.has_int8_rows();
+  const int64_t fallback_values = may_fall_back ? plan.chunk_rows * problem.k : 0;
+  const size_t fallback_bytes = static_cast<size_t>(plan.shares * fallback_values) * sizeof(float);
+  int32_t* fallback = static_cast<int32_t*>(scratch(ScratchSlot::fallback, std::max<size_t>(1, fallback_bytes)));
+  if (base == nullptr || fallback == nullptr) {
+    return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of scratch", op, needed);
+  }
+  parallel_for(plan.shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      run_share(problem, plan, kernel, share, base + share * share_bytes, fallback + share * fallback_values);
+    }
+  });
   return ANYNPU_OK;
 }
 
@@ -105,7 +114,8 @@ extern "C" int32_t anynpu_weight_quant_matmul_check(const anynpu_weight_quant_ma
   ANYNPU_TRY(anynpu::check_weight_quant_matmul(*args, &problem));
   if (anynpu::element_count(args->y) == 0) return ANYNPU_OK;
   const anynpu::WeightQuantPlan plan = anynpu::make_plan(problem, anynpu::gemm_kernel());
-  *workspace_bytes = static_cast<size_t>(anynpu::lay_out(problem, plan, nullptr).bytes) + anynpu::kScratchAlignment;
+  *workspace_bytes =
+      static_cast<size_t>(plan.shares * anynpu::lay_out(problem, plan, nullptr).bytes) + anynpu::kScratchAlignment;
   return ANYNPU_OK;
 }
 
