@@ -63,6 +63,7 @@ class Comparison:
     limits: dict[str, float]
     rounds: int
     clean_rounds: int
+    handover: tuple[float, float] = (0.0, 0.0)  # nanoseconds from CPU to CPU, the least and the most of all rounds
 
 
 def copies_for(weight_bytes: int) -> int:
@@ -123,8 +124,9 @@ def compare(variants: Sequence[Variant], limits: Sequence[str], threads: int, ro
     rotations = [_Rotation(variant) for variant in variants]
     samples: list[list[float]] = [[] for _ in variants]
     beside: list[dict[str, list[float]]] = [{name: [] for name in limits} for _ in variants]
-    cleanliness = []
+    cleanliness, handovers = [], []
     for _ in range(rounds):
+        handovers.append(roofs.handover())
         first = _rested_probe("fp32", threads)
         before = {name: _rested_probe(name, threads) for name in limits}
         for index in random.sample(range(len(variants)), len(variants)):
@@ -147,4 +149,5 @@ def compare(variants: Sequence[Variant], limits: Sequence[str], threads: int, ro
         for variant, error, sample, probes in zip(variants, errors, samples, beside, strict=True)
     ]
     medians = {name: statistics.median(rate for t in timings for rate in t.limits[name]) for name in limits}
-    return Comparison(timings, medians, rounds, len(clean))
+    between = [handovers[index] for index in kept]
+    return Comparison(timings, medians, rounds, len(clean), (min(between), max(between)))

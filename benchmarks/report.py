@@ -75,6 +75,7 @@ def _row(operator: str, problem: Any, timing: Timing, comparison: Comparison) ->
         },
         "rounds": comparison.rounds,
         "clean_rounds": comparison.clean_rounds,
+        "handover_ns": comparison.handover,
     }
 
 
@@ -103,6 +104,8 @@ def markdown(case_rows: list[dict[str, Any]]) -> str:
     title = f"### {first['operator']} {first['case']}"
     rounds = f"{first['clean_rounds']} of {first['rounds']} rounds clean"
     beside = f"Limits beside {first['variant']}: {measured}; {rounds}."
+    if first["handover_ns"][1]:
+        beside += " A write reaches the other CPU in {:.0f} to {:.0f} ns.".format(*first["handover_ns"])
     return "\n".join([title, "", *lines, "", beside, ""])
 
 

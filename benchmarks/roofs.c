@@ -202,6 +202,25 @@ static double rate(work_function work, int threads, long iterations, double oper
   return operations * CHAINS * (double)iterations * threads / run(work, threads, iterations) / 1e9;
 }
 
+static volatile long turns;
+
+/* Two threads take turns at a counter, whose cache line goes from one to the other each time. */
+static void hand_over(int index, int threads, long iterations) {
+  (void)threads;
+  for (long i = 0; i < iterations; ++i) {
+    while (turns % 2 != index) {
+    }
+    ++turns;
+  }
+}
+
+/* Nanoseconds until a thread sees what one on another CPU has written; 0 where there is one CPU alone. */
+double anynpu_handover(long iterations) {
+  if (allowed_cpu(0) == allowed_cpu(1)) return 0;
+  turns = 0;
+  return 1e9 * run(hand_over, 2, iterations) / (2.0 * (double)iterations);
+}
+
 /* GB/s of reading 256 MiB once. */
 double anynpu_roof_read(int threads, long iterations) {
   (void)iterations;

@@ -15,6 +15,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("roofs.c")
 UNITS = {"read": "GB/s", "int8": "Gop/s", "int4": "Gop/s", "fp32": "Gflop/s", "bf16": "Gflop/s"}
 _PROBE_ITERATIONS = 200_000  # about 2 ms a thread
+_TURNS = 5_000  # likewise
 
 
 @cache
@@ -32,7 +33,17 @@ def _library() -> ctypes.CDLL:
         function = getattr(library, f"anynpu_roof_{name}")
         function.restype = ctypes.c_double
         function.argtypes = [ctypes.c_int, ctypes.c_long]
+    library.anynpu_handover.restype = ctypes.c_double
+    library.anynpu_handover.argtypes = [ctypes.c_long]
     return library
+
+
+def handover() -> float:
+    """Nanoseconds until one CPU sees what another one has written; 0 where there is only one.
+
+    Virtual CPUs move: on the same core complex they share a cache, on two of them they have more bandwidth.
+    """
+    return _library().anynpu_handover(_TURNS)
 
 
 def probe(name: str, threads: int, iterations: int = _PROBE_ITERATIONS) -> float:
