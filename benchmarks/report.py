@@ -75,7 +75,7 @@ def _row(operator: str, problem: Any, timing: Timing, comparison: Comparison) ->
         },
         "rounds": comparison.rounds,
         "clean_rounds": comparison.clean_rounds,
-        "handover_ns": comparison.handover,
+        "handover_ns": list(comparison.handover),
     }
 
 
