@@ -11,7 +11,7 @@ from anynpu._check import require, require_ints, require_last_axis
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, index_bytes, most_bytes
 from anynpu.nn.prepacked_linear import PrepackedLinear
 from anynpu.nn.quantized_linear import QuantizedLinear
-from anynpu.ops.quant_matmul.int8_linear import int8_linear, reads_prepacked
+from anynpu.ops.quant_matmul.int8_linear import int8_linear
 from anynpu.ops.quant_matmul.spec import MOST_K
 
 
@@ -131,10 +131,6 @@ class QuantLinear(PrepackedLinear, Int8Linear):
         layer._set("weight", codes)
         layer._set_parameters(scale, bias, input_scale)
         return layer
-
-    def prepack(self) -> None:
-        if reads_prepacked():
-            super().prepack()
 
 
 class CompressedLinear(Int8Linear):

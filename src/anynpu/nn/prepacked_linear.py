@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from anynpu.nn.quantized_linear import QuantizedLinear
+from anynpu.ops.quant_matmul.int8_linear import reads_prepacked
 from anynpu.ops.weight_quant_matmul import weight_quant_prepack, weight_quant_unprepack
 
 
@@ -36,9 +37,10 @@ class PrepackedLinear(QuantizedLinear):
     def prepack(self) -> None:
         """Keeps the weight in the form that the CPU kernels read fastest, and only there.
 
-        ``weight`` is None from then on. Nothing on other devices, which read the plain weight.
+        ``weight`` is None from then on. Nothing where the plain weight is read: on other devices, and
+        without AVX-512 int8 weights beside int8 activations.
         """
-        if self.weight is not None and self.weight.device.type == "cpu":
+        if self.weight is not None and self.weight.device.type == "cpu" and reads_prepacked():
             self.prepacked = weight_quant_prepack(self.matrix())
             self.weight = None
 

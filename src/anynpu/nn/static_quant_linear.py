@@ -9,7 +9,7 @@ import torch
 
 from anynpu._check import require, require_last_axis
 from anynpu.nn.prepacked_linear import PrepackedLinear
-from anynpu.ops.quant_matmul.int8_linear import int8_linear, reads_prepacked
+from anynpu.ops.quant_matmul.int8_linear import int8_linear
 from anynpu.ops.quant_matmul.spec import MOST_K
 
 
@@ -81,10 +81,6 @@ class StaticQuantLinear(PrepackedLinear):
         )
         whole = bool((offset == offset.round()) & (offset >= -128) & (offset <= 127))
         require(op, whole, f"input_offset must be a whole number in [-128, 127], got {float(offset)}")
-
-    def prepack(self) -> None:
-        if reads_prepacked():
-            super().prepack()
 
     def dequantized(self) -> torch.Tensor:
         return self.codes() * (self.deq_scale / self.input_scale)[:, None]
