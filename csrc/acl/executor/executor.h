@@ -176,3 +176,10 @@ ACL_FUNC_VISIBILITY aclnnStatus launch(const Operator& op, void* workspace, uint
                                        aclOpExecutor* executor, aclrtStream stream);
 
 }  // namespace anynpu::acl
+
+// The second stage of `function`, which is the same for all of them.
+#define ANYNPU_SECOND_STAGE(function, op)                                                           \
+  extern "C" aclnnStatus function(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, \
+                                  aclrtStream stream) {                                             \
+    return anynpu::acl::launch(op, workspace, workspaceSize, executor, stream);                     \
+  }

@@ -28,7 +28,4 @@ extern "C" aclnnStatus aclnnAscendAntiQuantGetWorkspaceSize(const aclTensor* x, 
   });
 }
 
-extern "C" aclnnStatus aclnnAscendAntiQuant(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                            aclrtStream stream) {
-  return launch(kAscendAntiQuant, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnAscendAntiQuant, kAscendAntiQuant)

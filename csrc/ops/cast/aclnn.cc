@@ -16,6 +16,4 @@ extern "C" aclnnStatus aclnnCastGetWorkspaceSize(const aclTensor* self, const ac
   });
 }
 
-extern "C" aclnnStatus aclnnCast(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kCast, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnCast, kCast)

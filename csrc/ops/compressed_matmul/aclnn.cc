@@ -61,7 +61,4 @@ extern "C" aclnnStatus aclnnMatmulCompressDequantGetWorkspaceSize(const aclTenso
   });
 }
 
-extern "C" aclnnStatus aclnnMatmulCompressDequant(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                  aclrtStream stream) {
-  return launch(kMatmulCompressDequant, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMatmulCompressDequant, kMatmulCompressDequant)

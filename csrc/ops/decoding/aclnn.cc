@@ -201,16 +201,8 @@ extern "C" aclnnStatus aclnnArgMaxGetWorkspaceSize(const aclTensor* self, const 
   });
 }
 
-extern "C" aclnnStatus aclnnSoftmax(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                    aclrtStream stream) {
-  return launch(kSoftmax, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnSoftmax, kSoftmax)
 
-extern "C" aclnnStatus aclnnTopk(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kTopk, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnTopk, kTopk)
 
-extern "C" aclnnStatus aclnnArgMax(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                   aclrtStream stream) {
-  return launch(kArgMax, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnArgMax, kArgMax)

@@ -58,10 +58,7 @@ extern "C" aclnnStatus aclnnDequantSwigluQuantGetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnDequantSwigluQuant(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                               aclrtStream stream) {
-  return launch(kDequantSwigluQuant, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDequantSwigluQuant, kDequantSwigluQuant)
 
 extern "C" aclnnStatus aclnnDequantSwigluQuantV2GetWorkspaceSize(
     const aclTensor* x, const aclTensor* weightScaleOptional, const aclTensor* activationScaleOptional,
@@ -89,7 +86,4 @@ extern "C" aclnnStatus aclnnDequantSwigluQuantV2GetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnDequantSwigluQuantV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                 aclrtStream stream) {
-  return launch(kDequantSwigluQuantV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDequantSwigluQuantV2, kDequantSwigluQuantV2)

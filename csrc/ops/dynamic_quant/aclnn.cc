@@ -30,10 +30,7 @@ extern "C" aclnnStatus aclnnDynamicQuantGetWorkspaceSize(const aclTensor* x, con
   });
 }
 
-extern "C" aclnnStatus aclnnDynamicQuant(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                         aclrtStream stream) {
-  return launch(kV1, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDynamicQuant, kV1)
 
 extern "C" aclnnStatus aclnnDynamicQuantV2GetWorkspaceSize(const aclTensor* x, const aclTensor* smoothScalesOptional,
                                                            const aclTensor* groupIndexOptional, int64_t dstType,
@@ -52,7 +49,4 @@ extern "C" aclnnStatus aclnnDynamicQuantV2GetWorkspaceSize(const aclTensor* x, c
   });
 }
 
-extern "C" aclnnStatus aclnnDynamicQuantV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                           aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDynamicQuantV2, kV2)

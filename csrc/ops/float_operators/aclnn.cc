@@ -78,21 +78,10 @@ extern "C" aclnnStatus aclnnMmGetWorkspaceSize(const aclTensor* self, const aclT
   });
 }
 
-extern "C" aclnnStatus aclnnRmsNorm(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                    aclrtStream stream) {
-  return launch(kRmsNorm, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnRmsNorm, kRmsNorm)
 
-extern "C" aclnnStatus aclnnAddRmsNorm(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kAddRmsNorm, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnAddRmsNorm, kAddRmsNorm)
 
-extern "C" aclnnStatus aclnnMatmul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                   aclrtStream stream) {
-  return launch(kMatmul, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMatmul, kMatmul)
 
-extern "C" aclnnStatus aclnnMm(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kMm, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMm, kMm)

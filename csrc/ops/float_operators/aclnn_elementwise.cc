@@ -96,9 +96,7 @@ extern "C" aclnnStatus aclnnAddGetWorkspaceSize(const aclTensor* self, const acl
   return first_stage(kAdd, {self, other, nullptr, alpha, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnAdd(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kAdd.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnAdd, kAdd.op)
 
 extern "C" aclnnStatus aclnnInplaceAddGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
                                                        const aclScalar* alpha, uint64_t* workspaceSize,
@@ -106,19 +104,14 @@ extern "C" aclnnStatus aclnnInplaceAddGetWorkspaceSize(aclTensor* selfRef, const
   return first_stage(kInplaceAdd, {nullptr, other, nullptr, alpha, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceAdd(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kInplaceAdd.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceAdd, kInplaceAdd.op)
 
 extern "C" aclnnStatus aclnnAddsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, const aclScalar* alpha,
                                                  aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kAdds, {self, nullptr, other, alpha, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnAdds(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kAdds.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnAdds, kAdds.op)
 
 extern "C" aclnnStatus aclnnInplaceAddsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
                                                         const aclScalar* alpha, uint64_t* workspaceSize,
@@ -126,19 +119,14 @@ extern "C" aclnnStatus aclnnInplaceAddsGetWorkspaceSize(aclTensor* selfRef, cons
   return first_stage(kInplaceAdds, {nullptr, nullptr, other, alpha, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceAdds(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kInplaceAdds.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceAdds, kInplaceAdds.op)
 
 extern "C" aclnnStatus aclnnSubGetWorkspaceSize(const aclTensor* self, const aclTensor* other, const aclScalar* alpha,
                                                 aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kSub, {self, other, nullptr, alpha, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnSub(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kSub.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnSub, kSub.op)
 
 extern "C" aclnnStatus aclnnInplaceSubGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
                                                        const aclScalar* alpha, uint64_t* workspaceSize,
@@ -146,19 +134,14 @@ extern "C" aclnnStatus aclnnInplaceSubGetWorkspaceSize(aclTensor* selfRef, const
   return first_stage(kInplaceSub, {nullptr, other, nullptr, alpha, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceSub(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kInplaceSub.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceSub, kInplaceSub.op)
 
 extern "C" aclnnStatus aclnnSubsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, const aclScalar* alpha,
                                                  aclTensor* out, uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kSubs, {self, nullptr, other, alpha, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnSubs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kSubs.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnSubs, kSubs.op)
 
 extern "C" aclnnStatus aclnnInplaceSubsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
                                                         const aclScalar* alpha, uint64_t* workspaceSize,
@@ -166,86 +149,63 @@ extern "C" aclnnStatus aclnnInplaceSubsGetWorkspaceSize(aclTensor* selfRef, cons
   return first_stage(kInplaceSubs, {nullptr, nullptr, other, alpha, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceSubs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kInplaceSubs.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceSubs, kInplaceSubs.op)
 
 extern "C" aclnnStatus aclnnMulGetWorkspaceSize(const aclTensor* self, const aclTensor* other, aclTensor* out,
                                                 uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kMul, {self, other, nullptr, nullptr, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnMul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kMul.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMul, kMul.op)
 
 extern "C" aclnnStatus aclnnInplaceMulGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
                                                        uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kInplaceMul, {nullptr, other, nullptr, nullptr, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceMul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kInplaceMul.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceMul, kInplaceMul.op)
 
 extern "C" aclnnStatus aclnnMulsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, aclTensor* out,
                                                  uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kMuls, {self, nullptr, other, nullptr, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnMuls(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kMuls.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMuls, kMuls.op)
 
 extern "C" aclnnStatus aclnnInplaceMulsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
                                                         uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kInplaceMuls, {nullptr, nullptr, other, nullptr, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceMuls(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kInplaceMuls.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceMuls, kInplaceMuls.op)
 
 extern "C" aclnnStatus aclnnDivGetWorkspaceSize(const aclTensor* self, const aclTensor* other, aclTensor* out,
                                                 uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kDiv, {self, other, nullptr, nullptr, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnDiv(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kDiv.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDiv, kDiv.op)
 
 extern "C" aclnnStatus aclnnInplaceDivGetWorkspaceSize(aclTensor* selfRef, const aclTensor* other,
                                                        uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kInplaceDiv, {nullptr, other, nullptr, nullptr, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceDiv(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                       aclrtStream stream) {
-  return launch(kInplaceDiv.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceDiv, kInplaceDiv.op)
 
 extern "C" aclnnStatus aclnnDivsGetWorkspaceSize(const aclTensor* self, const aclScalar* other, aclTensor* out,
                                                  uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kDivs, {self, nullptr, other, nullptr, out}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnDivs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kDivs.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDivs, kDivs.op)
 
 extern "C" aclnnStatus aclnnInplaceDivsGetWorkspaceSize(aclTensor* selfRef, const aclScalar* other,
                                                         uint64_t* workspaceSize, aclOpExecutor** executor) {
   return first_stage(kInplaceDivs, {nullptr, nullptr, other, nullptr, selfRef}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnInplaceDivs(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kInplaceDivs.op, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceDivs, kInplaceDivs.op)
 
 extern "C" aclnnStatus aclnnSiluGetWorkspaceSize(const aclTensor* self, aclTensor* out, uint64_t* workspaceSize,
                                                  aclOpExecutor** executor) {
@@ -256,6 +216,4 @@ extern "C" aclnnStatus aclnnSiluGetWorkspaceSize(const aclTensor* self, aclTenso
   });
 }
 
-extern "C" aclnnStatus aclnnSilu(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kSilu, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnSilu, kSilu)

@@ -98,10 +98,7 @@ extern "C" aclnnStatus aclnnTransMatmulWeightGetWorkspaceSize(aclTensor* mmWeigh
   return status;
 }
 
-extern "C" aclnnStatus aclnnTransMatmulWeight(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                              aclrtStream stream) {
-  return launch(kWeight, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnTransMatmulWeight, kWeight)
 
 // The kernels want the width of blocks that the dtype of the tensor has, whatever is computed with it.
 extern "C" aclnnStatus aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor* srcTensor, const int dstFormat,
@@ -141,7 +138,4 @@ extern "C" aclnnStatus aclnnNpuFormatCastGetWorkspaceSize(const aclTensor* srcTe
   });
 }
 
-extern "C" aclnnStatus aclnnNpuFormatCast(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kCast, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnNpuFormatCast, kCast)

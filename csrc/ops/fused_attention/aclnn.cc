@@ -46,10 +46,7 @@ extern "C" aclnnStatus aclnnIncreFlashAttentionGetWorkspaceSize(const aclTensor*
                    workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnIncreFlashAttention(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                aclrtStream stream) {
-  return launch(kIncre, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnIncreFlashAttention, kIncre)
 
 extern "C" aclnnStatus aclnnIncreFlashAttentionV2GetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShift,
@@ -64,10 +61,7 @@ extern "C" aclnnStatus aclnnIncreFlashAttentionV2GetWorkspaceSize(
       workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnIncreFlashAttentionV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                  aclrtStream stream) {
-  return launch(kIncreV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnIncreFlashAttentionV2, kIncreV2)
 
 extern "C" aclnnStatus aclnnIncreFlashAttentionV3GetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShift,
@@ -84,10 +78,7 @@ extern "C" aclnnStatus aclnnIncreFlashAttentionV3GetWorkspaceSize(
                    workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnIncreFlashAttentionV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                  aclrtStream stream) {
-  return launch(kIncreV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnIncreFlashAttentionV3, kIncreV3)
 
 extern "C" aclnnStatus aclnnIncreFlashAttentionV4GetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShift,
@@ -105,10 +96,7 @@ extern "C" aclnnStatus aclnnIncreFlashAttentionV4GetWorkspaceSize(
                    workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnIncreFlashAttentionV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                  aclrtStream stream) {
-  return launch(kIncreV4, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnIncreFlashAttentionV4, kIncreV4)
 
 extern "C" aclnnStatus aclnnFusedInferAttentionScoreGetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShiftOptional,
@@ -152,10 +140,7 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreGetWorkspaceSize(
                workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnFusedInferAttentionScore(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                     aclrtStream stream) {
-  return launch(kFused, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnFusedInferAttentionScore, kFused)
 
 extern "C" aclnnStatus aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShiftOptional,
@@ -212,10 +197,7 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
                workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnFusedInferAttentionScoreV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                       aclrtStream stream) {
-  return launch(kFusedV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnFusedInferAttentionScoreV2, kFusedV2)
 
 extern "C" aclnnStatus aclnnFusedInferAttentionScoreV3GetWorkspaceSize(
     const aclTensor* query, const aclTensorList* key, const aclTensorList* value, const aclTensor* pseShiftOptional,
@@ -277,10 +259,7 @@ extern "C" aclnnStatus aclnnFusedInferAttentionScoreV3GetWorkspaceSize(
                workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnFusedInferAttentionScoreV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                       aclrtStream stream) {
-  return launch(kFusedV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnFusedInferAttentionScoreV3, kFusedV3)
 
 extern "C" aclnnStatus aclnnPromptFlashAttentionV2GetWorkspaceSize(
     const aclTensor* query, const aclTensor* key, const aclTensor* value, const aclTensor* pseShift,
@@ -311,10 +290,7 @@ extern "C" aclnnStatus aclnnPromptFlashAttentionV2GetWorkspaceSize(
                 workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnPromptFlashAttentionV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                   aclrtStream stream) {
-  return launch(kPromptV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnPromptFlashAttentionV2, kPromptV2)
 
 extern "C" aclnnStatus aclnnPromptFlashAttentionV3GetWorkspaceSize(
     const aclTensor* query, const aclTensor* key, const aclTensor* value, const aclTensor* pseShift,
@@ -345,7 +321,4 @@ extern "C" aclnnStatus aclnnPromptFlashAttentionV3GetWorkspaceSize(
                 workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnPromptFlashAttentionV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                   aclrtStream stream) {
-  return launch(kPromptV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnPromptFlashAttentionV3, kPromptV3)

@@ -197,27 +197,12 @@ extern "C" aclnnStatus aclnnGroupedMatmulV5GetWorkspaceSize(
                workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnGroupedMatmul(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kV1, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmul, kV1)
 
-extern "C" aclnnStatus aclnnGroupedMatmulV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                            aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV2, kV2)
 
-extern "C" aclnnStatus aclnnGroupedMatmulV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                            aclrtStream stream) {
-  return launch(kV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV3, kV3)
 
-extern "C" aclnnStatus aclnnGroupedMatmulV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                            aclrtStream stream) {
-  return launch(kV4, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV4, kV4)
 
-extern "C" aclnnStatus aclnnGroupedMatmulV5(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                            aclrtStream stream) {
-  return launch(kV5, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV5, kV5)

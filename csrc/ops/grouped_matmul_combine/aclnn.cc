@@ -117,10 +117,7 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingGetWorkspaceSize(
   return first_stage(kV1, tensors, attributes, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRouting(void* workspace, uint64_t workspaceSize,
-                                                         aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kV1, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRouting, kV1)
 
 extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2GetWorkspaceSize(
     const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
@@ -147,10 +144,7 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2GetWorkspaceSize(
   return first_stage(kV2, tensors, attributes, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2(void* workspace, uint64_t workspaceSize,
-                                                           aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingV2, kV2)
 
 extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3GetWorkspaceSize(
     const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
@@ -177,10 +171,7 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3GetWorkspaceSize(
   return first_stage(kV3, tensors, attributes, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3(void* workspace, uint64_t workspaceSize,
-                                                           aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingV3, kV3)
 
 extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzGetWorkspaceSize(
     const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
@@ -206,10 +197,7 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzGetWorkspaceSize
   return first_stage(kWeightNz, tensors, attributes, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNz(void* workspace, uint64_t workspaceSize,
-                                                                 aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kWeightNz, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingWeightNz, kWeightNz)
 
 extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2GetWorkspaceSize(
     const aclTensor* x, aclTensor* w, const aclTensor* scaleOptional, const aclTensor* biasOptional,
@@ -236,7 +224,4 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2GetWorkspaceSi
   return first_stage(kWeightNzV2, tensors, attributes, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2(void* workspace, uint64_t workspaceSize,
-                                                                   aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kWeightNzV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingWeightNzV2, kWeightNzV2)

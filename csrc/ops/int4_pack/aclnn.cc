@@ -17,7 +17,4 @@ extern "C" aclnnStatus aclnnConvertWeightToINT4PackGetWorkspaceSize(const aclTen
       });
 }
 
-extern "C" aclnnStatus aclnnConvertWeightToINT4Pack(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                    aclrtStream stream) {
-  return launch(kConvertWeightToInt4Pack, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnConvertWeightToINT4Pack, kConvertWeightToInt4Pack)

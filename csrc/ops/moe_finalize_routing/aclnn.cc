@@ -35,10 +35,7 @@ extern "C" aclnnStatus aclnnMoeFinalizeRoutingGetWorkspaceSize(const aclTensor* 
   });
 }
 
-extern "C" aclnnStatus aclnnMoeFinalizeRouting(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                               aclrtStream stream) {
-  return launch(kV1, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeFinalizeRouting, kV1)
 
 extern "C" aclnnStatus aclnnMoeFinalizeRoutingV2GetWorkspaceSize(
     const aclTensor* expandedX, const aclTensor* expandedRowIdx, const aclTensor* x1Optional,
@@ -58,7 +55,4 @@ extern "C" aclnnStatus aclnnMoeFinalizeRoutingV2GetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnMoeFinalizeRoutingV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                 aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeFinalizeRoutingV2, kV2)

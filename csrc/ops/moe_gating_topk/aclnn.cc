@@ -54,7 +54,4 @@ extern "C" aclnnStatus aclnnMoeGatingTopKGetWorkspaceSize(const aclTensor* x, co
   });
 }
 
-extern "C" aclnnStatus aclnnMoeGatingTopK(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kMoeGatingTopK, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeGatingTopK, kMoeGatingTopK)

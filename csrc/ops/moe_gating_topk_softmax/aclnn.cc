@@ -47,10 +47,7 @@ extern "C" aclnnStatus aclnnMoeGatingTopKSoftmaxGetWorkspaceSize(const aclTensor
   });
 }
 
-extern "C" aclnnStatus aclnnMoeGatingTopKSoftmax(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                 aclrtStream stream) {
-  return launch(kV1, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeGatingTopKSoftmax, kV1)
 
 extern "C" aclnnStatus aclnnMoeGatingTopKSoftmaxV2GetWorkspaceSize(const aclTensor* x,
                                                                    const aclTensor* finishedOptional, int64_t k,
@@ -70,7 +67,4 @@ extern "C" aclnnStatus aclnnMoeGatingTopKSoftmaxV2GetWorkspaceSize(const aclTens
   });
 }
 
-extern "C" aclnnStatus aclnnMoeGatingTopKSoftmaxV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                   aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeGatingTopKSoftmaxV2, kV2)

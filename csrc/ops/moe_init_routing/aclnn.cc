@@ -104,10 +104,7 @@ extern "C" aclnnStatus aclnnMoeInitRoutingV2GetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnMoeInitRoutingV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                             aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeInitRoutingV2, kV2)
 
 extern "C" aclnnStatus aclnnMoeInitRoutingQuantV2GetWorkspaceSize(
     const aclTensor* x, const aclTensor* expertIdx, const aclTensor* scaleOptional, const aclTensor* offsetOptional,
@@ -139,10 +136,7 @@ extern "C" aclnnStatus aclnnMoeInitRoutingQuantV2GetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnMoeInitRoutingQuantV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                  aclrtStream stream) {
-  return launch(kQuantV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeInitRoutingQuantV2, kQuantV2)
 
 extern "C" aclnnStatus aclnnMoeInitRoutingV3GetWorkspaceSize(
     const aclTensor* x, const aclTensor* expertIdx, const aclTensor* scaleOptional, const aclTensor* offsetOptional,
@@ -167,7 +161,4 @@ extern "C" aclnnStatus aclnnMoeInitRoutingV3GetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnMoeInitRoutingV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                             aclrtStream stream) {
-  return launch(kV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeInitRoutingV3, kV3)

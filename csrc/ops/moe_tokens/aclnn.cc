@@ -270,10 +270,7 @@ extern "C" aclnnStatus aclnnMoeInitRoutingGetWorkspaceSize(const aclTensor* x, c
   });
 }
 
-extern "C" aclnnStatus aclnnMoeInitRouting(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                           aclrtStream stream) {
-  return launch(kRouting, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeInitRouting, kRouting)
 
 extern "C" aclnnStatus aclnnMoeTokenPermuteGetWorkspaceSize(const aclTensor* tokens, const aclTensor* indices,
                                                             int64_t numOutTokens, bool paddedMode,
@@ -290,10 +287,7 @@ extern "C" aclnnStatus aclnnMoeTokenPermuteGetWorkspaceSize(const aclTensor* tok
   });
 }
 
-extern "C" aclnnStatus aclnnMoeTokenPermute(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                            aclrtStream stream) {
-  return launch(kPermute, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeTokenPermute, kPermute)
 
 // restoreShapeOptional belongs to paddedMode.
 extern "C" aclnnStatus aclnnMoeTokenUnpermuteGetWorkspaceSize(const aclTensor* permutedTokens,
@@ -310,10 +304,7 @@ extern "C" aclnnStatus aclnnMoeTokenUnpermuteGetWorkspaceSize(const aclTensor* p
   });
 }
 
-extern "C" aclnnStatus aclnnMoeTokenUnpermute(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                              aclrtStream stream) {
-  return launch(kUnpermute, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeTokenUnpermute, kUnpermute)
 
 extern "C" aclnnStatus aclnnMoeComputeExpertTokensGetWorkspaceSize(const aclTensor* sortedExperts, int64_t numExperts,
                                                                    const aclTensor* out, uint64_t* workspaceSize,
@@ -327,7 +318,4 @@ extern "C" aclnnStatus aclnnMoeComputeExpertTokensGetWorkspaceSize(const aclTens
   });
 }
 
-extern "C" aclnnStatus aclnnMoeComputeExpertTokens(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                   aclrtStream stream) {
-  return launch(kCount, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnMoeComputeExpertTokens, kCount)

@@ -72,10 +72,7 @@ extern "C" aclnnStatus aclnnQuantMatmulV3GetWorkspaceSize(const aclTensor* x1, c
   });
 }
 
-extern "C" aclnnStatus aclnnQuantMatmulV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnQuantMatmulV3, kV3)
 
 extern "C" aclnnStatus aclnnQuantMatmulV4GetWorkspaceSize(const aclTensor* x1, const aclTensor* x2,
                                                           const aclTensor* scale, const aclTensor* offset,
@@ -92,10 +89,7 @@ extern "C" aclnnStatus aclnnQuantMatmulV4GetWorkspaceSize(const aclTensor* x1, c
   });
 }
 
-extern "C" aclnnStatus aclnnQuantMatmulV4(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kV4, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnQuantMatmulV4, kV4)
 
 extern "C" aclnnStatus aclnnQuantMatmulV5GetWorkspaceSize(const aclTensor* x1, const aclTensor* x2,
                                                           const aclTensor* x1Scale, const aclTensor* x2Scale,
@@ -109,10 +103,7 @@ extern "C" aclnnStatus aclnnQuantMatmulV5GetWorkspaceSize(const aclTensor* x1, c
   return anynpu::acl::first_stage<Args>(kV5, workspaceSize, executor, [&](Stage& stage) { take(stage, call); });
 }
 
-extern "C" aclnnStatus aclnnQuantMatmulV5(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kV5, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnQuantMatmulV5, kV5)
 
 extern "C" aclnnStatus aclnnQuantMatmulWeightNzGetWorkspaceSize(const aclTensor* x1, const aclTensor* x2,
                                                                 const aclTensor* x1Scale, const aclTensor* x2Scale,
@@ -130,7 +121,4 @@ extern "C" aclnnStatus aclnnQuantMatmulWeightNzGetWorkspaceSize(const aclTensor*
   });
 }
 
-extern "C" aclnnStatus aclnnQuantMatmulWeightNz(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                aclrtStream stream) {
-  return launch(kWeightNz, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnQuantMatmulWeightNz, kWeightNz)

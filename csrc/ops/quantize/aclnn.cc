@@ -61,10 +61,7 @@ extern "C" aclnnStatus aclnnQuantizeGetWorkspaceSize(const aclTensor* x, const a
   });
 }
 
-extern "C" aclnnStatus aclnnQuantize(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                     aclrtStream stream) {
-  return launch(kQuantize, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnQuantize, kQuantize)
 
 extern "C" aclnnStatus aclnnAscendQuantGetWorkspaceSize(const aclTensor* x, const aclTensor* scale,
                                                         const aclTensor* offset, bool sqrtMode, const char* roundMode,
@@ -73,10 +70,7 @@ extern "C" aclnnStatus aclnnAscendQuantGetWorkspaceSize(const aclTensor* x, cons
   return ascend_quant(kAscendQuant, {x, scale, offset, y, sqrtMode, roundMode, dstType, -1}, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnAscendQuant(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kAscendQuant, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnAscendQuant, kAscendQuant)
 
 extern "C" aclnnStatus aclnnAscendQuantV3GetWorkspaceSize(const aclTensor* x, const aclTensor* scale,
                                                           const aclTensor* offset, bool sqrtMode, const char* roundMode,
@@ -86,7 +80,4 @@ extern "C" aclnnStatus aclnnAscendQuantV3GetWorkspaceSize(const aclTensor* x, co
                       executor);
 }
 
-extern "C" aclnnStatus aclnnAscendQuantV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                          aclrtStream stream) {
-  return launch(kAscendQuantV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnAscendQuantV3, kAscendQuantV3)

@@ -75,7 +75,4 @@ extern "C" aclnnStatus aclnnDequantRopeQuantKvcacheGetWorkspaceSize(
   });
 }
 
-extern "C" aclnnStatus aclnnDequantRopeQuantKvcache(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                    aclrtStream stream) {
-  return launch(kDequantRopeQuantKvcache, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnDequantRopeQuantKvcache, kDequantRopeQuantKvcache)

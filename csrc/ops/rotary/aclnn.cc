@@ -164,17 +164,8 @@ extern "C" aclnnStatus aclnnApplyRotaryPosEmbV2GetWorkspaceSize(aclTensor* query
   });
 }
 
-extern "C" aclnnStatus aclnnRotaryPositionEmbedding(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                    aclrtStream stream) {
-  return launch(kEmbedding, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnRotaryPositionEmbedding, kEmbedding)
 
-extern "C" aclnnStatus aclnnApplyRotaryPosEmb(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                              aclrtStream stream) {
-  return launch(kApply, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnApplyRotaryPosEmb, kApply)
 
-extern "C" aclnnStatus aclnnApplyRotaryPosEmbV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                aclrtStream stream) {
-  return launch(kApplyV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnApplyRotaryPosEmbV2, kApplyV2)

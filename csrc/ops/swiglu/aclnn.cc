@@ -21,7 +21,4 @@ extern "C" aclnnStatus aclnnSwiGluGetWorkspaceSize(const aclTensor* x, int64_t d
   });
 }
 
-extern "C" aclnnStatus aclnnSwiGlu(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                   aclrtStream stream) {
-  return launch(kSwiGlu, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnSwiGlu, kSwiGlu)

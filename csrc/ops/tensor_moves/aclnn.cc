@@ -229,26 +229,12 @@ extern "C" aclnnStatus aclnnEmbeddingGetWorkspaceSize(const aclTensor* weight, c
   });
 }
 
-extern "C" aclnnStatus aclnnPermute(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                    aclrtStream stream) {
-  return launch(kPermute, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnPermute, kPermute)
 
-extern "C" aclnnStatus aclnnInplaceCopy(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kInplaceCopy, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnInplaceCopy, kInplaceCopy)
 
-extern "C" aclnnStatus aclnnCat(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor, aclrtStream stream) {
-  return launch(kCat, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnCat, kCat)
 
-extern "C" aclnnStatus aclnnIndexSelect(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                        aclrtStream stream) {
-  return launch(kIndexSelect, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnIndexSelect, kIndexSelect)
 
-extern "C" aclnnStatus aclnnEmbedding(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                      aclrtStream stream) {
-  return launch(kEmbedding, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnEmbedding, kEmbedding)

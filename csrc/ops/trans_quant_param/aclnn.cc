@@ -75,10 +75,7 @@ extern "C" aclnnStatus aclnnTransQuantParamV2GetWorkspaceSize(const aclTensor* s
   return first_stage(kV2, scale, offset, 0, out, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnTransQuantParamV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                              aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnTransQuantParamV2, kV2)
 
 extern "C" aclnnStatus aclnnTransQuantParamV3GetWorkspaceSize(const aclTensor* scale, const aclTensor* offset,
                                                               int64_t roundMode, const aclTensor* out,
@@ -86,7 +83,4 @@ extern "C" aclnnStatus aclnnTransQuantParamV3GetWorkspaceSize(const aclTensor* s
   return first_stage(kV3, scale, offset, roundMode, out, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnTransQuantParamV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                              aclrtStream stream) {
-  return launch(kV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnTransQuantParamV3, kV3)

@@ -85,10 +85,7 @@ extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV2GetWorkspaceSize(
   return first_stage(kV2, tensors, antiquantGroupSize, 0, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV2(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                     aclrtStream stream) {
-  return launch(kV2, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnWeightQuantBatchMatmulV2, kV2)
 
 extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV3GetWorkspaceSize(
     const aclTensor* x, const aclTensor* weight, const aclTensor* antiquantScale,
@@ -100,7 +97,4 @@ extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV3GetWorkspaceSize(
   return first_stage(kV3, tensors, antiquantGroupSize, innerPrecise, workspaceSize, executor);
 }
 
-extern "C" aclnnStatus aclnnWeightQuantBatchMatmulV3(void* workspace, uint64_t workspaceSize, aclOpExecutor* executor,
-                                                     aclrtStream stream) {
-  return launch(kV3, workspace, workspaceSize, executor, stream);
-}
+ANYNPU_SECOND_STAGE(aclnnWeightQuantBatchMatmulV3, kV3)
