@@ -88,7 +88,7 @@ int32_t check_strides(const char* op, const char* name, const anynpu_tensor& ten
         __builtin_mul_overflow(step(tensor, axis), tensor.shape[axis] - 1, &span) ||
         __builtin_add_overflow(reach, span, &reach) || reach > INT64_MAX / 64) {
       return fail(ANYNPU_BAD_SHAPE, "%s: strides of %s are too large, got %lld for axis %d of shape %s", op, name,
-                  static_cast<long long>(tensor.strides[axis]), axis, shape_text(tensor));
+                  wide(tensor.strides[axis]), axis, shape_text(tensor));
     }
   }
   if (access == Access::write && overlaps_itself(tensor)) {

@@ -76,8 +76,7 @@ const char* shape_text(const anynpu_tensor& tensor) {
   char* text = ring[next++ % 4];
   int used = std::snprintf(text, sizeof(ring[0]), "(");
   for (int axis = 0; axis < tensor.ndim && axis < ANYNPU_MAX_DIMS; ++axis) {
-    used += std::snprintf(text + used, sizeof(ring[0]) - used, axis == 0 ? "%lld" : ", %lld",
-                          static_cast<long long>(tensor.shape[axis]));
+    used += std::snprintf(text + used, sizeof(ring[0]) - used, axis == 0 ? "%lld" : ", %lld", wide(tensor.shape[axis]));
   }
   std::snprintf(text + used, sizeof(ring[0]) - used, tensor.ndim == 1 ? ",)" : ")");
   return text;
@@ -108,8 +107,7 @@ int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tens
   }
   for (int axis = 0; axis < tensor.ndim; ++axis) {  // also of an axis of size 1, where no element is that far away
     if (__builtin_mul_overflow(tensor.strides[axis], int64_t{dtype_bits(tensor.dtype)}, &bits)) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: a stride of %s is too large: %lld", op, name,
-                  static_cast<long long>(tensor.strides[axis]));
+      return fail(ANYNPU_BAD_SHAPE, "%s: a stride of %s is too large: %lld", op, name, wide(tensor.strides[axis]));
     }
   }
   return ANYNPU_OK;

@@ -53,7 +53,7 @@ int32_t check_nz_width(const char* op, const anynpu_tensor& weight, int64_t chun
   const int64_t multiple = bits == 4 ? 64 : 32;
   if (chunk > 0 && chunk % multiple == 0 && chunk <= 1024) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of weight must be a multiple of %lld columns wide, got nz_c0 %d",
-              op, static_cast<long long>(multiple / values_per_element(weight.dtype)), weight.nz_c0);
+              op, wide(multiple / values_per_element(weight.dtype)), weight.nz_c0);
 }
 
 constexpr char kMagic4[8] = {'A', 'N', 'P', 'U', 'w', '4', 'p', '3'};
@@ -85,7 +85,7 @@ int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expecte
               "strides (.., %lld, %lld)"
             : "%s: weight must have stride 1 along one of its last two axes and whole bytes along the other, got "
               "shape %s strides (.., %lld, %lld)",
-        op, shape_text(weight), static_cast<long long>(m.row_stride), static_cast<long long>(m.column_stride));
+        op, shape_text(weight), wide(m.row_stride), wide(m.column_stride));
   }
   const bool transposed = is_transposed(weight, m, expected_k);
   const int64_t pack = values_per_element(weight.dtype);
@@ -116,7 +116,7 @@ int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expecte
   for (int axis = weight.ndim - 3; axis >= 0; --axis) {
     if (!whole_bytes(weight.shape[axis], weight.strides[axis], weight.dtype)) {
       return fail(ANYNPU_BAD_SHAPE, "%s: batch strides of an int4 weight must be even, got %lld", op,
-                  static_cast<long long>(weight.strides[axis]));
+                  wide(weight.strides[axis]));
     }
     const bool nz = weight.format == ANYNPU_FRACTAL_NZ;
     view->batch_bytes[axis] = nz ? nz_planes * matrix_bytes : weight.strides[axis] * element_bits / 8;
@@ -182,7 +182,7 @@ int32_t view_packed32(const char* op, const uint8_t* blob, int64_t bytes, Weight
     return fail(ANYNPU_BAD_VALUE,
                 "%s: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), got %lld "
                 "bytes of something else",
-                op, static_cast<long long>(bytes));
+                op, wide(bytes));
   }
   if (header.version != 1 || header.bits != (is4 ? 4u : 8u)) {
     return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight must be version 1, got version %u with %u bits", op,
@@ -195,8 +195,8 @@ int32_t view_packed32(const char* op, const uint8_t* blob, int64_t bytes, Weight
       sane ? packed32_bytes(is4 ? 4 : 8, static_cast<int64_t>(header.k), static_cast<int64_t>(header.n)) : -1;
   if (bytes != expected) {
     return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight of K %llu and N %llu must have %lld bytes, got %lld", op,
-                static_cast<unsigned long long>(header.k), static_cast<unsigned long long>(header.n),
-                static_cast<long long>(expected), static_cast<long long>(bytes));
+                static_cast<unsigned long long>(header.k), static_cast<unsigned long long>(header.n), wide(expected),
+                wide(bytes));
   }
   *source = {blob + kPackedHeaderBytes,
              WeightOrder::packed32,

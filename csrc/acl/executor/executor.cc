@@ -441,8 +441,7 @@ bool Stage::is_empty(const char* name, const aclTensorList* list) {
 
 int64_t Stage::axis(const char* name, int64_t value, const anynpu_tensor& tensor) {
   const int64_t axes = tensor.ndim, made = value < 0 ? value + axes : value;
-  require(made >= 0 && made < axes, "%s must name one of %lld axes, got %lld", name, static_cast<long long>(axes),
-          static_cast<long long>(value));
+  require(made >= 0 && made < axes, "%s must name one of %lld axes, got %lld", name, wide(axes), wide(value));
   return ok() ? made : 0;
 }
 

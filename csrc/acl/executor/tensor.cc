@@ -35,8 +35,8 @@ int32_t check_dims(const char* call, const char* name, const int64_t* dims, uint
                   static_cast<unsigned long long>(count));
   for (uint64_t axis = 0; axis < count; ++axis) {
     if (dims[axis] < 0) {
-      return report(ACLNN_ERR_PARAM_INVALID, "%s: no axis may be negative, got %lld (%s)", call,
-                    static_cast<long long>(dims[axis]), name);
+      return report(ACLNN_ERR_PARAM_INVALID, "%s: no axis may be negative, got %lld (%s)", call, wide(dims[axis]),
+                    name);
     }
   }
   return ACL_SUCCESS;
@@ -126,7 +126,7 @@ int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor
                   view->ndim);
   if (tensor.offset != 0)
     return report(ACLNN_ERR_PARAM_INVALID, "%s: %s is FRACTAL_NZ and must have offset 0, got %lld", call, name,
-                  static_cast<long long>(tensor.offset));
+                  wide(tensor.offset));
   const bool blocked = tensor.storage_ndim == view->ndim + 2;
   view->nz_c0 =
       blocked ? static_cast<int32_t>(std::min<int64_t>(tensor.storage[tensor.storage_ndim - 1], INT32_MAX)) : 0;
@@ -228,7 +228,7 @@ int32_t describe(const char* call, const char* name, const Tensor& tensor, bool 
   for (int axis = 0; axis < view->ndim; ++axis) {
     if (view->strides[axis] >= 0) continue;
     return report(ACLNN_ERR_PARAM_INVALID, "%s: strides of %s must not be negative, got %lld", call, name,
-                  static_cast<long long>(view->strides[axis]));
+                  wide(view->strides[axis]));
   }
   const int64_t count = element_count(*view);
   if (count < 0) return report(ACLNN_ERR_PARAM_INVALID, "%s: %s is too large: %s", call, name, shape_text(*view));
@@ -246,7 +246,7 @@ int32_t describe(const char* call, const char* name, const Tensor& tensor, bool 
     *span = Span{};
     return report(ACLNN_ERR_PARAM_INVALID,
                   "%s: offset of %s must be a whole number of bytes within memory, got %lld elements", call, name,
-                  static_cast<long long>(tensor.offset));
+                  wide(tensor.offset));
   }
   span->begin = skipped / 8;
   if (written && view->format == ANYNPU_ND && overlaps_itself(*view)) {

@@ -24,7 +24,7 @@ extern "C" aclnnStatus aclnnAscendAntiQuantGetWorkspaceSize(const aclTensor* x, 
     stage.output("y", y, &Args::y);
     stage.require(!sqrtMode, "sqrtMode is not implemented, pass the square of scale");
     stage.require(dstType == stage.args.y.dtype, "dstType is %lld, but y has dtype %s, which is %d",
-                  static_cast<long long>(dstType), anynpu::dtype_name(stage.args.y.dtype), stage.args.y.dtype);
+                  anynpu::wide(dstType), anynpu::dtype_name(stage.args.y.dtype), stage.args.y.dtype);
   });
 }
 

@@ -61,8 +61,8 @@ int32_t check_factors(const char* name, const anynpu_tensor& factors, int64_t n)
                 dtype_name(factors.dtype));
   }
   if (factors.ndim != 1 || (factors.shape[0] != 1 && factors.shape[0] != n)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name,
-                static_cast<long long>(n), shape_text(factors));
+    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, wide(n),
+                shape_text(factors));
   }
   return check_layout(name, factors);
 }
@@ -111,7 +111,7 @@ void unpack(const uint8_t* packed, int64_t count, int8_t* codes) {
 int32_t run(const Args& args) {
   const int64_t n = width_of(args.x), values = element_count(args.y);
   auto* scale = static_cast<float*>(scratch(ScratchSlot::main, 2 * n * sizeof(float)));
-  if (scale == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld factors", kOp, static_cast<long long>(n));
+  if (scale == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld factors", kOp, wide(n));
   float* offset = scale + n;
   load_factors(args.scale, n, scale);
   load_factors(args.offset, n, offset);

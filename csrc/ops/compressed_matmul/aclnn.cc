@@ -6,6 +6,7 @@
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_compressed_matmul_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
@@ -21,12 +22,10 @@ void check_info(Stage& stage, const aclIntArray* info) {
   const int64_t k = stage.args.x.shape[1], n = stage.args.y.shape[1];
   stage.require(values[2] == k && values[3] == n,
                 "compressInfo must be [8, 8, k, n, 1] with k = %lld of x1 and n = %lld of out, got k %lld, n %lld",
-                static_cast<long long>(k), static_cast<long long>(n), static_cast<long long>(values[2]),
-                static_cast<long long>(values[3]));
+                wide(k), wide(n), wide(values[2]), wide(values[3]));
   stage.require(values[0] == 8 && values[1] == 8 && values[4] == 1,
-                "compressInfo must be [8, 8, k, n, 1], got tilingK %lld, tilingN %lld, flag %lld",
-                static_cast<long long>(values[0]), static_cast<long long>(values[1]),
-                static_cast<long long>(values[4]));
+                "compressInfo must be [8, 8, k, n, 1], got tilingK %lld, tilingN %lld, flag %lld", wide(values[0]),
+                wide(values[1]), wide(values[4]));
 }
 
 // The operator takes more than the document.

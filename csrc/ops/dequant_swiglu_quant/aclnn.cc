@@ -5,9 +5,11 @@
 
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_dequant_swiglu_quant_v2.h"
+#include "core/status.h"
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_dequant_swiglu_quant_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
@@ -71,14 +73,14 @@ extern "C" aclnnStatus aclnnDequantSwigluQuantV2GetWorkspaceSize(
              {x, weightScaleOptional, activationScaleOptional, biasOptional, quantScaleOptional, quantOffsetOptional,
               groupIndexOptional, y, scale},
              activateLeft, quantModeOptional);
-    stage.require(dstType == ACL_INT8, "dstType must be 2 (int8), got %lld", static_cast<long long>(dstType));
+    stage.require(dstType == ACL_INT8, "dstType must be 2 (int8), got %lld", wide(dstType));
     stage.require(roundModeOptional == nullptr || std::strcmp(roundModeOptional, "rint") == 0,
                   "roundModeOptional must be rint, got \"%.20s\"", roundModeOptional);
     const int64_t last = stage.args.x.ndim - 1;
-    stage.require(activateDim == -1 || activateDim == last, "activateDim must be -1 or %lld, got %lld",
-                  static_cast<long long>(last), static_cast<long long>(activateDim));
+    stage.require(activateDim == -1 || activateDim == last, "activateDim must be -1 or %lld, got %lld", wide(last),
+                  wide(activateDim));
     stage.require(0 <= swigluMode && swigluMode <= 2, "swiglu_mode only support 0, 1 or 2, but got %lld",
-                  static_cast<long long>(swigluMode));
+                  wide(swigluMode));
     stage.args.swiglu_mode = static_cast<int32_t>(swigluMode);
     stage.args.clamp_limit = static_cast<float>(clampLimit);
     stage.args.glu_alpha = static_cast<float>(gluAlpha);

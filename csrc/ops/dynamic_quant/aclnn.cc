@@ -45,7 +45,7 @@ extern "C" aclnnStatus aclnnDynamicQuantV2GetWorkspaceSize(const aclTensor* x, c
     stage.output("scaleOut", scaleOut, &Args::scale);
     stage.require(offsetOut == nullptr, "offsetOut must be null, quantisation with offsets is not implemented");
     stage.require(dstType == stage.args.y.dtype, "dstType is %lld, but yOut has dtype %s, which is %d",
-                  static_cast<long long>(dstType), anynpu::dtype_name(stage.args.y.dtype), stage.args.y.dtype);
+                  anynpu::wide(dstType), anynpu::dtype_name(stage.args.y.dtype), stage.args.y.dtype);
   });
 }
 

@@ -113,7 +113,7 @@ int32_t run(const Args& args, const Shape& shape) {
   const int threads = threads_for(shape);
   auto* memory = static_cast<char*>(scratch(ScratchSlot::main, memory_for(shape, threads)));
   if (memory == nullptr)
-    return fail(ANYNPU_NO_MEMORY, "%s: no memory for rows of %lld values", kOp, static_cast<long long>(shape.length));
+    return fail(ANYNPU_NO_MEMORY, "%s: no memory for rows of %lld values", kOp, wide(shape.length));
   const auto row_at = [&](int64_t index) { return reinterpret_cast<float*>(memory + index * row_bytes(shape)); };
   float* gamma = row_at(2 * threads);
   float_kernel().widen(args.gamma.dtype, args.gamma.data, 1, shape.length, gamma);

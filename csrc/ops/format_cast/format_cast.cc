@@ -39,8 +39,8 @@ int32_t check_int4(const anynpu_tensor& nd, int64_t c0) {
   if (!is_contiguous(nd)) return fail(ANYNPU_BAD_SHAPE, "%s: the ND tensor must be contiguous when it is int4", kOp);
   const int64_t last = nd.shape[nd.ndim - 1];
   if (last % 2 == 0 && c0 % 2 == 0) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: the last axis and nz_c0 must be even for int4, got %lld and %lld", kOp,
-              static_cast<long long>(last), static_cast<long long>(c0));
+  return fail(ANYNPU_BAD_SHAPE, "%s: the last axis and nz_c0 must be even for int4, got %lld and %lld", kOp, wide(last),
+              wide(c0));
 }
 
 // Geometry of the storage; refuses one that does not fit in 63 bits.
@@ -56,7 +56,7 @@ int32_t measure(const anynpu_tensor& logical, int64_t c0, Nz* nz) {
                     !__builtin_mul_overflow(bits, int64_t{64}, &bits);
   if (!fits) {
     return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ of %s with nz_c0 %lld is too large", kOp, shape_text(logical),
-                static_cast<long long>(c0));
+                wide(c0));
   }
   nz->padded_rows = nz->padded_rows / kRowsOfBlock * kRowsOfBlock;
   return ANYNPU_OK;

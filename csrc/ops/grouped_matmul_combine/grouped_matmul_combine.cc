@@ -561,7 +561,7 @@ int32_t run(const CombineProblem& problem) {
   ANYNPU_TRY(read_groups(problem, group_ends.get()));
   const int64_t rows = problem.experts == 0 ? 0 : group_ends[problem.experts - 1];
   const std::unique_ptr<int64_t[]> row_index(new (std::nothrow) int64_t[rows]);
-  if (!row_index) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld rows", kOp, static_cast<long long>(rows));
+  if (!row_index) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld rows", kOp, wide(rows));
   if (!problem.sums_only()) ANYNPU_TRY(read_row_index(problem, rows, row_index.get()));
   if (problem.n == 0 || problem.batch == 0) return ANYNPU_OK;
   Combine combine(problem, group_ends.get(), row_index.get());

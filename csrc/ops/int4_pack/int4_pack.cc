@@ -39,7 +39,7 @@ int32_t check_packed(const char* op, const anynpu_tensor& weight, const anynpu_t
   const int last = weight.ndim - 1;
   if (weight.shape[last] % multiple != 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight last dim should be the multiple of %d, but it is %lld", op, multiple,
-                static_cast<long long>(weight.shape[last]));
+                wide(weight.shape[last]));
   }
   anynpu_tensor expected = weight;
   expected.shape[last] = weight.shape[last] / values_per_element(packed.dtype);
@@ -82,7 +82,7 @@ int32_t check_pack(const anynpu_int4_pack_args& args) {
   }
   if (args.weight.format == ANYNPU_FRACTAL_NZ && (64 % nz_c0(args.weight) != 0 || nz_c0(args.weight) % 8 != 0)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of weight must be 8, 16, 32 or 64 columns wide, got %lld", op,
-                static_cast<long long>(nz_c0(args.weight)));
+                wide(nz_c0(args.weight)));
   }
   return ANYNPU_OK;
 }
@@ -176,10 +176,9 @@ int32_t report_value_outside(const anynpu_tensor& weight) {
     if (value >= -8 && value <= 7) continue;
     char index[64];
     if (weight.ndim == 3) {
-      std::snprintf(index, sizeof(index), "%lld, %lld, %lld", static_cast<long long>(plane),
-                    static_cast<long long>(row), static_cast<long long>(column));
+      std::snprintf(index, sizeof(index), "%lld, %lld, %lld", wide(plane), wide(row), wide(column));
     } else {
-      std::snprintf(index, sizeof(index), "%lld, %lld", static_cast<long long>(row), static_cast<long long>(column));
+      std::snprintf(index, sizeof(index), "%lld, %lld", wide(row), wide(column));
     }
     return fail(ANYNPU_BAD_VALUE, "int4_pack: every value of weight must be in [-8, 7], got %d at [%s]", value, index);
   }

@@ -29,8 +29,8 @@ void take(Stage& stage, const aclTensor* x, const aclTensor* finished, const acl
 void check_k(Stage& stage, int64_t k) {
   if (!stage.ok()) return;
   const anynpu_tensor& made = stage.args.y;
-  stage.require(made.ndim == 0 || made.shape[made.ndim - 1] == k, "k is %lld, but yOut has shape %s",
-                static_cast<long long>(k), anynpu::shape_text(made));
+  stage.require(made.ndim == 0 || made.shape[made.ndim - 1] == k, "k is %lld, but yOut has shape %s", anynpu::wide(k),
+                anynpu::shape_text(made));
 }
 
 }  // namespace

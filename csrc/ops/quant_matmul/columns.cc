@@ -77,7 +77,7 @@ int32_t Columns::load_bias(const char* op, const anynpu_tensor& bias, int64_t fi
     if (bias_[i] > most || bias_[i] < -most) {
       return fail(ANYNPU_BAD_VALUE,
                   "%s: |bias| must be at most 2^31 - 1 - 2^14 * K = %lld so that int32 sums are exact, got %d at %lld",
-                  op, static_cast<long long>(most), bias_[i], static_cast<long long>(i));
+                  op, wide(most), bias_[i], wide(i));
     }
   }
   return ANYNPU_OK;

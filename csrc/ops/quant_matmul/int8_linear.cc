@@ -55,8 +55,7 @@ int32_t check_options(const anynpu_int8_linear_args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: input_offset needs input_scale", kOp);
   }
   if (present(args.index) && args.group_size != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: group_size must be 0 with index, got %lld", kOp,
-                static_cast<long long>(args.group_size));
+    return fail(ANYNPU_BAD_SHAPE, "%s: group_size must be 0 with index, got %lld", kOp, wide(args.group_size));
   }
   return ANYNPU_OK;
 }

@@ -58,9 +58,8 @@ int32_t resolve_axis(const anynpu_quantize_args& args, int* axis) {
       (!present(args.zero_points) || (args.zero_points.ndim == 1 && args.zero_points.shape[0] == 1))) {
     return ANYNPU_OK;
   }
-  return fail(ANYNPU_BAD_SHAPE, "%s: axis must be in [%lld, %lld] (x is %s), got %lld", kOp,
-              static_cast<long long>(-ndim), static_cast<long long>(ndim - 1), shape_text(args.x),
-              static_cast<long long>(args.axis));
+  return fail(ANYNPU_BAD_SHAPE, "%s: axis must be in [%lld, %lld] (x is %s), got %lld", kOp, wide(-ndim),
+              wide(ndim - 1), shape_text(args.x), wide(args.axis));
 }
 
 // Shape (1), (x.shape[axis]), or that along `axis` and 1 elsewhere.
@@ -77,7 +76,7 @@ int32_t check_channels(const char* name, const anynpu_tensor& tensor, const anyn
   if (!fits) {
     return fail(ANYNPU_BAD_SHAPE,
                 "%s: %s must be ND of shape (1,), (%lld,), or that along axis %d and 1 elsewhere (x is %s), got %s",
-                kOp, name, static_cast<long long>(x.shape[axis]), axis, shape_text(x), shape_text(tensor));
+                kOp, name, wide(x.shape[axis]), axis, shape_text(x), shape_text(tensor));
   }
   return check_strides(kOp, name, tensor, Access::read);
 }
@@ -99,7 +98,7 @@ int32_t check_y(const anynpu_quantize_args& args) {
     const int multiple = y.dtype == ANYNPU_INT32 ? 8 : 2;
     if (last % multiple != 0) {
       return fail(ANYNPU_BAD_SHAPE, "%s: x last dim must be divisible by %d for int4, got %lld", kOp, multiple,
-                  static_cast<long long>(last));
+                  wide(last));
     }
     if (y.dtype == ANYNPU_INT32) last /= 8;
   }

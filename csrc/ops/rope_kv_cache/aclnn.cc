@@ -3,9 +3,11 @@
 
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
+#include "core/status.h"
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_rope_kv_cache_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
@@ -24,8 +26,8 @@ bool is(const char* text, const char* value) { return text != nullptr && std::st
 void limit(Stage& stage) {
   const anynpu_tensor &x = stage.args.x, &cache = stage.args.k_cache;
   if (!stage.ok() || x.ndim < 1 || cache.ndim < 1) return;
-  const auto width = static_cast<long long>(x.shape[x.ndim - 1]);
-  const auto batch = static_cast<long long>(x.shape[0]), planes = static_cast<long long>(cache.shape[0]);
+  const auto width = wide(x.shape[x.ndim - 1]);
+  const auto batch = wide(x.shape[0]), planes = wide(cache.shape[0]);
   stage.limit(width <= 4096 && width % 64 == 0,
               "wants the last axis of x to be at most 4096 and a multiple of 64, got %lld", width);
   stage.limit(stage.args.cos.dtype != ANYNPU_FLOAT32, "wants cos in float16 or bfloat16, got float32");

@@ -12,6 +12,7 @@
 
 namespace {
 
+using anynpu::wide;
 using anynpu::acl::Views;
 
 enum Mode : int32_t { kHalf = 0, kInterleave = 1 };
@@ -61,7 +62,7 @@ int32_t check_one(const One* args, size_t* workspace_bytes) {
   }
   const int64_t size = args->x.shape[args->x.ndim - 1];
   if (size % 2 == 0) return ANYNPU_OK;
-  return anynpu::fail(ANYNPU_BAD_SHAPE, "the last axis of x must be even, got %lld", static_cast<long long>(size));
+  return anynpu::fail(ANYNPU_BAD_SHAPE, "the last axis of x must be even, got %lld", wide(size));
 }
 
 int32_t run_one(const One* args, void*, size_t) {
@@ -118,11 +119,11 @@ void take(anynpu::acl::FirstStage<Both>& stage, aclTensor* query, aclTensor* key
   stage.input("cos", cos, &Both::cos);
   stage.input("sin", sin, &Both::sin);
   stage.require(layout >= 1 && layout <= 4, "layout must be 1 (BSND), 2 (SBND), 3 (BNSD) or 4 (TND), got %lld",
-                static_cast<long long>(layout));
+                wide(layout));
   const int axes = layout == 4 ? 3 : 4;
   stage.require(stage.args.query.ndim == axes && stage.args.key.ndim == axes,
-                "queryRef and keyRef must have %d axes in layout %lld, got %d and %d", axes,
-                static_cast<long long>(layout), stage.args.query.ndim, stage.args.key.ndim);
+                "queryRef and keyRef must have %d axes in layout %lld, got %d and %d", axes, wide(layout),
+                stage.args.query.ndim, stage.args.key.ndim);
 }
 
 }  // namespace
@@ -136,8 +137,7 @@ extern "C" aclnnStatus aclnnRotaryPositionEmbeddingGetWorkspaceSize(const aclTen
     stage.input("sin", sin, &One::sin);
     stage.output("out", out, &One::y);
     stage.require(mode == kHalf || mode == kInterleave,
-                  "mode must be 0 (half) or 1 (interleave), others are not implemented, got %lld",
-                  static_cast<long long>(mode));
+                  "mode must be 0 (half) or 1 (interleave), others are not implemented, got %lld", wide(mode));
     stage.args.mode = static_cast<int32_t>(mode);
   });
 }

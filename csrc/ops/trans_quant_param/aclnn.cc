@@ -6,6 +6,7 @@
 #include "aclnnop/aclnn_trans_quant_param.h"
 #include "aclnnop/aclnn_trans_quant_param_v2.h"
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
+#include "core/status.h"
 
 namespace {
 
@@ -24,7 +25,7 @@ aclnnStatus first_stage(const anynpu::acl::Operator& op, const aclTensor* scale,
     stage.optional("offset", offset, &Args::offset);
     stage.output("out", out, &Args::param);
     stage.require(round_mode == 0 || round_mode == 1, "trans_quant_param: round_mode must be 0 or 1, got %lld",
-                  static_cast<long long>(round_mode));
+                  anynpu::wide(round_mode));
     stage.args.round_mode = static_cast<int32_t>(round_mode);
   });
 }

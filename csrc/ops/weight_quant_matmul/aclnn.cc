@@ -2,9 +2,11 @@
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v3.h"
+#include "core/status.h"
 
 namespace {
 
+using anynpu::wide;
 using Args = anynpu_weight_quant_matmul_args;
 using Stage = anynpu::acl::FirstStage<Args>;
 
@@ -24,11 +26,9 @@ void limit_nz(Stage& stage, int64_t k, int64_t n) {
   const int64_t group = args.group_size;
   if (group > 0) {
     constexpr const char* rule = "with an int4 FRACTAL_NZ weight and groups wants";
-    stage.limit(group == 64 || group == 128, "%s antiquantGroupSize in {64, 128}, got %lld", rule,
-                static_cast<long long>(group));
-    stage.limit(k % group == 0, "%s K %% antiquantGroupSize == 0, got %lld %% %lld", rule, static_cast<long long>(k),
-                static_cast<long long>(group));
-    stage.limit(n % 64 == 0, "%s N %% 64 == 0, got N = %lld", rule, static_cast<long long>(n));
+    stage.limit(group == 64 || group == 128, "%s antiquantGroupSize in {64, 128}, got %lld", rule, wide(group));
+    stage.limit(k % group == 0, "%s K %% antiquantGroupSize == 0, got %lld %% %lld", rule, wide(k), wide(group));
+    stage.limit(n % 64 == 0, "%s N %% 64 == 0, got N = %lld", rule, wide(n));
   } else if (args.scale.ndim > 0 && args.scale.shape[args.scale.ndim - 1] > 1) {
     stage.limit(args.weight.strides[args.weight.ndim - 1] != 1,
                 "with an int4 FRACTAL_NZ weight and per-channel scales wants a transposed weight");
@@ -44,8 +44,8 @@ void limit(Stage& stage) {
   stage.limit(args.x.dtype != ANYNPU_FLOAT32, "wants x in float16 or bfloat16, got float32");
   stage.limit(args.scale.dtype == ANYNPU_INT64 || args.scale.dtype == args.x.dtype,
               "wants antiquantScale in the dtype of x, %d, got %d", args.x.dtype, args.scale.dtype);
-  stage.limit(k <= 65535, "wants K <= 65535, got %lld", static_cast<long long>(k));
-  stage.limit(n <= 65535, "wants N <= 65535, got %lld", static_cast<long long>(n));
+  stage.limit(k <= 65535, "wants K <= 65535, got %lld", wide(k));
+  stage.limit(n <= 65535, "wants N <= 65535, got %lld", wide(n));
   if (args.weight.format == ANYNPU_FRACTAL_NZ) limit_nz(stage, k, n);
 }
 

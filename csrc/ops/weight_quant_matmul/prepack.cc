@@ -27,8 +27,8 @@ int32_t check_packed(const anynpu_tensor& packed, int64_t bytes) {
   }
   if (packed.ndim == 1 && packed.shape[0] == bytes && packed.format == ANYNPU_ND && is_contiguous(packed))
     return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: packed must be ND, contiguous and of shape (%lld,), got %s", kOp,
-              static_cast<long long>(bytes), shape_text(packed));
+  return fail(ANYNPU_BAD_SHAPE, "%s: packed must be ND, contiguous and of shape (%lld,), got %s", kOp, wide(bytes),
+              shape_text(packed));
 }
 
 // Two blocks of 32 outputs are the four vectors of 16 outputs of one panel.

@@ -47,8 +47,7 @@ int32_t read_prepacked(WeightQuantProblem* problem) {
   ANYNPU_TRY(view_packed32(kOp, static_cast<const uint8_t*>(args.weight.data), args.weight.shape[0], &source));
   if (source.k != problem->k || source.n != problem->n) {
     return fail(ANYNPU_BAD_SHAPE, "%s: prepacked weight is (%lld, %lld), but x has K %lld and y has N %lld", kOp,
-                static_cast<long long>(source.k), static_cast<long long>(source.n), static_cast<long long>(problem->k),
-                static_cast<long long>(problem->n));
+                wide(source.k), wide(source.n), wide(problem->k), wide(problem->n));
   }
   if (source.bits == 4 && args.scale.dtype == ANYNPU_INT64) {
     return fail(ANYNPU_BAD_DTYPE, "%s: int64 scale needs int8 weights, got a prepacked int4 weight", kOp);
