@@ -198,11 +198,7 @@ extern "C" aclnnStatus aclnnGroupedMatmulV5GetWorkspaceSize(
 }
 
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmul, kV1)
-
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV2, kV2)
-
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV3, kV3)
-
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV4, kV4)
-
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulV5, kV5)

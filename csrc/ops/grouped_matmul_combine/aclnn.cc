@@ -24,8 +24,8 @@ constexpr auto kWeightNz = version("aclnnGroupedMatmulFinalizeRoutingWeightNz");
 constexpr auto kWeightNzV2 = version("aclnnGroupedMatmulFinalizeRoutingWeightNzV2");
 
 struct Tensors {
-  const aclTensor *x, *w, *scale, *bias, *offset, *antiquant_scale, *antiquant_offset, *pertoken_scale, *group_list,
-      *shared_input, *logit, *row_index, *y;
+  const aclTensor *x, *w, *scale, *bias, *pertoken_scale, *group_list, *shared_input, *logit, *row_index, *y;
+  const aclTensor *offset = nullptr, *antiquant_scale = nullptr, *antiquant_offset = nullptr;
 };
 
 struct Attributes {
@@ -99,22 +99,11 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingGetWorkspaceSize(
     const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
     int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, aclTensor* y,
     uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x,
-                        w,
-                        scaleOptional,
-                        biasOptional,
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        pertokenScaleOptional,
-                        groupListOptional,
-                        sharedInputOptional,
-                        logitOptional,
-                        rowIndexOptional,
-                        y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false,
-                              false};
-  return first_stage(kV1, tensors, attributes, workspaceSize, executor);
+  return first_stage(kV1,
+                     {x, w, scaleOptional, biasOptional, pertokenScaleOptional, groupListOptional, sharedInputOptional,
+                      logitOptional, rowIndexOptional, y},
+                     {dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false, false},
+                     workspaceSize, executor);
 }
 
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRouting, kV1)
@@ -126,22 +115,12 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV2GetWorkspaceSize(
     const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
     int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, aclTensor* y,
     uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x,
-                        w,
-                        scaleOptional,
-                        biasOptional,
-                        offsetOptional,
-                        antiquantScaleOptional,
-                        antiquantOffsetOptional,
-                        pertokenScaleOptional,
-                        groupListOptional,
-                        sharedInputOptional,
-                        logitOptional,
-                        rowIndexOptional,
-                        y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false,
-                              true};
-  return first_stage(kV2, tensors, attributes, workspaceSize, executor);
+  return first_stage(
+      kV2,
+      {x, w, scaleOptional, biasOptional, pertokenScaleOptional, groupListOptional, sharedInputOptional, logitOptional,
+       rowIndexOptional, y, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional},
+      {dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false, true}, workspaceSize,
+      executor);
 }
 
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingV2, kV2)
@@ -153,22 +132,12 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingV3GetWorkspaceSize(
     const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
     int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, const aclIntArray*,
     aclTensor* y, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x,
-                        w,
-                        scaleOptional,
-                        biasOptional,
-                        offsetOptional,
-                        antiquantScaleOptional,
-                        antiquantOffsetOptional,
-                        pertokenScaleOptional,
-                        groupListOptional,
-                        sharedInputOptional,
-                        logitOptional,
-                        rowIndexOptional,
-                        y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false,
-                              true};
-  return first_stage(kV3, tensors, attributes, workspaceSize, executor);
+  return first_stage(
+      kV3,
+      {x, w, scaleOptional, biasOptional, pertokenScaleOptional, groupListOptional, sharedInputOptional, logitOptional,
+       rowIndexOptional, y, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional},
+      {dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, false, true}, workspaceSize,
+      executor);
 }
 
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingV3, kV3)
@@ -179,22 +148,11 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzGetWorkspaceSize
     const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
     int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, aclTensor* y,
     uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x,
-                        w,
-                        scaleOptional,
-                        biasOptional,
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        pertokenScaleOptional,
-                        groupListOptional,
-                        sharedInputOptional,
-                        logitOptional,
-                        rowIndexOptional,
-                        y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true,
-                              false};
-  return first_stage(kWeightNz, tensors, attributes, workspaceSize, executor);
+  return first_stage(kWeightNz,
+                     {x, w, scaleOptional, biasOptional, pertokenScaleOptional, groupListOptional, sharedInputOptional,
+                      logitOptional, rowIndexOptional, y},
+                     {dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true, false},
+                     workspaceSize, executor);
 }
 
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingWeightNz, kWeightNz)
@@ -206,22 +164,12 @@ extern "C" aclnnStatus aclnnGroupedMatmulFinalizeRoutingWeightNzV2GetWorkspaceSi
     const aclTensor* logitOptional, const aclTensor* rowIndexOptional, int64_t dtype, float sharedInputWeight,
     int64_t sharedInputOffset, bool transposeX, bool transposeW, int64_t groupListType, const aclIntArray*,
     aclTensor* y, uint64_t* workspaceSize, aclOpExecutor** executor) {
-  const Tensors tensors{x,
-                        w,
-                        scaleOptional,
-                        biasOptional,
-                        offsetOptional,
-                        antiquantScaleOptional,
-                        antiquantOffsetOptional,
-                        pertokenScaleOptional,
-                        groupListOptional,
-                        sharedInputOptional,
-                        logitOptional,
-                        rowIndexOptional,
-                        y};
-  const Attributes attributes{dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true,
-                              true};
-  return first_stage(kWeightNzV2, tensors, attributes, workspaceSize, executor);
+  return first_stage(
+      kWeightNzV2,
+      {x, w, scaleOptional, biasOptional, pertokenScaleOptional, groupListOptional, sharedInputOptional, logitOptional,
+       rowIndexOptional, y, offsetOptional, antiquantScaleOptional, antiquantOffsetOptional},
+      {dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType, true, true}, workspaceSize,
+      executor);
 }
 
 ANYNPU_SECOND_STAGE(aclnnGroupedMatmulFinalizeRoutingWeightNzV2, kWeightNzV2)
