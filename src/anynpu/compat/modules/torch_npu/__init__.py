@@ -9,9 +9,7 @@ from anynpu.compat.attention_operators import (
     npu_prompt_flash_attention,
 )
 from anynpu.compat.cache_operators import (
-    _npu_reshape_and_cache as _npu_reshape_and_cache,
-)
-from anynpu.compat.cache_operators import (
+    _npu_reshape_and_cache,
     npu_kv_rmsnorm_rope_cache,
     npu_quant_scatter,
     npu_quant_scatter_,
@@ -19,12 +17,7 @@ from anynpu.compat.cache_operators import (
     scatter_update,
     scatter_update_,
 )
-from anynpu.compat.chunked_operators import (
-    _npu_flash_attention_qlens as _npu_flash_attention_qlens,
-)
-from anynpu.compat.chunked_operators import (
-    _npu_paged_attention_splitfuse as _npu_paged_attention_splitfuse,
-)
+from anynpu.compat.chunked_operators import _npu_flash_attention_qlens, _npu_paged_attention_splitfuse
 from anynpu.compat.collective_operators import (
     npu_all_gather_base_mm,
     npu_mm_all_reduce_base,
@@ -37,7 +30,7 @@ from anynpu.compat.dispatch_operators import (
     npu_moe_distribute_dispatch,
     npu_moe_distribute_dispatch_v2,
 )
-from anynpu.compat.errors import module_getattr
+from anynpu.compat.errors import module_getattr, public_names
 from anynpu.compat.ffn_operators import npu_ffn
 from anynpu.compat.float_operators import (
     fast_gelu,
@@ -56,12 +49,11 @@ from anynpu.compat.float_operators import (
 )
 from anynpu.compat.formats import Format
 from anynpu.compat.fused_infer_operators import (
-    _npu_fused_infer_attention_score_get_max_workspace as _npu_fused_infer_attention_score_get_max_workspace,
+    _npu_fused_infer_attention_score_get_max_workspace,
+    _npu_fused_infer_attention_score_v2_get_max_workspace,
+    npu_fused_infer_attention_score,
+    npu_fused_infer_attention_score_v2,
 )
-from anynpu.compat.fused_infer_operators import (
-    _npu_fused_infer_attention_score_v2_get_max_workspace as _npu_fused_infer_attention_score_v2_get_max_workspace,
-)
-from anynpu.compat.fused_infer_operators import npu_fused_infer_attention_score, npu_fused_infer_attention_score_v2
 from anynpu.compat.fused_operators import (
     npu_add_rms_norm_dynamic_quant,
     npu_add_rms_norm_quant,
@@ -89,26 +81,15 @@ from anynpu.compat.operators import (
     npu_weight_quant_batchmatmul,
 )
 from anynpu.compat.paged_operators import (
-    _npu_flash_attention as _npu_flash_attention,
+    _npu_flash_attention,
+    _npu_flash_attention_unpad,
+    _npu_paged_attention,
+    _npu_paged_attention_get_workspace,
+    _npu_paged_attention_mla,
+    npu_gather_pa_kv_cache,
 )
-from anynpu.compat.paged_operators import (
-    _npu_flash_attention_unpad as _npu_flash_attention_unpad,
-)
-from anynpu.compat.paged_operators import (
-    _npu_paged_attention as _npu_paged_attention,
-)
-from anynpu.compat.paged_operators import (
-    _npu_paged_attention_get_workspace as _npu_paged_attention_get_workspace,
-)
-from anynpu.compat.paged_operators import (
-    _npu_paged_attention_mla as _npu_paged_attention_mla,
-)
-from anynpu.compat.paged_operators import npu_gather_pa_kv_cache
 from anynpu.compat.published import INT4 as int4
-from anynpu.compat.rotary_operators import (
-    _npu_rotary_embedding as _npu_rotary_embedding,
-)
-from anynpu.compat.rotary_operators import npu_mrope
+from anynpu.compat.rotary_operators import _npu_rotary_embedding, npu_mrope
 from anynpu.compat.routing_operators import (
     npu_dequant_swiglu_quant,
     npu_moe_finalize_routing,
@@ -120,9 +101,7 @@ from anynpu.compat.routing_operators import (
     npu_swiglu,
 )
 from anynpu.compat.tensor_operators import (
-    _npu_dtype_cast as _npu_dtype_cast,
-)
-from anynpu.compat.tensor_operators import (
+    _npu_dtype_cast,
     npu_confusion_transpose,
     npu_dtype_cast,
     npu_linear,
@@ -136,100 +115,19 @@ from anynpu.compat.token_operators import (
     npu_moe_re_routing,
     npu_moe_token_permute,
 )
-from torch_npu import _install as _install  # before the others
-from torch_npu import atb, contrib, dynamo, npu, optim, profiler, testing, version
-from torch_npu.version import __version__ as __version__
+from torch_npu import (
+    _install,  # before the others
+    atb,
+    contrib,
+    dynamo,
+    npu,
+    optim,
+    profiler,
+    testing,
+    version,
+)
+from torch_npu.version import __version__
 
-__all__ = [
-    "Format",
-    "atb",
-    "contrib",
-    "dynamo",
-    "empty_with_format",
-    "fast_gelu",
-    "get_npu_format",
-    "int4",
-    "npu",
-    "npu_anti_quant",
-    "npu_convert_weight_to_int4pack",
-    "npu_dequant_rope_quant_kvcache",
-    "npu_format_cast",
-    "npu_format_cast_",
-    "npu_grouped_matmul",
-    "npu_grouped_matmul_finalize_routing",
-    "npu_quantize",
-    "npu_rope_quant_kvcache",
-    "npu_trans_quant_param",
-    "npu_quant_matmul",
-    "npu_dynamic_quant",
-    "npu_matmul_compress_dequant",
-    "npu_weight_quant_batchmatmul",
-    "npu_dequant_swiglu_quant",
-    "npu_moe_compute_expert_tokens",
-    "npu_moe_distribute_combine",
-    "npu_moe_distribute_combine_v2",
-    "npu_moe_distribute_dispatch",
-    "npu_moe_distribute_dispatch_v2",
-    "npu_moe_finalize_routing",
-    "npu_moe_gating_top_k",
-    "npu_moe_gating_top_k_softmax",
-    "npu_moe_gating_top_k_softmax_v2",
-    "npu_moe_init_routing",
-    "npu_moe_init_routing_v2",
-    "npu_moe_re_routing",
-    "npu_moe_token_permute",
-    "npu_moe_token_unpermute",
-    "npu_swiglu",
-    "npu_add_rms_norm",
-    "npu_add_rms_norm_dynamic_quant",
-    "npu_add_rms_norm_quant",
-    "npu_attention_update",
-    "npu_apply_rotary_pos_emb",
-    "npu_confusion_transpose",
-    "npu_dequant_bias",
-    "npu_dtype_cast",
-    "npu_dynamic_quant_asymmetric",
-    "npu_fast_gelu",
-    "npu_ffn",
-    "npu_fused_infer_attention_score",
-    "npu_fused_infer_attention_score_v2",
-    "npu_fusion_attention",
-    "npu_geglu",
-    "npu_gather_pa_kv_cache",
-    "npu_gelu",
-    "npu_gemma_rms_norm",
-    "npu_grouped_matmul_swiglu_quant",
-    "npu_grouped_matmul_swiglu_quant_v2",
-    "npu_incre_flash_attention",
-    "npu_interleave_rope",
-    "npu_kronecker_quant",
-    "npu_kv_rmsnorm_rope_cache",
-    "npu_linear",
-    "npu_all_gather_base_mm",
-    "npu_mla_prolog",
-    "npu_mla_prolog_v2",
-    "npu_mm_all_reduce_base",
-    "npu_mm_reduce_scatter_base",
-    "npu_mrope",
-    "npu_prefetch",
-    "npu_prompt_flash_attention",
-    "npu_quant_scatter",
-    "npu_quant_scatter_",
-    "npu_rms_norm",
-    "npu_rotary_mul",
-    "npu_scatter_nd_update",
-    "npu_scatter_nd_update_",
-    "npu_scatter_pa_kv_cache",
-    "npu_silu",
-    "npu_top_k_top_p",
-    "npu_transpose",
-    "npu_transpose_batchmatmul",
-    "optim",
-    "profiler",
-    "scatter_update",
-    "scatter_update_",
-    "testing",
-    "version",
-]
+__all__ = public_names(__name__, globals())
 
 __getattr__ = module_getattr(__name__, globals())

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from anynpu.compat import soc
-from anynpu.compat.device import device_count as device_count
+from anynpu.compat.device import device_count
 from anynpu.compat.device import target as _target
 from anynpu.compat.errors import module_getattr
-from torch_npu.npu import amp as amp
-from torch_npu.npu import memory as memory
-from torch_npu.npu import random as random
-from torch_npu.npu.amp import get_amp_supported_dtype as get_amp_supported_dtype
-from torch_npu.npu.mstx import mstx as mstx
+from torch_npu.npu import amp, memory, random
+from torch_npu.npu.amp import get_amp_supported_dtype
+from torch_npu.npu.mstx import mstx
 
 if _target().type == "cpu":
     from torch_npu.npu import _graphs
