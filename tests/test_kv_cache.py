@@ -14,6 +14,7 @@ import anynpu
 
 pytest.importorskip("transformers", reason="needs transformers")
 
+import transformers  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from anynpu.demo import measure  # noqa: E402
@@ -149,12 +150,106 @@ def test_padding_on_the_left(model, scales):
         torch.testing.assert_close(together[row, -len(alone) :], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_other_masks_are_refused(model, scales):
+def tril(seen=None, dtype=torch.bool):
+    """Of 10 tokens: causal, without what a pair (first query, row) hides."""
+    mask = torch.ones(1, 1, 10, 10, dtype=torch.bool).tril()
+    for query, row in seen or ():
+        mask[..., query:, row] = False
+    return mask if dtype == torch.bool else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1, 1, 1]]),  # a hole
+        torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 0, 0]]),  # padding on the right
+        tril([(7, 3)]),
+        tril([(5, row) for row in range(5)]),  # the second half is a text of its own
+        tril([(5, row) for row in range(5)], torch.float32),
+    ],
+    ids=["hole", "right", "hidden", "packed", "float"],
+)
+def test_other_masks(model, scales, mask):
     ids = tokens(10)[None]
+    result = model(ids, attention_mask=mask, past_key_values=Int8Cache(model, scales)).logits
+    cache = Int8Cache(model, scales)
+    model.set_attn_implementation("sdpa")
+    expected = model(ids, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+OTHERS = {
+    "Mistral": {"sliding_window": 16},
+    "Gemma2": {"sliding_window": 16, "attn_logit_softcapping": 0.5},
+    "GptOss": {"sliding_window": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "Llama4Text": {"attention_chunk_size": 16, "intermediate_size_mlp": 64, "num_local_experts": 2},
+    "Qwen3Next": {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures(kind):
+    """Windows, chunks, capped logits, sinks and layers of linear attention, against the model's own attention."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **OTHERS[kind])
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 or "sinks" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    scales = calibrate_kv(model, [tokens(300)])
+    ids = tokens(100, seed=3).reshape(2, 50)
     mask = torch.ones_like(ids)
-    mask[0, 4] = 0
-    with pytest.raises(NotImplementedError, match="padding on the left only"):
-        model(ids, attention_mask=mask, past_key_values=Int8Cache(model, scales))
+    mask[1, :5] = 0
+    for chunk in (50, 7, 1):
+        cache, own = Int8Cache(model, scales), Int8Cache(model, scales)
+        steps = [(ids[:, i : i + chunk], mask[:, : i + chunk]) for i in range(0, 50, chunk)]
+        results = [model(part, attention_mask=seen, past_key_values=cache).logits for part, seen in steps]
+        model.set_attn_implementation("eager")
+        expected = [model(part, attention_mask=seen, past_key_values=own).logits for part, seen in steps]
+        result, expected = (torch.cat(each, 1)[mask.bool()] for each in (results, expected))
+        assert (result - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_attention_that_is_not_taken_is_refused(model, scales):
+    cache = Int8Cache(model, scales)
+    with pytest.raises(NotImplementedError, match="anynpu_int8: s_aux is not implemented"):
+        model(tokens(4)[None], past_key_values=cache, s_aux=torch.zeros(6))
+
+
+def test_models_without_one_size_of_keys_and_values_are_refused():
+    latent = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 24}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1}
+    sizes = {**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 4, "head_dim": 8, **latent, **experts}
+    for config, match in (
+        (transformers.DeepseekV3Config(**sizes), r"must have the same \[Nkv, D\], got"),
+        (transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), "caches no keys and v"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"calibrate_kv: .*{match}"):
+            calibrate_kv(transformers.AutoModelForCausalLM.from_config(config), [tokens(10)])
+    sizes = {"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    with pytest.raises(NotImplementedError, match="must be a decoder alone, it has an encoder"):
+        calibrate_kv(transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes)), [tokens(10)])
+    with pytest.raises(TypeError, match="must be a language model of transformers, got Linear"):
+        calibrate_kv(torch.nn.Linear(2, 2), [tokens(10)])
 
 
 def test_generate(model, scales):
@@ -196,6 +291,8 @@ def test_growth_crop_and_size(model, scales):
     torch.testing.assert_close(again, expected[:, 600:], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="crop wants"):
         cache.layers[0].crop(5)
+    cache.reset()
+    assert model(ids[:, :9].expand(3, 9), past_key_values=cache).logits.shape[0] == 3
 
 
 def test_model_wrapper(model, scales):

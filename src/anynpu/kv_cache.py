@@ -15,8 +15,14 @@ import safetensors.torch
 import torch
 
 try:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+    from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+    from transformers.cache_utils import (
+        Cache,
+        CacheLayerMixin,
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 except ImportError as error:
@@ -30,6 +36,8 @@ from anynpu.ops.rope_kv_cache import rope_kv_cache
 ATTENTION = "anynpu_int8"
 SCALES_FILE = "kv_cache_scales.safetensors"
 _FIRST_ROWS = 256  # of a layer; doubled whenever they are full
+# Arguments with which models change what attention computes, and that neither kernels nor "sdpa" take.
+_NOT_TAKEN = ("softcap", "s_aux", "sinks", "indices", "block_indices")
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ class KVScales:
 class _Recorder(DynamicCache):
     """A float cache that notes the largest magnitude of every layer, head and channel."""
 
-    def __init__(self, largest: dict[tuple[str, int], torch.Tensor]) -> None:
-        super().__init__()
+    def __init__(self, config: Any, largest: dict[tuple[str, int], torch.Tensor]) -> None:
+        super().__init__(config=config)
         self._largest = largest
 
     def update(
@@ -86,6 +94,16 @@ def _windows(texts: Iterable[str | torch.Tensor], tokenizer: Any, window: int) -
         yield from text.flatten().split(window)
 
 
+def _decoder_config(op: str, model: Any) -> Any:
+    """The configuration of the layers that cache keys and values."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        raise TypeError(f"{op}: model must be a language model of transformers, got {type(model).__name__}")
+    if config.is_encoder_decoder:
+        raise NotImplementedError(f"{op}: {type(model).__name__} must be a decoder alone, it has an encoder")
+    return config.get_text_config(decoder=True)
+
+
 @torch.inference_mode()
 def calibrate_kv(
     model: torch.nn.Module, texts: Iterable[str | torch.Tensor], tokenizer: Any = None, *, window: int = 512
@@ -93,6 +111,7 @@ def calibrate_kv(
     """Runs a transformers model over sample texts and derives the scales of its INT8 KV cache.
 
     Each scale is the largest magnitude that a channel of a head reached, over 127: within the sample nothing saturates.
+    Layers without keys and values, of linear attention, get none.
 
     Args:
         model: a causal language model.
@@ -102,6 +121,8 @@ def calibrate_kv(
 
     Raises:
         ValueError: no text at all, or strings without a tokenizer.
+        TypeError: no model of transformers, or texts of another kind.
+        NotImplementedError: the model has an encoder, or caches no keys and values, or some of several sizes.
     """
     op = "calibrate_kv"
     require_module(op, model)
@@ -109,11 +130,17 @@ def calibrate_kv(
         raise TypeError(f"{op}: texts must be an iterable of strings or tensors, got {type(texts).__name__}")
     largest: dict[tuple[str, int], torch.Tensor] = {}
     for tokens in _windows(texts, tokenizer, window):
-        model(tokens[None].to(model.device), past_key_values=_Recorder(largest), use_cache=True)
+        cache = _Recorder(_decoder_config(op, model), largest)
+        model(tokens[None].to(model.device), past_key_values=cache, use_cache=True)
+        if not largest:
+            raise NotImplementedError(f"{op}: {type(model).__name__} caches no keys and values")
     if not largest:
         raise ValueError(f"{op}: texts must hold at least one token, got none")
-    layers = 1 + max(layer for _, layer in largest)
-    stacked = {name: torch.stack([largest[name, layer] for layer in range(layers)]) for name in "kv"}
+    shapes = sorted({tuple(seen.shape) for seen in largest.values()})
+    if len(shapes) > 1:
+        raise NotImplementedError(f"{op}: keys and values of all layers must have the same [Nkv, D], got {shapes}")
+    layers = sorted({layer for _, layer in largest})
+    stacked = {name: torch.stack([largest[name, layer] for layer in layers]) for name in "kv"}
     return KVScales(**{name: torch.where(seen > 0, seen, 1.0) / 127 for name, seen in stacked.items()})
 
 
@@ -131,9 +158,10 @@ class Int8Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocates rows for the batch at hand."""
         batch, heads, _, size = key_states.shape
-        expected = tuple(self._scales["keys"].shape)
-        if (heads, size) != expected:
-            raise ValueError(f"Int8Layer: key_states must have Nkv, D of the scales, {expected}, got {(heads, size)}")
+        for name, states in (("keys", key_states), ("values", value_states)):
+            expected, got = tuple(self._scales[name].shape), (states.shape[1], states.shape[3])
+            if got != expected:
+                raise ValueError(f"Int8Layer: {name} must have Nkv, D of the scales, {expected}, got {got}")
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (key_states.new_empty(batch, _FIRST_ROWS, heads, size, dtype=torch.int8) for _ in "kv")
         self._identity = key_states.new_ones(size), key_states.new_zeros(size)
@@ -197,6 +225,7 @@ class Int8Layer(CacheLayerMixin):
 
     def reset(self) -> None:
         self._length = 0
+        self.is_initialized = False  # the next batch may have another size
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drops the last ``-tokens_to_remove`` tokens."""
@@ -223,28 +252,43 @@ class Int8Cache(Cache):
     """An INT8 KV cache of a transformers model, for one sequence of calls, as ``past_key_values``.
 
     Creating it switches the model to the attention function ``"anynpu_int8"``, which reads the codes as they are and
-    does with any other cache what ``"sdpa"`` does. Under other attention functions the cache gives dequantised tensors.
+    does with any other cache what ``"sdpa"`` does. It also does what ``"sdpa"`` does, on dequantised tensors, where a
+    mask is more than causal with padding on the left: several queries of a sliding window, say. Under other attention
+    functions the cache gives dequantised tensors; a model that has no ``"sdpa"`` keeps its own function so.
+    Layers of linear attention keep their float states; those with a sliding window keep all rows. Codes have no
+    gradients: train without a cache.
 
     Args:
-        model: a causal language model of full attention layers.
+        model: a causal language model.
         scales: of :func:`calibrate_kv`.
 
     Raises:
         ValueError: the scales are those of a model with another number of layers.
+        TypeError: no model of transformers.
+        NotImplementedError: a model with an encoder, or with layers that cache more than keys and values.
     """
 
     def __init__(self, model: Any, scales: KVScales) -> None:
-        config = model.config
-        layers = config.num_hidden_layers
-        if scales.k.shape[0] != layers:
-            raise ValueError(f"Int8Cache: scales must be of {layers} layers, as the model, got {scales.k.shape[0]}")
-        if config._attn_implementation != ATTENTION:
+        config = _decoder_config("Int8Cache", model)
+        layers = DynamicCache(config=config).layers
+        places = [i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
+        for kind in {type(layers[i]) for i in places} - {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise NotImplementedError(
+                f"Int8Cache: {type(model).__name__} must cache keys and values, has {kind.__name__}"
+            )
+        if scales.k.shape[0] != len(places):
+            raise ValueError(
+                f"Int8Cache: scales must be of {len(places)} layers, as the model, got {scales.k.shape[0]}"
+            )
+        for i, k, v in zip(places, scales.k, scales.v, strict=True):
+            layers[i] = Int8Layer(config, k, v)
+        if config._attn_implementation != ATTENTION and model._supports_sdpa:
             model.set_attn_implementation(ATTENTION)
-        super().__init__(layers=[Int8Layer(config, k, v) for k, v in zip(scales.k, scales.v, strict=True)])
+        super().__init__(layers=layers)
 
     def bytes_per_token(self) -> int:
         """Of one sequence, all layers."""
-        return sum(2 * layer._scales["keys"].numel() for layer in self.layers)
+        return sum(2 * layer._scales["keys"].numel() for layer in self.layers if isinstance(layer, Int8Layer))
 
 
 class Int8CacheModel(torch.nn.Module):
@@ -268,25 +312,26 @@ class Int8CacheModel(torch.nn.Module):
         return self.model.generate(*args, **self._with_cache(kwargs))
 
 
-def _starts(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """The first row that each sequence sees; ``mask``: bool ``[B, 1, S, rows]`` of transformers, None: no padding."""
-    if mask is None:
+def _starts(mask: torch.Tensor) -> torch.Tensor | None:
+    """The first row that each sequence sees by a mask of transformers, None unless that and causality are all it is."""
+    if not hasattr(mask, "_anynpu_starts"):  # every layer gets the same mask
+        mask._anynpu_starts = _first_rows(mask)
+    return mask._anynpu_starts
+
+
+def _first_rows(mask: torch.Tensor) -> torch.Tensor | None:
+    """:func:`_starts`; ``mask``: bool ``[B, 1, S, rows]`` or anything else."""
+    if mask.dtype != torch.bool or mask.shape[1] != 1:
         return None
-    known = getattr(mask, "_anynpu_starts", None)  # every layer gets the same mask
-    if known is not None:
-        return known
     queries, rows = mask.shape[-2:]
-    starts = mask[:, 0, -1].int().argmax(-1)
+    seen = mask[:, 0]
+    starts = seen[:, -1].int().argmax(-1)
     row = torch.arange(rows, device=mask.device)
     position = row[rows - queries :, None]
     expected = (row >= starts[:, None, None]) & (row <= position)
-    padding = position < starts[:, None, None]  # queries that are padding may see anything
-    if not ((mask[:, 0] == expected) | padding).all():
-        raise NotImplementedError(
-            f"{ATTENTION}: the attention mask must be causal with padding on the left only, got another one"
-        )
-    mask._anynpu_starts = starts.int()
-    return mask._anynpu_starts
+    # Queries that are padding see nothing, or everything: transformers has had both.
+    padding = (position < starts[:, None, None]) & seen.all(-1, keepdim=True)
+    return starts.int() if bool(((seen == expected) | padding).all()) else None
 
 
 def int8_attention_forward(
@@ -297,15 +342,23 @@ def int8_attention_forward(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers calls; ``key`` is a layer of an :class:`Int8Cache`, or a tensor."""
-    if not isinstance(key, Int8Layer):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    starts = _starts(attention_mask)
-    if starts is not None and starts.shape[0] != query.shape[0]:
-        starts = starts.expand(query.shape[0]).contiguous()
-    return key.attend(query, starts, scaling), None
+    for name in _NOT_TAKEN:
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"{ATTENTION}: {name} is not implemented; 'eager' reads an Int8Cache too")
+    if isinstance(key, Int8Layer):
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        starts = None if attention_mask is None else _starts(attention_mask)
+        known = causal if attention_mask is None else starts is not None and attention_mask.shape[-1] == key._length
+        if known and not dropout and kwargs.get("position_bias") is None:
+            if starts is not None and starts.shape[0] != query.shape[0]:
+                starts = starts.expand(query.shape[0]).contiguous()
+            return key.attend(query, starts, scaling), None
+        key, value = key.dequantised("keys"), value.dequantised("values")
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
 
 
 AttentionInterface.register(ATTENTION, int8_attention_forward)
