@@ -35,6 +35,44 @@ struct Coded {
   const uint8_t* nibbles;  // of the last level
 };
 
+constexpr int64_t kPastCaches = int64_t{8} << 20;  // bytes of a weight that are more than stay in the caches
+
+// A weight (n, k) that is written block by block.
+struct Rows {
+  int8_t* weight;
+  Geometry geometry;
+};
+
+// What a block is decoded to.
+struct Target {
+  uint8_t* values;   // all of them; of one panel, if they go on to rows
+  Nibbles* nibbles;  // where they can be given as such, or null
+  const Rows* rows;  // or null
+};
+
+// Values k and later of a column of a panel.
+void untile_column(const uint8_t* panel, int64_t column, int64_t k, int64_t k_count, int8_t* row) {
+  for (; k < k_count; ++k) {
+    row[k] = static_cast<int8_t>(panel[(k / 4 * kPanelColumns + column) * 4 + k % 4] ^ 0x80);
+  }
+}
+
+// The values of a panel to their places.
+void untile(const uint8_t* values, const BlockShape& shape, int64_t panel, const Rows& rows) {
+  const int64_t k = rows.geometry.k, first = panel * kPanelColumns;
+  int8_t* to = rows.weight + (shape.n + first) * k + shape.k;
+  const int64_t columns = std::min(kPanelColumns, shape.n_count - first), whole = columns / kTile * kTile;
+  const int64_t steps = shape.k_count / 4 / kTile * kTile;
+  kernel().untile(values, whole, steps, to, k, rows.geometry.n * k >= kPastCaches);
+  for (int64_t column = 4 * steps < shape.k_count ? 0 : whole; column < columns; ++column) {
+    untile_column(values, column, column < whole ? 4 * steps : 0, shape.k_count, to + column * k);
+  }
+}
+
+void untile_panels(const uint8_t* values, int64_t stride, const BlockShape& shape, const Rows& rows) {
+  for (int64_t panel = 0; panel < shape.panels(); ++panel) untile(values + panel * stride, shape, panel, rows);
+}
+
 const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, uint8_t mark, Coded* coded) {
   if (bytes < kHeaderBytes) return "its header is cut off";
   coded->levels = payload[0];
@@ -54,9 +92,10 @@ const char* parse(const uint8_t* payload, int64_t bytes, int64_t values, uint8_t
   const uint8_t* next = payload + bytes;
   for (int level = coded->levels; level >= 1; --level) {
     const int64_t extras_bytes = payload[2 + 2 * level] | payload[3 + 2 * level] << 8;
-    coded->extras[level] = {payload + at, extras_bytes, 0, next};
+    const int64_t codes = values >> (level - 1);
+    coded->extras[level] = {payload + at, extras_bytes, 0, codes, next};
     at += extras_bytes;
-    next += values >> (level - 1);  // a level fetches a byte a code
+    next += codes;  // a level fetches a byte a code
   }
   coded->nibbles = payload + at;
   at += values >> coded->levels;
@@ -111,14 +150,15 @@ const char* decode_nibbles(Coded* coded, int level, const uint8_t* nibbles, int6
   return all_read(coded->extras[level]) ? nullptr : kBitsLeft;
 }
 
-const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* nibbles, uint8_t* out) {
+// Each panel goes on to its rows while it is in the L1 cache.
+const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* nibbles, const Target& target) {
   Table tables[1 << kMaxTablesLog2];
   for (int i = 0; i < 1 << coded->tables_log2; ++i) {
     if (!read_table(coded->value_tables + i * kTableBytes, &tables[i])) return kBadTable;
   }
   const bool one_table = coded->tables_log2 == 0;
-  const int64_t parts = one_table ? 1 : shape.panels(), count = shape.values() / parts;
-  for (int64_t part = 0; part < parts; ++part, nibbles += count / 2, out += count, coded->extras[1].next += count) {
+  const int64_t parts = one_table && target.rows == nullptr ? 1 : shape.panels(), count = shape.values() / parts;
+  for (int64_t part = 0; part < parts; ++part, nibbles += count / 2, coded->extras[1].next += count) {
     LaneTable lanes[kPanelPieces];
     for (int64_t piece = 0; piece < (one_table ? 1 : kPanelPieces); ++piece) {
       const Table* of_lane[4];
@@ -128,7 +168,9 @@ const char* decode_values(Coded* coded, const BlockShape& shape, const uint8_t* 
       lanes[piece] = lane_table(of_lane);
     }
     const Codes codes = coded->folded ? Codes::folded : Codes::values;
+    uint8_t* out = target.values + (target.rows == nullptr ? part * count : 0);
     if (!kernel().expand(nibbles, count, lanes, one_table, codes, nullptr, &coded->extras[1], out)) return kBitsMissing;
+    if (target.rows != nullptr) untile(out, shape, part, *target.rows);
   }
   return all_read(coded->extras[1]) ? nullptr : kBitsLeft;
 }
@@ -147,22 +189,32 @@ bool are_nibbles(const Coded& coded, int64_t values, Nibbles* nibbles) {
   return true;
 }
 
-// Gives the values as nibbles, if `as_nibbles` is not null and they are.
-const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t mark, uint8_t* out,
-                         Nibbles* as_nibbles) {
+const char* decode_coded(const uint8_t* payload, int64_t bytes, const BlockShape& shape, uint8_t mark,
+                         const Target& target) {
   Coded coded;
   if (const char* error = parse(payload, bytes, shape.values(), mark, &coded)) return error;
   alignas(64) uint8_t buffers[2][kMaxBlockValues / 2];
-  const bool whole = as_nibbles == nullptr || !are_nibbles(coded, shape.values(), as_nibbles);
+  const bool whole = target.nibbles == nullptr || !are_nibbles(coded, shape.values(), target.nibbles);
   const uint8_t* nibbles = coded.nibbles;
   for (int level = coded.levels; level >= 2; --level) {
-    uint8_t* lower = level == 2 && !whole ? out : buffers[level % 2];
+    uint8_t* lower = level == 2 && !whole ? target.values : buffers[level % 2];
     if (const char* error = decode_nibbles(&coded, level, nibbles, shape.values() >> (level - 1), lower)) return error;
     nibbles = lower;
   }
-  if (whole) return decode_values(&coded, shape, nibbles, out);
-  as_nibbles->classes = nibbles;
+  if (whole) return decode_values(&coded, shape, nibbles, target);
+  target.nibbles->classes = nibbles;
   return nullptr;
+}
+
+void copy_raw(const uint8_t* payload, const BlockShape& shape, const Target& target) {
+  if (target.rows != nullptr) return untile_panels(payload, shape.panel_values(), shape, *target.rows);
+  std::memcpy(target.values, payload, static_cast<size_t>(shape.values()));
+}
+
+void fill(uint8_t value, const BlockShape& shape, const Target& target) {
+  const int64_t count = target.rows != nullptr ? shape.panel_values() : shape.values();
+  std::memset(target.values, value, static_cast<size_t>(count));
+  if (target.rows != nullptr) untile_panels(target.values, 0, shape, *target.rows);
 }
 
 const char* check_entry(const Entry& entry, int64_t values) {
@@ -174,6 +226,26 @@ const char* check_entry(const Entry& entry, int64_t values) {
     case Kind::coded: return bytes >= kHeaderBytes && bytes <= values ? nullptr : "has a wrong length";
   }
   return "names no known kind of block";
+}
+
+const char* decode(const Stream& stream, int64_t block, const Target& target) {
+  const Entry entry = read_entry(stream.index, block);
+  const BlockShape shape = block_shape(stream.geometry, block);
+  const uint8_t* payload = stream.data + stream.offsets[block];
+  const int64_t bytes = 8 * int64_t{entry.words};
+  // Once more, because the caller's memory may have changed since.
+  if (check_entry(entry, shape.values()) != nullptr || bytes > stream.bytes - stream.offsets[block]) {
+    return "its index entry has changed";
+  }
+  if (kernel().checksum(payload, bytes, block_seed(stream.geometry, block, entry.kind)) != entry.checksum) {
+    return "its checksum does not match";
+  }
+  switch (static_cast<Kind>(entry.kind)) {
+    case Kind::raw: copy_raw(payload, shape, target); return nullptr;
+    case Kind::constant: fill(payload[0], shape, target); return nullptr;
+    case Kind::coded: return decode_coded(payload, bytes, shape, entry.mark, target);
+  }
+  return "it has no known kind";
 }
 
 }  // namespace
@@ -234,28 +306,18 @@ const char* find_blocks(const Stream& stream, int64_t* offsets, int64_t* block) 
 }
 
 const char* decode_block(const Stream& stream, int64_t block, uint8_t* values) {
-  return decode_to_nibbles(stream, block, values, nullptr);
+  return decode(stream, block, {values, nullptr, nullptr});
 }
 
 const char* decode_to_nibbles(const Stream& stream, int64_t block, uint8_t* values, Nibbles* nibbles) {
   if (nibbles != nullptr) nibbles->classes = nullptr;
-  const Entry entry = read_entry(stream.index, block);
-  const BlockShape shape = block_shape(stream.geometry, block);
-  const uint8_t* payload = stream.data + stream.offsets[block];
-  const int64_t bytes = 8 * int64_t{entry.words};
-  // Once more, because the caller's memory may have changed since.
-  if (check_entry(entry, shape.values()) != nullptr || bytes > stream.bytes - stream.offsets[block]) {
-    return "its index entry has changed";
-  }
-  if (kernel().checksum(payload, bytes, block_seed(stream.geometry, block, entry.kind)) != entry.checksum) {
-    return "its checksum does not match";
-  }
-  switch (static_cast<Kind>(entry.kind)) {
-    case Kind::raw: std::memcpy(values, payload, static_cast<size_t>(bytes)); return nullptr;
-    case Kind::constant: std::memset(values, payload[0], static_cast<size_t>(shape.values())); return nullptr;
-    case Kind::coded: return decode_coded(payload, bytes, shape, entry.mark, values, nibbles);
-  }
-  return "it has no known kind";
+  return decode(stream, block, {values, nibbles, nullptr});
+}
+
+const char* decode_to_rows(const Stream& stream, int64_t block, int8_t* weight) {
+  alignas(64) uint8_t panel[kMaxBlockValues / 2];
+  const Rows rows = {weight, stream.geometry};
+  return decode(stream, block, {panel, nullptr, &rows});
 }
 
 }  // namespace anynpu::codec

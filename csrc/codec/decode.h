@@ -41,4 +41,7 @@ const char* decode_block(const Stream& stream, int64_t block, uint8_t* values);
 // The same, but a block that can be given as nibbles is, and `values` then holds what they point to; else they are null.
 const char* decode_to_nibbles(const Stream& stream, int64_t block, uint8_t* values, Nibbles* nibbles);
 
+// To the rows of a weight (n, k). Where something is wrong a part of the block may have been written.
+const char* decode_to_rows(const Stream& stream, int64_t block, int8_t* weight);
+
 }  // namespace anynpu::codec

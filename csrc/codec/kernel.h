@@ -12,6 +12,7 @@ struct BitSource {
   const uint8_t* data;
   int64_t bytes;
   int64_t position;     // in bits
+  int64_t codes;        // that they are the extra bits of
   const uint8_t* next;  // what is most likely read afterwards; it need not exist
 };
 

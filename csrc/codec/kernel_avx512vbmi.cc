@@ -270,7 +270,7 @@ int32_t expand(const uint8_t* nibbles, int64_t count, const LaneTable* tables, b
   if (one_table && codes == Codes::values && extras->position % 8 == 0 && only_nibbles(tables[0])) {
     return expand_nibbles(nibbles, count / kPiece, tables[0], extras, out);
   }
-  const bool few_bits = 16 * 8 * extras->bytes < kFewBits * count;
+  const bool few_bits = 16 * 8 * extras->bytes < kFewBits * extras->codes;
   const auto run = codes == Codes::values    ? expander<Codes::values>(one_table, few_bits)
                    : codes == Codes::folded  ? expander<Codes::folded>(one_table, few_bits)
                    : codes == Codes::nibbles ? expander<Codes::nibbles>(true, few_bits)
@@ -417,6 +417,7 @@ void sort_pairs(const uint8_t* order, uint8_t* map) {
     }
     _mm512_store_si512(ranks + kClasses * row, rank);
   }
+#pragma GCC unroll 8  // else it may take twice as long, by where its code lies
   for (int pair = 0; pair < 256; ++pair) map[ranks[pair]] = static_cast<uint8_t>(pair);
 }
 

@@ -14,6 +14,7 @@
 #include "anynpu.h"
 #include "codec/decode.h"
 #include "codec/encode.h"
+#include "codec_rows.h"
 
 namespace {
 
@@ -64,6 +65,14 @@ bool same_nibbles(const Stream& stream, int64_t block, const char* refusal, cons
   return nibbles.classes != nullptr || std::equal(values, values + count, other.data());
 }
 
+// Whether its rows hold a block, or it is just as bad for them.
+bool same_rows(const Stream& stream, int64_t block, const char* refusal, const uint8_t* values) {
+  std::vector<int8_t> weight(static_cast<size_t>(stream.geometry.n * stream.geometry.k));
+  const char* result = decode_to_rows(stream, block, weight.data());
+  if (result != nullptr || refusal != nullptr) return (result == nullptr) == (refusal == nullptr);
+  return rows_hold(weight.data(), stream.geometry, block, values);
+}
+
 // One block in memory of its exact size, as the only block after `block` empty places of the index.
 const char* decode(const Target& target, int64_t block, const Entry& entry, const std::vector<uint8_t>& bytes,
                    uint8_t* out) {
@@ -75,8 +84,8 @@ const char* decode(const Target& target, int64_t block, const Entry& entry, cons
   const Stream stream = {exact.get(), static_cast<int64_t>(bytes.size()),
                          reinterpret_cast<const uint8_t*>(index.data()), offsets.data(), target.geometry};
   const char* const refusal = decode_block(stream, block, out);
-  if (!same_nibbles(stream, block, refusal, out)) {
-    std::puts("nibbles differ");
+  if (!same_nibbles(stream, block, refusal, out) || !same_rows(stream, block, refusal, out)) {
+    std::puts("nibbles or rows differ");
     std::exit(1);
   }
   return refusal;

@@ -12,6 +12,7 @@
 #include "anynpu.h"
 #include "codec/decode.h"
 #include "codec/encode.h"
+#include "codec_rows.h"
 
 namespace {
 
@@ -89,6 +90,10 @@ void decode_alike(const Geometry& geometry, int64_t block, uint8_t kind, const u
     }
     require((result == nullptr) == (refusal == nullptr), "one tier refuses what another decodes");
     require(result != nullptr || out == first, "tiers decode to different values");
+    std::vector<int8_t> weight(static_cast<size_t>(geometry.n * geometry.k));
+    const char* of_rows = decode_to_rows(stream, block, weight.data());
+    require((of_rows == nullptr) == (refusal == nullptr), "rows are refused, or values are");
+    require(refusal != nullptr || rows_hold(weight.data(), geometry, block, out.data()), "rows hold other values");
   });
 }
 
@@ -145,14 +150,7 @@ void round_trip(const Geometry& geometry, Input input) {
                          reinterpret_cast<const uint8_t*>(index.data()), offsets.data(), geometry};
   std::vector<uint8_t> out(static_cast<size_t>(shape.values()));
   require(decode_block(stream, block, out.data()) == nullptr, "an encoded block is refused");
-  for (int64_t n = 0; n < shape.n_count; ++n) {
-    for (int64_t k = 0; k < shape.k_count; ++k) {
-      const int64_t at =
-          n / kPanelColumns * shape.panel_values() + (k / 4 * kPanelColumns + n % kPanelColumns) * 4 + k % 4;
-      const int8_t value = static_cast<int8_t>(out[static_cast<size_t>(at)] ^ 0x80);
-      require(value == weight[static_cast<size_t>((shape.n + n) * geometry.k + shape.k + k)], "a value has changed");
-    }
-  }
+  require(rows_hold(weight.data(), geometry, block, out.data()), "a value has changed");
   while (!input.empty()) {
     const size_t place = static_cast<size_t>(input.number(65536)) % payload.size();
     payload[place] = input.byte();

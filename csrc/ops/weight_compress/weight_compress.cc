@@ -104,31 +104,6 @@ int32_t check_decompress(const anynpu_weight_decompress_args& args) {
   return codec::check_stream(op, geometry, args.stream, args.index);
 }
 
-// Values k and later of a column of a panel.
-void untile_column(const uint8_t* panel, int64_t column, int64_t k, int64_t k_count, int8_t* row) {
-  for (; k < k_count; ++k) {
-    row[k] = static_cast<int8_t>(panel[(k / 4 * codec::kPanelColumns + column) * 4 + k % 4] ^ 0x80);
-  }
-}
-
-constexpr int64_t kPastCaches = int64_t{8} << 20;  // bytes of a weight that are more than stay in the caches
-
-// The values of a block to their places in the weight (n, k).
-void untile(const uint8_t* values, const codec::BlockShape& shape, const codec::Geometry& geometry, int8_t* weight) {
-  const int64_t k = geometry.k;
-  const bool past_caches = geometry.n * k >= kPastCaches;
-  const int64_t steps = shape.k_count / 4 / codec::kTile * codec::kTile;
-  for (int64_t n = 0; n < shape.n_count; n += codec::kPanelColumns, values += shape.panel_values()) {
-    int8_t* rows = weight + (shape.n + n) * k + shape.k;
-    const int64_t columns = std::min(codec::kPanelColumns, shape.n_count - n),
-                  whole = columns / codec::kTile * codec::kTile;
-    codec::kernel().untile(values, whole, steps, rows, k, past_caches);
-    for (int64_t column = 4 * steps < shape.k_count ? 0 : whole; column < columns; ++column) {
-      untile_column(values, column, column < whole ? 4 * steps : 0, shape.k_count, rows + column * k);
-    }
-  }
-}
-
 int32_t decompress(const anynpu_weight_decompress_args& args) {
   constexpr const char* op = "weight_decompress";
   codec::Stream stream;
@@ -138,13 +113,8 @@ int32_t decompress(const anynpu_weight_decompress_args& args) {
   if (!snapshot.ok()) return fail(ANYNPU_NO_MEMORY, "%s: no memory to guard the output", op);
   std::atomic<int64_t> bad{blocks};  // the first one, whatever the order of the threads
   parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-    alignas(64) uint8_t values[codec::kMaxBlockValues];
     for (int64_t block = begin; block < end; ++block) {
-      if (codec::decode_block(stream, block, values) == nullptr) {
-        untile(values, codec::block_shape(stream.geometry, block), stream.geometry,
-               static_cast<int8_t*>(args.weight.data));
-        continue;
-      }
+      if (codec::decode_to_rows(stream, block, static_cast<int8_t*>(args.weight.data)) == nullptr) continue;
       int64_t first = bad.load();
       while (block < first && !bad.compare_exchange_weak(first, block)) {
       }
