@@ -12,11 +12,10 @@
 namespace anynpu::codec {
 namespace {
 
-// What tables for 16 columns each must save, in parts of the whole, what a second level must, which takes half as long
-// to decode as the first, and what each further one.
+// What tables for 16 columns each must save, in parts of the whole, and what levels 2 to 6 must. The second takes half as
+// long to decode as the first, the third half as long as that.
 constexpr int64_t kTablesSave = 64;
-constexpr int64_t kSecondLevelSaves = 48;
-constexpr int64_t kFurtherLevelSaves = 128;
+constexpr int64_t kLevelSaves[] = {48, 96, 128, 128, 128};
 constexpr uint32_t kCommon = 32;     // a code between two that occur so often may hardly be missing by chance
 constexpr int kMany = 4 * kClasses;  // codes
 // What 16 classes of 16 codes may lose to an ideal code of the values: their extra bits are nibbles, which take a fifth as
@@ -369,7 +368,7 @@ bool take_nibbles(const Counts (&groups)[kColumnGroups], const Counts& total, Co
 // Whether an ideal code of `nibbles` class nibbles in `ideal` bits would save enough of the bits that there are.
 bool saves_enough(int level, int64_t nibbles, int64_t ideal, int64_t bits) {
   const int64_t saved = 4 * nibbles - ideal - 8 * kBoxesBytes;
-  return saved > 0 && saved * (level == 2 ? kSecondLevelSaves : kFurtherLevelSaves) >= bits;
+  return saved > 0 && saved * kLevelSaves[level - 2] >= bits;
 }
 
 // Whether classes of these codes are worth coding whatever they are: their entropy is at most that of the codes.
