@@ -99,6 +99,11 @@ def allocate_in_huge_pages(shape: tuple[int, ...], strides: tuple[int, ...], dty
     return tensor
 
 
+def allocator(nbytes: int) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]:
+    """What allocates a tensor of so many bytes, given shape, strides and dtype."""
+    return allocate_in_huge_pages if nbytes >= _MAPPED_BYTES else allocate
+
+
 def library_path() -> Path:
     """The native library: the file named by ``ANYNPU_LIBRARY``, else the one installed with the package."""
     if override := os.environ.get("ANYNPU_LIBRARY"):
@@ -223,8 +228,7 @@ class Call:
         for place, end in zip(places, ends, strict=True):
             pieces += (0, template[place + _ADDRESS : end])
         pack = struct.Struct("@" + "P".join(f"{len(piece)}s" for piece in pieces[::2])).pack
-        large = any(tensor.nbytes >= _MAPPED_BYTES for tensor in made if tensor is not None)
-        create = allocate_in_huge_pages if large else allocate
+        create = allocator(max((tensor.nbytes for tensor in made if tensor is not None), default=0))
         function, single, address = self._function, len(layouts) == 1, torch.Tensor.data_ptr
 
         def run(*present: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -75,6 +75,15 @@ def test_round_trip(name, isa, each_thread_count):
         assert torch.equal(result, weight)
 
 
+def test_large_weights_are_decompressed_to_huge_pages(monkeypatch):
+    advised = []
+    monkeypatch.setattr(anynpu._native, "_madvise", lambda *args: advised.append(args))
+    for rows, calls in ((4095, 0), (4096, 1)):
+        weight = torch.full((rows, 8192), 3, dtype=torch.int8)
+        assert torch.equal(decompress_weight(compress_weight(weight)), weight)
+        assert len(advised) == calls
+
+
 @pytest.mark.parametrize("k", [4160, 4100])  # rows that begin on a cache line, and others
 def test_round_trip_of_what_is_written_past_the_caches(k, isa, each_thread_count):
     weight = gaussian(2049, k, 8)

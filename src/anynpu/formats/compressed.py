@@ -141,7 +141,7 @@ def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
     most = compressed.index.numel() // ENTRY_BYTES * BLOCK_K * BLOCK_N
     if n * k > most:
         raise ValueError(f"{op}: n * k of info must be at most the index's {most} values, got {n} * {k}")
-    weight = torch.empty((n, k), dtype=torch.int8)
+    weight = _native.allocator(n * k)((n, k), (k, 1), torch.int8)
     stream, index = compressed.stream.cpu(), compressed.index.cpu()
     _decompress(stream, index, weight, scalars=(1, 0))  # 1: weight is dropped on an error
     return weight.to(compressed.stream.device)
