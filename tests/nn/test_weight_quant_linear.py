@@ -172,9 +172,10 @@ def test_a_prepacked_layer_moves_loads_and_copies():
     stream.seek(0)
     assert torch.equal(torch.load(stream, weights_only=False)(x), expected)
     layer.double()
-    assert layer.weight is not None and torch.equal(layer(x), expected)
-    assert layer.weight is None
+    assert layer.weight is None and torch.equal(layer(x), expected)
     layer.load_state_dict(other.state_dict())
+    assert layer.weight is None and torch.equal(layer(x), other_expected)
+    layer.to_empty(device="cpu").load_state_dict(other.state_dict(), assign=True)
     assert torch.equal(layer(x), other_expected) and layer.weight is None
     twin.to("meta")
     assert twin.weight.is_meta and twin.prepacked is None

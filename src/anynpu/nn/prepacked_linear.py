@@ -15,8 +15,7 @@ from anynpu.ops.weight_quant_matmul import weight_quant_prepack, weight_quant_un
 class PrepackedLinear(QuantizedLinear):
     """A layer whose buffer ``weight`` :meth:`prepack` rearranges into ``prepacked``, the only one from then on.
 
-    State dicts hold the plain weight only. It is a buffer again after what replaces or moves it (``to()``,
-    ``load_state_dict()``).
+    State dicts hold the plain weight only. It is a buffer again where the layer is moved off the CPU.
     """
 
     weight: torch.Tensor | None
@@ -60,7 +59,10 @@ class PrepackedLinear(QuantizedLinear):
         return self._buffers["prepacked"] if weight is None else weight.t()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PrepackedLinear:
-        self._drop_prepacked()
+        if self.prepacked is not None:
+            probe = self.prepacked.new_empty(0)
+            if fn(probe) is not probe:  # more than a cast of floats
+                self._drop_prepacked()
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
@@ -68,5 +70,8 @@ class PrepackedLinear(QuantizedLinear):
         destination[f"{prefix}weight"] = self._plain_weight()
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
+        prepacked = self.weight is None
         self._drop_prepacked()
         super()._load_from_state_dict(*args, **kwargs)
+        if prepacked:
+            self.prepack()
