@@ -153,6 +153,7 @@ class CompressedLinear(Int8Linear):
 
     FIELDS: ClassVar = {**QuantLinear.FIELDS, "stream_bytes": int}
 
+    weight = None  # models look whether there is one, as beside a prepacked weight
     stream: torch.Tensor
     index: torch.Tensor
 

@@ -73,6 +73,11 @@ class QuantizedLinear(torch.nn.Module):
         )
         setattr(self, name, value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, torch.nn.Parameter):  # tie_weights() of transformers
+            raise TypeError(f"{type(self).__name__}: {name} is quantised and cannot be a parameter, or tied to one")
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
         kept = {name: getattr(self, name) for name in self.FLOAT32}
         super()._apply(fn, recurse)

@@ -15,6 +15,15 @@ from anynpu.quantization.config import QuantConfig
 
 Filter = Callable[[torch.nn.Module, str], bool]
 
+# Linear layers of transformers whose weight is read by other code than their own: parents, by class, and the layer.
+_READ_BY_PARENT = {
+    **dict.fromkeys(("FalconMambaMixer", "JambaMambaMixer", "MambaMixer"), "dt_proj"),
+    **dict.fromkeys(("FalconMambaForCausalLM", "Mamba2ForCausalLM", "MambaForCausalLM", "xLSTMForCausalLM"), "lm_head"),
+    **dict.fromkeys(("DeepseekV32Indexer", "GlmMoeDsaIndexer"), "weights_proj"),
+    "HunYuanMoEV1Gate": "wg",
+    "LongcatFlashTopkRouter": "classifier",
+}
+
 
 def quantize_(
     model: torch.nn.Module,
@@ -29,7 +38,8 @@ def quantize_(
     layers are quantised before the first is replaced, so that an error leaves the model as it was. A layer that is
     used in several places stays one layer. A weight that is tied to another parameter (an embedding) is copied: the
     other one keeps its float weight, and a warning says so; ``skip=("lm_head",)`` leaves such a layer alone. Another
-    warning says when there was nothing to quantise.
+    warning says when there was nothing to quantise. Layers of transformers whose weight their parent computes with,
+    such as ``dt_proj`` of Mamba, stay as they are.
 
     Args:
         model: any module; a model that is itself a Linear is not changed, use the result.
@@ -85,13 +95,22 @@ def _chosen(
         for name, module in layers.items()
         if not any(_fits(name, pattern) for pattern in skip) and (filter_fn is None or filter_fn(module, name))
     }
-    return {name: module for name, module in chosen.items() if not _is_within(name, chosen)}
+    return {
+        name: module
+        for name, module in chosen.items()
+        if not _is_within(name, chosen) and not _is_read_by_parent(model, name)
+    }
 
 
 def _is_within(name: str, chosen: dict[str, torch.nn.Module]) -> bool:
     """Whether a layer is part of another one: the shared expert of a block of experts has linear layers."""
     parts = name.split(".") if name else []
     return any(".".join(parts[:count]) in chosen for count in range(len(parts)))
+
+
+def _is_read_by_parent(model: torch.nn.Module, name: str) -> bool:
+    parent, _, child = name.rpartition(".")
+    return child != "" and _READ_BY_PARENT.get(type(model.get_submodule(parent)).__name__) == child
 
 
 def _fits(name: str, pattern: str) -> bool:
