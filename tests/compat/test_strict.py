@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict mode on the operators themselves; FRACTAL_NZ rules are in installed/test_operators.py."""
+"""Strict mode on the operators themselves; FRACTAL_NZ rules are in installed/test_weight_formats.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published operators on groups of rows, under their published names; no arithmetic."""
+"""The published operators on groups of rows, under their published names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all published operators share: registration, the vendor's errors, and arguments that name dtypes."""
+"""What all published operators share: registration, the vendor's errors, and arguments that name dtypes.
+
+The functions of the modules ``*_operators`` have published names, argument orders and error texts, and no arithmetic.
+Each is a function of ``torch_npu`` and an operator of ``torch.ops.npu``, which decomposes to ``torch.ops.anynpu`` while
+a graph is captured.
+"""
 
 from __future__ import annotations
 

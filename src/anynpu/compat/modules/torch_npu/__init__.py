@@ -47,6 +47,7 @@ from anynpu.compat.float_operators import (
     npu_scatter_nd_update_,
     npu_silu,
 )
+from anynpu.compat.format_operators import empty_with_format, get_npu_format, npu_format_cast, npu_format_cast_
 from anynpu.compat.formats import Format
 from anynpu.compat.fused_infer_operators import (
     _npu_fused_infer_attention_score_get_max_workspace,
@@ -54,7 +55,7 @@ from anynpu.compat.fused_infer_operators import (
     npu_fused_infer_attention_score,
     npu_fused_infer_attention_score_v2,
 )
-from anynpu.compat.fused_operators import (
+from anynpu.compat.fused_quant_operators import (
     npu_add_rms_norm_dynamic_quant,
     npu_add_rms_norm_quant,
     npu_dequant_bias,
@@ -64,22 +65,7 @@ from anynpu.compat.fused_operators import (
     npu_kronecker_quant,
 )
 from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
-from anynpu.compat.kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
 from anynpu.compat.mla_operators import npu_mla_prolog, npu_mla_prolog_v2
-from anynpu.compat.operators import (
-    empty_with_format,
-    get_npu_format,
-    npu_anti_quant,
-    npu_convert_weight_to_int4pack,
-    npu_dynamic_quant,
-    npu_format_cast,
-    npu_format_cast_,
-    npu_matmul_compress_dequant,
-    npu_quant_matmul,
-    npu_quantize,
-    npu_trans_quant_param,
-    npu_weight_quant_batchmatmul,
-)
 from anynpu.compat.paged_operators import (
     _npu_flash_attention,
     _npu_flash_attention_unpad,
@@ -89,6 +75,17 @@ from anynpu.compat.paged_operators import (
     npu_gather_pa_kv_cache,
 )
 from anynpu.compat.published import INT4 as int4
+from anynpu.compat.quant_operators import (
+    npu_anti_quant,
+    npu_convert_weight_to_int4pack,
+    npu_dynamic_quant,
+    npu_matmul_compress_dequant,
+    npu_quant_matmul,
+    npu_quantize,
+    npu_trans_quant_param,
+    npu_weight_quant_batchmatmul,
+)
+from anynpu.compat.rope_kv_cache_operators import npu_dequant_rope_quant_kvcache, npu_rope_quant_kvcache
 from anynpu.compat.rotary_operators import _npu_rotary_embedding, npu_mrope
 from anynpu.compat.routing_operators import (
     npu_dequant_swiglu_quant,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from anynpu.compat.errors import module_getattr
-from anynpu.compat.operators import npu_quant_matmul, npu_weight_quant_batchmatmul
 from anynpu.compat.published import Dtype
+from anynpu.compat.quant_operators import npu_quant_matmul, npu_weight_quant_batchmatmul
 
 __all__ = ["LinearA8W8Quant", "LinearQuant", "LinearWeightQuant"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published operators that write an INT8 KV cache, under their published names; no arithmetic."""
+"""The published operators that write an INT8 KV cache, under their published names."""
 
 from __future__ import annotations
 
