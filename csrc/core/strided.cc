@@ -98,21 +98,14 @@ int32_t check_strides(const char* op, const char* name, const anynpu_tensor& ten
   return ANYNPU_OK;
 }
 
-int32_t check_view(const char* op, const char* name, const anynpu_tensor& tensor,
-                   std::initializer_list<int32_t> dtypes) {
+int32_t check_view(const char* op, const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes,
+                   Access access) {
   ANYNPU_TRY(check_required(op, name, tensor));
-  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
-    char expected[96] = "";
-    for (const int32_t dtype : dtypes) {
-      if (expected[0] != '\0') std::strcat(expected, " or ");
-      std::strcat(expected, dtype_name(dtype));
-    }
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", op, name, expected, dtype_name(tensor.dtype));
-  }
+  ANYNPU_TRY(check_dtype(op, name, tensor, dtypes));
   if (tensor.format != ANYNPU_ND) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", op, name, tensor.format);
   }
-  return check_strides(op, name, tensor, Access::read);
+  return check_strides(op, name, tensor, access);
 }
 
 void gather(const anynpu_tensor& from, int64_t first, int64_t count, void* to) {

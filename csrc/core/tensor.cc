@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 
 namespace anynpu {
 namespace {
@@ -116,6 +117,22 @@ int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tens
 int32_t check_required(const char* op, const char* name, const anynpu_tensor& tensor) {
   if (!present(tensor)) return fail(ANYNPU_NULL_ARG, "%s: %s is required, got none", op, name);
   return check_tensor(op, name, tensor);
+}
+
+int32_t check_dtype(const char* op, const char* name, const anynpu_tensor& tensor,
+                    std::initializer_list<int32_t> dtypes) {
+  if (!present(tensor) || std::find(dtypes.begin(), dtypes.end(), tensor.dtype) != dtypes.end()) return ANYNPU_OK;
+  char expected[96] = "";
+  for (const int32_t dtype : dtypes) {
+    if (expected[0] != '\0') std::strcat(expected, " or ");
+    std::strcat(expected, dtype_name(dtype));
+  }
+  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", op, name, expected, dtype_name(tensor.dtype));
+}
+
+int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tensor) {
+  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", op, name);
 }
 
 int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor) {

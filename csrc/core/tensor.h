@@ -12,6 +12,9 @@ namespace anynpu {
 
 inline bool present(const anynpu_tensor& tensor) { return tensor.format != 0; }
 const char* dtype_name(int32_t dtype);
+inline bool is_float(int32_t dtype) {
+  return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16;
+}
 // Bits of one element; 0 for an unknown dtype.
 int dtype_bits(int32_t dtype);
 bool is_contiguous(const anynpu_tensor& tensor);
@@ -29,6 +32,11 @@ int64_t nz_c0(const anynpu_tensor& tensor);
 int32_t check_tensor(const char* op, const char* name, const anynpu_tensor& tensor);
 // As check_tensor, and present.
 int32_t check_required(const char* op, const char* name, const anynpu_tensor& tensor);
+// A present tensor has one of these dtypes.
+int32_t check_dtype(const char* op, const char* name, const anynpu_tensor& tensor,
+                    std::initializer_list<int32_t> dtypes);
+// ND and contiguous.
+int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tensor);
 // A present tensor with elements has data.
 int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor);
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,9 +46,14 @@ def path_of(op: str, name: str, value: object) -> Path:
 def require_dtype(op: str, name: str, tensor: torch.Tensor, allowed: Sequence[torch.dtype]) -> None:
     """``tensor`` is a tensor, and its dtype is one of ``allowed``."""
     require_tensor(op, name, tensor)
-    if tensor.dtype not in allowed:
-        expected = " or ".join(dtype_name(dtype) for dtype in allowed)
-        raise TypeError(f"{op}: {name} must be {expected}, got {dtype_name(tensor.dtype)}")
+    require_allowed(op, name, tensor.dtype, allowed)
+
+
+def require_allowed(op: str, name: str, dtype: torch.dtype, allowed: Iterable[torch.dtype], why: str = "") -> None:
+    """``dtype`` is one of ``allowed``; ``why`` says in which calls."""
+    if dtype not in allowed:
+        expected = " or ".join(map(dtype_name, allowed)) + (why and f" {why}")
+        raise TypeError(f"{op}: {name} must be {expected}, got {dtype_name(dtype)}")
 
 
 def require(op: str, condition: bool, sentence: str) -> None:

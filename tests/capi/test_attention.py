@@ -424,8 +424,8 @@ REFUSALS = {
     "other heads": (DECODE, {HEADS: 3}, 161002, "axis 2 of query must be its 3 heads, got 4"),
     "kv heads": (DECODE, {KV_HEADS: 3}, 161002, "axis 2 of key must be its 3 heads, got 2"),
     "axes": (DECODE, {0: torch.ones(3, 64).half()}, 161002, "query must have 4 axes in layout BSND"),
-    "dtypes": (DECODE, {0: torch.ones(3, 1, 4, 16)}, 161002, "k must be float32 or another of its kind, got float16"),
-    "integers": (DECODE, {0: torch.ones(3, 1, 4, 16).int()}, 161002, "q must be float16 or another of its kind"),
+    "dtypes": (DECODE, {0: torch.ones(3, 1, 4, 16)}, 161002, "k must be float32 or int8, got float16"),
+    "integers": (DECODE, {0: torch.ones(3, 1, 4, 16).int()}, 161002, "q must be float16 or bfloat16 or float32"),
     "head size": (DECODE, {0: torch.ones(3, 1, 4, 8).half()}, 161002, "heads of k must be as long as those of q, 8"),
     "batch": (DECODE, {0: torch.ones(2, 1, 4, 16).half(), 5: None, 6: None}, 161002, "k must have 2 sequences"),
     "out": (DECODE, {OUT: torch.ones(3, 1, 4, 8).half()}, 161002, "out must have axes 3 to 3 of v"),
@@ -437,7 +437,7 @@ REFUSALS = {
     "mask": (PREFILL, {SPARSE: 3, 4: torch.ones(9, 40).bool()}, 161002, r"shape \(2048, 2048\) for sparseMode 3"),
     "band of a token": (replace(DECODE, sparse=4), {}, 161002, "must be 0, 1 or 3 for queries of one token, got 4"),
     "small mask": (PREFILL, {4: torch.ones(9, 39).bool()}, 361001, "mask must have at least 9 rows and 40 columns"),
-    "float mask": (PREFILL, {4: torch.ones(9, 40)}, 161002, "mask must be bool or another of its kind, got float32"),
+    "float mask": (PREFILL, {4: torch.ones(9, 40)}, 161002, "mask must be bool or int8 or uint8, got float32"),
     "no scale": (CODES, {17: None, 18: None}, 161002, "must be given together"),
     "no scales": (CODES, dict.fromkeys(range(17, 21)), 161001, "k_scale"),
     "scales of floats": (DECODE, {17: torch.ones(32), 19: torch.ones(32)}, 161002, "k_scale is for int8 k and v"),
@@ -528,7 +528,7 @@ def test_prompt_flash_attention(name, function):
         ({5: [1, 2, 3]}, 161002, "must have 1 or 2 values, got 3"),
         ({6: [41, 4]}, 361001, r"kv_lengths must be in \[0, 40\], got 41"),
         ({SPARSE: 7}, 161002, "sparseMode must be 0, 1, 2, 3 or 4, got 7"),
-        ({0: torch.ones(2, 9, 6, 16, dtype=INT8)}, 161002, "q must be float16 or another of its kind, got int8"),
+        ({0: torch.ones(2, 9, 6, 16, dtype=INT8)}, 161002, "q must be float16 or bfloat16 or float32, got int8"),
     ],
 )
 def test_prompt_flash_attention_refuses(changes, status, sentence):

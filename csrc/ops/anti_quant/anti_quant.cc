@@ -32,16 +32,9 @@ int64_t width_of(const anynpu_tensor& x) {
   return x.ndim == 0 ? 0 : x.shape[x.ndim - 1] * (x.dtype == ANYNPU_INT32 ? kWord : 1);
 }
 
-int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
-  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
-}
-
 int32_t check_x(const anynpu_tensor& x) {
   ANYNPU_TRY(check_required(kOp, "x", x));
-  if (x.dtype != ANYNPU_INT8 && x.dtype != ANYNPU_INT32 && x.dtype != ANYNPU_INT4) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be int8 or int32, got %s", kOp, dtype_name(x.dtype));
-  }
+  if (x.dtype != ANYNPU_INT4) ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_INT8, ANYNPU_INT32}));
   if (x.ndim < 1) return fail(ANYNPU_BAD_SHAPE, "%s: x must have 1 to %d axes, got 0", kOp, ANYNPU_MAX_DIMS);
   if (element_count(x) == 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: x must not be empty, got shape %s", kOp, shape_text(x));
@@ -52,19 +45,16 @@ int32_t check_x(const anynpu_tensor& x) {
   if (x.dtype == ANYNPU_INT4 && x.shape[x.ndim - 1] % 2 != 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: the last axis of int4 x must be even, got shape %s", kOp, shape_text(x));
   }
-  return check_layout("x", x);
+  return check_plain(kOp, "x", x);
 }
 
 int32_t check_factors(const char* name, const anynpu_tensor& factors, int64_t n) {
-  if (factors.dtype != ANYNPU_FLOAT32 && factors.dtype != ANYNPU_BFLOAT16 && factors.dtype != ANYNPU_FLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32 or bfloat16 or float16, got %s", kOp, name,
-                dtype_name(factors.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, name, factors, {ANYNPU_FLOAT32, ANYNPU_BFLOAT16, ANYNPU_FLOAT16}));
   if (factors.ndim != 1 || (factors.shape[0] != 1 && factors.shape[0] != n)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, wide(n),
                 shape_text(factors));
   }
-  return check_layout(name, factors);
+  return check_plain(kOp, name, factors);
 }
 
 int32_t check(const Args& args) {
@@ -75,21 +65,16 @@ int32_t check(const Args& args) {
   ANYNPU_TRY(check_factors("scale", args.scale, n));
   if (present(args.offset)) {
     ANYNPU_TRY(check_factors("offset", args.offset, n));
-    if (args.offset.dtype != args.scale.dtype) {
-      return fail(ANYNPU_BAD_DTYPE, "%s: offset must be %s, got %s", kOp, dtype_name(args.scale.dtype),
-                  dtype_name(args.offset.dtype));
-    }
+    ANYNPU_TRY(check_dtype(kOp, "offset", args.offset, {args.scale.dtype}));
   }
   ANYNPU_TRY(check_required(kOp, "y", y));
-  if (y.dtype != ANYNPU_FLOAT16 && y.dtype != ANYNPU_BFLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: dtype must be float16 or bfloat16, got %s", kOp, dtype_name(y.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "dtype", y, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   anynpu_tensor expected = x;
   expected.shape[x.ndim - 1] = n;
   if (y.ndim != x.ndim || !std::equal(y.shape, y.shape + y.ndim, expected.shape)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must have shape %s, got %s", kOp, shape_text(expected), shape_text(y));
   }
-  return check_layout("y", y);
+  return check_plain(kOp, "y", y);
 }
 
 // A factor of each column.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // quant_matmul with a weight that is decoded block by block into the operand of the product.
-#include <algorithm>
 #include <atomic>
-#include <initializer_list>
 
 #include "codec/stream.h"
 #include "core/snapshot.h"
@@ -15,20 +13,12 @@ namespace {
 
 constexpr const char* kOp = "compressed_matmul";
 
-int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed,
-                    const char* expected) {
-  const bool known = std::find(allowed.begin(), allowed.end(), tensor.dtype) != allowed.end();
-  if (!present(tensor) || known) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
-}
-
 int32_t check_dtypes(const anynpu_compressed_matmul_args& args) {
-  ANYNPU_TRY(check_dtype("x", args.x, {ANYNPU_INT8}, "int8"));
-  ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32}, "int32 or float32"));
-  ANYNPU_TRY(
-      check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32}, "int64, uint64 or float32"));
-  ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
-  return check_dtype("y", args.y, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}, "float16, bfloat16 or float32");
+  ANYNPU_TRY(check_dtype(kOp, "x", args.x, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_dtype(kOp, "bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}));
+  return check_dtype(kOp, "y", args.y, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32});
 }
 
 // (count) or (1, count).

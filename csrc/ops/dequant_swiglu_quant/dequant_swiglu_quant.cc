@@ -37,20 +37,10 @@ struct Shape {
   int64_t rows, width, outputs, groups;
 };
 
-bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
-
-int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
-  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
-}
-
 int32_t check_x(const anynpu_tensor& x, Shape* shape) {
-  if (x.dtype != ANYNPU_INT32 && !is_float(x.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be int32, float32, float16 or bfloat16, got %s", kOp,
-                dtype_name(x.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   if (x.ndim < 2) return fail(ANYNPU_BAD_SHAPE, "%s: x dim should larger than 1, got %d", kOp, x.ndim);
-  ANYNPU_TRY(check_layout("x", x));
+  ANYNPU_TRY(check_plain(kOp, "x", x));
   shape->width = x.shape[x.ndim - 1];
   if (shape->width % 2 != 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: x last dim should be even, got %lld", kOp, wide(shape->width));
@@ -65,10 +55,8 @@ int32_t check_groups(const anynpu_dequant_swiglu_quant_args& args, Shape* shape)
   const anynpu_tensor& groups = args.group_index;
   shape->groups = 1;
   if (!present(groups)) return ANYNPU_OK;
-  if (groups.dtype != ANYNPU_INT64) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: group_index must be int64, got %s", kOp, dtype_name(groups.dtype));
-  }
-  ANYNPU_TRY(check_layout("group_index", groups));
+  ANYNPU_TRY(check_dtype(kOp, "group_index", groups, {ANYNPU_INT64}));
+  ANYNPU_TRY(check_plain(kOp, "group_index", groups));
   if (groups.ndim != 1 || groups.shape[0] < 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: group_index must have shape (G,), got %s", kOp, shape_text(groups));
   }
@@ -87,28 +75,22 @@ bool is_by_group(const anynpu_tensor& tensor, const Shape& shape, int64_t length
 
 int32_t check_dequantization(const anynpu_dequant_swiglu_quant_args& args, const Shape& shape) {
   const anynpu_tensor &weight = args.weight_scale, &activation = args.activation_scale, &bias = args.bias;
-  for (const anynpu_tensor* scale : {&weight, &activation}) {
-    if (!present(*scale) || scale->dtype == ANYNPU_FLOAT32) continue;
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32, got %s", kOp,
-                scale == &weight ? "weight_scale" : "activation_scale", dtype_name(scale->dtype));
-  }
-  if (present(bias) && bias.dtype != ANYNPU_INT32 && !is_float(bias.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be int32, float32, float16 or bfloat16, got %s", kOp,
-                dtype_name(bias.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "weight_scale", weight, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "activation_scale", activation, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "bias", bias, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   if (args.x.dtype == ANYNPU_INT32 && !present(weight))
     return fail(ANYNPU_BAD_SHAPE, "%s: int32 x needs weight_scale", kOp);
-  if (present(weight)) ANYNPU_TRY(check_layout("weight_scale", weight));
+  if (present(weight)) ANYNPU_TRY(check_plain(kOp, "weight_scale", weight));
   if (present(weight) && !is_by_group(weight, shape, shape.width)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight_scale must have shape (G, 2 H) = (%lld, %lld), got %s", kOp,
                 wide(shape.groups), wide(shape.width), shape_text(weight));
   }
-  if (present(activation)) ANYNPU_TRY(check_layout("activation_scale", activation));
+  if (present(activation)) ANYNPU_TRY(check_plain(kOp, "activation_scale", activation));
   if (present(activation) && element_count(activation) != shape.rows) {
     return fail(ANYNPU_BAD_SHAPE, "%s: activation_scale must have a value for each of %lld rows, got %s", kOp,
                 wide(shape.rows), shape_text(activation));
   }
-  if (present(bias)) ANYNPU_TRY(check_layout("bias", bias));
+  if (present(bias)) ANYNPU_TRY(check_plain(kOp, "bias", bias));
   if (present(bias) && !is_by_group(bias, shape, shape.width)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: bias must have shape (2 H,) = (%lld,), got %s", kOp, wide(shape.width),
                 shape_text(bias));
@@ -118,11 +100,9 @@ int32_t check_dequantization(const anynpu_dequant_swiglu_quant_args& args, const
 
 int32_t check_quant_parameter(const char* name, const anynpu_tensor& tensor, int32_t mode, const Shape& shape) {
   if (!present(tensor)) return ANYNPU_OK;
-  if (tensor.dtype != ANYNPU_FLOAT32 && (mode == kStatic || !is_float(tensor.dtype))) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32%s, got %s", kOp, name,
-                mode == kStatic ? "" : ", float16 or bfloat16", dtype_name(tensor.dtype));
-  }
-  ANYNPU_TRY(check_layout(name, tensor));
+  ANYNPU_TRY(mode == kStatic ? check_dtype(kOp, name, tensor, {ANYNPU_FLOAT32})
+                             : check_dtype(kOp, name, tensor, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
+  ANYNPU_TRY(check_plain(kOp, name, tensor));
   const bool one_each = tensor.ndim == 1 && tensor.shape[0] == shape.groups;
   if (one_each || is_by_group(tensor, shape, shape.outputs)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (G, H) = (%lld, %lld) or (G,), got %s", kOp, name,
@@ -151,11 +131,10 @@ int32_t check_attributes(const anynpu_dequant_swiglu_quant_args& args) {
 
 int32_t check_outputs(const anynpu_dequant_swiglu_quant_args& args, const Shape& shape) {
   const anynpu_tensor &x = args.x, &y = args.y, &scale = args.scale;
-  if (y.dtype != ANYNPU_INT8) return fail(ANYNPU_BAD_DTYPE, "%s: y must be int8, got %s", kOp, dtype_name(y.dtype));
-  if (scale.dtype != ANYNPU_FLOAT32)
-    return fail(ANYNPU_BAD_DTYPE, "%s: scale must be float32, got %s", kOp, dtype_name(scale.dtype));
-  ANYNPU_TRY(check_layout("y", y));
-  ANYNPU_TRY(check_layout("scale", scale));
+  ANYNPU_TRY(check_dtype(kOp, "y", y, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_dtype(kOp, "scale", scale, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_plain(kOp, "y", y));
+  ANYNPU_TRY(check_plain(kOp, "scale", scale));
   const int leading = x.ndim - 1;
   if (y.ndim != x.ndim || !std::equal(x.shape, x.shape + leading, y.shape) || y.shape[leading] != shape.outputs) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must have the shape of x with a last axis of %lld, got %s", kOp,

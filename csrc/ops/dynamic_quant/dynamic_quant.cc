@@ -28,9 +28,7 @@ constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second threa
 constexpr int64_t kTile = 1024;      // values converted at once
 
 int32_t check_x(const anynpu_tensor& x) {
-  if (x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_BFLOAT16 && x.dtype != ANYNPU_FLOAT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float16, bfloat16 or float32, got %s", kOp, dtype_name(x.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   if (x.ndim < 2) return fail(ANYNPU_BAD_SHAPE, "%s: Input shape dim should be greater than 1, got %d", kOp, x.ndim);
   if (x.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: x must be ND", kOp);
   return check_strides(kOp, "x", x, Access::read);
@@ -51,9 +49,7 @@ int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) 
   const anynpu_tensor &smooth = args.smooth_scales, &groups = args.group_index;
   if (present(groups)) {
     if (!present(smooth)) return fail(ANYNPU_BAD_SHAPE, "%s: group_index needs smooth_scales", kOp);
-    if (groups.dtype != ANYNPU_INT32) {
-      return fail(ANYNPU_BAD_DTYPE, "%s: group_index must be int32, got %s", kOp, dtype_name(groups.dtype));
-    }
+    ANYNPU_TRY(check_dtype(kOp, "group_index", groups, {ANYNPU_INT32}));
     if (groups.ndim != 1 || groups.format != ANYNPU_ND || !is_contiguous(groups) || groups.shape[0] < 1 ||
         args.quant_mode == ANYNPU_PER_CHANNEL) {
       return fail(ANYNPU_BAD_SHAPE, "%s: group_index must have shape (G,), not per channel, got %s", kOp,
@@ -95,9 +91,7 @@ int32_t check_outputs(const anynpu_dynamic_quant_args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected),
                 shape_text(y));
   }
-  if (scale.dtype != ANYNPU_FLOAT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: scale must be float32, got %s", kOp, dtype_name(scale.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "scale", scale, {ANYNPU_FLOAT32}));
   anynpu_tensor of_scale = x;
   of_scale.ndim = args.quant_mode == ANYNPU_PER_TENSOR ? 1 : x.ndim - 1;
   if (args.quant_mode == ANYNPU_PER_TENSOR) of_scale.shape[0] = 1;

@@ -22,13 +22,7 @@ constexpr const FloatKernel* kKernels[] = {
 const FloatKernel& float_kernel() { return pick(kKernels); }
 
 int32_t check_float(const char* op, const char* name, const anynpu_tensor& tensor) {
-  ANYNPU_TRY(check_required(op, name, tensor));
-  if (tensor.dtype != ANYNPU_FLOAT32 && tensor.dtype != ANYNPU_FLOAT16 && tensor.dtype != ANYNPU_BFLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32 or float16 or bfloat16, got %s", op, name,
-                dtype_name(tensor.dtype));
-  }
-  if (tensor.format == ANYNPU_ND) return check_strides(op, name, tensor, Access::read);
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", op, name, tensor.format);
+  return check_view(op, name, tensor, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16});
 }
 
 bool expand(anynpu_tensor& x, const anynpu_tensor& like, int axes) {

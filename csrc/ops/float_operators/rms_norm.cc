@@ -51,9 +51,7 @@ int32_t check_gamma(const anynpu_tensor& x1, const anynpu_tensor& gamma) {
 
 int32_t check_rstd(const anynpu_tensor& x1, const anynpu_tensor& gamma, const anynpu_tensor& rstd) {
   ANYNPU_TRY(check_contiguous("rstd", rstd));
-  if (rstd.dtype != ANYNPU_FLOAT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: rstd must be float32, got %s", kOp, dtype_name(rstd.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "rstd", rstd, {ANYNPU_FLOAT32}));
   anynpu_tensor expected = x1;
   for (int axis = x1.ndim - gamma.ndim; axis < x1.ndim; ++axis) expected.shape[axis] = 1;
   if (rstd.ndim == x1.ndim && std::equal(rstd.shape, rstd.shape + rstd.ndim, expected.shape)) return ANYNPU_OK;

@@ -14,18 +14,9 @@ using Args = FusedArgs;
 
 int32_t check_view(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes, int ndim,
                    Access access = Access::read) {
-  ANYNPU_TRY(check_required(kOp, name, tensor));
-  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end()) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s%s, got %s", kOp, name, dtype_name(*dtypes.begin()),
-                dtypes.size() > 1 ? " or another of its kind" : "", dtype_name(tensor.dtype));
-  }
-  if (tensor.format != ANYNPU_ND) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND, got format %d", kOp, name, tensor.format);
-  }
-  if (tensor.ndim != ndim) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have %d axes, got shape %s", kOp, name, ndim, shape_text(tensor));
-  }
-  return check_strides(kOp, name, tensor, access);
+  ANYNPU_TRY(check_view(kOp, name, tensor, dtypes, access));
+  if (tensor.ndim == ndim) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have %d axes, got shape %s", kOp, name, ndim, shape_text(tensor));
 }
 
 // A view whose last axis holds the values of one head.

@@ -52,39 +52,30 @@ int32_t check_tensors(const anynpu_grouped_matmul_combine_args& args) {
   return ANYNPU_OK;
 }
 
-int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed,
-                    const char* expected) {
-  if (!present(tensor) || std::find(allowed.begin(), allowed.end(), tensor.dtype) != allowed.end()) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
-}
-
 int32_t check_dtypes(const anynpu_grouped_matmul_combine_args& args) {
-  ANYNPU_TRY(check_dtype("x", args.x, {ANYNPU_INT8}, "int8"));
+  ANYNPU_TRY(check_dtype(kOp, "x", args.x, {ANYNPU_INT8}));
   if (wants_sums(args)) {
-    ANYNPU_TRY(check_dtype("group_list", args.group_list, {ANYNPU_INT64}, "int64"));
-    return check_dtype("weight of int32 y", args.weight, {ANYNPU_INT8}, "int8");
+    ANYNPU_TRY(check_dtype(kOp, "group_list", args.group_list, {ANYNPU_INT64}));
+    return check_dtype(kOp, "weight of int32 y", args.weight, {ANYNPU_INT8});
   }
-  ANYNPU_TRY(check_dtype("weight", args.weight, {ANYNPU_INT8, ANYNPU_INT32, ANYNPU_INT4},
-                         "int8 or int32 (eight int4) or int4"));
+  ANYNPU_TRY(check_dtype(kOp, "weight", args.weight, {ANYNPU_INT8, ANYNPU_INT32, ANYNPU_INT4}));
   if (args.weight.dtype == ANYNPU_INT8) {
-    ANYNPU_TRY(
-        check_dtype("scale of int8 weights", args.scale, {ANYNPU_FLOAT32, ANYNPU_BFLOAT16}, "float32 or bfloat16"));
+    ANYNPU_TRY(check_dtype(kOp, "scale of int8 weights", args.scale, {ANYNPU_FLOAT32, ANYNPU_BFLOAT16}));
     if (present(args.bias) || present(args.offset)) {
       return fail(ANYNPU_BAD_SHAPE, "%s: %s must be absent with int8 weights", kOp,
                   present(args.bias) ? "bias" : "offset");
     }
   } else {
-    ANYNPU_TRY(check_dtype("scale of int4 weights", args.scale, {ANYNPU_INT64, ANYNPU_UINT64}, "int64 or uint64"));
+    ANYNPU_TRY(check_dtype(kOp, "scale of int4 weights", args.scale, {ANYNPU_INT64, ANYNPU_UINT64}));
   }
-  ANYNPU_TRY(check_dtype("group_list", args.group_list, {ANYNPU_INT64}, "int64"));
-  ANYNPU_TRY(check_dtype("row_index", args.row_index, {ANYNPU_INT64, ANYNPU_INT32, ANYNPU_FLOAT32},
-                         "int64 or int32 or float32"));
-  ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_FLOAT32}, "float32"));
-  ANYNPU_TRY(check_dtype("offset", args.offset, {ANYNPU_FLOAT32}, "float32"));
-  ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
-  ANYNPU_TRY(check_dtype("logit", args.logit, {ANYNPU_FLOAT32}, "float32"));
-  ANYNPU_TRY(check_dtype("shared_input", args.shared_input, {ANYNPU_BFLOAT16}, "bfloat16"));
-  return check_dtype("y", args.y, {ANYNPU_FLOAT32}, "float32");
+  ANYNPU_TRY(check_dtype(kOp, "group_list", args.group_list, {ANYNPU_INT64}));
+  ANYNPU_TRY(check_dtype(kOp, "row_index", args.row_index, {ANYNPU_INT64, ANYNPU_INT32, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "bias", args.bias, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "offset", args.offset, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "logit", args.logit, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "shared_input", args.shared_input, {ANYNPU_BFLOAT16}));
+  return check_dtype(kOp, "y", args.y, {ANYNPU_FLOAT32});
 }
 
 int32_t check_matrices(const anynpu_grouped_matmul_combine_args& args, CombineProblem* problem) {

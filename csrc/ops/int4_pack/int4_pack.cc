@@ -32,9 +32,7 @@ constexpr int64_t kAhead = 2048;     // values
 int values_per_element(int32_t dtype) { return dtype == ANYNPU_INT32 ? 8 : dtype == ANYNPU_UINT8 ? 2 : 1; }
 
 int32_t check_packed(const char* op, const anynpu_tensor& weight, const anynpu_tensor& packed) {
-  if (packed.dtype != ANYNPU_INT32 && packed.dtype != ANYNPU_UINT8 && packed.dtype != ANYNPU_INT4) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: packed must be int32, uint8 or int4, got %s", op, dtype_name(packed.dtype));
-  }
+  ANYNPU_TRY(check_dtype(op, "packed", packed, {ANYNPU_INT32, ANYNPU_UINT8, ANYNPU_INT4}));
   const int multiple = packed.dtype == ANYNPU_INT32 ? 8 : 2;
   const int last = weight.ndim - 1;
   if (weight.shape[last] % multiple != 0) {
@@ -69,9 +67,7 @@ int32_t check_pack(const anynpu_int4_pack_args& args) {
   constexpr const char* op = "int4_pack";
   ANYNPU_TRY(check_required(op, "weight", args.weight));
   ANYNPU_TRY(check_required(op, "packed", args.packed));
-  if (args.weight.dtype != ANYNPU_INT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int32, got %s", op, dtype_name(args.weight.dtype));
-  }
+  ANYNPU_TRY(check_dtype(op, "weight", args.weight, {ANYNPU_INT32}));
   ANYNPU_TRY(check_rank(op, args.weight));
   ANYNPU_TRY(check_packed(op, args.weight, args.packed));
   ANYNPU_TRY(check_layout(op, "weight", args.weight));
@@ -91,9 +87,7 @@ int32_t check_unpack(const anynpu_int4_unpack_args& args) {
   constexpr const char* op = "int4_unpack";
   ANYNPU_TRY(check_required(op, "packed", args.packed));
   ANYNPU_TRY(check_required(op, "weight", args.weight));
-  if (args.weight.dtype != ANYNPU_INT32 && args.weight.dtype != ANYNPU_INT8) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int32 or int8, got %s", op, dtype_name(args.weight.dtype));
-  }
+  ANYNPU_TRY(check_dtype(op, "weight", args.weight, {ANYNPU_INT32, ANYNPU_INT8}));
   if (args.weight.ndim < 1 || args.weight.format != ANYNPU_ND || args.packed.format != ANYNPU_ND) {
     return fail(ANYNPU_BAD_SHAPE, "%s: packed and weight must be ND with at least one axis", op);
   }

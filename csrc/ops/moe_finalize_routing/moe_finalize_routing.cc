@@ -30,28 +30,14 @@ struct Shape {
   int64_t rows, tokens, chosen, width;
 };
 
-bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
-
-int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
-  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
-}
-
-int32_t check_dtype(const char* name, const anynpu_tensor& tensor, int32_t dtype) {
-  if (tensor.dtype == dtype) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, dtype_name(dtype), dtype_name(tensor.dtype));
-}
-
 int32_t check_floats(const char* name, const anynpu_tensor& tensor) {
-  if (is_float(tensor.dtype)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32 or float16 or bfloat16, got %s", kOp, name,
-              dtype_name(tensor.dtype));
+  return check_dtype(kOp, name, tensor, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16});
 }
 
 // `rows` -1: any number.
 int32_t check_matrix(const char* name, const anynpu_tensor& tensor, int64_t rows, int64_t columns) {
   if (tensor.ndim == 2 && (rows < 0 || tensor.shape[0] == rows) && tensor.shape[1] == columns) {
-    return check_layout(name, tensor);
+    return check_plain(kOp, name, tensor);
   }
   if (rows < 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (E, %lld), got %s", kOp, name, wide(columns),
@@ -69,24 +55,24 @@ int32_t check_rows(const anynpu_tensor& rows, Shape* shape) {
   }
   shape->width = rows.shape[rows.ndim - 1];
   shape->rows = rows.ndim == 2 ? rows.shape[0] : rows.shape[0] * rows.shape[1];
-  return check_layout("expanded_rows", rows);
+  return check_plain(kOp, "expanded_rows", rows);
 }
 
 // Tokens and choices of each: from the scales, or from y.
 int32_t check_slots(const anynpu_moe_finalize_routing_args& args, Shape* shape) {
   const anynpu_tensor &index = args.row_idx, &scales = args.scales;
-  ANYNPU_TRY(check_dtype("row_idx", index, ANYNPU_INT32));
+  ANYNPU_TRY(check_dtype(kOp, "row_idx", index, {ANYNPU_INT32}));
   if (index.ndim != 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: row_idx must have shape (N K,), got %s", kOp, shape_text(index));
   }
-  ANYNPU_TRY(check_layout("row_idx", index));
+  ANYNPU_TRY(check_plain(kOp, "row_idx", index));
   const int64_t slots = index.shape[0];
   if (present(scales)) {
     ANYNPU_TRY(check_floats("scales", scales));
     if (scales.ndim != 2) {
       return fail(ANYNPU_BAD_SHAPE, "%s: scales must have shape (N, K), got %s", kOp, shape_text(scales));
     }
-    ANYNPU_TRY(check_layout("scales", scales));
+    ANYNPU_TRY(check_plain(kOp, "scales", scales));
     shape->tokens = scales.shape[0];
     shape->chosen = scales.shape[1];
   } else {
@@ -109,7 +95,7 @@ int32_t check_addends(const anynpu_moe_finalize_routing_args& args, const Shape&
   } addends[] = {{"skip1", args.skip1, shape.tokens}, {"skip2", args.skip2, shape.tokens}, {"bias", args.bias, -1}};
   for (const auto& each : addends) {
     if (!present(each.tensor)) continue;
-    ANYNPU_TRY(check_dtype(each.name, each.tensor, args.expanded_rows.dtype));
+    ANYNPU_TRY(check_dtype(kOp, each.name, each.tensor, {args.expanded_rows.dtype}));
     ANYNPU_TRY(check_matrix(each.name, each.tensor, each.rows, shape.width));
   }
   const anynpu_tensor& experts = args.expert_idx;
@@ -117,7 +103,7 @@ int32_t check_addends(const anynpu_moe_finalize_routing_args& args, const Shape&
     return fail(ANYNPU_BAD_SHAPE, "%s: bias needs the experts of each token", kOp);
   }
   if (!present(experts)) return ANYNPU_OK;
-  ANYNPU_TRY(check_dtype("expert_idx", experts, ANYNPU_INT32));
+  ANYNPU_TRY(check_dtype(kOp, "expert_idx", experts, {ANYNPU_INT32}));
   return check_matrix("expert_idx", experts, shape.tokens, shape.chosen);
 }
 
@@ -136,7 +122,7 @@ int32_t check(const anynpu_moe_finalize_routing_args& args, Shape* shape) {
   ANYNPU_TRY(check_rows(args.expanded_rows, shape));
   ANYNPU_TRY(check_slots(args, shape));
   ANYNPU_TRY(check_addends(args, *shape));
-  ANYNPU_TRY(check_dtype("y", args.y, args.expanded_rows.dtype));
+  ANYNPU_TRY(check_dtype(kOp, "y", args.y, {args.expanded_rows.dtype}));
   return check_matrix("y", args.y, shape->tokens, shape->width);
 }
 

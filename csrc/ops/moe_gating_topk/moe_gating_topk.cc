@@ -27,12 +27,8 @@ struct Shape {
 int32_t check_layout(const char* name, const anynpu_tensor& tensor, int32_t dtype,
                      std::initializer_list<int64_t> shape) {
   ANYNPU_TRY(check_required(kOp, name, tensor));
-  if (tensor.dtype != dtype) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, dtype_name(dtype), dtype_name(tensor.dtype));
-  }
-  if (tensor.format != ANYNPU_ND || !is_contiguous(tensor)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
-  }
+  ANYNPU_TRY(check_dtype(kOp, name, tensor, {dtype}));
+  ANYNPU_TRY(check_plain(kOp, name, tensor));
   if (tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape)) {
     return ANYNPU_OK;
   }
@@ -87,9 +83,7 @@ int32_t check(const Args& args, Shape* shape) {
   const anynpu_tensor &x = args.x, &y = args.y;
   ANYNPU_TRY(check_required(kOp, "x", x));
   ANYNPU_TRY(check_required(kOp, "y", y));
-  if (x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_FLOAT32 && x.dtype != ANYNPU_BFLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float16 or float32 or bfloat16, got %s", kOp, dtype_name(x.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_FLOAT16, ANYNPU_FLOAT32, ANYNPU_BFLOAT16}));
   if (x.ndim != 2) return fail(ANYNPU_BAD_SHAPE, "%s: The x should be 2D, got %dD", kOp, x.ndim);
   *shape = {x.shape[0], x.shape[1], y.ndim == 2 ? y.shape[1] : 0};
   if (shape->experts > INT32_MAX) return fail(ANYNPU_BAD_SHAPE, "%s: x has too many experts for int32", kOp);

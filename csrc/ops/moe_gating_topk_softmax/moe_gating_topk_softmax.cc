@@ -32,30 +32,23 @@ struct Shape {
   int64_t rows, experts, chosen;
 };
 
-int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
-  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
-}
-
 int32_t check_x(const anynpu_tensor& x, Shape* shape) {
   if (x.ndim != 2 && x.ndim != 3) {
     return fail(ANYNPU_BAD_SHAPE, "%s: The x should be 2D or 3D, got %dD", kOp, x.ndim);
   }
-  if (x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_FLOAT32 && x.dtype != ANYNPU_BFLOAT16) {
+  if (!is_float(x.dtype)) {
     return fail(ANYNPU_BAD_DTYPE, "%s: float16, float32 or bfloat16 tensor expected but got a tensor with dtype: %s",
                 kOp, dtype_name(x.dtype));
   }
   shape->experts = x.shape[x.ndim - 1];
   shape->rows = x.ndim == 2 ? x.shape[0] : x.shape[0] * x.shape[1];
   if (shape->experts > INT32_MAX) return fail(ANYNPU_BAD_SHAPE, "%s: x has too many experts for int32", kOp);
-  return check_layout("x", x);
+  return check_plain(kOp, "x", x);
 }
 
 int32_t check_finished(const anynpu_tensor& finished, const anynpu_tensor& x) {
   if (!present(finished)) return ANYNPU_OK;
-  if (finished.dtype != ANYNPU_BOOL) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: finished must be bool, got %s", kOp, dtype_name(finished.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "finished", finished, {ANYNPU_BOOL}));
   if (x.ndim != finished.ndim + 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: x dims shoud be largs finished dims than 1., got %d and %d", kOp, x.ndim,
                 finished.ndim);
@@ -64,22 +57,20 @@ int32_t check_finished(const anynpu_tensor& finished, const anynpu_tensor& x) {
     return fail(ANYNPU_BAD_SHAPE, "%s: Input rows shoud be same., got %s and %s", kOp, shape_text(x),
                 shape_text(finished));
   }
-  return check_layout("finished", finished);
+  return check_plain(kOp, "finished", finished);
 }
 
 // An output of x's shape with `last` in place of the experts.
 int32_t check_output(const char* name, const anynpu_tensor& tensor, int32_t dtype, const anynpu_tensor& x,
                      int64_t last) {
-  if (tensor.dtype != dtype) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, dtype_name(dtype), dtype_name(tensor.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, name, tensor, {dtype}));
   anynpu_tensor expected = x;
   expected.shape[x.ndim - 1] = last;
   if (tensor.ndim != x.ndim || !std::equal(tensor.shape, tensor.shape + x.ndim, expected.shape)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape %s, got %s", kOp, name, shape_text(expected),
                 shape_text(tensor));
   }
-  return check_layout(name, tensor);
+  return check_plain(kOp, name, tensor);
 }
 
 int32_t check_outputs(const anynpu_moe_gating_topk_softmax_args& args, Shape* shape) {

@@ -28,24 +28,12 @@ struct Shape {
   int64_t slots() const { return tokens * chosen; }
 };
 
-int32_t check_layout(const char* name, const anynpu_tensor& tensor) {
-  if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", kOp, name);
-}
-
-int32_t check_dtype(const char* name, const anynpu_tensor& tensor, int32_t dtype) {
-  if (tensor.dtype == dtype) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, dtype_name(dtype), dtype_name(tensor.dtype));
-}
-
 int32_t check_inputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
   const anynpu_tensor &x = args.x, &ids = args.expert_idx;
-  const bool is_float = x.dtype == ANYNPU_FLOAT32 || x.dtype == ANYNPU_FLOAT16 || x.dtype == ANYNPU_BFLOAT16;
-  if (!is_float && (x.dtype != ANYNPU_INT8 || args.quant_mode != kNone)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float32, float16, bfloat16 or, with quant_mode -1, int8, got %s", kOp,
-                dtype_name(x.dtype));
-  }
-  ANYNPU_TRY(check_dtype("expert_idx", ids, ANYNPU_INT32));
+  ANYNPU_TRY(args.quant_mode == kNone
+                 ? check_dtype(kOp, "x", x, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_INT8})
+                 : check_dtype(kOp, "x", x, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
+  ANYNPU_TRY(check_dtype(kOp, "expert_idx", ids, {ANYNPU_INT32}));
   if (x.ndim != 2)
     return fail(ANYNPU_BAD_SHAPE, "%s: The x should be 2-Dimension, current is %d-Dimension.", kOp, x.ndim);
   if (ids.ndim != 2) {
@@ -55,8 +43,8 @@ int32_t check_inputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
     return fail(ANYNPU_BAD_SHAPE, "%s: the first dim of expert_idx and x should be the same, got %lld and %lld", kOp,
                 wide(ids.shape[0]), wide(x.shape[0]));
   }
-  ANYNPU_TRY(check_layout("x", x));
-  ANYNPU_TRY(check_layout("expert_idx", ids));
+  ANYNPU_TRY(check_plain(kOp, "x", x));
+  ANYNPU_TRY(check_plain(kOp, "expert_idx", ids));
   shape->tokens = x.shape[0];
   shape->width = x.shape[1];
   shape->chosen = ids.shape[1];
@@ -99,13 +87,13 @@ int32_t check_attributes(const anynpu_moe_init_routing_args& args, Shape* shape)
 
 int32_t check_scale(const anynpu_moe_init_routing_args& args, const Shape& shape) {
   const anynpu_tensor &scale = args.scale, &offset = args.offset;
-  if (present(scale)) ANYNPU_TRY(check_dtype("scale", scale, ANYNPU_FLOAT32));
-  if (present(scale)) ANYNPU_TRY(check_layout("scale", scale));
+  ANYNPU_TRY(check_dtype(kOp, "scale", scale, {ANYNPU_FLOAT32}));
+  if (present(scale)) ANYNPU_TRY(check_plain(kOp, "scale", scale));
   if (args.quant_mode == kStatic) {
     ANYNPU_TRY(check_required(kOp, "scale", scale));
     ANYNPU_TRY(check_required(kOp, "offset", offset));
-    ANYNPU_TRY(check_dtype("offset", offset, ANYNPU_FLOAT32));
-    ANYNPU_TRY(check_layout("offset", offset));
+    ANYNPU_TRY(check_dtype(kOp, "offset", offset, {ANYNPU_FLOAT32}));
+    ANYNPU_TRY(check_plain(kOp, "offset", offset));
     if (scale.ndim != 1 || scale.shape[0] != 1 || offset.ndim != 1 || offset.shape[0] != 1) {
       return fail(ANYNPU_BAD_SHAPE, "%s: the shape of scale should be 1, and that of offset, got %s and %s", kOp,
                   shape_text(scale), shape_text(offset));
@@ -134,8 +122,8 @@ int32_t check_tokens(const anynpu_moe_init_routing_args& args, const Shape& shap
     return fail(ANYNPU_BAD_SHAPE, "%s: expert_num must be at most %lld without expert_tokens, got %lld", kOp,
                 wide(kMostUncounted), wide(shape.experts));
   }
-  if (tokens.dtype != ANYNPU_INT32) ANYNPU_TRY(check_dtype("expert_tokens", tokens, ANYNPU_INT64));
-  ANYNPU_TRY(check_layout("expert_tokens", tokens));
+  ANYNPU_TRY(check_dtype(kOp, "expert_tokens", tokens, {ANYNPU_INT32, ANYNPU_INT64}));
+  ANYNPU_TRY(check_plain(kOp, "expert_tokens", tokens));
   const bool counted = args.expert_tokens_num_type == kPairs
                            ? tokens.ndim == 2 && tokens.shape[0] == args.expert_num && tokens.shape[1] == 2
                            : tokens.ndim == 1 && tokens.shape[0] == shape.experts;
@@ -145,10 +133,10 @@ int32_t check_tokens(const anynpu_moe_init_routing_args& args, const Shape& shap
 
 int32_t check_outputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
   const anynpu_tensor &y = args.expanded_x, &index = args.expanded_row_idx, &scale = args.expanded_scale;
-  ANYNPU_TRY(check_dtype("expanded_x", y, args.quant_mode == kNone ? args.x.dtype : ANYNPU_INT8));
-  ANYNPU_TRY(check_dtype("expanded_row_idx", index, ANYNPU_INT32));
-  ANYNPU_TRY(check_layout("expanded_x", y));
-  ANYNPU_TRY(check_layout("expanded_row_idx", index));
+  ANYNPU_TRY(check_dtype(kOp, "expanded_x", y, {args.quant_mode == kNone ? args.x.dtype : int32_t{ANYNPU_INT8}}));
+  ANYNPU_TRY(check_dtype(kOp, "expanded_row_idx", index, {ANYNPU_INT32}));
+  ANYNPU_TRY(check_plain(kOp, "expanded_x", y));
+  ANYNPU_TRY(check_plain(kOp, "expanded_row_idx", index));
   const bool padded = args.drop_pad_mode == 1;
   const bool fits = padded ? y.ndim == 3 && y.shape[0] == args.expert_num && y.shape[2] == shape->width
                            : y.ndim == 2 && y.shape[0] <= shape->slots() && y.shape[1] == shape->width;
@@ -163,8 +151,8 @@ int32_t check_outputs(const anynpu_moe_init_routing_args& args, Shape* shape) {
   }
   ANYNPU_TRY(check_tokens(args, *shape));
   if (!present(scale)) return ANYNPU_OK;
-  ANYNPU_TRY(check_dtype("expanded_scale", scale, ANYNPU_FLOAT32));
-  ANYNPU_TRY(check_layout("expanded_scale", scale));
+  ANYNPU_TRY(check_dtype(kOp, "expanded_scale", scale, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_plain(kOp, "expanded_scale", scale));
   if (scale.ndim == 1 && scale.shape[0] == shape->rows) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: expanded_scale must have a value for each row of expanded_x, got %s", kOp,
               shape_text(scale));

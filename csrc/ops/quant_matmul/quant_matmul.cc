@@ -15,16 +15,6 @@ namespace {
 
 constexpr const char* kOp = "quant_matmul";
 
-bool is_one_of(int32_t dtype, std::initializer_list<int32_t> allowed) {
-  return std::find(allowed.begin(), allowed.end(), dtype) != allowed.end();
-}
-
-int32_t check_dtype(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> allowed,
-                    const char* expected) {
-  if (!present(tensor) || is_one_of(tensor.dtype, allowed)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", kOp, name, expected, dtype_name(tensor.dtype));
-}
-
 bool is_prepacked(const anynpu_tensor& x2) { return x2.dtype == ANYNPU_UINT8; }
 
 int64_t last_axis(const anynpu_tensor& tensor) { return tensor.ndim > 0 ? tensor.shape[tensor.ndim - 1] : 0; }
@@ -71,17 +61,14 @@ int32_t check_int4(const anynpu_quant_matmul_args& args) {
 
 int32_t check_dtypes(const anynpu_quant_matmul_args& args) {
   ANYNPU_TRY(check_int4(args));
-  ANYNPU_TRY(check_dtype("x1", args.x1, {ANYNPU_INT8}, "int8"));
-  ANYNPU_TRY(check_dtype("x2", args.x2, {ANYNPU_INT8, ANYNPU_INT4, ANYNPU_INT32, ANYNPU_UINT8},
-                         "int8, int4, int32 (eight int4) or uint8 (prepacked)"));
-  ANYNPU_TRY(check_dtype("scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32, ANYNPU_BFLOAT16},
-                         "int64, uint64, float32 or bfloat16"));
-  ANYNPU_TRY(check_dtype("offset", args.offset, {ANYNPU_FLOAT32}, "float32"));
-  ANYNPU_TRY(check_dtype("pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}, "float32"));
-  ANYNPU_TRY(check_dtype("bias", args.bias, {ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16},
-                         "int32, bfloat16, float16 or float32"));
-  ANYNPU_TRY(check_dtype("y", args.y, {ANYNPU_INT8, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32, ANYNPU_INT32},
-                         "int8, float16, bfloat16, float32 or int32"));
+  ANYNPU_TRY(check_dtype(kOp, "x1", args.x1, {ANYNPU_INT8}));
+  ANYNPU_TRY(check_dtype(kOp, "x2", args.x2, {ANYNPU_INT8, ANYNPU_INT4, ANYNPU_INT32, ANYNPU_UINT8}));
+  ANYNPU_TRY(check_dtype(kOp, "scale", args.scale, {ANYNPU_INT64, ANYNPU_UINT64, ANYNPU_FLOAT32, ANYNPU_BFLOAT16}));
+  ANYNPU_TRY(check_dtype(kOp, "offset", args.offset, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "pertoken_scale", args.pertoken_scale, {ANYNPU_FLOAT32}));
+  ANYNPU_TRY(check_dtype(kOp, "bias", args.bias, {ANYNPU_INT32, ANYNPU_BFLOAT16, ANYNPU_FLOAT16, ANYNPU_FLOAT32}));
+  ANYNPU_TRY(
+      check_dtype(kOp, "y", args.y, {ANYNPU_INT8, ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32, ANYNPU_INT32}));
   const int32_t y = args.y.dtype;
   if (present(args.bias) && args.bias.dtype == ANYNPU_BFLOAT16 && y != ANYNPU_BFLOAT16) {
     return fail(ANYNPU_BAD_DTYPE, "%s: When bias dtype is bfloat16, output_dtype must be bfloat16, but it is %s", kOp,

@@ -28,18 +28,9 @@ constexpr const char* kOp = "quantize";
 constexpr int64_t kTile = 1024;  // values in one step, a multiple of kQuantizeBlock
 constexpr int64_t kGrain = 16;   // tiles a thread; below it a second thread costs more than it gives
 
-bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
-
-bool is_zero_point(int32_t dtype, bool div_mode) {
-  const bool integer = dtype == ANYNPU_INT8 || dtype == ANYNPU_UINT8 || dtype == ANYNPU_INT32;
-  return is_float(dtype) || (div_mode && integer);
-}
-
 int32_t check_x(const anynpu_tensor& x) {
   ANYNPU_TRY(check_required(kOp, "x", x));
-  if (!is_float(x.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float32, float16 or bfloat16, got %s", kOp, dtype_name(x.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   if (x.format != ANYNPU_ND) return fail(ANYNPU_UNSUPPORTED, "%s: x in FRACTAL_NZ is not implemented, use ND", kOp);
   if (x.ndim < 1) return fail(ANYNPU_BAD_SHAPE, "%s: x must have at least one axis", kOp);
   return check_strides(kOp, "x", x, Access::read);
@@ -117,16 +108,12 @@ int32_t check(const anynpu_quantize_args& args) {
   ANYNPU_TRY(check_x(args.x));
   ANYNPU_TRY(check_required(kOp, "scales", scales));
   ANYNPU_TRY(check_tensor(kOp, "zero_points", zero_points));
-  if (!is_float(scales.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: scales must be float32, float16 or bfloat16, got %s", kOp,
-                dtype_name(scales.dtype));
-  }
-  if (present(zero_points) && !is_zero_point(zero_points.dtype, args.div_mode)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: zero_points must be %s, got %s", kOp,
-                args.div_mode ? "int8, uint8, int32, float32, float16 or bfloat16"
-                              : "float32, float16 or bfloat16 without div_mode",
-                dtype_name(zero_points.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "scales", scales, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
+  ANYNPU_TRY(
+      args.div_mode
+          ? check_dtype(kOp, "zero_points", zero_points,
+                        {ANYNPU_INT8, ANYNPU_UINT8, ANYNPU_INT32, ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16})
+          : check_dtype(kOp, "zero_points", zero_points, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   int axis = 0;
   ANYNPU_TRY(resolve_axis(args, &axis));
   ANYNPU_TRY(check_channels("scales", scales, args.x, axis));

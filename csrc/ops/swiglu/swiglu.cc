@@ -29,12 +29,9 @@ struct Shape {
 };
 
 int32_t check_x(const anynpu_tensor& x) {
-  if (x.dtype != ANYNPU_FLOAT32 && x.dtype != ANYNPU_FLOAT16 && x.dtype != ANYNPU_BFLOAT16) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float32 or float16 or bfloat16, got %s", kOp, dtype_name(x.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   if (x.ndim < 1) return fail(ANYNPU_BAD_SHAPE, "%s: x must have 1 to %d axes, got 0", kOp, ANYNPU_MAX_DIMS);
-  if (x.format == ANYNPU_ND && is_contiguous(x)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: x must be ND and contiguous", kOp);
+  return check_plain(kOp, "x", x);
 }
 
 int32_t check(const anynpu_swiglu_args& args, Shape* shape) {

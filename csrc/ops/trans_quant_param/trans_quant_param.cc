@@ -14,9 +14,7 @@ constexpr int64_t kGrain = 16;  // tiles a thread
 
 int32_t check_input(const char* name, const anynpu_tensor& tensor) {
   ANYNPU_TRY(check_tensor(kOp, name, tensor));
-  if (tensor.dtype != ANYNPU_FLOAT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be float32, got %s", kOp, name, dtype_name(tensor.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, name, tensor, {ANYNPU_FLOAT32}));
   if (tensor.format != ANYNPU_ND || !(tensor.ndim == 1 || (tensor.ndim == 2 && tensor.shape[0] == 1))) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND of shape (n,) or (1, n), got %s", kOp, name, shape_text(tensor));
   }
@@ -48,9 +46,7 @@ int32_t check(const anynpu_trans_quant_param_args& args) {
   if (args.round_mode != 0 && args.round_mode != 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: round_mode must be 0 or 1, got %d", kOp, args.round_mode);
   }
-  if (param.dtype != ANYNPU_INT64 && param.dtype != ANYNPU_UINT64) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: param must be int64 or uint64, got %s", kOp, dtype_name(param.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "param", param, {ANYNPU_INT64, ANYNPU_UINT64}));
   if (param.format != ANYNPU_ND || param.ndim != expected.ndim ||
       !std::equal(param.shape, param.shape + param.ndim, expected.shape)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: param must be ND of shape %s, got %s", kOp, shape_text(expected),

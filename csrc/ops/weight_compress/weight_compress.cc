@@ -21,8 +21,7 @@ using codec::kEntryBytes;
 
 int32_t check_weight(const char* op, const anynpu_tensor& weight) {
   ANYNPU_TRY(check_required(op, "weight", weight));
-  if (weight.dtype != ANYNPU_INT8)
-    return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int8, got %s", op, dtype_name(weight.dtype));
+  ANYNPU_TRY(check_dtype(op, "weight", weight, {ANYNPU_INT8}));
   if (weight.ndim != 2 || weight.format != ANYNPU_ND || element_count(weight) == 0) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight must be ND of shape (N, K), not empty, got %s", op, shape_text(weight));
   }

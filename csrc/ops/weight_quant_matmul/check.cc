@@ -6,8 +6,6 @@ namespace {
 
 constexpr const char* kOp = "weight_quant_matmul";
 
-bool is_float(int32_t dtype) { return dtype == ANYNPU_FLOAT32 || dtype == ANYNPU_FLOAT16 || dtype == ANYNPU_BFLOAT16; }
-
 int32_t require_nd(const char* name, const anynpu_tensor& tensor) {
   if (!present(tensor) || tensor.format == ANYNPU_ND) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: format of %s must be ND (2), got %d", kOp, name, tensor.format);
@@ -37,9 +35,7 @@ int32_t check_tensors(const anynpu_weight_quant_matmul_args& args) {
 
 int32_t check_dtypes(const anynpu_weight_quant_matmul_args& args) {
   const int32_t x = args.x.dtype, scale = args.scale.dtype;
-  if (!is_float(x)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: x must be float16, bfloat16 or float32, got %s", kOp, dtype_name(x));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "x", args.x, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   const bool encoded_scale =
       scale == ANYNPU_INT64 && args.weight.dtype != ANYNPU_INT4 && args.weight.dtype != ANYNPU_INT32;
   if (scale != x && scale != ANYNPU_FLOAT32 && !encoded_scale) {
@@ -54,17 +50,12 @@ int32_t check_dtypes(const anynpu_weight_quant_matmul_args& args) {
                                       : "%s: offset must have the dtype of scale, got %s with scale %s",
                 kOp, dtype_name(args.offset.dtype), dtype_name(scale));
   }
-  if (present(args.bias) && !is_float(args.bias.dtype)) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: bias must be float16, bfloat16 or float32, got %s", kOp,
-                dtype_name(args.bias.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "bias", args.bias, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
   if (present(args.quant_scale) && args.quant_scale.dtype != ANYNPU_FLOAT32 && args.quant_scale.dtype != ANYNPU_INT64) {
     return fail(ANYNPU_BAD_DTYPE, "%s: quant_scale must be float32, or int64 of trans_quant_param, got %s", kOp,
                 dtype_name(args.quant_scale.dtype));
   }
-  if (present(args.quant_offset) && args.quant_offset.dtype != ANYNPU_FLOAT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: quant_offset must be float32, got %s", kOp, dtype_name(args.quant_offset.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "quant_offset", args.quant_offset, {ANYNPU_FLOAT32}));
   const int32_t result = present(args.quant_scale) ? static_cast<int32_t>(ANYNPU_INT8) : x;
   if (args.y.dtype != result) {
     return fail(ANYNPU_BAD_DTYPE, "%s: y must be %s (x is %s, quant_scale is %s), got %s", kOp, dtype_name(result),

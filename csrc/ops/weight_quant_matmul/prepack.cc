@@ -22,9 +22,7 @@ int32_t check_prepack(const anynpu_weight_quant_prepack_args& args, WeightView* 
 
 int32_t check_packed(const anynpu_tensor& packed, int64_t bytes) {
   ANYNPU_TRY(check_required(kOp, "packed", packed));
-  if (packed.dtype != ANYNPU_UINT8) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: packed must be uint8, got %s", kOp, dtype_name(packed.dtype));
-  }
+  ANYNPU_TRY(check_dtype(kOp, "packed", packed, {ANYNPU_UINT8}));
   if (packed.ndim == 1 && packed.shape[0] == bytes && packed.format == ANYNPU_ND && is_contiguous(packed))
     return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: packed must be ND, contiguous and of shape (%lld,), got %s", kOp, wide(bytes),

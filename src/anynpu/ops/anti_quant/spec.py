@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype
+from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 from anynpu.ops.int4_pack.reference import int4_pack
 
@@ -35,8 +35,7 @@ def result_shape(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | No
     if offset is not None:
         _check_parameter("offset", offset, n)
         require_dtype(OP, "offset", offset, (scale.dtype,))
-    if dtype not in RESULTS:
-        raise TypeError(f"{OP}: dtype must be float16 or bfloat16, got {dtype_name(dtype)}")
+    require_allowed(OP, "dtype", dtype, RESULTS)
     return [*x.shape[:-1], n]
 
 

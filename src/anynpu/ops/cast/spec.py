@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype
+from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 
 SCHEMA = "(Tensor x, ScalarType dtype) -> Tensor"
@@ -34,9 +34,7 @@ def check(x: torch.Tensor, dtype: torch.dtype) -> None:
     """Checks the arguments."""
     op = "cast"
     require_dtype(op, "x", x, DTYPES)
-    if dtype not in DTYPES:
-        expected = " or ".join(map(dtype_name, DTYPES))
-        raise TypeError(f"{op}: dtype must be {expected}, got {dtype_name(dtype)}")
+    require_allowed(op, "dtype", dtype, DTYPES)
     require(op, x.dim() <= MAX_DIMS, f"x must have at most {MAX_DIMS} axes, got {x.dim()}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
 
 OP = "compressed_matmul"
@@ -59,8 +59,7 @@ def _require_dtypes(x, stream, index, bias, scale, pertoken_scale, output_dtype)
         require_dtype(OP, "bias", bias, (torch.int32, torch.float32))
     if pertoken_scale is not None:
         require_dtype(OP, "pertoken_scale", pertoken_scale, (torch.float32,))
-    if output_dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"{OP}: y must be float16, bfloat16 or float32, got {dtype_name(output_dtype)}")
+    require_allowed(OP, "y", output_dtype, OUTPUT_DTYPES)
 
 
 def output_shape(x, stream, index, bias, scale, n=None, pertoken_scale=None, output_dtype=torch.float16) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anynpu._check import dtype_name, require, require_tensor
+from anynpu._check import dtype_name, require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu.ops.grouped_matmul_combine.spec import MOST_K
 from anynpu.ops.grouped_matmul_combine.weights import pack_scale
@@ -36,21 +36,15 @@ class Mode:
     dtype: torch.dtype  # of the results
 
 
-def _require_dtype(name: str, dtype: torch.dtype, allowed: Sequence[torch.dtype], why: str) -> None:
-    if dtype not in allowed:
-        expected = " or ".join(dtype_name(each) for each in allowed)
-        raise TypeError(f"{OP}: {name} must be {expected} {why}, got {dtype_name(dtype)}")
-
-
 def _float_mode(x, weight, options, dtype) -> Mode:
     allowed = (torch.int8, torch.int32) if options["antiquant_scale"] else (x.dtype,)
-    _require_dtype("weight", weight.dtype, allowed, f"with {dtype_name(x.dtype)} x")
+    require_allowed(OP, "weight", weight.dtype, allowed, f"with {dtype_name(x.dtype)} x")
     for name in ("scale", "per_token_scale"):
         require(OP, not options[name], f"{name} must be absent with {dtype_name(x.dtype)} x")
-    _require_dtype("output_dtype", dtype or x.dtype, (x.dtype,), "as x is")
+    require_allowed(OP, "output_dtype", dtype or x.dtype, (x.dtype,), "as x is")
     if not options["antiquant_scale"]:
         return Mode("float", x.dtype)
-    _require_dtype("x", x.dtype, HALVES, "with antiquant_scale")
+    require_allowed(OP, "x", x.dtype, HALVES, "with antiquant_scale")
     return Mode("antiquant", x.dtype)
 
 
@@ -59,22 +53,21 @@ def _int8_mode(weight, options, dtype) -> Mode:
         require(OP, not options[name], f"{name} must be absent with int8 x")
     if weight.dtype == torch.int32:
         require(OP, options["scale"], "scale is required with int4 weights")
-        _require_dtype("scale", options["scale"][0].dtype, (torch.int64,), "with int4 weights")
-        _require_dtype("output_dtype", dtype or torch.int8, HALVES, "with int4 weights")
+        require_allowed(OP, "scale", options["scale"][0].dtype, (torch.int64,), "with int4 weights")
+        require_allowed(OP, "output_dtype", dtype or torch.int8, HALVES, "with int4 weights")
         return Mode("int4", dtype)
-    _require_dtype("weight", weight.dtype, (torch.int8, torch.int32), "with int8 x")
+    require_allowed(OP, "weight", weight.dtype, (torch.int8, torch.int32), "with int8 x")
     if not options["scale"]:
-        _require_dtype("output_dtype", dtype or torch.int32, (torch.int32,), "without scale")
+        require_allowed(OP, "output_dtype", dtype or torch.int32, (torch.int32,), "without scale")
         require(OP, not options["per_token_scale"], "per_token_scale needs scale")
         return Mode("int8", torch.int32)
-    if options["scale"][0].dtype == torch.int64:
-        _require_dtype("output_dtype", dtype or torch.int8, (torch.int8,), "with int64 scale")
+    scale = options["scale"][0].dtype
+    if scale == torch.int64:
+        require_allowed(OP, "output_dtype", dtype or torch.int8, (torch.int8,), "with int64 scale")
         require(OP, not options["per_token_scale"], "per_token_scale must be absent with int64 scale")
         return Mode("int8", torch.int8)
-    _require_dtype(
-        "scale", options["scale"][0].dtype, (torch.int64, torch.float32, torch.bfloat16), "with int8 weights"
-    )
-    _require_dtype("output_dtype", dtype or torch.int8, HALVES, f"with {dtype_name(options['scale'][0].dtype)} scale")
+    require_allowed(OP, "scale", scale, (torch.int64, torch.float32, torch.bfloat16), "with int8 weights")
+    require_allowed(OP, "output_dtype", dtype or torch.int8, HALVES, f"with {dtype_name(scale)} scale")
     return Mode("int8", dtype)
 
 
@@ -82,7 +75,7 @@ def mode_of(x: Sequence[torch.Tensor], weight: Sequence[torch.Tensor], options: 
     """The mode of a call, after checking its dtypes; ``options``: the other lists by name."""
     if x[0].dtype == torch.int32:
         raise NotImplementedError(f"{OP}: int4 x (packed in int32) is not implemented")
-    _require_dtype("x", x[0].dtype, (torch.int8, *FLOATS), "")
+    require_allowed(OP, "x", x[0].dtype, (torch.int8, *FLOATS))
     if x[0].dtype == torch.int8:
         return _int8_mode(weight[0], options, dtype)
     return _float_mode(x[0], weight[0], options, dtype)
@@ -150,9 +143,7 @@ def _require_grouping(x, weight, group_list, split_item, group_type, group_list_
 def _require_group_list(group_list, group_list_type, groups: int) -> None:
     if group_list is None:
         return
-    require_tensor(OP, "group_list", group_list)
-    if group_list.dtype != torch.int64:
-        raise TypeError(f"{OP}: group_list must be int64, got {dtype_name(group_list.dtype)}")
+    require_dtype(OP, "group_list", group_list, (torch.int64,))
     shape = tuple(group_list.shape)
     if group_list_type == PAIRS:
         require(
@@ -219,8 +210,7 @@ def _require_parameters(x, weight, options, columns, mode) -> None:
                 _require_antiquant(name, options[name][index], x[0], weight[index], lead, k, n)
     for index, tensor in enumerate(options["per_token_scale"] or ()):
         rows = x[index]
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"{OP}: per_token_scale must be float32, got {dtype_name(tensor.dtype)}")
+        require_allowed(OP, "per_token_scale", tensor.dtype, (torch.float32,))
         m = rows.shape[0]
         fits = rows.dim() == 2 and tuple(tensor.shape) in ((m,), (m, 1))
         require(OP, fits, f"per_token_scale must have shape (M,) or (M, 1) with M = {m}, got {tuple(tensor.shape)}")
@@ -233,7 +223,7 @@ def _require_columns(name: str, tensor: torch.Tensor, shape: tuple, mode: Mode) 
         "int8": (torch.int32, torch.float32) if mode.dtype in HALVES else (torch.int32,),
         "int4": (torch.float32,),
     }[mode.name]
-    _require_dtype(name, tensor.dtype, allowed, f"for {dtype_name(mode.dtype)} results")
+    require_allowed(OP, name, tensor.dtype, allowed, f"for {dtype_name(mode.dtype)} results")
     require(OP, tuple(tensor.shape) == shape, f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
@@ -246,7 +236,7 @@ def _require_groups(name: str, tensor: torch.Tensor, lead: tuple, k: int, n: int
 
 
 def _require_antiquant(name: str, tensor, x, weight, lead, k, n) -> None:
-    _require_dtype(name, tensor.dtype, (x.dtype,), "as x is")
+    require_allowed(OP, name, tensor.dtype, (x.dtype,), "as x is")
     if tuple(tensor.shape) == (*lead, n):
         return
     require(OP, weight.dtype == torch.int32, f"{name} must have shape {(*lead, n)}, got {tuple(tensor.shape)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu._strict import check_int4_pack_limits
 
@@ -18,8 +18,7 @@ VALUES_PER_ELEMENT = {torch.int32: 8, torch.uint8: 2}
 
 
 def _require_values_per_element(op: str, name: str, dtype: torch.dtype) -> int:
-    if dtype not in VALUES_PER_ELEMENT:
-        raise TypeError(f"{op}: {name} must be int32 or uint8, got {dtype_name(dtype)}")
+    require_allowed(op, name, dtype, VALUES_PER_ELEMENT)
     return VALUES_PER_ELEMENT[dtype]
 
 
@@ -43,8 +42,7 @@ def unpack_shape(packed: torch.Tensor, dtype: torch.dtype) -> list[int]:
     op = "int4_unpack"
     require_tensor(op, "packed", packed)
     per_element = _require_values_per_element(op, "packed", packed.dtype)
-    if dtype not in (torch.int32, torch.int8):
-        raise TypeError(f"{op}: dtype must be int32 or int8, got {dtype_name(dtype)}")
+    require_allowed(op, "dtype", dtype, (torch.int32, torch.int8))
     ndim = packed.dim()
     require(op, ndim in (2, 3), f"packed must have 2 or 3 axes, got {ndim}")
     require(op, packed.numel() > 0, f"packed must not be empty, got shape {tuple(packed.shape)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype, require_tensor
+from anynpu._check import dtype_name, require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu.ops.weight_quant_matmul.spec import is_prepacked, matrix_shape, prepacked_bytes
 
@@ -58,8 +58,7 @@ def _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype) -> None:
     for name, tensor in (("offset", offset), ("pertoken_scale", pertoken_scale)):
         if tensor is not None:
             require_dtype(OP, name, tensor, (torch.float32,))
-    if dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"{OP}: y must be int8, float16, bfloat16, float32 or int32, got {dtype_name(dtype)}")
+    require_allowed(OP, "y", dtype, OUTPUT_DTYPES)
     if bias is not None:
         _require_bias_dtype(bias, pertoken_scale, dtype)
     if scale.dtype == torch.bfloat16 and dtype not in (torch.bfloat16, torch.int32):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import dtype_name, require, require_dtype
+from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 
 OP = "quantize"
@@ -74,9 +74,7 @@ def output(
     if zero_points is not None:
         require_dtype(OP, "zero_points", zero_points, INTEGERS + FLOATS if div_mode else FLOATS)
         _check_channels("zero_points", zero_points, x, along, axis)
-    if dtype not in STORED[div_mode]:
-        expected = " or ".join(map(dtype_name, STORED[div_mode]))
-        raise TypeError(f"{OP}: dtype must be {expected} with div_mode={div_mode}, got {dtype_name(dtype)}")
+    require_allowed(OP, "dtype", dtype, STORED[div_mode], f"with div_mode={div_mode}")
     shape = list(x.shape)
     if dtype == torch.quint4x2:
         require(OP, shape[-1] % INT4_PER_WORD == 0, f"x last dim must be divisible by 8 for int4, got {shape[-1]}")
