@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "acl/executor/tensor.h"
-#include "core/tensor.h"
 
 namespace anynpu::acl {
 namespace {

@@ -2,7 +2,6 @@
 #include "acl/executor/tensor.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 #include "acl/executor/executor.h"

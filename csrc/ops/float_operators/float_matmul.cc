@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstring>
-#include <limits>
 
 #include "core/integer.h"
 #include "core/parallel.h"

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/fused_attention/aclnn_attention.h"
 
-#include <cstring>
 #include <string>
 
 #include "acl/executor/tensor.h"

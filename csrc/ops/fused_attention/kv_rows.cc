@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "core/integer.h"
-
 namespace anynpu {
 namespace {
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/grouped_matmul/aclnn_product.h"
 
-#include <algorithm>
 #include <memory>
 #include <numeric>
 
