@@ -55,6 +55,10 @@ bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape
   return tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
 }
 
+bool same_shape(const anynpu_tensor& a, const anynpu_tensor& b) {
+  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
+}
+
 void make_contiguous(anynpu_tensor& tensor) {
   int64_t stride = 1;
   for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
@@ -128,6 +132,12 @@ int32_t check_dtype(const char* op, const char* name, const anynpu_tensor& tenso
     std::strcat(expected, dtype_name(dtype));
   }
   return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s, got %s", op, name, expected, dtype_name(tensor.dtype));
+}
+
+int32_t check_shape(const char* op, const char* name, const anynpu_tensor& tensor, const anynpu_tensor& expected) {
+  if (same_shape(tensor, expected)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape %s, got %s", op, name, shape_text(expected),
+              shape_text(tensor));
 }
 
 int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tensor) {

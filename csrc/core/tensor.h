@@ -19,6 +19,7 @@ inline bool is_float(int32_t dtype) {
 int dtype_bits(int32_t dtype);
 bool is_contiguous(const anynpu_tensor& tensor);
 bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape);
+bool same_shape(const anynpu_tensor& a, const anynpu_tensor& b);
 // Sets the strides to those of a contiguous tensor of this shape.
 void make_contiguous(anynpu_tensor& tensor);
 // Elements of the view, or -1 when the product overflows or an axis is negative.
@@ -35,6 +36,7 @@ int32_t check_required(const char* op, const char* name, const anynpu_tensor& te
 // A present tensor has one of these dtypes.
 int32_t check_dtype(const char* op, const char* name, const anynpu_tensor& tensor,
                     std::initializer_list<int32_t> dtypes);
+int32_t check_shape(const char* op, const char* name, const anynpu_tensor& tensor, const anynpu_tensor& expected);
 // ND and contiguous.
 int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tensor);
 // A present tensor with elements has data.

@@ -71,9 +71,7 @@ int32_t check(const Args& args) {
   ANYNPU_TRY(check_dtype(kOp, "dtype", y, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   anynpu_tensor expected = x;
   expected.shape[x.ndim - 1] = n;
-  if (y.ndim != x.ndim || !std::equal(y.shape, y.shape + y.ndim, expected.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must have shape %s, got %s", kOp, shape_text(expected), shape_text(y));
-  }
+  ANYNPU_TRY(check_shape(kOp, "y", y, expected));
   return check_plain(kOp, "y", y);
 }
 

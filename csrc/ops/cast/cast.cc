@@ -2,7 +2,6 @@
 #include "ops/cast/cast.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/parallel.h"
 #include "core/strided.h"
@@ -50,11 +49,8 @@ int32_t check_one(const char* name, const anynpu_tensor& tensor, Access access) 
 int32_t check(const anynpu_cast_args& args) {
   ANYNPU_TRY(check_one("x", args.x, Access::read));
   ANYNPU_TRY(check_one("y", args.y, Access::write));
-  if (args.y.ndim != args.x.ndim || std::memcmp(args.y.shape, args.x.shape, sizeof(int64_t) * args.x.ndim) != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "cast: y must have the shape of x, %s, got %s", shape_text(args.x),
-                shape_text(args.y));
-  }
-  return ANYNPU_OK;
+  if (same_shape(args.x, args.y)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "cast: y must have the shape of x, %s, got %s", shape_text(args.x), shape_text(args.y));
 }
 
 void cast_tile(const anynpu_cast_args& args, CastFunction convert, int64_t first, int64_t count) {

@@ -86,22 +86,15 @@ int32_t check_outputs(const anynpu_dynamic_quant_args& args) {
     }
     if (y.dtype == ANYNPU_INT32) last /= 8;
   }
-  if (y.ndim != x.ndim || !std::equal(y.shape, y.shape + y.ndim, expected.shape) || y.format != ANYNPU_ND ||
-      !is_contiguous(y)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected),
-                shape_text(y));
-  }
+  ANYNPU_TRY(check_shape(kOp, "y", y, expected));
+  ANYNPU_TRY(check_plain(kOp, "y", y));
   ANYNPU_TRY(check_dtype(kOp, "scale", scale, {ANYNPU_FLOAT32}));
   anynpu_tensor of_scale = x;
   of_scale.ndim = args.quant_mode == ANYNPU_PER_TENSOR ? 1 : x.ndim - 1;
   if (args.quant_mode == ANYNPU_PER_TENSOR) of_scale.shape[0] = 1;
   if (args.quant_mode == ANYNPU_PER_CHANNEL) of_scale.shape[x.ndim - 2] = x.shape[x.ndim - 1];
-  if (scale.ndim != of_scale.ndim || !std::equal(scale.shape, scale.shape + scale.ndim, of_scale.shape) ||
-      scale.format != ANYNPU_ND || !is_contiguous(scale)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: scale must be ND, contiguous, of shape %s, got %s", kOp, shape_text(of_scale),
-                shape_text(scale));
-  }
-  return ANYNPU_OK;
+  ANYNPU_TRY(check_shape(kOp, "scale", scale, of_scale));
+  return check_plain(kOp, "scale", scale);
 }
 
 int32_t check(const anynpu_dynamic_quant_args& args) {

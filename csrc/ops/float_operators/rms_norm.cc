@@ -31,7 +31,7 @@ int32_t check_like_x1(const char* name, const anynpu_tensor& tensor, const anynp
     return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s as x1 is, got %s", kOp, name, dtype_name(x1.dtype),
                 dtype_name(tensor.dtype));
   }
-  if (tensor.ndim == x1.ndim && std::equal(x1.shape, x1.shape + x1.ndim, tensor.shape)) return ANYNPU_OK;
+  if (same_shape(tensor, x1)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must have the shape of x1, %s, got %s", kOp, name, shape_text(x1),
               shape_text(tensor));
 }
@@ -54,8 +54,7 @@ int32_t check_rstd(const anynpu_tensor& x1, const anynpu_tensor& gamma, const an
   ANYNPU_TRY(check_dtype(kOp, "rstd", rstd, {ANYNPU_FLOAT32}));
   anynpu_tensor expected = x1;
   for (int axis = x1.ndim - gamma.ndim; axis < x1.ndim; ++axis) expected.shape[axis] = 1;
-  if (rstd.ndim == x1.ndim && std::equal(rstd.shape, rstd.shape + rstd.ndim, expected.shape)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: rstd must have shape %s, got %s", kOp, shape_text(expected), shape_text(rstd));
+  return check_shape(kOp, "rstd", rstd, expected);
 }
 
 int32_t check(const Args& args, Shape* shape) {

@@ -83,7 +83,7 @@ int32_t plan(const anynpu_format_cast_args& args, Plan* plan) {
                 x.format);
   }
   if (x.ndim < 2) return fail(ANYNPU_BAD_SHAPE, "%s: x must have at least two axes, got %s", kOp, shape_text(x));
-  if (y.ndim != x.ndim || std::memcmp(x.shape, y.shape, sizeof(int64_t) * x.ndim) != 0) {
+  if (!same_shape(x, y)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must have the shape of x, %s, got %s", kOp, shape_text(x), shape_text(y));
   }
   plan->to_nz = y.format == ANYNPU_FRACTAL_NZ;

@@ -41,11 +41,7 @@ int32_t check_packed(const char* op, const anynpu_tensor& weight, const anynpu_t
   }
   anynpu_tensor expected = weight;
   expected.shape[last] = weight.shape[last] / values_per_element(packed.dtype);
-  if (packed.ndim != weight.ndim || std::memcmp(packed.shape, expected.shape, sizeof(int64_t) * weight.ndim) != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: packed must have shape %s, got %s (weight is %s)", op, shape_text(expected),
-                shape_text(packed), shape_text(weight));
-  }
-  return ANYNPU_OK;
+  return check_shape(op, "packed", packed, expected);
 }
 
 int32_t check_rank(const char* op, const anynpu_tensor& weight) {

@@ -31,7 +31,7 @@ int32_t check_caches(const Args& args) {
   if (args.k_cache.ndim != 4 || kv_heads(args) < 1 || args.k_cache.shape[3] < 1) {
     return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must be [C1, C2, Nkv, D], got shape %s", kOp, shape_text(args.k_cache));
   }
-  if (args.v_cache.ndim != 4 || !std::equal(args.k_cache.shape, args.k_cache.shape + 4, args.v_cache.shape)) {
+  if (!same_shape(args.k_cache, args.v_cache)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the shape of k_cache, %s, got %s", kOp,
                 shape_text(args.k_cache), shape_text(args.v_cache));
   }
@@ -85,7 +85,7 @@ int32_t check_head_parameter(const Args& args, const char* name, const anynpu_te
 
 int32_t check_out(const Args& args) {
   ANYNPU_TRY(check_view(kOp, "out", args.out, {args.q.dtype}));
-  if (args.out.ndim != 4 || !std::equal(args.q.shape, args.q.shape + 4, args.out.shape)) {
+  if (!same_shape(args.q, args.out)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: out must have the shape of q, %s, got %s", kOp, shape_text(args.q),
                 shape_text(args.out));
   }

@@ -29,14 +29,10 @@ int32_t check_layout(const char* name, const anynpu_tensor& tensor, int32_t dtyp
   ANYNPU_TRY(check_required(kOp, name, tensor));
   ANYNPU_TRY(check_dtype(kOp, name, tensor, {dtype}));
   ANYNPU_TRY(check_plain(kOp, name, tensor));
-  if (tensor.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape)) {
-    return ANYNPU_OK;
-  }
   anynpu_tensor expected = tensor;
   expected.ndim = static_cast<int32_t>(shape.size());
   std::copy(shape.begin(), shape.end(), expected.shape);
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape %s, got %s", kOp, name, shape_text(expected),
-              shape_text(tensor));
+  return check_shape(kOp, name, tensor, expected);
 }
 
 int32_t check_attributes(const Args& args, const Shape& shape) {

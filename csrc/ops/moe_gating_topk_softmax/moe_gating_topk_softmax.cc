@@ -2,7 +2,6 @@
 #include "ops/moe_gating_topk_softmax/moe_gating_topk_softmax.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/integer.h"
 #include "core/parallel.h"
@@ -66,10 +65,7 @@ int32_t check_output(const char* name, const anynpu_tensor& tensor, int32_t dtyp
   ANYNPU_TRY(check_dtype(kOp, name, tensor, {dtype}));
   anynpu_tensor expected = x;
   expected.shape[x.ndim - 1] = last;
-  if (tensor.ndim != x.ndim || !std::equal(tensor.shape, tensor.shape + x.ndim, expected.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape %s, got %s", kOp, name, shape_text(expected),
-                shape_text(tensor));
-  }
+  ANYNPU_TRY(check_shape(kOp, name, tensor, expected));
   return check_plain(kOp, name, tensor);
 }
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstring>
-#include <vector>
 
 #include "core/quant_param.h"
 #include "core/strided.h"
@@ -224,12 +222,8 @@ int32_t check_y(const anynpu_tensor& y, const Shape& shape) {
   expected.shape[shape.batch_axes] = shape.m;
   expected.shape[shape.batch_axes + 1] = shape.n;
   if (element_count(expected) < 0) return fail(ANYNPU_BAD_SHAPE, "%s: y is too large: %s", kOp, shape_text(expected));
-  if (y.ndim == expected.ndim && std::equal(y.shape, y.shape + y.ndim, expected.shape) && y.format == ANYNPU_ND &&
-      is_contiguous(y)) {
-    return ANYNPU_OK;
-  }
-  return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(expected),
-              shape_text(y));
+  ANYNPU_TRY(check_shape(kOp, "y", y, expected));
+  return check_plain(kOp, "y", y);
 }
 
 int32_t check(const anynpu_quant_matmul_args& args, Shape* shape) {

@@ -2,7 +2,6 @@
 #include "ops/quantize/quantize.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <new>
 
@@ -93,10 +92,8 @@ int32_t check_y(const anynpu_quantize_args& args) {
     }
     if (y.dtype == ANYNPU_INT32) last /= 8;
   }
-  if (y.format != ANYNPU_ND || y.ndim != x.ndim ||
-      std::memcmp(y.shape, expected.shape, sizeof(int64_t) * x.ndim) != 0) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND of shape %s, got %s", kOp, shape_text(expected), shape_text(y));
-  }
+  ANYNPU_TRY(check_shape(kOp, "y", y, expected));
+  if (y.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND", kOp);
   if (y.dtype == ANYNPU_INT4 && !is_contiguous(y)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: y must be contiguous when it is int4", kOp);
   }

@@ -46,7 +46,7 @@ int32_t check_caches(const Args& args) {
   if (args.k_cache.ndim != 4) {
     return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must be [C1, C2, Nkv, D], got shape %s", kOp, shape_text(args.k_cache));
   }
-  if (args.v_cache.ndim != 4 || !std::equal(args.k_cache.shape, args.k_cache.shape + 4, args.v_cache.shape)) {
+  if (!same_shape(args.k_cache, args.v_cache)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: v_cache must have the shape of k_cache, %s, got %s", kOp,
                 shape_text(args.k_cache), shape_text(args.v_cache));
   }
@@ -158,10 +158,7 @@ int32_t check_output(const Args& args, const char* name, const anynpu_tensor& ou
   std::copy(args.x.shape, args.x.shape + args.x.ndim - 1, expected.shape);
   expected.shape[args.x.ndim - 1] = heads;
   expected.shape[args.x.ndim] = head_size(args);
-  if (output.ndim != expected.ndim || !std::equal(output.shape, output.shape + output.ndim, expected.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape %s, got %s", kOp, name, shape_text(expected),
-                shape_text(output));
-  }
+  ANYNPU_TRY(check_shape(kOp, name, output, expected));
   return check_contiguous(name, output);
 }
 

@@ -52,11 +52,8 @@ int32_t check(const anynpu_swiglu_args& args, Shape* shape) {
   if (y.dtype != x.dtype) {
     return fail(ANYNPU_BAD_DTYPE, "%s: y must be %s as x is, got %s", kOp, dtype_name(x.dtype), dtype_name(y.dtype));
   }
-  if (y.ndim != x.ndim || !std::equal(y.shape, y.shape + y.ndim, halved.shape) || y.format != ANYNPU_ND ||
-      !is_contiguous(y)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: y must be ND, contiguous, of shape %s, got %s", kOp, shape_text(halved),
-                shape_text(y));
-  }
+  ANYNPU_TRY(check_shape(kOp, "y", y, halved));
+  ANYNPU_TRY(check_plain(kOp, "y", y));
   *shape = {0, 0};
   if (element_count(y) == 0) return ANYNPU_OK;
   *shape = {1, 1};

@@ -47,11 +47,8 @@ int32_t check(const anynpu_trans_quant_param_args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: round_mode must be 0 or 1, got %d", kOp, args.round_mode);
   }
   ANYNPU_TRY(check_dtype(kOp, "param", param, {ANYNPU_INT64, ANYNPU_UINT64}));
-  if (param.format != ANYNPU_ND || param.ndim != expected.ndim ||
-      !std::equal(param.shape, param.shape + param.ndim, expected.shape)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: param must be ND of shape %s, got %s", kOp, shape_text(expected),
-                shape_text(param));
-  }
+  ANYNPU_TRY(check_shape(kOp, "param", param, expected));
+  if (param.format != ANYNPU_ND) return fail(ANYNPU_BAD_SHAPE, "%s: param must be ND", kOp);
   return check_strides(kOp, "param", param, Access::write);
 }
 

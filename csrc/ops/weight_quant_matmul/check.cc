@@ -142,11 +142,7 @@ int32_t check_matrices(const anynpu_weight_quant_matmul_args& args, WeightQuantP
   problem->rows = batched ? problem->m : problem->m * batches;
   anynpu_tensor expected = x;
   expected.shape[x.ndim - 1] = problem->n;
-  bool same = y.ndim == x.ndim;
-  for (int axis = 0; same && axis < x.ndim; ++axis) same = y.shape[axis] == expected.shape[axis];
-  if (same) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: y must have shape %s, got %s (x is %s, N is %lld)", kOp, shape_text(expected),
-              shape_text(y), shape_text(x), wide(problem->n));
+  return check_shape(kOp, "y", y, expected);
 }
 
 int32_t check_attributes(const anynpu_weight_quant_matmul_args& args, const WeightQuantProblem& problem) {
