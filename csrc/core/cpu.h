@@ -33,3 +33,22 @@ const Kernel& pick(const Kernel* const (&table)[N]) {
 }
 
 }  // namespace anynpu
+
+// Beside the driver: the kernels of an operator in the tiers that most have, best first, for pick(kKernels). Operators with
+// others list them in a kernels.def.
+#if defined(__x86_64__)
+#define ANYNPU_KERNELS(Kernel, stem)                                   \
+  extern const Kernel stem##_avx512vnni, stem##_avx2, stem##_portable; \
+  constexpr const Kernel* kKernels[] = {&stem##_avx512vnni, &stem##_avx2, &stem##_portable};
+#else
+#define ANYNPU_KERNELS(Kernel, stem)   \
+  extern const Kernel stem##_portable; \
+  constexpr const Kernel* kKernels[] = {&stem##_portable};
+#endif
+
+// In kernel.inc: the kernel of the unit's tier, `= {...};` follows.
+#define ANYNPU_DEFINE_KERNEL(Kernel, stem)                      \
+  extern const Kernel ANYNPU_JOIN(stem##_, ANYNPU_KERNEL_TIER); \
+  const Kernel ANYNPU_JOIN(stem##_, ANYNPU_KERNEL_TIER)
+#define ANYNPU_JOIN(a, b) ANYNPU_JOIN_(a, b)
+#define ANYNPU_JOIN_(a, b) a##b

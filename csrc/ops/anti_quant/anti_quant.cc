@@ -10,17 +10,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const AntiQuantKernel anti_quant_##tier;
-#include "ops/anti_quant/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(AntiQuantKernel, anti_quant)
 
 namespace {
-
-constexpr const AntiQuantKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &anti_quant_##tier,
-#include "ops/anti_quant/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "anti_quant";
 constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives

@@ -8,17 +8,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const CastKernel cast_##tier;
-#include "ops/cast/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(CastKernel, cast)
 
 namespace {
-
-constexpr const CastKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &cast_##tier,
-#include "ops/cast/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr int32_t kDtypes[] = {
 #define ANYNPU_CODE(code, type) ANYNPU_##code,

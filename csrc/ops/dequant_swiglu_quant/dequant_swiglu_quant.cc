@@ -13,17 +13,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const DequantSwigluQuantKernel dequant_swiglu_quant_##tier;
-#include "ops/dequant_swiglu_quant/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(DequantSwigluQuantKernel, dequant_swiglu_quant)
 
 namespace {
-
-constexpr const DequantSwigluQuantKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &dequant_swiglu_quant_##tier,
-#include "ops/dequant_swiglu_quant/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "dequant_swiglu_quant";
 constexpr int64_t kGrain = 1 << 15;  // outputs a thread; below it a second thread costs more than it gives

@@ -11,17 +11,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const DynamicQuantKernel dynamic_quant_##tier;
-#include "ops/dynamic_quant/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(DynamicQuantKernel, dynamic_quant)
 
 namespace {
-
-constexpr const DynamicQuantKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &dynamic_quant_##tier,
-#include "ops/dynamic_quant/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "dynamic_quant";
 constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives

@@ -5,19 +5,7 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const FloatKernel float_operators_##tier;
-#include "ops/float_operators/kernels.def"
-#undef ANYNPU_KERNEL
-
-namespace {
-
-constexpr const FloatKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &float_operators_##tier,
-#include "ops/float_operators/kernels.def"
-#undef ANYNPU_KERNEL
-};
-
-}  // namespace
+ANYNPU_KERNELS(FloatKernel, float_operators)
 
 const FloatKernel& float_kernel() { return pick(kKernels); }
 

@@ -13,17 +13,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const FusedKernel fused_attention_##tier;
-#include "ops/fused_attention/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(FusedKernel, fused_attention)
 
 namespace {
-
-constexpr const FusedKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &fused_attention_##tier,
-#include "ops/fused_attention/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
 constexpr int64_t kFewQueries = 16;  // up to here all kv heads share one, which takes their rows in the order of memory

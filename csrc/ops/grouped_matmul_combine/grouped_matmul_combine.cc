@@ -16,20 +16,11 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const CombineKernel combine_##tier;
-#include "ops/grouped_matmul_combine/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(CombineKernel, combine)
 
 namespace {
 
 constexpr const char* kOp = "grouped_matmul_combine";
-
-constexpr const CombineKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &combine_##tier,
-#include "ops/grouped_matmul_combine/kernels.def"
-#undef ANYNPU_KERNEL
-};
-
 constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kColumns
 constexpr int64_t kDeepSums = 65536;        // likewise, of kernels that go through all k of an expert
 constexpr int64_t kColumns = 128;           // of a task at least: whole cache lines of int4 weights

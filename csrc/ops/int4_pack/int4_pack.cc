@@ -12,17 +12,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const Int4PackKernel int4_pack_##tier;
-#include "ops/int4_pack/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(Int4PackKernel, int4_pack)
 
 namespace {
-
-constexpr const Int4PackKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &int4_pack_##tier,
-#include "ops/int4_pack/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr int64_t kGrain = 1 << 15;  // values a thread; below it a second thread costs more than it gives
 constexpr int64_t kRun = 512;        // values packed before more are fetched

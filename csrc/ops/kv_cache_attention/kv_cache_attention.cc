@@ -11,17 +11,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const AttentionKernel kv_cache_attention_##tier;
-#include "ops/kv_cache_attention/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(AttentionKernel, kv_cache_attention)
 
 namespace {
-
-constexpr const AttentionKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &kv_cache_attention_##tier,
-#include "ops/kv_cache_attention/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "kv_cache_attention";
 constexpr int64_t kSplitRows = 256;    // of a sequence, when few queries share them; a choice by shape, not by threads

@@ -10,17 +10,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const MoeFinalizeRoutingKernel moe_finalize_routing_##tier;
-#include "ops/moe_finalize_routing/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(MoeFinalizeRoutingKernel, moe_finalize_routing)
 
 namespace {
-
-constexpr const MoeFinalizeRoutingKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &moe_finalize_routing_##tier,
-#include "ops/moe_finalize_routing/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "moe_finalize_routing";
 constexpr int64_t kGrain = 1 << 14;  // values a thread; below it a second thread costs more than it gives

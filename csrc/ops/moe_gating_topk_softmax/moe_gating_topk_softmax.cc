@@ -12,17 +12,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const GatingKernel gating_##tier;
-#include "ops/moe_gating_topk_softmax/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(GatingKernel, gating)
 
 namespace {
-
-constexpr const GatingKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &gating_##tier,
-#include "ops/moe_gating_topk_softmax/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "moe_gating_topk_softmax";
 constexpr int64_t kGrain = 1 << 11;  // logits a thread; below it a second thread costs more than it gives

@@ -11,17 +11,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const QuantizeKernel quantize_##tier;
-#include "ops/quantize/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(QuantizeKernel, quantize)
 
 namespace {
-
-constexpr const QuantizeKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &quantize_##tier,
-#include "ops/quantize/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "quantize";
 constexpr int64_t kTile = 1024;  // values in one step, a multiple of kQuantizeBlock

@@ -10,17 +10,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const RopeKernel rope_kv_cache_##tier;
-#include "ops/rope_kv_cache/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(RopeKernel, rope_kv_cache)
 
 namespace {
-
-constexpr const RopeKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &rope_kv_cache_##tier,
-#include "ops/rope_kv_cache/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "rope_kv_cache";
 constexpr int64_t kGrain = 1 << 15;  // values of x a thread; below it a second thread costs more than it gives

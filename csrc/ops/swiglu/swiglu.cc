@@ -8,17 +8,9 @@
 
 namespace anynpu {
 
-#define ANYNPU_KERNEL(tier) extern const SwigluKernel swiglu_##tier;
-#include "ops/swiglu/kernels.def"
-#undef ANYNPU_KERNEL
+ANYNPU_KERNELS(SwigluKernel, swiglu)
 
 namespace {
-
-constexpr const SwigluKernel* kKernels[] = {
-#define ANYNPU_KERNEL(tier) &swiglu_##tier,
-#include "ops/swiglu/kernels.def"
-#undef ANYNPU_KERNEL
-};
 
 constexpr const char* kOp = "swiglu";
 constexpr int64_t kGrain = 1 << 13;  // values a thread; below it a second thread costs more than it gives
