@@ -8,6 +8,16 @@ import sys
 
 import pytest
 
+
+def run_on_two_ranks(folder, text, *arguments):
+    program = folder / "program.py"
+    program.write_text(text)
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), *arguments)
+    command = [sys.executable, "-m", "anynpu", "run", "-m", *launch]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert outcome.returncode == 0, outcome.stderr
+
+
 PROGRAM = """
 import sys
 import torch, torch_npu
@@ -48,13 +58,7 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("backend", ["hccl", "none", "cpu:gloo,npu:hccl", "nccl"])
 def test_two_processes(tmp_path, backend):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), backend)
-    outcome = subprocess.run(
-        [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
-    )
-    assert outcome.returncode == 0, outcome.stderr
+    run_on_two_ranks(tmp_path, PROGRAM, backend)
 
 
 PRODUCTS = """
@@ -147,13 +151,7 @@ dist.destroy_process_group()
 
 
 def test_products_summed_over_ranks(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PRODUCTS)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program))
-    outcome = subprocess.run(
-        [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
-    )
-    assert outcome.returncode == 0, outcome.stderr
+    run_on_two_ranks(tmp_path, PRODUCTS)
 
 
 SHARDS = """
@@ -184,10 +182,4 @@ dist.destroy_process_group()
 
 
 def test_sharded_modules_and_tensors(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(SHARDS)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program))
-    outcome = subprocess.run(
-        [sys.executable, "-m", "anynpu", "run", *launch], capture_output=True, text=True, timeout=300
-    )
-    assert outcome.returncode == 0, outcome.stderr
+    run_on_two_ranks(tmp_path, SHARDS)
