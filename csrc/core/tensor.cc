@@ -140,6 +140,11 @@ int32_t check_shape(const char* op, const char* name, const anynpu_tensor& tenso
               shape_text(tensor));
 }
 
+int32_t check_contiguous(const char* op, const char* name, const anynpu_tensor& tensor) {
+  if (is_contiguous(tensor)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", op, name);
+}
+
 int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tensor) {
   if (tensor.format == ANYNPU_ND && is_contiguous(tensor)) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: %s must be ND and contiguous", op, name);

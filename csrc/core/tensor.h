@@ -37,6 +37,7 @@ int32_t check_required(const char* op, const char* name, const anynpu_tensor& te
 int32_t check_dtype(const char* op, const char* name, const anynpu_tensor& tensor,
                     std::initializer_list<int32_t> dtypes);
 int32_t check_shape(const char* op, const char* name, const anynpu_tensor& tensor, const anynpu_tensor& expected);
+int32_t check_contiguous(const char* op, const char* name, const anynpu_tensor& tensor);
 // ND and contiguous.
 int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tensor);
 // A present tensor with elements has data.

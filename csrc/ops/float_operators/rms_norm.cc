@@ -19,14 +19,13 @@ struct Shape {
   int64_t rows, length;
 };
 
-int32_t check_contiguous(const char* name, const anynpu_tensor& tensor) {
+int32_t check_floats(const char* name, const anynpu_tensor& tensor) {
   ANYNPU_TRY(check_float(kOp, name, tensor));
-  if (is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", kOp, name);
+  return check_contiguous(kOp, name, tensor);
 }
 
 int32_t check_like_x1(const char* name, const anynpu_tensor& tensor, const anynpu_tensor& x1) {
-  ANYNPU_TRY(check_contiguous(name, tensor));
+  ANYNPU_TRY(check_floats(name, tensor));
   if (tensor.dtype != x1.dtype) {
     return fail(ANYNPU_BAD_DTYPE, "%s: %s must be %s as x1 is, got %s", kOp, name, dtype_name(x1.dtype),
                 dtype_name(tensor.dtype));
@@ -37,7 +36,7 @@ int32_t check_like_x1(const char* name, const anynpu_tensor& tensor, const anynp
 }
 
 int32_t check_gamma(const anynpu_tensor& x1, const anynpu_tensor& gamma) {
-  ANYNPU_TRY(check_contiguous("gamma", gamma));
+  ANYNPU_TRY(check_floats("gamma", gamma));
   if (gamma.dtype != x1.dtype && gamma.dtype != ANYNPU_FLOAT32) {
     return fail(ANYNPU_BAD_DTYPE, "%s: gamma must be %s as x1 is, or float32, got %s", kOp, dtype_name(x1.dtype),
                 dtype_name(gamma.dtype));
@@ -50,7 +49,7 @@ int32_t check_gamma(const anynpu_tensor& x1, const anynpu_tensor& gamma) {
 }
 
 int32_t check_rstd(const anynpu_tensor& x1, const anynpu_tensor& gamma, const anynpu_tensor& rstd) {
-  ANYNPU_TRY(check_contiguous("rstd", rstd));
+  ANYNPU_TRY(check_floats("rstd", rstd));
   ANYNPU_TRY(check_dtype(kOp, "rstd", rstd, {ANYNPU_FLOAT32}));
   anynpu_tensor expected = x1;
   for (int axis = x1.ndim - gamma.ndim; axis < x1.ndim; ++axis) expected.shape[axis] = 1;
@@ -58,7 +57,7 @@ int32_t check_rstd(const anynpu_tensor& x1, const anynpu_tensor& gamma, const an
 }
 
 int32_t check(const Args& args, Shape* shape) {
-  ANYNPU_TRY(check_contiguous("x1", args.x1));
+  ANYNPU_TRY(check_floats("x1", args.x1));
   if (present(args.x2)) ANYNPU_TRY(check_like_x1("x2", args.x2, args.x1));
   ANYNPU_TRY(check_gamma(args.x1, args.gamma));
   ANYNPU_TRY(check_like_x1("y", args.y, args.x1));

@@ -46,11 +46,6 @@ int32_t check_rank(const char* op, const anynpu_tensor& weight) {
   return ANYNPU_OK;
 }
 
-int32_t check_layout(const char* op, const char* name, const anynpu_tensor& tensor) {
-  if (is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", op, name);
-}
-
 int32_t check_pack(const anynpu_int4_pack_args& args) {
   constexpr const char* op = "int4_pack";
   ANYNPU_TRY(check_required(op, "weight", args.weight));
@@ -58,8 +53,8 @@ int32_t check_pack(const anynpu_int4_pack_args& args) {
   ANYNPU_TRY(check_dtype(op, "weight", args.weight, {ANYNPU_INT32}));
   ANYNPU_TRY(check_rank(op, args.weight));
   ANYNPU_TRY(check_packed(op, args.weight, args.packed));
-  ANYNPU_TRY(check_layout(op, "weight", args.weight));
-  ANYNPU_TRY(check_layout(op, "packed", args.packed));
+  ANYNPU_TRY(check_contiguous(op, "weight", args.weight));
+  ANYNPU_TRY(check_contiguous(op, "packed", args.packed));
   if (args.weight.format != args.packed.format) {
     return fail(ANYNPU_BAD_SHAPE, "%s: format of packed must be that of weight, %d, got %d", op, args.weight.format,
                 args.packed.format);
@@ -80,8 +75,8 @@ int32_t check_unpack(const anynpu_int4_unpack_args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: packed and weight must be ND with at least one axis", op);
   }
   ANYNPU_TRY(check_packed(op, args.weight, args.packed));
-  ANYNPU_TRY(check_layout(op, "packed", args.packed));
-  return check_layout(op, "weight", args.weight);
+  ANYNPU_TRY(check_contiguous(op, "packed", args.packed));
+  return check_contiguous(op, "weight", args.weight);
 }
 
 // Runs fn(first, count) over [0, values) split between threads at multiples of 64; fn returns nonzero for a bad range.

@@ -27,11 +27,6 @@ int64_t kv_heads(const Args& args) { return args.k_cache.shape[2]; }
 int64_t head_size(const Args& args) { return args.k_cache.shape[3]; }
 bool is_paged(const Args& args) { return args.cache_mode == ANYNPU_CACHE_PAGE; }
 
-int32_t check_contiguous(const char* name, const anynpu_tensor& tensor) {
-  if (is_contiguous(tensor)) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: %s should be contiguous", kOp, name);
-}
-
 int32_t check_caches(const Args& args) {
   ANYNPU_TRY(check_view(kOp, "k_cache", args.k_cache, {ANYNPU_INT8}));
   ANYNPU_TRY(check_view(kOp, "v_cache", args.v_cache, {ANYNPU_INT8}));
@@ -46,8 +41,8 @@ int32_t check_caches(const Args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: k_cache must have at least one head and an even head size, got shape %s", kOp,
                 shape_text(args.k_cache));
   }
-  ANYNPU_TRY(check_contiguous("k_cache", args.k_cache));
-  return check_contiguous("v_cache", args.v_cache);
+  ANYNPU_TRY(check_contiguous(kOp, "k_cache", args.k_cache));
+  return check_contiguous(kOp, "v_cache", args.v_cache);
 }
 
 int32_t check_x(const Args& args) {
@@ -151,7 +146,7 @@ int32_t check_output(const Args& args, const char* name, const anynpu_tensor& ou
   expected.shape[args.x.ndim - 1] = heads;
   expected.shape[args.x.ndim] = head_size(args);
   ANYNPU_TRY(check_shape(kOp, name, output, expected));
-  return check_contiguous(name, output);
+  return check_contiguous(kOp, name, output);
 }
 
 int32_t check_outputs(const Args& args) {
