@@ -6,6 +6,7 @@ from __future__ import annotations
 import checkpoint_folders as folders
 import pytest
 import torch
+import transformers
 from checkpoint_folders import logits, model_of
 
 import anynpu
@@ -59,3 +60,19 @@ def test_float_folders_and_dtypes(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert anynpu.load_checkpoint(tmp_path, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_of_modules_without_a_configuration(kind, dtype, tmp_path):
+    """The factor of Gemma's embedding is in no file."""
+    model_of(kind, tied=True, head_dim=16).save_pretrained(tmp_path)
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert torch.equal(logits(anynpu.load_checkpoint(tmp_path, dtype)), logits(expected))
+
+
+def test_a_buffer_that_nothing_computes_is_refused(tmp_path, monkeypatch):
+    model_of("gemma", tied=True, head_dim=16).save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers.GemmaForCausalLM, "_init_weights", lambda *args: None)
+    with pytest.raises(ValueError, match="embed_tokens.embed_scale is in no file and its module cannot compute it"):
+        anynpu.load_checkpoint(tmp_path)

@@ -148,9 +148,23 @@ def _value(name: str, tensor: torch.Tensor, place: torch.Tensor) -> torch.Tensor
 def compute_buffers(model: torch.nn.Module) -> None:
     """Buffers that are in no file, such as the frequencies of rotary embeddings: made anew by their module's class."""
     for name, module in model.named_modules():
-        own = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        if own:
-            require(OP, hasattr(module, "config"), f"{name}.{own[0]} is in no file and its module cannot compute it")
+        own = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        if own and hasattr(module, "config"):
             fresh = type(module)(module.config)
             for key in own:
                 module.register_buffer(key, getattr(fresh, key), persistent=False)
+        elif own:
+            _initialise(model, name, module, own)
+
+
+def _initialise(model: torch.nn.Module, name: str, module: torch.nn.Module, own: dict[str, torch.Tensor]) -> None:
+    """Buffers of a module that has no configuration, as the model's class initialises them."""
+    for key, buffer in own.items():
+        nothing = torch.nan if buffer.is_floating_point() else 0
+        module.register_buffer(key, torch.full_like(buffer, nothing, device="cpu"), persistent=False)
+    for parameter in module.parameters(recurse=False):
+        parameter._is_hf_initialized = True  # transformers then leaves it
+    model._init_weights(module)
+    for key, buffer in own.items():
+        known = buffer.is_floating_point() and not bool(getattr(module, key).isnan().any())
+        require(OP, known, f"{name}.{key} is in no file and its module cannot compute it")
