@@ -32,6 +32,10 @@ LATENT = {
     "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
     "num_key_value_heads": 4, "n_routed_experts": 8, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
 }  # fmt: skip
+LINEAR_ATTENTION = {
+    **EXPERTS, "num_experts": 8, "head_dim": 16, "shared_expert_intermediate_size": 64, "num_hidden_layers": 4,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
 MIXTURES = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**EXPERTS, "num_experts": 8, "shared_expert_intermediate_size": 64},
@@ -39,6 +43,9 @@ MIXTURES = {
     "deepseek_v2": {**EXPERTS, **LATENT, "n_shared_experts": 2, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
     "deepseek_v3": {**EXPERTS, **LATENT, "n_shared_experts": 1, "n_group": 4, "topk_group": 2},
     "glm4_moe": {**EXPERTS, "n_routed_experts": 8, "head_dim": 16, "n_group": 1, "topk_group": 1},
+    "dots1": {**EXPERTS, "n_routed_experts": 8, "n_shared_experts": 1, "head_dim": 16, "n_group": 1, "topk_group": 1},
+    "qwen3_next": LINEAR_ATTENTION,
+    "qwen3_5_moe_text": LINEAR_ATTENTION,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 1, "pad_token_id": 0},
 }
 FILE_NAMES = {"mixtral": {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}}

@@ -23,6 +23,7 @@ CASES = {
     "gptq, an expert in float": lambda folder: folders.gptq(
         mixture_of("qwen3_moe"), folder, skip=("lm_head", "model.layers.1.mlp.experts.3.down_proj")
     ),
+    "gptq, Qwen3-Next": lambda folder: folders.gptq(mixture_of("qwen3_next"), folder),
     "awq, Qwen2": lambda folder: folders.awq(mixture_of("qwen2_moe"), folder, shards=2),
     "awq, Mixtral": lambda folder: folders.awq(mixture_of("mixtral"), folder),
     "pack-quantized, DeepSeek-V3": lambda folder: folders.compressed_weights(mixture_of("deepseek_v3"), folder),
@@ -31,6 +32,8 @@ CASES = {
     "W8A8, Mixtral": lambda folder: folders.compressed_int8(mixture_of("mixtral"), folder),
     "W8A8, DeepSeek-V2": lambda folder: folders.compressed_int8(mixture_of("deepseek_v2"), folder),
     "W8A8, GLM-4": lambda folder: folders.compressed_int8(mixture_of("glm4_moe"), folder),
+    "W8A8, dots.llm1": lambda folder: folders.compressed_int8(mixture_of("dots1"), folder),
+    "W8A8, Qwen3.5": lambda folder: folders.compressed_int8(mixture_of("qwen3_5_moe_text"), folder),
     "W8A8 static": lambda folder: folders.compressed_int8(mixture_of("qwen2_moe"), folder, static=True),
 }
 

@@ -61,8 +61,12 @@ ROUTERS: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
 
 # Experts as 3-D parameters ``[E, 2 I, H]``, the gate first, and ``[E, H, I]``, that compute ``down(act(gate) * up)``.
 EXPERTS = frozenset(
-    f"{kind}Experts" for kind in ("DeepseekV2", "DeepseekV3", "Glm4Moe", "Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe")
-)
+    f"{kind}Experts"
+    for kind in (
+        "DeepseekV2", "DeepseekV3", "Dots1", "Glm4Moe", "Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe", "Qwen3Next",
+        "Qwen3_5Moe",
+    )
+)  # fmt: skip
 
 
 def is_experts(module: torch.nn.Module) -> bool:
