@@ -252,3 +252,26 @@ def test_router_of_another_shape_is_refused():
     experts = four_experts()
     with pytest.raises(ValueError, match=r"router must have shape .*\[4, 32\].*, got \(4, 31\)"):
         QuantMoE.from_experts(experts, torch.randn(4, 31), 2)
+
+
+def test_autocast_leaves_the_router_in_float32():
+    layer = anynpu.nn.QuantMoE(hidden=32, intermediate=16, experts=4, k=2, shared=16, shared_gated=True)
+    for buffer in (layer.router, layer.shared_gate):
+        torch.nn.init.normal_(buffer)
+    x = torch.randn(5, 32, dtype=torch.bfloat16)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+        assert all(map(torch.equal, layer.route(x.float()), layer.route(x)))
+
+
+def test_a_gradient_through_experts_is_refused():
+    x = torch.randn(5, 32, requires_grad=True)
+    chosen, weights = torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1)
+    for y in (
+        anynpu.nn.QuantMoE(hidden=32, intermediate=16, experts=4, k=2)(x),
+        anynpu.nn.RoutedExperts(experts=4, hidden=32, intermediate=16)(x, chosen, weights),
+        anynpu.nn.LinearExperts(4, 32, 16, torch.float32).requires_grad_(False)(x, chosen, weights),
+    ):
+        with pytest.raises(NotImplementedError, match="quantised experts have no gradient"):
+            (x + y).sum().backward()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -147,7 +147,7 @@ class QuantMoE(torch.nn.Module):
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights float32 and experts int32, ``[T, k]``, of tokens ``[T, hidden]``."""
-        logits = torch.nn.functional.linear(x.float(), self.router)
+        logits = _float32_linear(x, self.router)
         if self.scoring == "renormalised" or (self.scoring == "softmax" and self.group_count == 1):
             weights, experts, _, _ = moe_gating_topk_softmax(logits, k=self.k, renorm=int(self.scoring != "softmax"))
             return weights * self.scaling, experts
@@ -171,7 +171,7 @@ class QuantMoE(torch.nn.Module):
         counts, row_index = torch.full((1,), tokens, device=x.device), torch.arange(tokens, device=x.device)
         rows = self.shared(codes, scale, counts, row_index, None, tokens)
         if self.shared_gate is not None:
-            rows *= torch.nn.functional.linear(x.float(), self.shared_gate).sigmoid()
+            rows *= _float32_linear(x, self.shared_gate).sigmoid()
         return rows.bfloat16()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ class QuantMoE(torch.nn.Module):
         y = routed_sum(
             self.routed, codes, scale, weights, experts, self.routed.experts, 0, self.shared_rows(flat, codes, scale)
         )
-        return y.to(x.dtype).reshape(x.shape)
+        return without_gradient(y.to(x.dtype).reshape(x.shape), x)
 
     def prepack(self) -> None:
         """Nothing: the kernels read the buffers as they are."""
@@ -197,6 +197,28 @@ class QuantMoE(torch.nn.Module):
     def extra_repr(self) -> str:
         chosen = {name: value for name, value in self.fields().items() if name in ("k", "scoring", "scaling")}
         return ", ".join(f"{name}={value}" for name, value in chosen.items())
+
+
+def _float32_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.nn.functional.linear(x.float(), weight)
+
+
+def without_gradient(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``y``, computed from ``x`` and no function of it to autograd: an error where a gradient would be wanted."""
+    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _WithoutGradient.apply(y, x)
+    return y
+
+
+class _WithoutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None]:
+        raise NotImplementedError("QuantMoE, RoutedExperts, LinearExperts: quantised experts have no gradient")
 
 
 def routed_sum(

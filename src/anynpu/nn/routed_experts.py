@@ -10,7 +10,7 @@ import torch
 
 from anynpu._check import require_last_axis
 from anynpu.nn.quant_experts import QuantExperts
-from anynpu.nn.quant_moe import routed_sum
+from anynpu.nn.quant_moe import routed_sum, without_gradient
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_init_routing import moe_init_routing
 
@@ -53,7 +53,8 @@ class RoutedExperts(torch.nn.Module):
         """Float ``[T, hidden]`` -> the same shape and dtype; ``experts`` and ``weights`` are a router's ``[T, k]``."""
         require_last_axis("RoutedExperts", x, self.own.hidden)
         codes, scale = dynamic_quant(x)
-        return routed_sum(self.own, codes, scale, weights.float(), experts.int(), self.own.experts, 0).to(x.dtype)
+        y = routed_sum(self.own, codes, scale, weights.float(), experts.int(), self.own.experts, 0)
+        return without_gradient(y.to(x.dtype), x)
 
     def prepack(self) -> None:
         """Nothing: the kernels read the buffers as they are."""
@@ -76,7 +77,7 @@ class LinearExperts(torch.nn.ModuleList):
     def forward(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Float ``[T, hidden]`` -> the same shape and dtype; ``experts`` and ``weights`` are a router's ``[T, k]``."""
         rows, order, counts, _ = moe_init_routing(
-            x, experts.int(), expert_num=len(self), expert_tokens_num_type=1, row_idx_type=1
+            x.detach(), experts.int(), expert_num=len(self), expert_tokens_num_type=1, row_idx_type=1
         )
         results = torch.empty_like(rows)
         parts = rows.split(counts.tolist())
@@ -85,7 +86,8 @@ class LinearExperts(torch.nn.ModuleList):
                 result.copy_(expert(part))
         by_token = torch.empty_like(results)
         by_token[order.long()] = results
-        return (by_token.view(*weights.shape, -1) * weights.float().unsqueeze(-1)).sum(1).to(x.dtype)
+        y = (by_token.view(*weights.shape, -1) * weights.float().unsqueeze(-1)).sum(1).to(x.dtype)
+        return without_gradient(y, x)
 
 
 class _Expert(torch.nn.Module):
