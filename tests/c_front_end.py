@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from anynpu import _native, nd_to_nz
-from anynpu.cli.toolkit import toolkit_path
+from anynpu._native import toolkit_path
 
 ND, NZ = 2, 29
 INT4 = 29

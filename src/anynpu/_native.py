@@ -117,6 +117,17 @@ def library_path() -> Path:
     raise ImportError(f"anynpu: the native library is missing, looked for {', '.join(map(str, candidates))}")
 
 
+def toolkit_path() -> Path:
+    """The toolkit folder beside the native library in use, or the one installed with the package."""
+    import anynpu
+
+    folders = [library_path().parent / "toolkit", *(Path(folder) / "toolkit" for folder in anynpu.__path__)]
+    for folder in folders:
+        if (folder / "lib64" / "libascendcl.so").exists():
+            return folder
+    raise FileNotFoundError(f"the toolkit folder is missing, looked for {', '.join(map(str, folders))}")
+
+
 def _load() -> ctypes.CDLL:
     path = library_path()
     _openmp.share()

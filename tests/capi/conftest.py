@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from c_programs import Compiler, sanitized
 
-from anynpu.cli.toolkit import toolkit_path
+from anynpu._native import toolkit_path
 
 
 @pytest.fixture(scope="session")

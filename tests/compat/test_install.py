@@ -224,18 +224,6 @@ assert x.tolist() == [4, 4, 4, 4]
 """
 
 
-def test_a_script_that_wants_pyacl_is_told_what_there_is(python, tmp_path):
-    (tmp_path / "script.py").write_text("import acl\n")
-    python(
-        f"""
-        import pytest
-        from anynpu.compat.run import run_script
-        with pytest.raises(ModuleNotFoundError, match="No module named 'acl'; pyACL is not implemented by anynpu"):
-            run_script({str(tmp_path / "script.py")!r})
-        """
-    )
-
-
 def test_triton_kernels_run_in_the_interpreter(python, tmp_path):
     pytest.importorskip("triton")
     (tmp_path / "kernels.py").write_text(TRITON)

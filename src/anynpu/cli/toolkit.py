@@ -14,24 +14,14 @@ from typing import Annotated
 
 import typer
 
-import anynpu
 from anynpu import _native
 
 LIBRARIES = ("opapi", "nnopbase", "ascendcl")
 
 
-def toolkit_path() -> Path:
-    """The toolkit folder beside the native library in use, or the one installed with the package."""
-    folders = [_native.library_path().parent / "toolkit", *(Path(folder) / "toolkit" for folder in anynpu.__path__)]
-    for folder in folders:
-        if (folder / "lib64" / "libascendcl.so").exists():
-            return folder
-    raise FileNotFoundError(f"the toolkit folder is missing, looked for {', '.join(map(str, folders))}")
-
-
 def compile_command(arguments: list[str]) -> list[str]:
     """The compiler call that builds an aclnn program: C++ unless every source file is C."""
-    folder = toolkit_path()
+    folder = _native.toolkit_path()
     is_c = any(name.endswith(".c") for name in arguments) and not any(
         name.endswith((".cc", ".cpp", ".cxx", ".C")) for name in arguments
     )
@@ -53,7 +43,7 @@ def toolkit() -> None:
 
     It is what ASCEND_CUSTOM_PATH, ASCEND_HOME_PATH or ASCEND_TOOLKIT_HOME should hold.
     """
-    typer.echo(toolkit_path())
+    typer.echo(_native.toolkit_path())
 
 
 def cc(arguments: Annotated[list[str], typer.Argument(help="What to hand to the compiler.")]) -> None:

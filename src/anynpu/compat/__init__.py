@@ -37,7 +37,7 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
     """
     import torch
 
-    from anynpu.compat import collectives, finder
+    from anynpu.compat import collectives, finder, kernels
     from anynpu.compat import device as npu_device
     from anynpu.compat import soc as chip
 
@@ -55,6 +55,7 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
             finder.refuse_the_real_one()
             sys.meta_path.insert(0, finder.Finder())
             npu_device.provide(device)
+            kernels.provide()
             collectives.provide()
             _installed = device
             runtime = importlib.import_module("torch_npu.npu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds ``torch_npu`` and ``torchair`` in this package, and says so when a submodule of theirs is not implemented.
+"""Finds ``torch_npu``, ``torchair`` and ``acl`` in this package, and says which submodules of theirs are missing.
 
 Programs that ask for the installed distribution find torch_npu too, and torch the backends that it brings.
 """
@@ -19,10 +19,11 @@ from types import ModuleType
 from anynpu.compat.errors import available_names, missing_text
 
 FOLDER = str(Path(__file__).parent / "modules")
-PACKAGES = ("torch_npu", "torchair")
+PACKAGES = ("torch_npu", "torchair", "acl")
 DISTRIBUTIONS = ("torch-npu", "torch_npu", "torchair")
 _BACKENDS = "[torch_dynamo_backends]\nnpu = torchair._backend:npu\nnpugraph_ex = torchair._backend:npugraph_ex\n"
 _ALIAS = "torch_npu.dynamo.torchair"  # the same modules under a second name
+_CANN = "triton.language.extra.cann"  # what the vendor's Triton adds to the language
 
 
 class _AliasLoader(Loader):
@@ -61,6 +62,8 @@ class Finder(importlib.metadata.DistributionFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, rest = name.partition(".")
+        if name == _CANN:
+            return PathFinder.find_spec(name, [*path, str(Path(FOLDER).with_name("triton_ascend"))])
         if package not in PACKAGES:
             return None
         if name == _ALIAS or name.startswith(f"{_ALIAS}."):

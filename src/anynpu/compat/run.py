@@ -43,8 +43,6 @@ def run_script(
     except ModuleNotFoundError as error:
         if error.name == "triton":
             error.msg += "; kernels for triton-ascend run in Triton's interpreter: pip install triton"
-        if error.name == "acl":
-            error.msg += "; pyACL is not implemented by anynpu: torch_npu is, and acl for programs in C (anynpu cc)"
         raise
 
 

@@ -106,3 +106,16 @@ def npu_prefetch(self: torch.Tensor, dependency: torch.Tensor | None, max_size: 
     """A hint that ``self`` will be read: checked, without effect."""
     require("npu_prefetch", max_size > 0, f"The max_size should be greater than zero, but got {max_size}.")
     require("npu_prefetch", offset >= 0, f"The offset should be nonnegative, but got {offset}.")
+
+
+@published("_npu_matmul_add_fp32(Tensor x, Tensor weight, Tensor(a!) C) -> ()", "LinearOperation")
+def _npu_matmul_add_fp32(x: torch.Tensor, weight: torch.Tensor, C: torch.Tensor) -> None:
+    """Adds ``x.T @ weight``, of matrices (k, m) and (k, n), to the float32 matrix ``C`` (m, n)."""
+    op = "_npu_matmul_add_fp32"
+    for name, matrix, dtypes in (("x", x, _FLOATS), ("weight", weight, _FLOATS), ("C", C, _FLOATS[:1])):
+        require_dtype(op, name, matrix, dtypes)
+        require(op, matrix.dim() == 2, f"{name} must have 2 axes, got {matrix.dim()}")
+    fits = x.shape[0] == weight.shape[0] and C.shape == (x.shape[1], weight.shape[1])
+    got = ", ".join(str(tuple(matrix.shape)) for matrix in (x, weight, C))
+    require(op, fits, f"the shapes must be (k, m), (k, n), (m, n), got {got}")
+    C.addmm_(x.t().float(), weight.float())

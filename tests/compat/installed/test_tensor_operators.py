@@ -78,3 +78,14 @@ def test_prefetch_is_a_hint():
     ):
         with pytest.raises(ValueError, match=text):
             torch_npu.npu_prefetch(weight, None, *arguments)
+
+
+def test_matmul_add_fp32():
+    x, weight, total = reals(3, 4, dtype=torch.float16), reals(3, 5, dtype=torch.float16, seed=1), reals(4, 5, seed=2)
+    exact = total.double() + x.double().t() @ weight.double()
+    torch_npu._npu_matmul_add_fp32(x, weight, total)
+    torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"\(k, m\), \(k, n\), \(m, n\), got \(3, 4\), \(3, 5\), \(5, 4\)"):
+        torch_npu._npu_matmul_add_fp32(x, weight, total.t())
+    with pytest.raises(TypeError, match="C must be float32"):
+        torch_npu._npu_matmul_add_fp32(x, weight, total.half())

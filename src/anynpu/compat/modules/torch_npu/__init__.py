@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from anynpu.compat import vllm_ascend_operators as _vllm_ascend_operators  # noqa: F401  registers them
 from anynpu.compat.attention_operators import (
     npu_fusion_attention,
     npu_incre_flash_attention,
@@ -99,6 +100,7 @@ from anynpu.compat.routing_operators import (
 )
 from anynpu.compat.tensor_operators import (
     _npu_dtype_cast,
+    _npu_matmul_add_fp32,
     npu_confusion_transpose,
     npu_dtype_cast,
     npu_linear,

@@ -7,5 +7,10 @@ import os
 
 from anynpu import compat
 
+
+def installed() -> None:
+    """Torch calls this when it is imported there, as it does with the vendor's package."""
+
+
 if not compat.installed():
     compat.install(os.environ.get("ANYNPU_DEVICE", "cpu"))

@@ -6,6 +6,7 @@ A process that shares the machine with others may select a device of another ind
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import threading
@@ -64,9 +65,21 @@ def empty_cache() -> None:
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
-    """Free and total bytes of the machine's memory."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+    """Free and total bytes of the machine's memory.
+
+    Free is what was available when the process first asked, less what it has taken since: as on a device of its own,
+    whatever other processes do.
+    """
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(max(_available_at_first() - memory_allocated(), 0), total), total
+
+
+@functools.cache
+def _available_at_first() -> int:
+    """Bytes that this process had or could get when it first asked."""
+    with open("/proc/meminfo") as meminfo:
+        kibibytes = next(line.split()[1] for line in meminfo if line.startswith("MemAvailable:"))
+    return int(kibibytes) * 1024 + memory_allocated()
 
 
 def memory_allocated(device: Any = None) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from anynpu.compat.device import target as _target
-from anynpu.compat.errors import module_getattr
+from anynpu.compat.errors import module_getattr, not_implemented
 
 if _target().type == "cpu":
     from torch_npu.npu import _host as _runtime
@@ -15,5 +15,8 @@ _FIGURES = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_
 _OTHERS = ("empty_cache", "memory_stats", "memory_summary", "reset_peak_memory_stats")
 _FUNCTIONS = (*_FIGURES, *_OTHERS, "reset_accumulated_memory_stats", "set_per_process_memory_fraction")
 globals().update({name: getattr(_runtime, name) for name in _FUNCTIONS})
+
+# Programs name the class in annotations, whether or not they make one.
+NPUPluggableAllocator = not_implemented("torch.npu.memory.NPUPluggableAllocator")
 
 __getattr__ = module_getattr(__name__, globals())

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators of vllm-ascend's own extension, ``torch.ops._C_ascend``, which needs the vendor's library.
+
+Its mixtures of experts call these whether or not the extension is there. They are those of torch_npu under other names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from anynpu.compat.fused_quant_operators import npu_grouped_matmul_swiglu_quant
+from anynpu.compat.published import require_absent
+from anynpu.compat.routing_operators import npu_moe_gating_top_k, npu_moe_init_routing_v2
+
+_library = torch.library.Library("_C_ascend", "DEF")
+
+
+def _operator(schema: str) -> Callable[..., Any]:
+    def register(body: Callable[..., Any]) -> Callable[..., Any]:
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(schema.partition("(")[0], body, "CompositeImplicitAutograd")
+        return body
+
+    return register
+
+
+@_operator(
+    "moe_gating_top_k(Tensor x, int k, int k_group, int group_count, int group_select_mode, int renorm, "
+    "int norm_type, bool out_flag, float routed_scaling_factor, float eps, Tensor? bias_opt=None) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+def moe_gating_top_k(
+    x: torch.Tensor,
+    k: int,
+    k_group: int,
+    group_count: int,
+    group_select_mode: int,
+    renorm: int,
+    norm_type: int,
+    out_flag: bool,
+    routed_scaling_factor: float,
+    eps: float,
+    bias_opt: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``npu_moe_gating_top_k``; ``renorm`` 1 divides the k weights by their sum, which sigmoid's always are."""
+    divided = renorm == 1 and norm_type == 0
+    weights, experts, scores = npu_moe_gating_top_k(
+        x, k, bias=bias_opt, k_group=k_group, group_count=group_count, group_select_mode=group_select_mode,
+        renorm=0 if renorm == 1 else renorm, norm_type=norm_type, out_flag=out_flag,
+        routed_scaling_factor=1.0 if divided else routed_scaling_factor, eps=eps,
+    )  # fmt: skip
+    if divided:
+        wide = weights.float()
+        weights = (wide / (wide.sum(-1, keepdim=True) + eps) * routed_scaling_factor).to(x.dtype)
+    return weights, experts, scores
+
+
+@_operator(
+    "npu_moe_init_routing_custom(Tensor x, Tensor expert_idx, *, Tensor? scale=None, Tensor? offset=None, "
+    "int active_num=-1, int expert_capacity=-1, int expert_num=-1, int drop_pad_mode=0, int expert_tokens_num_type=0, "
+    "bool expert_tokens_num_flag=False, int quant_mode=0, int[2] active_expert_range=[], int row_idx_type=0) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+def npu_moe_init_routing_custom(
+    x: torch.Tensor, expert_idx: torch.Tensor, *, active_expert_range: Sequence[int] = (), **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``npu_moe_init_routing_v2``."""
+    return npu_moe_init_routing_v2(x, expert_idx, active_expert_range=list(active_expert_range), **options)
+
+
+@_operator(
+    "grouped_matmul_swiglu_quant_weight_nz(Tensor x, Tensor weight, Tensor weight_scale, Tensor x_scale, "
+    "Tensor group_list, *, Tensor? bias=None, Tensor? offset=None, float swiglu_limit=0.0) "
+    "-> (Tensor output, Tensor output_scale, Tensor output_offset)"
+)
+def grouped_matmul_swiglu_quant_weight_nz(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor,
+    group_list: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    swiglu_limit: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``npu_grouped_matmul_swiglu_quant``; ``swiglu_limit`` must be 0, no limit."""
+    require_absent(swiglu_limit=swiglu_limit or None)
+    return npu_grouped_matmul_swiglu_quant(x, weight, group_list, weight_scale, x_scale, bias=bias, offset=offset)
