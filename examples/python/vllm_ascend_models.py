@@ -31,7 +31,14 @@ MODELS = {
     "mixtral": {**ATTENTION, "num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen3_moe": {**ATTENTION, **EXPERTS, "num_experts": 8, "norm_topk_prob": True},
     "deepseek_v2": {**LATENT, **EXPERTS, "q_lora_rank": None, "n_group": 1, "topk_method": "greedy"},
-    "deepseek_v3": {**LATENT, **EXPERTS, "q_lora_rank": 192, "n_group": 2, "topk_method": "noaux_tc"},
+    "deepseek_v3": {
+        **LATENT,
+        **EXPERTS,
+        "q_lora_rank": 192,
+        "n_group": 2,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+    },
 }
 SIZES = {
     "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
