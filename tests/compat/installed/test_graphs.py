@@ -46,6 +46,29 @@ def test_the_operators_of_anynpu_are_captured():
     assert y.abs().sum() > 0 and torch.equal(y, layer())
 
 
+def test_what_compiled_code_makes_of_an_operator_that_writes():
+    library = torch.library.Library("graphs_written", "DEF")
+    library.define("add_one(Tensor(a!) x) -> ()")
+
+    def add_one(x):
+        x.add_(1)
+
+    library.impl("add_one", add_one, "CPU")
+    functional = torch.ops.higher_order.auto_functionalized_v2
+    x = torch.zeros(3, device="npu")
+    options = {"_x_base_index": 0, "_x_size": (3,), "_x_stride": (1,), "_x_storage_offset": 0, "_all_bases": [x]}
+    graph, (_, y) = captured(lambda: functional(torch.ops.graphs_written.add_one.default, **options))
+    x.fill_(5)
+    graph.replay()
+    assert x.tolist() == [5, 5, 5] and y.tolist() == [6, 6, 6]
+
+    def chooses():
+        return torch.ops.higher_order.cond(x.sum() > 0, torch.neg, torch.abs, (x,))
+
+    with pytest.raises(RuntimeError, match="NPUGraph: cond cannot be captured"):
+        captured(chooses)
+
+
 def test_a_capture_leaves_tensors_alone_and_a_replay_writes_to_them():
     cache, step = torch.zeros(4, 2, device="npu"), torch.zeros(1, dtype=torch.int64, device="npu")
 

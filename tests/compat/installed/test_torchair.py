@@ -149,6 +149,9 @@ def test_cached_compilation_and_scopes(tmp_path, monkeypatch):
     torch.compiler.reset()
     model = Cached().npu()
     torchair.patch_for_hcom()
+    torchair.register_replacement(search_fn=torch.add, replace_fn=torch.sub, example_inputs=[torch.ones(1)])
+    with pytest.raises(TypeError, match="register_replacement: replace_fn must be callable, got str"):
+        torchair.register_replacement(torch.add, "sub", [])
     torchair.use_internal_format_weight(model)
     assert torch_npu.get_npu_format(model.linear.weight) == torch_npu.Format.FRACTAL_NZ
     for rows in (2, 3):

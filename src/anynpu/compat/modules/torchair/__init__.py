@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 
 from anynpu.compat import formats
@@ -18,6 +21,20 @@ register_fx_node_ge_converter = not_implemented("torchair.register_fx_node_ge_co
 
 def patch_for_hcom() -> None:
     """Nothing to patch: torch captures collectives itself."""
+
+
+def register_replacement(
+    search_fn: Callable[..., Any],
+    replace_fn: Callable[..., Any],
+    example_inputs: Iterable[Any],
+    trace_fn: Callable[..., Any] | None = None,
+    extra_check: Callable[..., bool] | None = None,
+    search_fn_pattern: Any = None,
+) -> None:
+    """Takes note of nothing: a replacement computes what it replaces, so graphs may stay as they are."""
+    for name, function in (("search_fn", search_fn), ("replace_fn", replace_fn)):
+        if not callable(function):
+            raise TypeError(f"register_replacement: {name} must be callable, got {type(function).__name__}")
 
 
 def use_internal_format_weight(model: torch.nn.Module) -> None:
@@ -37,6 +54,7 @@ __all__ = [
     "logger",
     "patch_for_hcom",
     "register_fx_node_ge_converter",
+    "register_replacement",
     "scope",
     "use_internal_format_weight",
 ]

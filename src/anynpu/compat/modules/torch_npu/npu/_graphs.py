@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -113,6 +114,8 @@ class ExternalEvent:
 class _Recorder(TorchDispatchMode):
     """Notes every operator with its arguments and the results that replays write to."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Any] = []  # (call, args, kwargs, results), or an event to wait for
@@ -122,6 +125,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(operator, HigherOrderOperator):
+            return self._note_functionalised(operator, args, kwargs)
         if torch.Tag.data_dependent_output in operator.tags or operator is torch.ops.aten.nonzero.default:
             raise RuntimeError(
                 f"NPUGraph: the values of tensors cannot be read while a graph is captured, got a call of {operator}"
@@ -135,6 +140,14 @@ class _Recorder(TorchDispatchMode):
         if made or writes:  # views see what replays write
             call = functools.partial(_finished, operator) if collective else operator
             self.calls.append((call, args, kwargs, made))
+        return result
+
+    def _note_functionalised(self, operator: HigherOrderOperator, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Notes what compiled code makes of an operator that writes to its arguments: one that returns copies."""
+        if operator.name() not in ("auto_functionalized", "auto_functionalized_v2"):
+            raise RuntimeError(f"NPUGraph: {operator.name()} cannot be captured")
+        result = operator(*args, **kwargs)
+        self.calls.append((operator, args, kwargs, self._made_of(result, args, kwargs)))
         return result
 
     def _made_of(self, result: Any, args: tuple, kwargs: dict[str, Any]) -> list[tuple[int, torch.Tensor]]:
