@@ -223,6 +223,8 @@ class Int8Layer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    get_max_cache_shape = get_max_length  # its name in older releases of transformers
+
     def reset(self) -> None:
         self._length = 0
         self.is_initialized = False  # the next batch may have another size
