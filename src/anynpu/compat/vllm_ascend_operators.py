@@ -6,7 +6,7 @@ Its mixtures of experts call these whether or not the extension is there. They a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,17 +58,12 @@ def moe_gating_top_k(
     return weights, experts, scores
 
 
-@_operator(
+_operator(
     "npu_moe_init_routing_custom(Tensor x, Tensor expert_idx, *, Tensor? scale=None, Tensor? offset=None, "
     "int active_num=-1, int expert_capacity=-1, int expert_num=-1, int drop_pad_mode=0, int expert_tokens_num_type=0, "
-    "bool expert_tokens_num_flag=False, int quant_mode=0, int[2] active_expert_range=[], int row_idx_type=0) "
+    "bool expert_tokens_num_flag=False, int quant_mode=-1, int[] active_expert_range=[], int row_idx_type=0) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
-)
-def npu_moe_init_routing_custom(
-    x: torch.Tensor, expert_idx: torch.Tensor, *, active_expert_range: Sequence[int] = (), **options: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``npu_moe_init_routing_v2``."""
-    return npu_moe_init_routing_v2(x, expert_idx, active_expert_range=list(active_expert_range), **options)
+)(npu_moe_init_routing_v2)  # its defaults too: torch leaves out arguments that equal those of the schema
 
 
 @_operator(

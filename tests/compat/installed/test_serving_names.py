@@ -78,9 +78,12 @@ def test_routing_and_experts_of_vllm_ascend():
         active_num=6, expert_num=4, expert_tokens_num_type=1, expert_tokens_num_flag=True, active_expert_range=[0, 4],
         quant_mode=1,
     )  # fmt: skip
-    routed = torch.ops._C_ascend.npu_moe_init_routing_custom(x, experts, scale=None, **options)
+    custom = torch.ops._C_ascend.npu_moe_init_routing_custom
+    routed = custom(x, experts, scale=None, **options)
     published = torch_npu.npu_moe_init_routing_v2(x, experts, **options)
     assert all(map(torch.equal, routed, published))
+    static = {**options, "quant_mode": 0, "scale": torch.tensor([10.0]), "offset": torch.tensor([1.0])}
+    assert all(map(torch.equal, custom(x, experts, **static), torch_npu.npu_moe_init_routing_v2(x, experts, **static)))
 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-128, 128, (4, 64, 128), dtype=torch.int8, generator=generator)
