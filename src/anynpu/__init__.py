@@ -7,6 +7,7 @@ from typing import Any
 from anynpu import formats, nn, reference
 from anynpu._device_errors import check_device_errors
 from anynpu._strict import strict
+from anynpu._transformers import register_when_imported
 from anynpu._version import __version__
 from anynpu.checkpoints import convert_checkpoint, load_checkpoint
 from anynpu.compat import install
@@ -54,6 +55,7 @@ __all__ = [
     "W8A8",
     "W8A16",
     "ActivationScales",
+    "AnynpuConfig",
     "W8A8Compressed",
     "__version__",
     "anti_quant",
@@ -100,9 +102,18 @@ __all__ = [
 ]
 
 
+# These import transformers, so they are loaded when they are asked for.
+_LAZY = {
+    "AnynpuConfig": "anynpu.checkpoints.hf_quantizer",
+    "calibrate_kv": "anynpu.kv_cache",
+    "kv_cache": "anynpu.kv_cache",
+}
+
+register_when_imported()
+
+
 def __getattr__(name: str) -> Any:
-    """``kv_cache`` imports transformers, so it is loaded when it is asked for."""
-    if name not in ("calibrate_kv", "kv_cache"):
+    if name not in _LAZY:
         raise AttributeError(f"module 'anynpu' has no attribute {name!r}")
-    module = importlib.import_module("anynpu.kv_cache")
-    return module if name == "kv_cache" else module.calibrate_kv
+    module = importlib.import_module(_LAZY[name])
+    return module if name == "kv_cache" else getattr(module, name)

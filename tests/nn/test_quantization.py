@@ -265,3 +265,18 @@ def test_quantised_model_compiles():
     compiled = torch.compile(model.up, fullgraph=True, dynamic=True, backend="aot_eager")
     x = torch.randn(4, 64)
     assert torch.equal(compiled(x), model.up(x))
+
+
+@pytest.mark.parametrize(
+    "config", [anynpu.W4A16(), anynpu.W8A16(symmetric=False), anynpu.W8A8(), anynpu.W4A8()], ids=str
+)
+def test_scales_are_float32_whatever_the_default_dtype_is(config):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 8))
+    expected = anynpu.quantize_(copy.deepcopy(model), config).state_dict()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        state = anynpu.quantize_(model, config).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert state["0.scale"].dtype == torch.float32

@@ -17,10 +17,10 @@ from anynpu.checkpoints.folder import CONFIG, OP, Tensors, open_folder
 from anynpu.checkpoints.gguf import load_gguf
 from anynpu.checkpoints.model import cast, compute_buffers, empty_model, fill, install, is_left_out, require_linear
 from anynpu.checkpoints.msmodelslim import MsModelSlim, description_of
-from anynpu.checkpoints.producers import Producer, producer_of
+from anynpu.checkpoints.producers import Producer, is_saved, producer_of
 from anynpu.nn import QuantizedLinear
 from anynpu.quantization.checkpoint import DESCRIPTION as OWN_DESCRIPTION
-from anynpu.quantization.checkpoint import load_quantized
+from anynpu.quantization.checkpoint import describe_in_config, load_quantized
 
 Progress = Callable[[str], None]
 
@@ -29,8 +29,8 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
     """A language model out of the folder that its producer wrote, with the codes of the files as they are.
 
     Reads folders of Hugging Face models: float, GPTQ, AWQ and compressed-tensors, as ``quantization_config`` says;
-    those of msModelSlim (Ascend), which have a ``quant_model_description.json``; and :func:`anynpu.save_quantized`'s
-    beside a ``config.json``.
+    those of msModelSlim (Ascend), which have a ``quant_model_description.json``; :func:`anynpu.save_quantized`'s
+    beside a ``config.json``; and what ``save_pretrained`` of transformers writes of a quantised model.
     Quantised linear layers become :class:`anynpu.nn.WeightQuantLinear`, :class:`anynpu.nn.QuantLinear` or
     :class:`anynpu.nn.StaticQuantLinear`; which ones they are is what the files hold. Experts with int8 activations
     become :class:`anynpu.nn.RoutedExperts`, others :class:`anynpu.nn.LinearExperts` of such layers. Every tensor of the
@@ -57,6 +57,7 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.prepack()
+    describe_in_config(model)
     return model
 
 
@@ -69,6 +70,8 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
     config = read_object(OP, path / CONFIG)
     if (path / OWN_DESCRIPTION).exists():
         return _load_own(path, config, dtype).eval()
+    if is_saved(config):
+        return _load_saved(path, config, dtype)
     described = description_of(path)
     producer = producer_of(config) if described is None else MsModelSlim.of(described)
     with open_folder(path) as tensors:
@@ -100,6 +103,25 @@ def _load_own(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> 
     model.tie_weights()
     compute_buffers(model)
     return model if dtype is None else cast(model, dtype)
+
+
+def _load_saved(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> torch.nn.Module:
+    """A folder that ``save_pretrained`` of transformers wrote of a model with anynpu's layers."""
+    with open_folder(path) as tensors:
+        empty_model(config, dtype, False, len(tensors.files))  # refuses what is no model
+    from transformers import AutoModelForCausalLM
+
+    options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or "auto", output_loading_info=True, **options
+        )
+    except Exception as error:  # whatever damaged files make transformers raise
+        raise ValueError(f"{OP}: {path} cannot be loaded: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        names = sorted(map(str, found[kind]))
+        require(OP, not names, f"{path} must hold the model's tensors, got {len(names)} {kind}: {names[:1]}")
+    return model
 
 
 def _layer(

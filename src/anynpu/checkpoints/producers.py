@@ -15,6 +15,7 @@ from anynpu.formats.compressed_tensors import from_compressed_tensors
 from anynpu.formats.gptq import from_gptq
 from anynpu.formats.quantized_weight import QuantizedWeight
 from anynpu.nn import Int4Linear, QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQuantLinear
+from anynpu.quantization.checkpoint import METHOD
 
 Shape = tuple[int, int]
 
@@ -330,6 +331,12 @@ class Unquantized(Producer):
 
     def layer(self, name: str, tensors: dict[str, torch.Tensor], shape: Shape) -> QuantizedLinear:
         raise ValueError("an unquantised model has no quantised layers")
+
+
+def is_saved(config: dict[str, Any]) -> bool:
+    """Whether a configuration says that ``save_pretrained`` wrote layers of this package."""
+    described = config.get("quantization_config")
+    return isinstance(described, dict) and described.get("quant_method") == METHOD
 
 
 def producer_of(config: dict[str, Any]) -> Producer:

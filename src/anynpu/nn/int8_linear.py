@@ -35,9 +35,9 @@ class Int8Linear(QuantizedLinear):
         super().__init__(in_features, out_features)
         op = type(self).__name__
         require(op, in_features <= MOST_K, f"in_features must be at most {MOST_K}, got {in_features}")
-        self.register_buffer("scale", torch.zeros(out_features, device=device))
-        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
-        self.register_buffer("input_scale", torch.ones(1, device=device) if static else None)
+        self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device=device))
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
+        self.register_buffer("input_scale", torch.ones(1, dtype=torch.float32, device=device) if static else None)
 
     def _set_parameters(self, scale: torch.Tensor, bias: torch.Tensor | None, input_scale: torch.Tensor | None) -> None:
         self._set("scale", scale)

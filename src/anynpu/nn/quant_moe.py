@@ -80,9 +80,13 @@ class QuantMoE(torch.nn.Module):
         self.group_count, self.k_group, self.two_largest = group_count, k_group, two_largest
         self.routed = QuantExperts(experts, hidden, intermediate, bits, group_size, device)
         self.shared = QuantExperts(1, hidden, shared, bits, group_size, device) if shared else None
-        self.register_buffer("router", torch.zeros(experts, hidden, device=device))
-        self.register_buffer("router_bias", torch.zeros(experts, device=device) if scoring == "sigmoid" else None)
-        self.register_buffer("shared_gate", torch.zeros(1, hidden, device=device) if shared_gated else None)
+        self.register_buffer("router", torch.zeros(experts, hidden, dtype=torch.float32, device=device))
+        self.register_buffer(
+            "router_bias", torch.zeros(experts, dtype=torch.float32, device=device) if scoring == "sigmoid" else None
+        )
+        self.register_buffer(
+            "shared_gate", torch.zeros(1, hidden, dtype=torch.float32, device=device) if shared_gated else None
+        )
 
     @classmethod
     def from_experts(

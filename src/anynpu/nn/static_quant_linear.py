@@ -45,9 +45,9 @@ class StaticQuantLinear(PrepackedLinear):
         require(op, in_features <= MOST_K, f"in_features must be at most {MOST_K}, got {in_features}")
         self._register_weight(torch.zeros((out_features, in_features), dtype=torch.int8, device=device))
         self.register_buffer("quant_bias", torch.zeros(out_features, dtype=torch.int32, device=device))
-        self.register_buffer("deq_scale", torch.zeros(out_features, device=device))
-        self.register_buffer("input_scale", torch.ones(1, device=device))
-        self.register_buffer("input_offset", torch.zeros(1, device=device))
+        self.register_buffer("deq_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
+        self.register_buffer("input_scale", torch.ones(1, dtype=torch.float32, device=device))
+        self.register_buffer("input_offset", torch.zeros(1, dtype=torch.float32, device=device))
 
     @classmethod
     def from_codes(

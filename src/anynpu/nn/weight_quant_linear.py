@@ -85,9 +85,9 @@ class WeightQuantLinear(PrepackedLinear):
         channels = (-(-in_features // group_size), out_features) if group_size else (out_features,)
         shape, dtype = _stored_weight(in_features, out_features, bits)
         self._register_weight(torch.zeros(shape, dtype=dtype, device=device))
-        self.register_buffer("scale", torch.zeros(channels, device=device))
-        self.register_buffer("offset", None if symmetric else torch.zeros(channels, device=device))
-        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        self.register_buffer("scale", torch.zeros(channels, dtype=torch.float32, device=device))
+        self.register_buffer("offset", None if symmetric else torch.zeros(channels, dtype=torch.float32, device=device))
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
         self.register_buffer("input_order", torch.arange(in_features, device=device) if reordered else None)
         self._prepacked_from: tuple[torch.Tensor, int] | None = None
         self._keeps_weight = True

@@ -27,7 +27,8 @@ class ActivationScales:
     def save(self, folder: str | Path) -> Path:
         """Writes them as a file beside the model in ``folder``; returns its path."""
         path = path_of("ActivationScales.save", "folder", folder) / SCALES_FILE
-        safetensors.torch.save_file({name: torch.tensor([scale]) for name, scale in self.scales.items()}, path)
+        scales = {name: torch.tensor([scale], dtype=torch.float32) for name, scale in self.scales.items()}
+        safetensors.torch.save_file(scales, path)
         return path
 
     @classmethod

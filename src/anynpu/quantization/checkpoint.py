@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from anynpu.nn import LAYERS, QuantizedLayer, QuantizedLinear, QuantMoE, RoutedE
 from anynpu.quantization.moe_blocks import is_experts, is_moe_block, sizes_of_experts
 
 DESCRIPTION = "anynpu_quantized.json"
+METHOD = "anynpu"  # the name of this package's layers in a configuration of transformers
 _FORMAT = "anynpu-quantized"
 _VERSION = 2
 _TENSOR_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
@@ -36,14 +38,12 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     require_module("save_quantized", model)
     folder = path_of("save_quantized", "folder", folder)
     tensors, aliases = _distinct(model.state_dict())
-    modules = model.named_modules(remove_duplicate=False)
-    layers = {name: module for name, module in modules if isinstance(module, QuantizedLayer)}
     file = f"model-{secrets.token_hex(8)}.safetensors"
     description = {
         "format": _FORMAT,
         "version": _VERSION,
         "tensors": file,
-        "layers": {name: {"kind": type(layer).__name__, **layer.fields()} for name, layer in layers.items()},
+        "layers": _described(model),
         "aliases": aliases,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,23 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     for old in folder.iterdir():
         if _TENSOR_FILE.fullmatch(old.name) and old.name != file:
             old.unlink()
+
+
+def _described(model: torch.nn.Module) -> dict[str, dict]:
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, QuantizedLayer)}
+    return {name: {"kind": type(layer).__name__, **layer.fields()} for name, layer in layers.items()}
+
+
+def describe_in_config(model: torch.nn.Module) -> None:
+    """Lets ``save_pretrained`` of a transformers model write what its layers are, into ``config.json``."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is None or not isinstance(model, modeling.PreTrainedModel):
+        return
+    layers = _described(model)
+    present = getattr(model.config, "quantization_config", None)
+    if layers and (present is None or dict(present).get("quant_method") == METHOD):
+        model.config.quantization_config = {"quant_method": METHOD, "layers": layers}
 
 
 def _distinct(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -111,7 +128,7 @@ def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.n
             "load_quantized", same in state and name not in state, f"alias {name} of {same} does not fit the tensors"
         )
     state.update({name: state[same] for name, same in description["aliases"].items()})
-    layers = _empty_layers(model, description["layers"])
+    layers = empty_layers(model, description["layers"])
     others = _check_state(model, layers, state)
     for name, layer in layers.items():
         layer.load_state_dict({key: state[_join(name, key)] for key in layer.state_dict()}, assign=True)
@@ -134,12 +151,16 @@ def _read_description(path: Path) -> dict:
     require(op, isinstance(layers, dict) and isinstance(aliases, dict), "layers and aliases must be objects")
     require(op, all(isinstance(same, str) for same in aliases.values()), "aliases must hold names")
     for name, fields in layers.items():
-        _require_fields(name, fields)
+        require_fields(op, name, fields)
     return description
 
 
-def _require_fields(name: str, fields: object) -> None:
-    op = "load_quantized"
+def require_fields(op: str, name: str, fields: object) -> None:
+    """What a file says of a layer is the kind of one and the types of its fields.
+
+    Raises:
+        ValueError: it is not.
+    """
     known = isinstance(fields, dict) and isinstance(fields.get("kind"), str) and fields["kind"] in LAYERS
     require(op, known, f"layer {name!r} must have a kind of {', '.join(LAYERS)}, got {fields!r}")
     expected = {"kind": str, **LAYERS[fields["kind"]].FIELDS}
@@ -147,8 +168,12 @@ def _require_fields(name: str, fields: object) -> None:
     require(op, typed, f"layer {name!r} must have the fields {', '.join(expected)}, got {fields!r}")
 
 
-def _empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLayer]:
-    """Layers without data, by name; a layer that the model uses under several names stays one."""
+def empty_layers(model: torch.nn.Module, layers: dict[str, dict]) -> dict[str, QuantizedLayer]:
+    """Layers without data, by name; a layer that the model uses under several names stays one.
+
+    Raises:
+        ValueError: the model has no such layer, or one of other sizes.
+    """
     distinct: dict[tuple, QuantizedLayer] = {}
     result = {}
     for name, fields in layers.items():
@@ -234,4 +259,5 @@ def _install(
         return layers[""]
     on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     model.load_state_dict(others, strict=False, assign=on_meta)
+    describe_in_config(model)
     return model

@@ -154,7 +154,7 @@ class W8A8(QuantConfig):
             return None
         known = name in self.activations.scales
         require(type(self).__name__, known, "no batch of the calibration reached this layer, so it has no scale")
-        return torch.tensor([self.activations.scales[name]], device=device)
+        return torch.tensor([self.activations.scales[name]], dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from anynpu._check import require_module
 from anynpu.nn import QuantizedLinear, QuantMoE
+from anynpu.quantization.checkpoint import describe_in_config
 from anynpu.quantization.config import QuantConfig
 
 Filter = Callable[[torch.nn.Module, str], bool]
@@ -77,6 +78,7 @@ def quantize_(
     for name, module in chosen.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, replacements[module])
+    describe_in_config(model)
     return model
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes anynpu a quantisation method of transformers, which ``import anynpu`` does not import."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_METHODS = "transformers.quantizers.auto"
+
+
+def register_when_imported() -> None:
+    """Registers :class:`anynpu.AnynpuConfig` now, or as soon as transformers loads its list of methods."""
+    if _METHODS in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def _register() -> None:
+    importlib.import_module("anynpu.checkpoints.hf_quantizer")
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds one module as others do, and has :func:`_register` called when it was loaded."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _METHODS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                _register()
+
+            spec.loader.exec_module = load_and_register
+        return spec

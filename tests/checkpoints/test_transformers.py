@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``save_pretrained`` and ``from_pretrained`` of transformers keep quantised layers, and quantise float folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoint_folders import MIXTURES, compressed_int8, gptq, logits, mixture_of, model_of
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
+
+import anynpu
+from anynpu.nn import LinearExperts, QuantLinear, QuantMoE, RoutedExperts, WeightQuantLinear
+
+CONFIGS = [
+    anynpu.W4A16(group_size=32),
+    anynpu.W4A16(group_size=0, symmetric=False),
+    anynpu.W8A16(),
+    anynpu.W8A8(),
+    anynpu.W8A8Compressed(granularity="tensor"),
+    anynpu.W4A8(group_size=32),
+]
+NAMES = [str(config) for config in CONFIGS]
+BLOCKS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+
+
+def loaded(folder, auto=AutoModelForCausalLM, **options):
+    """The model of a folder, all of whose tensors have their place."""
+    model, found = auto.from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(found.values()), found
+    return model
+
+
+def require_same(model, expected):
+    kinds = [{name: type(each) for name, each in one.named_modules()} for one in (model, expected)]
+    assert kinds[0] == kinds[1]
+    assert torch.equal(logits(model), logits(expected))
+
+
+@pytest.mark.filterwarnings("ignore:quantize_. lm_head.weight was tied")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_a_saved_model(config, tied, tmp_path):
+    model = anynpu.quantize_(model_of(tied=tied), config)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    require_same(loaded(tmp_path), model)
+    require_same(anynpu.load_checkpoint(tmp_path), model)
+
+
+@pytest.mark.filterwarnings("ignore:quantize_. lm_head.weight was tied")
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_a_float_folder(config, tmp_path):
+    model = model_of(tied=True)
+    model.save_pretrained(tmp_path / "float")
+    method = anynpu.AnynpuConfig(config, skip=("q_proj",))
+    quantised = loaded(tmp_path / "float", quantization_config=method)
+    require_same(quantised, anynpu.quantize_(model, config, skip=("q_proj",)))
+    quantised.save_pretrained(tmp_path / "saved")
+    require_same(loaded(tmp_path / "saved"), model)
+
+
+@pytest.mark.parametrize("config", [anynpu.W8A8(), anynpu.W4A8(group_size=32), anynpu.W4A16(group_size=32)], ids=str)
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_mixtures(kind, config, tmp_path):
+    model = anynpu.quantize_(model_of(kind, **MIXTURES[kind]), config, skip=("lm_head",))
+    experts = any(isinstance(module, QuantMoE) for module in model.modules())
+    assert experts == (kind in BLOCKS and not isinstance(config, anynpu.W4A16))
+    model.save_pretrained(tmp_path)
+    require_same(loaded(tmp_path), model)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_folders_with_int8_activations(kind, tmp_path):
+    compressed_int8(mixture_of(kind), tmp_path / "int8")
+    model = anynpu.load_checkpoint(tmp_path / "int8")
+    assert any(isinstance(module, RoutedExperts) for module in model.modules())
+    model.save_pretrained(tmp_path / "saved")
+    require_same(loaded(tmp_path / "saved"), model)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "mixtral"])
+def test_folders_of_gptq(kind, tmp_path):
+    source = model_of() if kind == "llama" else mixture_of(kind)
+    gptq(source, tmp_path / "gptq", act_order=True)
+    model = anynpu.load_checkpoint(tmp_path / "gptq")
+    assert any(isinstance(module, LinearExperts) for module in model.modules()) == (kind != "llama")
+    model.save_pretrained(tmp_path / "saved")
+    require_same(loaded(tmp_path / "saved"), model)
+
+
+@pytest.mark.filterwarnings("ignore:quantize_. lm_head.weight was tied")
+def test_encoders_and_decoders(tmp_path):
+    config = T5Config(vocab_size=64, d_model=64, d_ff=96, d_kv=16, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    model = anynpu.quantize_(AutoModelForSeq2SeqLM.from_config(config).eval(), anynpu.W8A16())
+    model.save_pretrained(tmp_path)
+    tokens = torch.arange(8).reshape(1, 8)
+    with torch.inference_mode():
+        got, want = (
+            each(tokens, decoder_input_ids=tokens).logits for each in (loaded(tmp_path, AutoModelForSeq2SeqLM), model)
+        )
+    assert torch.equal(got, want)
+
+
+def test_scales_stay_float32(tmp_path):
+    model = anynpu.quantize_(model_of(), anynpu.W4A16(group_size=32))
+    model.save_pretrained(tmp_path)
+    expected = model.bfloat16().state_dict()  # which casts no scales
+    assert {tensor.dtype for tensor in expected.values()} == {torch.int32, torch.float32, torch.bfloat16}
+    for half in (loaded(tmp_path, dtype=torch.bfloat16), anynpu.load_checkpoint(tmp_path, torch.bfloat16)):
+        state = half.state_dict()
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
+
+
+def test_a_part_of_a_model(tmp_path):
+    """Names in the files of a base model, and of a model that has one, lack or have its prefix."""
+    model = model_of()
+    base = anynpu.quantize_(model.model, anynpu.W8A8())
+    model.save_pretrained(tmp_path / "whole")
+    require_same(loaded(tmp_path / "whole"), model)
+    read = AutoModel.from_pretrained(tmp_path / "whole")
+    assert torch.equal(*(each(torch.arange(5)[None]).last_hidden_state for each in (read, base)))
+
+
+def test_layers_of_two_configurations(tmp_path):
+    model = anynpu.quantize_(model_of(), anynpu.W4A16(group_size=32), skip=("lm_head",))
+    anynpu.quantize_(model, anynpu.W8A8())
+    model.save_pretrained(tmp_path)
+    read = loaded(tmp_path)
+    assert isinstance(read.lm_head, QuantLinear) and isinstance(read.model.layers[0].mlp.up_proj, WeightQuantLinear)
+    require_same(read, model)
+
+
+def test_float_models_are_not_described(tmp_path):
+    model = model_of()
+    with pytest.warns(UserWarning, match="no layer was chosen"):
+        anynpu.quantize_(model, anynpu.W8A8(), filter_fn=lambda module, name: False)
+    assert not hasattr(model.config, "quantization_config")
+
+
+@pytest.mark.parametrize("imports", ["anynpu, transformers", "transformers.quantizers.auto, anynpu"])
+def test_import_is_enough(imports, tmp_path):
+    anynpu.quantize_(model_of(), anynpu.W8A16()).save_pretrained(tmp_path)
+    code = (
+        f"import {imports}\n"
+        f"model = transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})\n"
+        "assert isinstance(model.lm_head, anynpu.nn.WeightQuantLinear), model\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_loads_no_transformers():
+    code = "import anynpu, sys; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+LAYER = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({f"{LAYER}.scale": None}, "1 missing_keys"),
+        ({"extra": torch.zeros(1)}, "1 unexpected_keys"),
+        ({f"{LAYER}.scale": torch.ones(3)}, "mismatch"),
+        ({f"{LAYER}.input_scale": -torch.ones(1)}, "input_scale must be positive and finite"),
+    ],
+)
+def test_damaged_tensors(changes, sentence, tmp_path):
+    model = model_of()
+    scales = anynpu.calibrate_activations(model, [torch.arange(5)[None]])
+    anynpu.quantize_(model, anynpu.W8A8(activations=scales)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors") | changes
+    save_file({name: each for name, each in tensors.items() if each is not None}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"load_checkpoint: .*{sentence}"):
+        anynpu.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kind": "Linear"}, "must have a kind of"),
+        ({"in_features": 32}, r"must have \(in_features, out_features\)"),
+        ({"more": 1}, "must have the fields"),
+    ],
+)
+def test_damaged_descriptions(change, sentence, tmp_path):
+    anynpu.quantize_(model_of(), anynpu.W8A8()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["layers"][LAYER] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=sentence):
+        anynpu.load_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_configurations():
+    with pytest.raises(TypeError, match=r"AnynpuConfig: config must be a configuration such as W4A16"):
+        anynpu.AnynpuConfig()
+    with pytest.raises(TypeError, match=r"AnynpuConfig: layers must be an object"):
+        anynpu.AnynpuConfig(layers=[])
+    config = anynpu.AnynpuConfig(anynpu.W4A16(), skip=("lm_head",))
+    assert repr(config) == "AnynpuConfig(W4A16(group_size=128, symmetric=True), skip=('lm_head',))"
