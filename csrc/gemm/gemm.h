@@ -75,6 +75,10 @@ struct DigitBlock {
   float scale;                       // x is scale * sum_d 256^d * digit[d], and a rest
   float sum;                         // of x over the block
   int32_t compensation[kMaxDigits];  // -bias * sum of a digit over the block; in AVX2 rests follow two digits
+  // Of int8 rows in AVX2: whether the products of a block with int4 weights less 8 add up to no more than an int16, and what
+  // such sums start from: -8 * the sums of k 0 and 1 and of k 2 and 3 of its steps, as words.
+  bool fits_words;
+  int32_t word_compensation;
   const Rest* rest;
   int64_t rest_count;
 };
@@ -230,6 +234,9 @@ struct GemmKernel {
 
   Bf16Scheme bf16;
   PairScheme pairs;
+
+  // Fills what a block of an int8 row is asked for; null: its compensation, by the caller.
+  void (*sum_bytes)(const int8_t* x, int64_t count, int32_t bias, DigitBlock* info) = nullptr;
 };
 
 // Accumulator rows of one tile that fill the registers: of 64 columns with panels, of 32 when streaming.

@@ -44,6 +44,7 @@ const GemmKernel gemm_avx2 = {
     multiply_words,
     {},
     {},
+    sum_bytes,
 };
 
 }  // namespace anynpu

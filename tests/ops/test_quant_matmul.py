@@ -185,6 +185,29 @@ def test_extreme_int4_sums(k, isa):
         assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("parity", [0, 2])
+@pytest.mark.parametrize("last", [-127, -128, 127])
+def test_int4_sums_that_int16_just_holds_or_not(parity, last, isa, each_thread_count):
+    """32 values of a block meet in one int16 in AVX2: weights less 8 times 4096 are one too many for it."""
+    x1 = torch.zeros(5, 256, dtype=torch.int8)
+    x1[1, parity:128:4] = -128
+    x1[1, 124 + parity] = last
+    x1[2, 128 + parity : 256 : 4] = 127
+    x1[4, parity + 1 : 256 : 4] = -x1[1, parity::4].clamp(min=-127)
+    values = torch.full((256, 40), -8, dtype=torch.int32)
+    values[:, 1::2] = 7
+    words = anynpu.int4_pack(values)
+    keywords = {"output_dtype": torch.float32, "group_size": 128}
+    scale = torch.tensor([[1.0], [2.0]]).repeat(1, 40)
+    expected = anynpu.reference.quant_matmul(x1, words, scale, **keywords)
+    for x2, n in ((words, None), (anynpu.weight_quant_prepack(words), 40)):
+        for rows in (slice(1, 2), slice(0, 5)):
+            for result in each_thread_count(
+                lambda x2=x2, n=n, rows=rows: anynpu.quant_matmul(x1[rows], x2, scale, **keywords, n=n)
+            ):
+                assert torch.equal(result, expected[rows])
+
+
 def test_a_prepacked_weight_must_be_that_of_k_and_n():
     words, _ = int4_words(64, 32, seed=5)
     blob = anynpu.weight_quant_prepack(words)

@@ -111,9 +111,14 @@ void RowPacker::pack_byte_row(const int8_t* from, int64_t stride, const PackedRo
       *to = 0;
       std::memcpy(to, values + i, static_cast<size_t>(k.count - i));
     }
+    DigitBlock* info = row.info + block * row.rows + row.tile + row.row;
+    if (kernel_.sum_bytes != nullptr) {
+      kernel_.sum_bytes(values, k.count, problem_.panel_bias(), info);
+      continue;
+    }
     int32_t sum = 0;
     for (i = 0; i < k.count; ++i) sum += values[i];
-    row.info[block * row.rows + row.tile + row.row].compensation[0] = -problem_.panel_bias() * sum;
+    info->compensation[0] = -problem_.panel_bias() * sum;
   }
 }
 
