@@ -13,7 +13,7 @@ import pytest
 from anynpu import _native
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("kv_cache_test", "weight_quant_matmul_test")
+PROGRAMS = ("kv_cache_test", "quant_matmul_test", "weight_quant_matmul_test")
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)

@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <asm/prctl.h>
 #include <sys/syscall.h>
@@ -56,7 +60,18 @@ bool may_use_tiles() {
 }
 #endif
 
+#if defined(__aarch64__)
+bool has_dot_product() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const char* cpu_refusal(Isa isa) {
+  if (isa == Isa::portable) return nullptr;
 #if defined(__x86_64__)
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
@@ -72,19 +87,23 @@ const char* cpu_refusal(Isa isa) {
   const bool amx = avx512vnni && has_amx(), tiles = amx && may_use_tiles();
 #endif
   switch (isa) {
-    case Isa::portable: return nullptr;
     case Isa::avx2: return avx2 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
     case Isa::avx512vbmi:
       return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI, BITALG or GFNI";
     case Isa::avx512bf16: return avx512bf16 ? nullptr : "the CPU is not one of AMD with AVX-512 BF16";
     case Isa::avx512vnni: return avx512vnni ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ or VNNI";
+    case Isa::neon: return "not an ARM64 CPU";
     case Isa::amx:
       if (!amx) return "the CPU lacks AVX-512 VNNI, AMX-TILE, AMX-INT8 or AMX-BF16";
       return tiles ? nullptr : "the operating system does not let the process use AMX";
+    case Isa::portable: break;
   }
   return "unknown tier";
+#elif defined(__aarch64__)
+  if (isa != Isa::neon) return "not an x86-64 CPU";
+  return has_dot_product() ? nullptr : "the CPU lacks the dot product extension (ASIMDDP)";
 #else
-  return isa == Isa::portable ? nullptr : "not an x86-64 CPU";
+  return isa == Isa::neon ? "not an ARM64 CPU" : "not an x86-64 CPU";
 #endif
 }
 

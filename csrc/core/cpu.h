@@ -40,6 +40,10 @@ const Kernel& pick(const Kernel* const (&table)[N]) {
 #define ANYNPU_KERNELS(Kernel, stem)                                   \
   extern const Kernel stem##_avx512vnni, stem##_avx2, stem##_portable; \
   constexpr const Kernel* kKernels[] = {&stem##_avx512vnni, &stem##_avx2, &stem##_portable};
+#elif defined(__aarch64__)
+#define ANYNPU_KERNELS(Kernel, stem)                \
+  extern const Kernel stem##_neon, stem##_portable; \
+  constexpr const Kernel* kKernels[] = {&stem##_neon, &stem##_portable};
 #else
 #define ANYNPU_KERNELS(Kernel, stem)   \
   extern const Kernel stem##_portable; \

@@ -194,7 +194,7 @@ void attention_case() {
 int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 150;
   const int seed = argc > 2 ? std::atoi(argv[2]) : 1;
-  for (const char* tier : {"avx512vnni", "avx2", "portable"}) {
+  for (const char* tier : {"avx512vnni", "avx2", "neon", "portable"}) {
     if (argc > 3 && std::strcmp(tier, argv[3]) != 0) continue;
     if (const char* reason = anynpu_isa_refusal(tier)) {
       std::printf("%s: not run, %s\n", tier, reason);

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+#define ANYNPU_KERNEL_TIER neon
+#include "ops/int4_pack/kernel.inc"
