@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only module that talks to torch.library: schemas, kernels by device, fake kernels, and the list of operators."""
+"""What operators need of torch.library: schemas, kernels by device, fake kernels, and the list of operators."""
 
 from __future__ import annotations
 

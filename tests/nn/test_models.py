@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 import anynpu
 from anynpu.nn import QuantizedLinear
+from anynpu.quantization import read_by_parent
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
@@ -62,6 +67,57 @@ def test_computes_with_the_quantised_weights(kind):
 def test_compressed_weights_give_the_same(kind):
     result, expected = (logits(anynpu.quantize_(build(kind), each())) for each in (anynpu.W8A8Compressed, anynpu.W8A8))
     assert torch.equal(result, expected)
+
+
+ENCODERS = {  # class, arguments of its configuration, layers that stay float
+    "Deberta": (
+        "DebertaForMaskedLM",
+        {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+        {"in_proj"},
+    ),
+    "MobileBert": (
+        "MobileBertForMaskedLM",
+        {**SMALL, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+        {"dense", "decoder"},
+    ),
+    "Rwkv": ("RwkvForCausalLM", {**SMALL, "rescale_every": 1, "attention_hidden_size": 64}, {"output", "value"}),
+    "WavLM": (
+        "WavLMModel",
+        {**SMALL, "conv_dim": [8], "conv_kernel": [4], "conv_stride": [2], "num_conv_pos_embedding_groups": 2,
+         "num_feat_extract_layers": 1, "feat_extract_norm": "layer"},
+        {"q_proj", "k_proj", "v_proj", "out_proj"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:quantize_. .* was tied")
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_layers_that_other_code_reads(kind):
+    name, arguments, stay = ENCODERS[kind]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**arguments)).eval()
+    inputs = torch.randn(2, 400) if kind == "WavLM" else TOKENS
+    expected = copy.deepcopy(model)
+    anynpu.quantize_(model, anynpu.W8A16())
+    floats = {each for each, layer in model.named_modules() if type(layer) is torch.nn.Linear}
+    assert {each.rpartition(".")[2] for each in floats} >= stay
+    for each, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            expected.get_submodule(each).weight = torch.nn.Parameter(layer.dequantized())
+    with torch.inference_mode():
+        got, want = (each(inputs)[0] for each in (model, expected))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_list_names_what_transformers_has():
+    """A name that is misspelt would let its layer be quantised."""
+    sources = Path(transformers.__file__).parent.glob("models/*/modeling_*.py")
+    text = "\n".join(path.read_text() for path in sources)
+    classes = set(re.findall(r"^class (\w+)\(", text, re.MULTILINE))
+    named = set().union(*read_by_parent._PARENTS.values())
+    assert named - classes == set()
+    for layer in read_by_parent._PARENTS:
+        assert re.search(rf"self\.{layer} = \(?\s*nn\.Linear\(", text), layer
 
 
 def test_weights_cannot_be_tied_again():

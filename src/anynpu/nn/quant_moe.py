@@ -208,21 +208,35 @@ def _float32_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x.float(), weight)
 
 
-def without_gradient(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``y``, computed from ``x`` and no function of it to autograd: an error where a gradient would be wanted."""
-    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _WithoutGradient.apply(y, x)
+def without_gradient(y: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    """``y``, to autograd no function of the ``inputs`` it was computed from: an error where a gradient is wanted."""
+    differentiable = [each for each in inputs if each.requires_grad]
+    if differentiable and torch.is_grad_enabled():
+        return _WithoutGradient.apply(y, differentiable[0].flatten()[:1].sum())
     return y
 
 
 class _WithoutGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return y.view_as(y)
+    """``y`` as a function of ``anchor``, a number that depends on the input."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None]:
-        raise NotImplementedError("QuantMoE, RoutedExperts, LinearExperts: quantised experts have no gradient")
+    def forward(ctx: Any, y: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, _refused_gradient(gradient)
+
+
+# An operator, since torch.compile runs a backward pass when it traces one: only the call of this may raise.
+@torch.library.custom_op("anynpu::refused_gradient", mutates_args=())
+def _refused_gradient(gradient: torch.Tensor) -> torch.Tensor:
+    raise NotImplementedError("QuantMoE, RoutedExperts, LinearExperts: quantised experts have no gradient")
+
+
+@_refused_gradient.register_fake
+def _(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.new_empty(())
 
 
 def routed_sum(

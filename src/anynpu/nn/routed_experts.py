@@ -54,7 +54,7 @@ class RoutedExperts(torch.nn.Module):
         require_last_axis("RoutedExperts", x, self.own.hidden)
         codes, scale = dynamic_quant(x)
         y = routed_sum(self.own, codes, scale, weights.float(), experts.int(), self.own.experts, 0)
-        return without_gradient(y.to(x.dtype), x)
+        return without_gradient(y.to(x.dtype), x, weights)
 
     def prepack(self) -> None:
         """Nothing: the kernels read the buffers as they are."""

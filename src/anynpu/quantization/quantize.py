@@ -13,17 +13,9 @@ from anynpu._check import require_module
 from anynpu.nn import QuantizedLinear, QuantMoE
 from anynpu.quantization.checkpoint import describe_in_config
 from anynpu.quantization.config import QuantConfig
+from anynpu.quantization.read_by_parent import is_read_by_parent
 
 Filter = Callable[[torch.nn.Module, str], bool]
-
-# Linear layers of transformers whose weight is read by other code than their own: parents, by class, and the layer.
-_READ_BY_PARENT = {
-    **dict.fromkeys(("FalconMambaMixer", "JambaMambaMixer", "MambaMixer"), "dt_proj"),
-    **dict.fromkeys(("FalconMambaForCausalLM", "Mamba2ForCausalLM", "MambaForCausalLM", "xLSTMForCausalLM"), "lm_head"),
-    **dict.fromkeys(("DeepseekV32Indexer", "GlmMoeDsaIndexer"), "weights_proj"),
-    "HunYuanMoEV1Gate": "wg",
-    "LongcatFlashTopkRouter": "classifier",
-}
 
 
 def quantize_(
@@ -100,7 +92,7 @@ def _chosen(
     return {
         name: module
         for name, module in chosen.items()
-        if not _is_within(name, chosen) and not _is_read_by_parent(model, name)
+        if not _is_within(name, chosen) and not is_read_by_parent(model, name)
     }
 
 
@@ -108,11 +100,6 @@ def _is_within(name: str, chosen: dict[str, torch.nn.Module]) -> bool:
     """Whether a layer is part of another one: the shared expert of a block of experts has linear layers."""
     parts = name.split(".") if name else []
     return any(".".join(parts[:count]) in chosen for count in range(len(parts)))
-
-
-def _is_read_by_parent(model: torch.nn.Module, name: str) -> bool:
-    parent, _, child = name.rpartition(".")
-    return child != "" and _READ_BY_PARENT.get(type(model.get_submodule(parent)).__name__) == child
 
 
 def _fits(name: str, pattern: str) -> bool:
