@@ -74,7 +74,7 @@ ANYNPU_API int32_t anynpu_abi_version(void);
 ANYNPU_API int64_t anynpu_sizeof(const char* name);
 /* The sentence for the last error of this thread; valid until its next call. */
 ANYNPU_API const char* anynpu_last_error(void);
-/* Instruction set tiers, best first: "amx", "avx512bf16", "avx512vbmi", "avx512vnni", "avx2", "neon", "portable". */
+/* Instruction set tiers, best first: "amx", "avx512bf16", "avx512vbmi", "avx512vnni", "avxvnni", "avx2", "neon", "portable". */
 ANYNPU_API const char* anynpu_isa(void);
 /* Why tier `isa` is not used, or NULL when this machine and build can use it. */
 ANYNPU_API const char* anynpu_isa_refusal(const char* isa);

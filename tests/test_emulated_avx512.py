@@ -21,6 +21,7 @@ FLAGS = (
     "-mavx2 -mbmi2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni "
     "-mavx512vbmi -mavx512bitalg -mgfni"
 )
+AVXVNNI_FLAGS = "-mavx2 -mavxvnni"
 AMX_FLAGS = "-mavx2 -mfma -mamx-tile -mamx-int8 -mamx-bf16"
 TESTS = (
     "tests/ops",
@@ -32,7 +33,7 @@ TESTS = (
     "tests/test_random_calls.py",
 )
 
-lacking = [tier for tier in _native.ISA_TIERS if tier not in {"avx2", "portable"} and _native.isa_refusal(tier)]
+lacking = [tier for tier in _native.ISA_TIERS if tier not in {"avx2", "neon", "portable"} and _native.isa_refusal(tier)]
 needs_gcc = pytest.mark.skipif(
     shutil.which("g++") is None or platform.machine() not in {"x86_64", "AMD64"}, reason="needs g++ on x86-64"
 )
@@ -65,7 +66,11 @@ def test_tiers_pass_their_tests_in_emulation():
 @needs_gcc
 @pytest.mark.parametrize(
     ("name", "tier", "flags"),
-    [("emulated_avx512", "avx512vbmi", FLAGS), ("emulated_amx", "amx", AMX_FLAGS)],
+    [
+        ("emulated_avx512", "avx512vbmi", FLAGS),
+        ("emulated_avxvnni", "avxvnni", AVXVNNI_FLAGS),
+        ("emulated_amx", "amx", AMX_FLAGS),
+    ],
 )
 def test_emulation_equals_the_cpu(name, tier, flags, tmp_path):
     if tier in lacking:
@@ -102,3 +107,10 @@ def test_every_tile_intrinsic_of_the_kernels_is_compared():
     used = {name for path in kernels for name in re.findall(r"_tile_\w+", path.read_text())}
     assert used, "no kernels"
     assert used <= set(re.findall(r"_tile_\w+", (NATIVE / "amx_calls.inc").read_text()))
+
+
+def test_every_intrinsic_of_avxvnni_is_compared():
+    products = (ROOT / "csrc" / "simd" / "products_avxvnni.h").read_text()
+    used = set(re.findall(r"_mm256_\w+_avx_epi32", products))
+    assert used, "no products"
+    assert used <= set(re.findall(r"_mm256_\w+_avx_epi32", (NATIVE / "emulated_avxvnni.cc").read_text()))

@@ -39,6 +39,12 @@ bool has_f16c() {
 #endif
 
 #if defined(__x86_64__) && !defined(ANYNPU_EMULATE_AVX512)
+bool has_avxvnni() {
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+}
+
 bool has_amx() {
   unsigned eax, ebx, ecx, edx;
   constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
@@ -76,7 +82,7 @@ const char* cpu_refusal(Isa isa) {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
 #if defined(ANYNPU_EMULATE_AVX512)
-  const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2, amx = avx2, tiles = avx2;
+  const bool avx512vnni = avx2, avx512vbmi = avx2, avx512bf16 = avx2, amx = avx2, tiles = avx2, avxvnni = avx2;
 #else
   const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -84,10 +90,12 @@ const char* cpu_refusal(Isa isa) {
   const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi") &&
                           __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
   const bool avx512bf16 = avx512vbmi && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
+  const bool avxvnni = avx2 && has_avxvnni();
   const bool amx = avx512vnni && has_amx(), tiles = amx && may_use_tiles();
 #endif
   switch (isa) {
     case Isa::avx2: return avx2 ? nullptr : "the CPU lacks AVX2, BMI2, FMA or F16C";
+    case Isa::avxvnni: return avxvnni ? nullptr : "the CPU lacks AVX2, BMI2, FMA, F16C or AVX-VNNI";
     case Isa::avx512vbmi:
       return avx512vbmi ? nullptr : "the CPU lacks AVX-512 F, BW, VL, DQ, VNNI, VBMI, BITALG or GFNI";
     case Isa::avx512bf16: return avx512bf16 ? nullptr : "the CPU is not one of AMD with AVX-512 BF16";

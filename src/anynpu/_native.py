@@ -20,7 +20,7 @@ ABI_VERSION = 5
 MAX_DIMS = 8
 ND = 2
 FRACTAL_NZ = 29
-ISA_TIERS = ("amx", "avx512bf16", "avx512vbmi", "avx512vnni", "avx2", "neon", "portable")  # best first
+ISA_TIERS = ("amx", "avx512bf16", "avx512vbmi", "avx512vnni", "avxvnni", "avx2", "neon", "portable")  # best first
 
 DTYPE_CODES = {
     torch.float32: 0,

@@ -16,9 +16,17 @@
 
 namespace anynpu {
 
-ANYNPU_KERNELS(CombineKernel, combine)
+#define ANYNPU_KERNEL(tier) extern const CombineKernel combine_##tier;
+#include "ops/grouped_matmul_combine/kernels.def"
+#undef ANYNPU_KERNEL
 
 namespace {
+
+constexpr const CombineKernel* kKernels[] = {
+#define ANYNPU_KERNEL(tier) &combine_##tier,
+#include "ops/grouped_matmul_combine/kernels.def"
+#undef ANYNPU_KERNEL
+};
 
 constexpr const char* kOp = "grouped_matmul_combine";
 constexpr int64_t kCachedSums = 16384;      // of a task, if it is wider than kColumns

@@ -1,28 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without VNNI: bytes become words, because the byte product of AVX2 saturates.
+#include "simd/products_avx2.h"
 #include "simd/vec_avx2.h"
 
 #include "gemm/gemm.h"
 #include "gemm/words_avx2.inc"
 #include "ops/quant_matmul/direct_avx2.inc"
 #include "ops/quant_matmul/nibbles_avx2.inc"
-#include "ops/quant_matmul/store.inc"
+#include "ops/quant_matmul/store_avx2.inc"
 
 namespace anynpu {
 namespace {
-
-void scale_exactly(const int32_t* sums, const float* scale, int64_t count, float* values) {
-  const __m256i below = _mm256_set1_epi64x(kBelowFloat), last = _mm256_set1_epi64x(kBelowFloat + 1);
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    const __m256d sum = _mm256_cvtepi32_pd(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + i)));
-    const __m256i bits = _mm256_castpd_si256(_mm256_mul_pd(sum, _mm256_cvtps_pd(_mm_loadu_ps(scale + i))));
-    const __m256i nothing = _mm256_cmpeq_epi64(_mm256_and_si256(bits, below), _mm256_setzero_si256());
-    const __m256i odd = _mm256_or_si256(_mm256_andnot_si256(below, bits), _mm256_andnot_si256(nothing, last));
-    _mm_storeu_ps(values + i, _mm256_cvtpd_ps(_mm256_castsi256_pd(odd)));
-  }
-  scale_exactly_one_by_one(sums + i, scale + i, count - i, values + i);
-}
 
 template <int kRows, int kVecs>
 inline void add_to(const __m256i (&sums)[kRows][kVecs], int64_t c_stride, int32_t* c) {
