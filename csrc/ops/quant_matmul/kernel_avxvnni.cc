@@ -20,12 +20,13 @@ constexpr int64_t kProductRows = 48;
 constexpr int64_t kWideSums = 1 << 13;
 constexpr int kMemoryRows = 3;  // up to so many of them wait for cells in place
 constexpr int64_t kAheadOfCells = 2048;
-constexpr int64_t kPanelRows = 5;  // of x: fewer are multiplied by weights as they lie
+constexpr int64_t kDirectRows = 4;  // of x, up to which weights are multiplied as they lie
 
+// Vectors of columns in a tile of so many rows.
 template <int kRows>
 constexpr int kVecs = kRows == 1   ? 8
                       : kRows <= 3 ? 4
-                                   : 2;  // of columns in a tile
+                                   : 2;
 
 template <int kRows>
 ANYNPU_INLINE void add_step(const uint8_t* weights, const int32_t* x, __m256i (&sums)[kRows][kVecs<kRows>],
@@ -87,8 +88,7 @@ void multiply(const Int8Product& product) {
 
 extern const Int8Kernel int8_avxvnni;
 const Int8Kernel int8_avxvnni = {
-    Isa::avxvnni, 0,        kTileRows,        1,      kPanelK,        kStreamK,       kProductRows,
-    kWideSums,    multiply, multiply_nibbles, direct, kPanelRows - 1, kPanelRows - 1, sum,
-    store};
+    Isa::avxvnni,     0,      kTileRows,   1,           kPanelK, kStreamK, kProductRows, kWideSums, multiply,
+    multiply_nibbles, direct, kDirectRows, kDirectRows, sum,     store};
 
 }  // namespace anynpu
