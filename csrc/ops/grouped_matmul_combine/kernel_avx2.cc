@@ -7,7 +7,6 @@
 namespace anynpu {
 namespace {
 
-constexpr int kLongBlocks = 2;
 // Each word takes two of four k. With bytes up to 15 it stays within int16 if the values of one sign do not exceed its
 // fifteenth: most x of two blocks do not, as they would if all were 127.
 bool small_sums(const int8_t* x, int64_t k) {
@@ -35,13 +34,6 @@ bool small_sums(const int8_t* x, int64_t k) {
 namespace anynpu {
 
 extern const CombineKernel combine_avx2;
-const CombineKernel combine_avx2 = {Isa::avx2,   {8, 1024, 1 << 15},
-                                    kColumns,    kTileRows,
-                                    kBlockSteps, multiply_int4,
-                                    small_sums,  scale_int4,
-                                    nullptr,     0,
-                                    0,           nullptr,
-                                    scale_group, add_row,
-                                    add_shared};
+const CombineKernel combine_avx2 = int4_kernel(Isa::avx2);
 
 }  // namespace anynpu

@@ -6,7 +6,6 @@
 namespace anynpu {
 namespace {
 
-constexpr int kLongBlocks = 2;
 // Partial sums are int32.
 bool small_sums(const int8_t*, int64_t) { return true; }
 
@@ -18,20 +17,6 @@ bool small_sums(const int8_t*, int64_t) { return true; }
 namespace anynpu {
 
 extern const CombineKernel combine_avxvnni;
-const CombineKernel combine_avxvnni = {Isa::avxvnni,
-                                       {8, 1024, 1 << 15},
-                                       kColumns,
-                                       kTileRows,
-                                       kBlockSteps,
-                                       multiply_int4,
-                                       small_sums,
-                                       scale_int4,
-                                       nullptr,
-                                       0,
-                                       0,
-                                       nullptr,
-                                       scale_group,
-                                       add_row,
-                                       add_shared};
+const CombineKernel combine_avxvnni = int4_kernel(Isa::avxvnni);
 
 }  // namespace anynpu
