@@ -20,7 +20,7 @@ from triton.runtime.jit import mangle_type
 
 from anynpu import _device_errors
 
-HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER, AMPERE = GPUTarget("cuda", 90, 32), GPUTarget("cuda", 80, 32)
 MOST_SHARED_BYTES = 227 << 10  # that a block of sm_90 can have
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -38,23 +38,24 @@ class Compiled:
     stack_bytes: int  # what does not fit into registers
 
 
-def compiled_by(monkeypatch, call: Callable[[], object]) -> list[Compiled]:
-    """Runs ``call``, on meta tensors, with every launch replaced by compilation."""
+def compiled_by(monkeypatch, call: Callable[[], object], target: GPUTarget = HOPPER) -> list[Compiled]:
+    """Runs ``call``, on meta tensors, with every launch replaced by compilation for ``target``."""
     found = []
 
     def launch(kernel, programs, *args, **meta):
         if programs:
-            found.append(_compile(kernel, programs, args, meta))
+            found.append(_compile(kernel, programs, args, meta, target))
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("anynpu.") and hasattr(module, "launch"):
-            monkeypatch.setattr(module, "launch", launch)
+    for name, replaced in {"launch": launch, "capability": lambda device: target.arch // 10}.items():
+        for module_name, module in list(sys.modules.items()):
+            if module_name.startswith("anynpu.") and hasattr(module, name):
+                monkeypatch.setattr(module, name, replaced)
     monkeypatch.setattr(_device_errors, "_words", {})  # no other test shall ask a meta tensor for errors
     call()
     return found
 
 
-def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict) -> Compiled:
+def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict, target: GPUTarget) -> Compiled:
     values = dict(zip(kernel.arg_names, args, strict=False)) | meta
     options = {key: value for key, value in meta.items() if key not in kernel.arg_names} | {"enable_fp_fusion": True}
     signature, constants, attributes = {}, {}, {}
@@ -67,7 +68,7 @@ def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict)
             if isinstance(value, torch.Tensor) or _is_multiple_of_16(parameter, value):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, signature, constants, attributes)
-    binary = triton.compile(source, target=HOPPER, options=options)
+    binary = triton.compile(source, target=target, options=options)
     ptx, cubin = binary.asm["ptx"], binary.asm["cubin"]
     return Compiled(kernel.__name__, programs, ptx, cubin, binary.metadata.shared, *_resources(cubin))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every CUDA kernel compiles to machine code of an H100 or H200 that fits one, without a GPU."""
+"""Every CUDA kernel compiles to machine code of an H100 or H200 that fits one, and of older GPUs, without a GPU."""
 
 from __future__ import annotations
 
@@ -194,6 +194,14 @@ def test_compiles(call, monkeypatch):
         assert kernel.cubin
         assert kernel.shared_bytes <= gpu_compile.MOST_SHARED_BYTES
         assert kernel.stack_bytes == 0, f"{kernel.name} keeps {kernel.stack_bytes} bytes outside registers"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_compiles_for_the_first_gpus_with_bfloat16(call, monkeypatch):
+    """sm_80, which has fewer instructions than those after it."""
+    operator, args, kwargs, _ = CALLS[call]
+    kernel = operators[operator].cuda_kernel
+    assert gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, **kwargs), gpu_compile.AMPERE)
 
 
 def test_old_triton_is_refused_by_name():

@@ -84,15 +84,16 @@ def _load(cache_ptr, place, readable, head, kv_heads, SIZE: tl.constexpr, WIDTH:
 def _codes(pairs, SECOND: tl.constexpr):
     """The first or second of the two codes in each int16, as bfloat16; the hardware can transpose pairs, not bytes.
 
-    Seven bits set behind 128, less 128 or, with the sign, 256: three operations for two codes.
+    Seven bits set behind 128, less 128 or, with the sign, 256: three operations for two codes. The difference is an fma
+    because GPUs before Hopper have no subtraction of bfloat16.
     """
     if INTERPRETED:
         return ((pairs >> 8) if SECOND else pairs.to(tl.int8)).to(tl.float32).to(tl.bfloat16)
     else:
         shift: tl.constexpr = "shr.u32 a, $1, 8;" if SECOND else "mov.b32 a, $1;"
         return tl.inline_asm_elementwise(
-            "{ .reg .b32 a, b; " + shift + " lop3.b32 b, a, 0x00800080, 0x43004300, 0xEA;"
-            " lop3.b32 a, a, 0x007F007F, 0x43004300, 0xEA; sub.rn.bf16x2 $0, a, b; }",
+            "{ .reg .b32 a, b, c; " + shift + " lop3.b32 b, a, 0x00800080, 0x43004300, 0xEA; mov.b32 c, 0xBF80BF80;"
+            " lop3.b32 a, a, 0x007F007F, 0x43004300, 0xEA; fma.rn.bf16x2 $0, b, c, a; }",
             "=r,r", [pairs], dtype=tl.bfloat16, is_pure=True, pack=2,
         )  # fmt: skip
 
