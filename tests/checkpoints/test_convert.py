@@ -285,3 +285,10 @@ def test_the_command(tmp_path):
     assert failed.exit_code == 1
     assert "no safetensors file or damaged" in failed.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_floats_are_not_converted(tmp_path):
+    model_of().save_pretrained(tmp_path / "float")
+    with pytest.raises(ValueError, match="convert_checkpoint: .*float must hold quantised layers, got floats alone"):
+        convert_checkpoint(tmp_path / "float", tmp_path / "out", "msmodelslim")
+    assert not (tmp_path / "out").exists()

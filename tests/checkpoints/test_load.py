@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from checkpoint_folders import logits, model_of
+from safetensors.torch import load_file, save_file
 
 import anynpu
 
@@ -62,17 +63,63 @@ def test_float_folders_and_dtypes(tmp_path):
     assert anynpu.load_checkpoint(tmp_path, torch.bfloat16).dtype == torch.bfloat16
 
 
+# What transformers renames and joins when it reads and writes them.
+RENAMED = {
+    "ernie4_5_moe": {**folders.EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "jamba": {
+        "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "mamba_d_state": 8, "mamba_dt_rank": 8,
+    },
+    "gpt_neox": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_float_folders_with_names_of_their_own(kind, tmp_path):
+    model = model_of(kind, **RENAMED[kind])
+    model.save_pretrained(tmp_path)
+    assert {name for file in tmp_path.glob("*.safetensors") for name in load_file(file)} != set(model.state_dict())
+    loaded = anynpu.load_checkpoint(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    anynpu.quantize_(loaded, anynpu.W8A16()).save_pretrained(tmp_path / "quantised")
+    assert torch.equal(logits(anynpu.load_checkpoint(tmp_path / "quantised")), logits(loaded))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sentence"),
+    [
+        (None, r"1 missing_keys: \['model.norm.weight'\]"),
+        (torch.ones(65), r"1 mismatched_keys: .*model.norm.weight.*\[65\].*\[64\]"),
+    ],
+)
+def test_damaged_float_folders(tensor, sentence, tmp_path):
+    model_of().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors") | {"model.norm.weight": tensor}
+    save_file({name: each for name, each in tensors.items() if each is not None}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"load_checkpoint: .*{sentence}"):
+        anynpu.load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_buffers_of_modules_without_a_configuration(kind, dtype, tmp_path):
     """The factor of Gemma's embedding is in no file."""
-    model_of(kind, tied=True, head_dim=16).save_pretrained(tmp_path)
-    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert torch.equal(logits(anynpu.load_checkpoint(tmp_path, dtype)), logits(expected))
+    model = model_of(kind, tied=True, head_dim=16)
+    model.save_pretrained(tmp_path / "float")
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=dtype)
+    folders.gptq(model, tmp_path / "gptq")
+    loaded = anynpu.load_checkpoint(tmp_path / "gptq", dtype)
+    assert any(name.endswith("embed_scale") for name, _ in expected.named_buffers())
+    for name, buffer in expected.named_buffers():
+        torch.testing.assert_close(loaded.get_buffer(name), buffer, rtol=0, atol=0)
 
 
 def test_a_buffer_that_nothing_computes_is_refused(tmp_path, monkeypatch):
-    model_of("gemma", tied=True, head_dim=16).save_pretrained(tmp_path)
+    folders.gptq(model_of("gemma", tied=True, head_dim=16), tmp_path)
     monkeypatch.setattr(transformers.GemmaForCausalLM, "_init_weights", lambda *args: None)
     with pytest.raises(ValueError, match="embed_tokens.embed_scale is in no file and its module cannot compute it"):
         anynpu.load_checkpoint(tmp_path)

@@ -144,7 +144,14 @@ def test_float_models_are_not_described(tmp_path):
     assert not hasattr(model.config, "quantization_config")
 
 
-@pytest.mark.parametrize("imports", ["anynpu, transformers", "transformers.quantizers.auto, anynpu"])
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "anynpu, transformers",
+        "transformers.quantizers.auto, anynpu",
+        "anynpu, sys; sys.meta_path[0].find_spec('transformers.quantizers.auto', None); import transformers",
+    ],
+)
 def test_import_is_enough(imports, tmp_path):
     anynpu.quantize_(model_of(), anynpu.W8A16()).save_pretrained(tmp_path)
     code = (

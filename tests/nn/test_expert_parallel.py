@@ -147,3 +147,27 @@ def test_example():
     assert done.returncode == 0, done.stderr
     assert "all_gather: the results of one process" in done.stdout
     assert "all_to_all: the results of one process" in done.stdout
+
+
+WITHOUT_DISTRIBUTED = """
+import sys, types, torch
+stub = types.ModuleType("torch.distributed")  # as torch makes it in a build without it
+stub.is_available = lambda: False
+stub.ProcessGroup = stub.GroupName = object
+torch.distributed = sys.modules[stub.__name__] = stub
+import anynpu
+print(anynpu.quantize_(torch.nn.Linear(64, 8), anynpu.W8A8())(torch.ones(2, 64)).shape)
+try:
+    anynpu.nn.ExpertParallelMoE(None)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_torch_without_distributed():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DISTRIBUTED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "torch.Size([2, 8])",
+        "ExpertParallelMoE: needs torch.distributed, which this build of torch lacks",
+    ]

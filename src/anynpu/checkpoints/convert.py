@@ -57,6 +57,8 @@ def convert_checkpoint(
     if target.exists():
         raise FileExistsError(f"{_OP}: {target} exists and is not overwritten")
     model = load(source, None, progress)
+    quantized = any(isinstance(module, QuantizedLayer) for module in model.modules())
+    require(_OP, quantized, f"{source} must hold quantised layers, got floats alone")
     config = read_object(_OP, source / CONFIG) if source.is_dir() else model.config.to_dict()
     config.pop("quantization_config", None)
     config["tie_word_embeddings"] = model.config.tie_word_embeddings

@@ -70,9 +70,9 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
     config = read_object(OP, path / CONFIG)
     if (path / OWN_DESCRIPTION).exists():
         return _load_own(path, config, dtype).eval()
-    if is_saved(config):
-        return _load_saved(path, config, dtype)
     described = description_of(path)
+    if is_saved(config) or (described is None and config.get("quantization_config") is None):
+        return _load_by_transformers(path, config, dtype)
     producer = producer_of(config) if described is None else MsModelSlim.of(described)
     with open_folder(path) as tensors:
         quantized = {name: own for name, own in tensors.by_module().items() if producer.is_quantized(name, own)}
@@ -105,17 +105,16 @@ def _load_own(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> 
     return model if dtype is None else cast(model, dtype)
 
 
-def _load_saved(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> torch.nn.Module:
-    """A folder that ``save_pretrained`` of transformers wrote of a model with anynpu's layers."""
+def _load_by_transformers(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> torch.nn.Module:
+    """A folder of floats, whose names transformers knows best, or that its ``save_pretrained`` wrote of our layers."""
     with open_folder(path) as tensors:
         empty_model(config, dtype, False, len(tensors.files))  # refuses what is no model
     from transformers import AutoModelForCausalLM
 
     options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # which names what is refused below
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "auto", output_loading_info=True, **options
-        )
+        model, found = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **options)
     except Exception as error:  # whatever damaged files make transformers raise
         raise ValueError(f"{OP}: {path} cannot be loaded: {error}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

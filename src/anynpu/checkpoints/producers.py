@@ -323,16 +323,6 @@ def one_value(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) 
 PRODUCERS: dict[str, type[Producer]] = {"gptq": Gptq, "awq": Awq, "compressed-tensors": CompressedTensors}
 
 
-class Unquantized(Producer):
-    """A model without ``quantization_config``."""
-
-    def is_quantized(self, name: str, own: set[str]) -> bool:
-        return False
-
-    def layer(self, name: str, tensors: dict[str, torch.Tensor], shape: Shape) -> QuantizedLinear:
-        raise ValueError("an unquantised model has no quantised layers")
-
-
 def is_saved(config: dict[str, Any]) -> bool:
     """Whether a configuration says that ``save_pretrained`` wrote layers of this package."""
     described = config.get("quantization_config")
@@ -342,8 +332,6 @@ def is_saved(config: dict[str, Any]) -> bool:
 def producer_of(config: dict[str, Any]) -> Producer:
     """The producer that a model's configuration names."""
     described = config.get("quantization_config")
-    if described is None:
-        return Unquantized({})
     op = "load_checkpoint"
     require(op, isinstance(described, dict), f"quantization_config must be an object, got {described!r:.80}")
     method = described.get("quant_method")

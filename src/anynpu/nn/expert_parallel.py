@@ -13,9 +13,10 @@ from anynpu.ops.moe_finalize_routing import moe_finalize_routing
 from anynpu.ops.moe_init_routing import moe_init_routing
 
 DISPATCHES = ("all_gather", "all_to_all")
-# The new names of the old functions, which warn.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+if dist.is_available():  # some builds of torch lack it
+    # The new names of the old functions, which warn.
+    _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class ExpertParallelMoE(torch.nn.Module):
@@ -31,12 +32,18 @@ class ExpertParallelMoE(torch.nn.Module):
         moe: the whole layer; the same on every rank.
         group: the process group, None: the default one. Its timeout bounds how long a rank waits for one that died.
         dispatch: how tokens reach their experts.
+
+    Raises:
+        ValueError: another dispatch, or more ranks than experts.
+        RuntimeError: a torch without ``torch.distributed``.
     """
 
     def __init__(self, moe: QuantMoE, group: dist.ProcessGroup | None = None, dispatch: str = "all_gather") -> None:
         super().__init__()
         op = "ExpertParallelMoE"
         require(op, dispatch in DISPATCHES, f"dispatch must be one of {', '.join(DISPATCHES)}, got {dispatch!r}")
+        if not dist.is_available():
+            raise RuntimeError(f"{op}: needs torch.distributed, which this build of torch lacks")
         self.group, self.dispatch = group, dispatch
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.expert_num = moe.routed.experts
