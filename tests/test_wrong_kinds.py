@@ -37,7 +37,10 @@ def required(function):
     return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
-@pytest.mark.parametrize("name, function", entries(), ids=[name for name, _ in entries()])
+ENTRIES = list(entries())
+
+
+@pytest.mark.parametrize("name, function", ENTRIES, ids=[name for name, _ in ENTRIES])
 def test_required_arguments_of_every_public_function(name, function):
     names = required(function)
     refused = 0
