@@ -16,13 +16,26 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
+from triton.runtime.errors import OutOfResources
 from triton.runtime.jit import mangle_type
 
 from anynpu import _device_errors
+from anynpu._triton import with_fewer_stages
 
-HOPPER, AMPERE = GPUTarget("cuda", 90, 32), GPUTarget("cuda", 80, 32)
-MOST_SHARED_BYTES = 227 << 10  # that a block of sm_90 can have
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPUs to compile for, and how much shared memory a block can have there."""
+
+    target: GPUTarget
+    shared_bytes: int
+
+
+HOPPER = Gpu(GPUTarget("cuda", 90, 32), 227 << 10)
+# The instructions of sm_80, and the shared memory of sm_86, sm_89 and sm_120: the least of all that have bfloat16.
+LEAST = Gpu(GPUTarget("cuda", 80, 32), 99 << 10)
 
 
 @dataclass(frozen=True)
@@ -38,15 +51,15 @@ class Compiled:
     stack_bytes: int  # what does not fit into registers
 
 
-def compiled_by(monkeypatch, call: Callable[[], object], target: GPUTarget = HOPPER) -> list[Compiled]:
-    """Runs ``call``, on meta tensors, with every launch replaced by compilation for ``target``."""
+def compiled_by(monkeypatch, call: Callable[[], object], gpu: Gpu = HOPPER) -> list[Compiled]:
+    """Runs ``call``, on meta tensors, with every launch replaced by compilation for ``gpu``."""
     found = []
 
     def launch(kernel, programs, *args, **meta):
         if programs:
-            found.append(_compile(kernel, programs, args, meta, target))
+            found.append(with_fewer_stages(lambda **options: _compile(kernel, programs, args, options, gpu), meta))
 
-    for name, replaced in {"launch": launch, "capability": lambda device: target.arch // 10}.items():
+    for name, replaced in {"launch": launch, "capability": lambda device: gpu.target.arch // 10}.items():
         for module_name, module in list(sys.modules.items()):
             if module_name.startswith("anynpu.") and hasattr(module, name):
                 monkeypatch.setattr(module, name, replaced)
@@ -55,7 +68,7 @@ def compiled_by(monkeypatch, call: Callable[[], object], target: GPUTarget = HOP
     return found
 
 
-def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict, target: GPUTarget) -> Compiled:
+def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict, gpu: Gpu) -> Compiled:
     values = dict(zip(kernel.arg_names, args, strict=False)) | meta
     options = {key: value for key, value in meta.items() if key not in kernel.arg_names} | {"enable_fp_fusion": True}
     signature, constants, attributes = {}, {}, {}
@@ -68,7 +81,9 @@ def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict,
             if isinstance(value, torch.Tensor) or _is_multiple_of_16(parameter, value):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, signature, constants, attributes)
-    binary = triton.compile(source, target=target, options=options)
+    binary = triton.compile(source, target=gpu.target, options=options)
+    if binary.metadata.shared > gpu.shared_bytes:
+        raise OutOfResources(binary.metadata.shared, gpu.shared_bytes, "shared memory")
     ptx, cubin = binary.asm["ptx"], binary.asm["cubin"]
     return Compiled(kernel.__name__, programs, ptx, cubin, binary.metadata.shared, *_resources(cubin))
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every CUDA kernel compiles to machine code of an H100 or H200 that fits one, and of older GPUs, without a GPU."""
+"""Every CUDA kernel compiles to machine code of an H100 or H200 that fits one, and of lesser GPUs, without a GPU."""
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,19 +194,37 @@ def test_compiles(call, monkeypatch):
         print(f"{kernel.name}: {kernel.programs} programs, {kernel.registers} registers, {kernel.stack_bytes} spilled, "
               f"{kernel.shared_bytes} bytes shared")  # fmt: skip
         assert kernel.cubin
-        assert kernel.shared_bytes <= gpu_compile.MOST_SHARED_BYTES
         assert kernel.stack_bytes == 0, f"{kernel.name} keeps {kernel.stack_bytes} bytes outside registers"
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_compiles_for_the_first_gpus_with_bfloat16(call, monkeypatch):
-    """sm_80, which has fewer instructions than those after it."""
+def test_compiles_for_lesser_gpus(call, monkeypatch):
     operator, args, kwargs, _ = CALLS[call]
     kernel = operators[operator].cuda_kernel
-    assert gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, **kwargs), gpu_compile.AMPERE)
+    assert gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, **kwargs), gpu_compile.LEAST)
+
+
+@pytest.mark.parametrize("gpu", [gpu_compile.HOPPER, gpu_compile.LEAST], ids=["sm_90", "least"])
+@pytest.mark.parametrize(("size", "length"), [(256, 512), (512, 512)])
+def test_wide_heads_fit(size, length, gpu, monkeypatch):
+    """As Gemma has them."""
+    cache, scale = meta(1, 4096, 1, size, dtype=INT8), meta(1, size, dtype=FP32)
+    q, lengths = meta(1, length, 4, size, dtype=BF16), meta(1, dtype=INT32)
+    kernel = operators["kv_cache_attention"].cuda_kernel
+    call = functools.partial(kernel, q, cache, cache, lengths, scale, scale)
+    assert gpu_compile.compiled_by(monkeypatch, call, gpu)
 
 
 def test_old_triton_is_refused_by_name():
     command = "import triton; triton.__version__ = '3.5.1'; import anynpu._triton"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert done.returncode == 1 and "kernels for CUDA need Triton 3.6 or newer, got 3.5.1" in done.stderr
+
+
+def test_gpus_without_bfloat16_are_refused_by_name(monkeypatch):
+    from anynpu import _triton
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    tensor = SimpleNamespace(device=torch.device("cuda", 3))
+    with pytest.raises(NotImplementedError, match=r"need compute capability 8.0 or newer, got 7.5 on cuda:3"):
+        _triton.launch(None, 1, tensor)

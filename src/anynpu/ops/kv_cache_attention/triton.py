@@ -31,7 +31,8 @@ from anynpu.ops.kv_cache_attention.spec import OP, check
 _LENGTHS = _device_errors.new_rule(OP, "lengths", "must be from S (1 if not causal) to the rows of the cache")
 _STARTS = _device_errors.new_rule(OP, "starts", "must be in [0, lengths]")
 _BLOCKS = _device_errors.new_rule(OP, "block_table", "must be in [0, C1) where rows are used")
-_ROWS = 64  # of the cache at once
+_MOST_AT_ONCE = 64  # queries, and rows of the cache
+_MOST_ELEMENTS = 1 << 14  # of those rows
 _LEAST_ROWS = 256  # of a part
 _STACKED = 8  # queries of a kv head that are so few that all their digits fit into one matrix product
 _INFINITY = tl.constexpr(float("inf"))
@@ -304,11 +305,12 @@ def kv_cache_attention(
     capacity, all_queries = blocks * rows, length * group
     in_pairs = size % 2 == 0 and v_cache.storage_offset() % 2 == 0
     stacked = all_queries <= _STACKED and q.dtype != torch.float32 and in_pairs
-    queries = power_of_two(all_queries, 4, _STACKED) if stacked else power_of_two(all_queries, 16, 64)
+    width = power_of_two(size, 32, 1 << 20)
+    at_once = power_of_two(_MOST_ELEMENTS // width, 16, _MOST_AT_ONCE)
+    queries = power_of_two(all_queries, 4, _STACKED) if stacked else power_of_two(all_queries, 16, at_once)
     programs = batch * kv_heads * ceil_divide(all_queries, queries)
     parts = max(1, min(2 * PROCESSORS // programs, capacity // _LEAST_ROWS))
     parts = 1 << parts.bit_length() - 1  # few different ones, as each is compiled anew
-    width = power_of_two(size, 32, 1 << 20)
     lines = batch * kv_heads * all_queries
     sums = out if parts == 1 else q.new_empty((lines * parts, width + 2), dtype=torch.float32)
     scales = [scale.contiguous() for scale in (scale_k, scale_v)]
@@ -322,7 +324,7 @@ def kv_cache_attention(
         capacity, length if causal else 1, *q.stride(), *lengths.stride(), 0 if starts is None else starts.stride(0),
         *((0, 0) if block_table is None else block_table.stride()),
         LENGTHS=_LENGTHS, STARTS=_STARTS, BLOCKS=_BLOCKS, HAS_STARTS=starts is not None,
-        PAGED=block_table is not None, CAUSAL=causal, QUERIES=queries, ROWS=_ROWS, STACKED=stacked,
+        PAGED=block_table is not None, CAUSAL=causal, QUERIES=queries, ROWS=at_once, STACKED=stacked,
         num_warps=4, **shape,
     )  # fmt: skip
     if parts > 1:
