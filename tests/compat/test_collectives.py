@@ -183,3 +183,40 @@ dist.destroy_process_group()
 
 def test_sharded_modules_and_tensors(tmp_path):
     run_on_two_ranks(tmp_path, SHARDS)
+
+
+SYNC_BATCH_NORM = """
+import torch, torch_npu
+import torch.distributed as dist
+
+dist.init_process_group("hccl")
+rank = dist.get_rank()
+torch.manual_seed(0)
+whole = torch.randn(5, 3, 4, dtype=torch.float64) + 100
+cases = [({}, [2, 3]), ({"momentum": None, "affine": False}, [1, 4]), ({"track_running_stats": False}, [4, 1])]
+for options, rows in cases:
+    plain = torch.nn.BatchNorm1d(3, dtype=torch.float64, **options)
+    layer = torch.nn.BatchNorm1d(3, dtype=torch.float64, **options)
+    layer = torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer).npu()
+    for _ in range(2):
+        x, part = whole.clone().requires_grad_(), whole.split(rows)[rank].npu().requires_grad_()
+        y, normalised = plain(x), layer(part)
+        (y**3).sum().backward()
+        (normalised**3).sum().backward()
+        torch.testing.assert_close(normalised, y.split(rows)[rank])
+        torch.testing.assert_close(part.grad, x.grad.split(rows)[rank])
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(layer.state_dict()[name], value)
+    if layer.affine:
+        dist.all_reduce(layer.weight.grad)
+        torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+    if layer.track_running_stats:
+        torch.testing.assert_close(layer.eval()(part), plain.eval()(x).split(rows)[rank])
+layer = torch.nn.SyncBatchNorm(3).npu()
+assert layer(whole[:2].bfloat16().npu()).dtype == torch.bfloat16
+dist.destroy_process_group()
+"""
+
+
+def test_batch_norm_over_both_ranks_is_that_of_the_whole_batch(tmp_path):
+    run_on_two_ranks(tmp_path, SYNC_BATCH_NORM)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from anynpu.compat import sync_batch_norm
 from anynpu.compat.device import NAME, names_npu, real_device, target
 
 BACKEND = "hccl"
@@ -88,3 +89,4 @@ def provide() -> None:
     _mesh_of_real_devices()
     if target().type == "cpu":
         _accept_device_ids()
+        sync_batch_norm.provide()

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
 import torch
+from torch.jit._builtins import _find_builtin, _register_builtin
 from torch.utils._device import _device_constructors
 
 NAME = "npu"
@@ -237,8 +238,17 @@ def _refuse_backward_on_cuda() -> None:
 def _complete_index_in_python() -> None:
     """Completes ``npu`` to the current device of CUDA, or to 0 with a torch without Python device guards."""
     for name in ("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_csr_tensor"):
-        setattr(torch, name, _with_mapped_device(getattr(torch, name)))
-    torch.Tensor.new_tensor = _with_mapped_device(torch.Tensor.new_tensor)
+        _replace(torch, name, _with_mapped_device)
+    _replace(torch.Tensor, "new_tensor", _with_mapped_device)
+
+
+def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    """Wraps the function ``name`` of ``owner``; TorchScript compiles a call of it to the same operator as before."""
+    function = getattr(owner, name)
+    wrapped = wrap(function)
+    if operator := _find_builtin(function):
+        _register_builtin(wrapped, operator)
+    setattr(owner, name, wrapped)
 
 
 def _with_mapped_device(function: Any) -> Any:
@@ -324,7 +334,7 @@ def _provide_pinned_memory() -> None:
     _device_constructors()  # keeps the functions as they are now, which ``with torch.device(...)`` sees called
     for owner, names in _PINNING:
         for name in names:
-            setattr(owner, name, _with_pinned_memory(getattr(owner, name)))
+            _replace(owner, name, _with_pinned_memory)
 
 
 def _provide_autocast() -> None:
@@ -339,7 +349,7 @@ def _provide_autocast() -> None:
 
     autocast.__init__ = mapped
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
-        setattr(torch, name, _with_mapped_type(getattr(torch, name)))
+        _replace(torch, name, _with_mapped_type)
 
 
 def _with_mapped_type(function: Any) -> Any:
@@ -381,9 +391,9 @@ def adopt_cuda_names() -> None:
     _names.add("cuda")
     for function in _device_constructors():
         if hasattr(torch, function.__name__):
-            setattr(torch, function.__name__, _with_mapped_device(getattr(torch, function.__name__)))
+            _replace(torch, function.__name__, _with_mapped_device)
     for name in ("new_tensor", "new_zeros", "new_ones", "new_empty", "new_full"):
-        setattr(torch.Tensor, name, _with_mapped_device(getattr(torch.Tensor, name)))
+        _replace(torch.Tensor, name, _with_mapped_device)
     torch.Tensor.cuda = _npu
     torch.nn.Module.cuda = _module_npu
 

@@ -248,6 +248,7 @@ def test_runtime():
 
 def test_memory_as_a_table_and_limits():
     assert "allocated_bytes.all.peak" in torch.npu.memory_summary(device="npu:0", abbreviated=True)
+    assert torch.npu.memory_stats()["num_ooms"] == 0
     torch.npu.set_per_process_memory_fraction(0.5)
     with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 1.5"):
         torch.npu.set_per_process_memory_fraction(1.5)
