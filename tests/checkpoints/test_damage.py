@@ -89,6 +89,7 @@ def test_tensors(folder, changes, sentence, kind):
         (None, {"hidden_size": "big"}, "config.json describes no language model"),
         (None, {"model_type": "unheard"}, "model_type of config.json must be one that transformers knows"),
         (None, {"num_hidden_layers": 10**9}, "num_hidden_layers of config.json must be at most"),
+        (None, {"text_config": {"num_hidden_layers": 400}}, "num_hidden_layers of config.json must be at most"),
         (None, {"num_hidden_layers": 3}, "lack"),
         (None, {"attention_bias": True}, "must have a bias by config.json, the files have none"),
         (None, {"quantization_config": 4}, "quantization_config must be an object"),
@@ -97,6 +98,24 @@ def test_tensors(folder, changes, sentence, kind):
 def test_configurations(folder, part, changes, sentence):
     configure(folder, part, **changes)
     refused(folder, sentence)
+
+
+def test_layers_by_another_name(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 400}))
+    refused(folder, "num_hidden_layers of config.json must be at most the number of tensors, .* got 400")
+
+
+def test_labels_are_not_counted(folder):
+    """transformers would make a name for each, however many a configuration has."""
+    configure(folder, num_labels=5)
+    assert anynpu.load_checkpoint(folder).config.num_labels == 2
+
+
+def test_buffers_beyond_memory(tmp_path):
+    folders.gptq(model_of("gpt_neox"), tmp_path)
+    rotary = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1e15}
+    configure(tmp_path, rope_parameters=rotary)
+    refused(tmp_path, "config.json makes no buffers of gpt_neox.rotary_emb: ")
 
 
 def test_truncated_files(folder):

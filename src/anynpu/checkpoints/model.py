@@ -13,6 +13,9 @@ from anynpu._check import dtype_name, require
 from anynpu.checkpoints.folder import CONFIG, OP
 from anynpu.nn import QuantizedLinear
 
+# Of a configuration: how weights are stored, code, and how many labels a classifier has, which transformers then names.
+_LEFT_OUT = ("quantization_config", "auto_map", "num_labels")
+
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype | None, own_head: bool, tensors: int) -> torch.nn.Module:
     """The model of a configuration on the device meta; with ``own_head``, its output layer shares no weight.
@@ -26,23 +29,32 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype | None, own_head: boo
     kind = config.get("model_type")
     known = isinstance(kind, str) and kind in kinds
     require(OP, known, f"model_type of {CONFIG} must be one that transformers knows, got {kind!r:.80}")
-    layers = config.get("num_hidden_layers", 0)
-    few = isinstance(layers, int) and layers <= tensors
-    require(
-        OP, few, f"num_hidden_layers of {CONFIG} must be at most the number of tensors, {tensors}, got {layers!r:.80}"
-    )
-    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    for part in (config, config.get("text_config")):  # before it is parsed, which may make a list of them
+        _require_few_layers(part.get("num_hidden_layers", 0) if isinstance(part, dict) else 0, tensors)
+    plain = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     try:
         parsed = kinds[kind].from_dict(plain)
+        layers = getattr(parsed.get_text_config(), "num_hidden_layers", 0)  # which kinds call by other names, too
+    except Exception as error:  # whatever a configuration makes transformers raise
+        raise ValueError(f"{OP}: {CONFIG} describes no language model: {error}") from error
+    _require_few_layers(layers, tensors)
+    try:
         if own_head:
             parsed.tie_word_embeddings = False
         with torch.device("meta"):
             model = package.AutoModelForCausalLM.from_config(parsed, dtype=dtype or parsed.dtype or torch.float32)
-    except Exception as error:  # whatever a configuration makes transformers raise
+    except Exception as error:
         raise ValueError(f"{OP}: {CONFIG} describes no language model: {error}") from error
     for name, tensor in float32_tensors(model):
         _set(model, name, tensor.float())
     return model
+
+
+def _require_few_layers(layers: object, tensors: int) -> None:
+    few = isinstance(layers, int) and layers <= tensors
+    require(
+        OP, few, f"num_hidden_layers of {CONFIG} must be at most the number of tensors, {tensors}, got {layers!r:.80}"
+    )
 
 
 def float32_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -150,7 +162,10 @@ def compute_buffers(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         own = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
         if own and hasattr(module, "config"):
-            fresh = type(module)(module.config)
+            try:
+                fresh = type(module)(module.config)
+            except RuntimeError as error:  # there is not so much memory
+                raise ValueError(f"{OP}: {CONFIG} makes no buffers of {name}: {error}") from error
             for key in own:
                 module.register_buffer(key, getattr(fresh, key), persistent=False)
         elif own:
