@@ -319,6 +319,11 @@ def test_transfer_to_npu(python):
         with torch.autocast("cuda"), torch.cuda.stream(torch.cuda.Stream()):
             assert layer(x).dtype == torch.float16
         torch.amp.GradScaler("cuda").scale(layer(x).sum()).backward()
+        with torch.device("cuda:0"):
+            assert torch.zeros(2).is_npu
+        torch.set_default_device("cuda")
+        assert torch.empty_like(x, device="cuda").is_npu and torch.nn.Linear(2, 2).weight.is_npu
+        torch.set_default_device(None)
         function = lambda x: layer(x.cuda()).to("cuda") + torch.ones(3, device="cuda")
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch.jit._builtins import _find_builtin, _register_builtin
-from torch.utils._device import _device_constructors
+from torch.utils._device import DeviceContext, _device_constructors
 
 NAME = "npu"
 
@@ -28,9 +28,10 @@ _ON_DEVICE, _ON_HOST, _PINNED = "_anynpu_on_device", "_anynpu_on_host", "_anynpu
 
 # The factories that take pin_memory. Without an accelerator in C++ they would ask torch for an allocator it lacks.
 _FILLS = ("empty", "zeros", "ones", "full")
+_LIKE = tuple(f"{fill}_like" for fill in (*_FILLS, "rand", "randn", "randint"))
 _PINNING = (
     (torch, (*_FILLS, "tensor", "arange", "eye", "linspace", "logspace", "rand", "randn", "randint", "randperm")),
-    (torch, ("empty_strided", *(f"{fill}_like" for fill in (*_FILLS, "rand", "randn", "randint")))),
+    (torch, ("empty_strided", *_LIKE)),
     (torch.Tensor, ("new_empty_strided", *(f"new_{fill}" for fill in _FILLS))),
 )
 
@@ -389,13 +390,25 @@ def _provide_loading() -> None:
 def adopt_cuda_names() -> None:
     """Makes ``cuda`` another name of npu, where npu stands for the CPU."""
     _names.add("cuda")
-    for function in _device_constructors():
-        if hasattr(torch, function.__name__):
-            _replace(torch, function.__name__, _with_mapped_device)
+    for name in (*(function.__name__ for function in _device_constructors()), *_LIKE):
+        if hasattr(torch, name):
+            _replace(torch, name, _with_mapped_device)
     for name in ("new_tensor", "new_zeros", "new_ones", "new_empty", "new_full"):
         _replace(torch.Tensor, name, _with_mapped_device)
     torch.Tensor.cuda = _npu
     torch.nn.Module.cuda = _module_npu
+    _take_cuda_for_the_default()
+
+
+def _take_cuda_for_the_default() -> None:
+    """``with torch.device("cuda")`` and ``set_default_device("cuda")`` hand their device to factories unseen."""
+    initialise = DeviceContext.__init__
+
+    @functools.wraps(initialise)
+    def mapped(self: DeviceContext, device: Any) -> None:
+        initialise(self, _map(device))
+
+    DeviceContext.__init__ = mapped
 
 
 def provide_accelerator(functions: Mapping[str, Any]) -> None:

@@ -52,5 +52,6 @@ def _track(layer: torch.nn.SyncBatchNorm, mean: torch.Tensor, variance: torch.Te
 
 
 def provide() -> None:
-    """Replaces the layer's computation. It cannot be undone."""
+    """Replaces the layer's computation, and what refuses the layer on the CPU. It cannot be undone."""
     torch.nn.SyncBatchNorm.forward = _forward
+    torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
