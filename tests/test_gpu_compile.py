@@ -215,6 +215,15 @@ def test_wide_heads_fit(size, length, gpu, monkeypatch):
     assert gpu_compile.compiled_by(monkeypatch, call, gpu)
 
 
+def test_odd_columns_of_a_wider_weight(monkeypatch):
+    """Whose rows are where the copy engine wants them, which takes int8 by the two."""
+    operator, args, kwargs = weight_quant_call(512, meta(4096, 14352, dtype=INT8)[:, :14335], HALF, 0)
+    kernel = operators[operator].cuda_kernel
+    args = (*args[:2], meta(14335))
+    found = gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, **kwargs))
+    assert "_many_rows_kernel" not in [each.name for each in found]
+
+
 def test_old_triton_is_refused_by_name():
     command = "import triton; triton.__version__ = '3.5.1'; import anynpu._triton"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)

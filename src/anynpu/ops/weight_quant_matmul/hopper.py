@@ -307,7 +307,8 @@ def takes(x: torch.Tensor, weight: torch.Tensor, group_size: int) -> bool:
         matrix.stride(1) == 1 and (matrix.stride(0) * matrix.element_size()) % 16 == 0 and matrix.data_ptr() % 16 == 0
         for matrix in (x, lines)
     )
-    return aligned and k % _STEP == 0 and (group_size == _BK.value or group_size % _STEP == 0)
+    units = weight.dtype == torch.int32 or lines.shape[1] % 2 == 0  # the copy engine takes int8 by the two
+    return aligned and units and k % _STEP == 0 and (group_size == _BK.value or group_size % _STEP == 0)
 
 
 def _is_along_k(weight: torch.Tensor) -> bool:
