@@ -100,6 +100,15 @@ def test_configurations(folder, part, changes, sentence):
     refused(folder, sentence)
 
 
+@pytest.mark.parametrize("name", ["model/norm/weight", own("weight")])
+def test_integers_in_the_place_of_floats(name, tmp_path):
+    """transformers would take them for the values."""
+    model = model_of()
+    model.save_pretrained(tmp_path)
+    change(tmp_path, **{name: torch.ones_like(model.state_dict()[name.replace("/", ".")], dtype=torch.int8)})
+    refused(tmp_path, rf"{name.replace('/', '.')} must be of floats .* got I8", TypeError)
+
+
 def test_layers_by_another_name(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 400}))
     refused(folder, "num_hidden_layers of config.json must be at most the number of tensors, .* got 400")

@@ -39,6 +39,17 @@ class Tensors:
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{OP}: {name} cannot be read: {error}") from error
 
+    def require_float_weights(self) -> None:
+        """Refuses weights of integers, which transformers would take for their values.
+
+        Raises:
+            TypeError: a tensor named ``weight`` is of another kind.
+        """
+        for name, file in self.files.items():
+            dtype = file.get_slice(name).get_dtype()
+            if name.rpartition(".")[2] == "weight" and "F" not in dtype:  # F32, BF16, ..., unlike I8, U8, BOOL
+                raise TypeError(f"{OP}: {name} must be of floats in a folder that is not quantised, got {dtype}")
+
     def by_module(self) -> dict[str, set[str]]:
         """Of every module, the last parts of the names of its tensors."""
         modules: dict[str, set[str]] = {}

@@ -109,6 +109,8 @@ def _load_by_transformers(path: Path, config: dict[str, Any], dtype: torch.dtype
     """A folder of floats, whose names transformers knows best, or that its ``save_pretrained`` wrote of our layers."""
     with open_folder(path) as tensors:
         empty_model(config, dtype, False, len(tensors.files))  # refuses what is no model
+        if not is_saved(config):
+            tensors.require_float_weights()
     from transformers import AutoModelForCausalLM
 
     options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}

@@ -183,7 +183,7 @@ def _attention_kernel(q_ptr, k_cache_ptr, v_cache_ptr, lengths_ptr, scale_k_ptr,
     start, length = _bounds(batch, lengths_ptr, lengths_stride, starts_ptr, starts_stride, error_ptr, capacity, least,
                             LENGTHS, STARTS, HAS_STARTS)  # fmt: skip
     element = tl.arange(0, WIDTH)
-    q_at = batch.to(tl.int64) * q_batch + position.to(tl.int64) * q_row + q_of * q_head
+    q_at = batch.to(tl.int64) * q_batch + position.to(tl.int64) * q_row + q_of.to(tl.int64) * q_head
     q = tl.load(q_ptr + q_at[:, None] + element[None, :] * q_element,
                 mask=real[:, None] & (element < D)[None, :], other=0.0)  # fmt: skip
     scale_k = tl.load(scale_k_ptr + head * D + element, mask=element < D, other=0.0)
