@@ -193,6 +193,11 @@ struct PairScheme {
   void (*direct)(const DirectProduct& product);  // of raw rows of k, for at most direct_rows rows of x
 };
 
+// Accumulator rows of one tile that fill the registers: of 64 columns with panels, of 32 when streaming.
+constexpr int64_t kTileDigitRows = 6;
+constexpr int64_t kStreamDigitRows = 12;
+constexpr int64_t kStreamColumns = 32;
+
 struct GemmKernel {
   Isa isa;
   // Reads `count` values (float32, float16 or bfloat16) that lie `stride` elements apart.
@@ -237,12 +242,8 @@ struct GemmKernel {
 
   // Fills what a block of an int8 row is asked for; null: its compensation, by the caller.
   void (*sum_bytes)(const int8_t* x, int64_t count, int32_t bias, DigitBlock* info) = nullptr;
+  int64_t direct_byte_rows_of_n = kStreamDigitRows;  // int8 rows that direct_digits takes at most of rows of n
 };
-
-// Accumulator rows of one tile that fill the registers: of 64 columns with panels, of 32 when streaming.
-constexpr int64_t kTileDigitRows = 6;
-constexpr int64_t kStreamDigitRows = 12;
-constexpr int64_t kStreamColumns = 32;
 
 // The kernels of the tier in force.
 const GemmKernel& gemm_kernel();

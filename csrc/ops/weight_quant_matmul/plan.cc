@@ -43,6 +43,7 @@ bool can_go_direct(const WeightQuantProblem& problem, const GemmKernel& kernel) 
   if (kernel.direct_digits[digits_of(problem)] == nullptr || !is_one_tile(problem)) return false;
   const WeightSource& source = problem.weight.source;
   const bool by_k = source.order == WeightOrder::rows_of_k;
+  if (!by_k && problem.has_int8_rows() && problem.rows > kernel.direct_byte_rows_of_n) return false;
   return problem.args->weight.dtype != ANYNPU_UINT8 && (source.bits == 8 || (by_k ? problem.n : problem.k) % 2 == 0);
 }
 
