@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import ctypes
-import math
-import mmap
-
 import case_table
 import pytest
 import torch
 import torch.nn.functional as F
+from fences import fenced_copy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,23 +116,12 @@ def test_unused_rows_and_other_sequences_do_not_matter(length, isa):
     assert torch.equal(anynpu.kv_cache_attention(**args)[1], expected[1])
 
 
-def before_unreadable_memory(shape):
-    """int8 zeros that end where memory does: reading on is a crash."""
-    size = math.prod(shape)
-    readable = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = torch.frombuffer(mmap.mmap(-1, readable + mmap.PAGESIZE), dtype=torch.int8)
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    assert protect(memory.data_ptr() + readable, mmap.PAGESIZE, 0) == 0
-    return memory[readable - size : readable].view(shape)
-
-
 @pytest.mark.parametrize("head_size", [8, 48, 80, 100])
 @pytest.mark.parametrize("q_heads", [1, 4, 24])
 def test_nothing_is_read_past_the_end_of_the_caches(head_size, q_heads, isa):
     args = sample_arguments(1, 1, (q_heads, 1), head_size, torch.bfloat16, (1, 21), [21])
     for name in ("k_cache", "v_cache"):
-        args[name] = before_unreadable_memory(args[name].shape).copy_(args[name])
+        args[name] = fenced_copy(args[name])
     assert_within_bounds(anynpu.kv_cache_attention(**args), args)
 
 

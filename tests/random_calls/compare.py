@@ -37,7 +37,7 @@ def failure(name: str, args: dict, tiers: Sequence[str]) -> str | None:
                 for result, want, bound in zip(results, expected, bounds, strict=True):
                     assert_within(result, want, bound)
                 first = first or results
-                assert all(map(_same_bits, results, first)), "not the bits of one thread"
+                assert all(map(same_bits, results, first)), "not the bits of one thread"
     except Exception as error:
         return f"{step}: {type(error).__name__}: {error}; {describe(args)}"
     finally:
@@ -64,7 +64,7 @@ def outputs(name: str, function: Callable, args: dict) -> tuple[torch.Tensor, ..
     return (*(results if isinstance(results, tuple | list) else (results,)), *copies.values())
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other) or torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))
 
 
