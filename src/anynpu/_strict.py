@@ -158,6 +158,12 @@ def check_rope_kv_cache_index_limits(indices: torch.Tensor, cache_mode: str) -> 
     require_limit("rope_kv_cache", distinct == indices.numel(), sentence)
 
 
+def check_compressed_matmul_chip() -> None:
+    """No chip of strict mode has compressed_matmul."""
+    sentence = "lacks this operator, which the document gives to Atlas inference products alone"
+    require_limit("compressed_matmul", False, sentence)
+
+
 def check_grouped_matmul_combine_limits(
     x: torch.Tensor, int4: bool, experts: int, n: int, batch: int, shared_input: torch.Tensor | None
 ) -> None:

@@ -118,6 +118,8 @@ def test_the_flow_of_the_document(tmp_path):
     status, output = run_program(program, data, ANYNPU_CHECK="1")
     assert status == 0 and "(512, 1024) x (1024, 1024): weight 1048576 bytes" in output, output
     assert "bit for bit: yes" in output and "0 findings" in output
+    status, output = run_program(program, data, ANYNPU_STRICT="Ascend910B")
+    assert status == 1 and "Ascend910B (Atlas A2) lacks this operator" in output
     damaged = bytearray((data / "x2.bin").read_bytes())
     damaged[1000] ^= 1
     (data / "x2.bin").write_bytes(damaged)

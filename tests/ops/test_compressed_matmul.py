@@ -118,6 +118,15 @@ def test_foreign_stream_is_refused():
         anynpu.compressed_matmul(x, torch.zeros(500, dtype=torch.int8), index, None, as_words(torch.ones(1, 8)))
 
 
+@pytest.mark.parametrize("chip", ["Ascend910B", "Ascend910_93"])
+def test_chips_of_strict_mode_lack_it(chip):
+    compressed = compress_weight(torch.ones(8, 64, dtype=torch.int8))
+    args = (torch.ones(2, 64, dtype=torch.int8), compressed.stream, compressed.index, None, as_words(torch.ones(1, 8)))
+    anynpu.compressed_matmul(*args)
+    with anynpu.strict(chip), pytest.raises(ValueError, match=rf"^compressed_matmul: {chip} \(Atlas A\d\) lacks"):
+        anynpu.compressed_matmul(*args)
+
+
 def test_negative_scale_is_sign_extended():
     """The document's recipe reads float32 as int32 and widens it: the high half of a negative scale is all ones."""
     compressed = compress_weight(torch.ones(2, 4, dtype=torch.int8))

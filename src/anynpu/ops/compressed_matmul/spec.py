@@ -9,6 +9,7 @@ import torch
 
 from anynpu._check import require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
+from anynpu._strict import check_compressed_matmul_chip
 
 OP = "compressed_matmul"
 SCHEMA = (
@@ -88,6 +89,7 @@ def output_shape(x, stream, index, bias, scale, n=None, pertoken_scale=None, out
         stream.shape[0] <= most,
         f"stream must have at most {most} bytes (K {k}, N {n}, padded), got {stream.shape[0]}",
     )
+    check_compressed_matmul_chip()
     return [m, n]
 
 
