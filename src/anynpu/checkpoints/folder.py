@@ -45,9 +45,10 @@ class Tensors:
         Raises:
             TypeError: a tensor named ``weight`` is of another kind.
         """
-        for name, file in self.files.items():
-            dtype = file.get_slice(name).get_dtype()
-            if name.rpartition(".")[2] == "weight" and "F" not in dtype:  # F32, BF16, ..., unlike I8, U8, BOOL
+        weights = [name for name in self.files if name.rpartition(".")[2] == "weight"]
+        for name in weights:
+            dtype = self.files[name].get_slice(name).get_dtype()
+            if "F" not in dtype:  # F32, BF16, ..., unlike I8, U8, BOOL
                 raise TypeError(f"{OP}: {name} must be of floats in a folder that is not quantised, got {dtype}")
 
     def by_module(self) -> dict[str, set[str]]:
