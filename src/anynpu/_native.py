@@ -125,7 +125,8 @@ def toolkit_path() -> Path:
     for folder in folders:
         if (folder / "lib64" / "libascendcl.so").exists():
             return folder
-    raise FileNotFoundError(f"the toolkit folder is missing, looked for {', '.join(map(str, folders))}")
+    looked_for = ", ".join(map(str, folders))
+    raise FileNotFoundError(f"the toolkit folder is missing, looked for {looked_for}; reinstall anynpu")
 
 
 def _load() -> ctypes.CDLL:

@@ -9,6 +9,8 @@ import acl
 import numpy
 import pytest
 
+import anynpu
+
 NORMAL_ONLY = 2
 
 
@@ -17,6 +19,13 @@ def started():
     assert acl.init() == 0 and acl.rt.set_device(0) == 0
     yield
     assert acl.rt.reset_device(0) == 0 and acl.finalize() == 0
+
+
+def test_a_missing_toolkit_is_an_import_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANYNPU_LIBRARY", str(tmp_path / "libanynpu.so"))
+    monkeypatch.setattr(anynpu, "__path__", [str(tmp_path)])
+    with pytest.raises(ImportError, match="acl: the toolkit folder is missing, looked for .*; reinstall anynpu"):
+        importlib.reload(acl._library)
 
 
 def test_bytes_to_the_device_and_back():

@@ -9,7 +9,12 @@ from typing import Any
 
 from anynpu import _native
 
-library = ctypes.CDLL(str(_native.toolkit_path() / "lib64" / "libascendcl.so"))
+try:
+    _folder = _native.toolkit_path()
+except FileNotFoundError as error:
+    raise ImportError(f"acl: {error}") from None
+
+library = ctypes.CDLL(str(_folder / "lib64" / "libascendcl.so"))
 library.aclrtGetSocName.restype = ctypes.c_char_p
 library.aclGetRecentErrMsg.restype = ctypes.c_char_p
 
