@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from checkpoint_folders import MIXTURES, compressed_int8, gptq, logits, mixture_of, model_of
+from checkpoint_folders import MIXTURES, VOCABULARY, compressed_int8, gptq, logits, mixture_of, model_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
 
@@ -137,11 +137,56 @@ def test_layers_of_two_configurations(tmp_path):
     require_same(read, model)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_layers_that_were_replaced_one_by_one(kind, tmp_path):
+    model = model_of(kind, **MIXTURES.get(kind, {}))
+    anynpu.quantize_(model.model.layers[0], anynpu.W4A8(group_size=32))
+    model.model.layers[1].self_attn.o_proj = anynpu.quantize_(model.model.layers[1].self_attn.o_proj, anynpu.W8A16())
+    model.save_pretrained(tmp_path)
+    require_same(loaded(tmp_path), model)
+    model.model.save_pretrained(tmp_path / "base")
+    assert torch.equal(
+        loaded(tmp_path / "base", AutoModel)(torch.arange(5)[None]).last_hidden_state,
+        model.model(torch.arange(5)[None]).last_hidden_state,
+    )
+
+
 def test_float_models_are_not_described(tmp_path):
     model = model_of()
-    with pytest.warns(UserWarning, match="no layer was chosen"):
-        anynpu.quantize_(model, anynpu.W8A8(), filter_fn=lambda module, name: False)
-    assert not hasattr(model.config, "quantization_config")
+    head = model.lm_head
+    model.lm_head = anynpu.quantize_(head, anynpu.W8A16())
+    model.save_pretrained(tmp_path)
+    model.lm_head = head
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    require_same(loaded(tmp_path), model)
+
+
+def test_layers_beside_those_of_another_method_are_not_saved(tmp_path):
+    model = anynpu.quantize_(model_of(), anynpu.W8A16())
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(ValueError, match="save_pretrained: .* anynpu's beside those of gptq"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:quantize_. lm_head.weight was tied")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_a_quantised_output_layer_keeps_its_size(config, tied):
+    model = anynpu.quantize_(model_of(tied=tied), config)
+    before = logits(model)
+    assert model.resize_token_embeddings(VOCABULARY) is model.resize_token_embeddings() is model.model.embed_tokens
+    for sizes in ((VOCABULARY + 1,), (None, 64), (VOCABULARY, 2)):
+        with pytest.raises(ValueError, match="resize_token_embeddings: new_num_tokens must stay 99, .* resize before"):
+            model.resize_token_embeddings(*sizes)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_float_output_layer_is_resized():
+    model = anynpu.quantize_(model_of(tied=True), anynpu.W8A16(), skip=("lm_head",))
+    model.resize_token_embeddings(VOCABULARY + 4)
+    assert logits(model).shape[-1] == VOCABULARY + 4
 
 
 @pytest.mark.parametrize(
@@ -149,7 +194,8 @@ def test_float_models_are_not_described(tmp_path):
     [
         "anynpu, transformers",
         "transformers.quantizers.auto, anynpu",
-        "anynpu, sys; sys.meta_path[0].find_spec('transformers.quantizers.auto', None); import transformers",
+        "transformers.modeling_utils, anynpu",
+        "anynpu, sys; sys.meta_path[0].find_spec('transformers.modeling_utils', None); import transformers",
     ],
 )
 def test_import_is_enough(imports, tmp_path):

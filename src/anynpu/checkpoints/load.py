@@ -20,7 +20,7 @@ from anynpu.checkpoints.msmodelslim import MsModelSlim, description_of
 from anynpu.checkpoints.producers import Producer, is_saved, producer_of
 from anynpu.nn import QuantizedLinear
 from anynpu.quantization.checkpoint import DESCRIPTION as OWN_DESCRIPTION
-from anynpu.quantization.checkpoint import describe_in_config, load_quantized
+from anynpu.quantization.checkpoint import load_quantized
 
 Progress = Callable[[str], None]
 
@@ -57,7 +57,6 @@ def load_checkpoint(path: str | os.PathLike, dtype: torch.dtype | None = None) -
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.prepack()
-    describe_in_config(model)
     return model
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import sys
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
         "format": _FORMAT,
         "version": _VERSION,
         "tensors": file,
-        "layers": _described(model),
+        "layers": described_layers(model),
         "aliases": aliases,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,21 +53,11 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
             old.unlink()
 
 
-def _described(model: torch.nn.Module) -> dict[str, dict]:
+def described_layers(model: torch.nn.Module) -> dict[str, dict]:
+    """What files say of the quantised layers of a model, by name."""
     modules = model.named_modules(remove_duplicate=False)
     layers = {name: module for name, module in modules if isinstance(module, QuantizedLayer)}
     return {name: {"kind": type(layer).__name__, **layer.fields()} for name, layer in layers.items()}
-
-
-def describe_in_config(model: torch.nn.Module) -> None:
-    """Lets ``save_pretrained`` of a transformers model write what its layers are, into ``config.json``."""
-    modeling = sys.modules.get("transformers.modeling_utils")
-    if modeling is None or not isinstance(model, modeling.PreTrainedModel):
-        return
-    layers = _described(model)
-    present = getattr(model.config, "quantization_config", None)
-    if layers and (present is None or dict(present).get("quant_method") == METHOD):
-        model.config.quantization_config = {"quant_method": METHOD, "layers": layers}
 
 
 def _distinct(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -259,5 +248,4 @@ def _install(
         return layers[""]
     on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     model.load_state_dict(others, strict=False, assign=on_meta)
-    describe_in_config(model)
     return model

@@ -11,7 +11,6 @@ import torch
 
 from anynpu._check import require_module
 from anynpu.nn import QuantizedLinear, QuantMoE
-from anynpu.quantization.checkpoint import describe_in_config
 from anynpu.quantization.config import QuantConfig
 from anynpu.quantization.read_by_parent import is_read_by_parent
 
@@ -70,7 +69,6 @@ def quantize_(
     for name, module in chosen.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, replacements[module])
-    describe_in_config(model)
     return model
 
 
