@@ -7,6 +7,7 @@ Each writer returns the model with dequantised float weights, by the producer's 
 from __future__ import annotations
 
 import json
+import re
 
 import torch
 import transformers
@@ -47,8 +48,30 @@ MIXTURES = {
     "qwen3_next": LINEAR_ATTENTION,
     "qwen3_5_moe_text": LINEAR_ATTENTION,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 1, "pad_token_id": 0},
-}
-FILE_NAMES = {"mixtral": {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}}
+    "ernie4_5_moe": {
+        **EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1,
+    },
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "minimax": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "jamba": {
+        "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 8,
+    },
+}  # fmt: skip
+MIXTRAL_NAMES = (("mlp", "block_sparse_moe"), ("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"))
+FILE_NAMES = {
+    "mixtral": MIXTRAL_NAMES,
+    "minimax": MIXTRAL_NAMES,
+    "minimax_m2": MIXTRAL_NAMES,
+    "phimoe": (("router", "gate"), *MIXTRAL_NAMES),
+    "ernie4_5_moe": (("gate.moe_statics", "moe_statics"),),
+    "granitemoe": (
+        ("experts.gate_up_proj", "input_linear.weight"), ("experts.down_proj", "output_linear.weight"),
+        ("router", "router.layer"),
+    ),
+}  # fmt: skip
 
 
 class PlainExperts(torch.nn.ModuleList):
@@ -82,25 +105,32 @@ def mixture_of(kind, **options):
     model = model_of(kind, **{**MIXTURES[kind], **options})
     generator = torch.Generator().manual_seed(6)
     for name, module in list(model.named_modules()):
-        if name.endswith("mlp.experts"):
+        if name.endswith(".experts"):
             for weight in (module.gate_up_proj, module.down_proj):
                 weight.data = torch.randn(weight.shape, generator=generator) * 0.1
             block = model.get_submodule(name.removesuffix(".experts"))
-            block.gate.weight.data = torch.randn(block.gate.weight.shape, generator=generator)
-            if hasattr(block.gate, "e_score_correction_bias"):
-                block.gate.e_score_correction_bias.uniform_(-0.1, 0.1, generator=generator)
+            router = block.router if hasattr(block, "router") else block.gate
+            for own, tensor in router.state_dict().items():
+                corrected = own.endswith("e_score_correction_bias")
+                tensor.uniform_(-0.1, 0.1, generator=generator) if corrected else tensor.normal_(generator=generator)
             block.experts = PlainExperts(module)
     return model
 
 
 def linears_of(model, skip=("lm_head",)):
     linears = ((name, module) for name, module in model.named_modules() if type(module) is torch.nn.Linear)
-    return {name: module for name, module in linears if name not in skip and module.out_features > 1}
+    floats = (*skip, "wg", "dt_proj")  # of routers and of Mamba, whose weights are read by other code
+    return {
+        name: module
+        for name, module in linears
+        if not {name, name.rpartition(".")[2]} & {*floats} and module.out_features > 1
+    }
 
 
 def name_in_files(model, name):
-    parts = FILE_NAMES.get(model.config.model_type, {})
-    return ".".join(parts.get(part, part) for part in name.split("."))
+    for own, part in FILE_NAMES.get(model.config.model_type, ()):
+        name = re.sub(rf"\.{own}(?=\.|$)", f".{part}", name)
+    return name
 
 
 def write(model, folder, quantized, config, shards=1):

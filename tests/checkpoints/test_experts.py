@@ -34,6 +34,12 @@ CASES = {
     "W8A8, GLM-4": lambda folder: folders.compressed_int8(mixture_of("glm4_moe"), folder),
     "W8A8, dots.llm1": lambda folder: folders.compressed_int8(mixture_of("dots1"), folder),
     "W8A8, Qwen3.5": lambda folder: folders.compressed_int8(mixture_of("qwen3_5_moe_text"), folder),
+    "gptq, Hunyuan": lambda folder: folders.gptq(mixture_of("hunyuan_v1_moe"), folder),
+    "awq, MiniMax-M2": lambda folder: folders.awq(mixture_of("minimax_m2"), folder),
+    "pack-quantized, ERNIE": lambda folder: folders.compressed_weights(mixture_of("ernie4_5_moe"), folder),
+    "pack-quantized, MiniMax": lambda folder: folders.compressed_weights(mixture_of("minimax"), folder),
+    "W8A8, Phi": lambda folder: folders.compressed_int8(mixture_of("phimoe"), folder),
+    "W8A8, Jamba": lambda folder: folders.compressed_int8(mixture_of("jamba"), folder),
     "W8A8 static": lambda folder: folders.compressed_int8(mixture_of("qwen2_moe"), folder, static=True),
 }
 
@@ -137,6 +143,7 @@ CONVERTED = {
     "W8A8, Qwen2": lambda folder: folders.compressed_int8(mixture_of("qwen2_moe"), folder),
     "W8A8, Mixtral": CASES["W8A8, Mixtral"],
     "W8A8, DeepSeek-V2": CASES["W8A8, DeepSeek-V2"],
+    "W8A8, Phi": CASES["W8A8, Phi"],
     "W4A8 in groups": w4a8(True),
     "W4A8 by channel": w4a8(False),
 }
@@ -180,6 +187,16 @@ def test_the_order_of_inputs_is_written(tmp_path):
     convert_checkpoint(tmp_path / "in", tmp_path / "out", "compressed-tensors")
     got, want = (logits(anynpu.load_checkpoint(tmp_path / name)) for name in ("out", "in"))
     require_close(got, want, 1e-5)  # the order within a group is not kept
+
+
+def test_float_experts_that_files_stack(tmp_path):
+    """Granite's experts are 3-D in files too, so that its producers leave them float."""
+    want = logits(folders.gptq(folders.model_of("granitemoe", num_local_experts=4), tmp_path / "in"))
+    require_close(logits(anynpu.load_checkpoint(tmp_path / "in")), want, 2e-5)
+    convert_checkpoint(tmp_path / "in", tmp_path / "out", "compressed-tensors")
+    files = [next((tmp_path / folder).glob("*.safetensors")) for folder in ("in", "out")]
+    names = [set(load_file(file)) for file in files]
+    assert {name for name in names[0] if "moe" in name} == {name for name in names[1] if "moe" in name}
 
 
 def test_vllm_ascend_reads_no_experts_with_float_activations(tmp_path):
@@ -280,6 +297,13 @@ def test_damaged_experts(changes, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as caught:
         anynpu.load_checkpoint(tmp_path)
     assert str(caught.value).startswith("load_checkpoint: ")
+
+
+def test_a_quantised_router(tmp_path):
+    folders.gptq(mixture_of("hunyuan_v1_moe"), tmp_path)
+    changed(tmp_path / "model.safetensors", {"model/layers/1/mlp/gate/wg/qweight": torch.ones(1)})
+    with pytest.raises(ValueError, match="layer model.layers.1.mlp.gate.wg must be float"):
+        anynpu.load_checkpoint(tmp_path)
 
 
 def test_float_experts_that_are_missing(tmp_path):

@@ -65,17 +65,10 @@ def test_float_folders_and_dtypes(tmp_path):
 
 # What transformers renames and joins when it reads and writes them.
 RENAMED = {
-    "ernie4_5_moe": {**folders.EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
-    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
-    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    **{kind: folders.MIXTURES[kind] for kind in ("ernie4_5_moe", "hunyuan_v1_moe", "phimoe", "minimax_m2", "jamba")},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "jamba": {
-        "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
-        "mamba_d_state": 8, "mamba_dt_rank": 8,
-    },
     "gpt_neox": {},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", RENAMED)

@@ -9,7 +9,7 @@ import torch
 
 from anynpu._check import require
 from anynpu.checkpoints.folder import CONFIG, OP
-from anynpu.checkpoints.model import install
+from anynpu.checkpoints.model import has, install
 from anynpu.formats.quantized_weight import QuantizedWeight
 from anynpu.nn import (
     LinearExperts,
@@ -23,20 +23,37 @@ from anynpu.nn import (
 from anynpu.quantization.moe_blocks import EXPERTS, is_experts, require_silu, sizes_of_experts
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-# By model_type, parts of the names in files that differ from those in the model.
-_PARTS = {"mixtral": {"block_sparse_moe": "mlp", "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}}
+_MIXTRAL = (("block_sparse_moe", "mlp"), ("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+# By model_type, parts of the names in files and what they are in the model.
+_NAMES = {
+    "mixtral": _MIXTRAL,
+    "minimax": _MIXTRAL,
+    "minimax_m2": _MIXTRAL,
+    "phimoe": (("block_sparse_moe.gate", "mlp.router"), *_MIXTRAL),
+    "ernie4_5_moe": (("mlp.moe_statics", "mlp.gate.moe_statics"),),
+    "granitemoe": (
+        ("block_sparse_moe.input_linear.weight", "block_sparse_moe.experts.gate_up_proj"),
+        ("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"),
+        ("block_sparse_moe.router.layer", "block_sparse_moe.router"),
+    ),
+}
 
 
 def name_in_model(model: torch.nn.Module, name: str) -> str:
     """What the model calls a module or tensor of its files."""
-    parts = _PARTS.get(model.config.model_type, {})
-    return ".".join(parts.get(part, part) for part in name.split("."))
+    return _renamed(name, _NAMES.get(model.config.model_type, ()))
 
 
 def name_in_files(model: torch.nn.Module, name: str) -> str:
     """The inverse of :func:`name_in_model`."""
-    parts = {own: part for part, own in _PARTS.get(model.config.model_type, {}).items()}
-    return ".".join(parts.get(part, part) for part in name.split("."))
+    return _renamed(name, [(own, part) for part, own in _NAMES.get(model.config.model_type, ())])
+
+
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    dotted = f".{name}."
+    for old, new in pairs:
+        dotted = dotted.replace(f".{old}.", f".{new}.")
+    return dotted[1:-1]
 
 
 def split_experts(model: torch.nn.Module, layers: Iterable[str]) -> list[str]:
@@ -177,7 +194,8 @@ def routers(model: torch.nn.Module) -> list[str]:
     experts = [
         name for name, module in model.named_modules() if isinstance(module, LinearExperts) or is_experts(module)
     ]
-    return [f"{name.removesuffix('experts')}gate" for name in experts]
+    blocks = [name.removesuffix("experts") for name in experts]
+    return [block + own for block in blocks for own in ("gate", "router") if has(model, block + own)]
 
 
 def count_experts(module: torch.nn.Module) -> int:

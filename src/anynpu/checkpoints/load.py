@@ -21,6 +21,7 @@ from anynpu.checkpoints.producers import Producer, is_saved, producer_of
 from anynpu.nn import QuantizedLinear
 from anynpu.quantization.checkpoint import DESCRIPTION as OWN_DESCRIPTION
 from anynpu.quantization.checkpoint import load_quantized
+from anynpu.quantization.read_by_parent import is_read_by_parent
 
 Progress = Callable[[str], None]
 
@@ -134,6 +135,8 @@ def _layer(
         raise ValueError(f"{OP}: the files have a layer {name!r:.80} that the model lacks") from error
     linear = type(present) is torch.nn.Linear
     require(OP, linear, f"layer {name} of the files must be a Linear in the model, got {type(present).__name__}")
+    read = f"layer {name} must be float, since the module that holds it reads its weight"
+    require(OP, not is_read_by_parent(model, place), read)
     want = (present.out_features, present.in_features)
     try:
         layer = producer.layer(name, tensors.of_module(name, own), want)

@@ -61,7 +61,7 @@ def float32_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Parameters and buffers that stay float32 in a model of another dtype, such as the biases of routers."""
     kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, tensor) for name, tensor in tensors if not set(kept).isdisjoint(name.split("."))]
+    return [(name, tensor) for name, tensor in tensors if any(f".{part}." in f".{name}." for part in kept)]
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

@@ -63,8 +63,8 @@ ROUTERS: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
 EXPERTS = frozenset(
     f"{kind}Experts"
     for kind in (
-        "DeepseekV2", "DeepseekV3", "Dots1", "Glm4Moe", "Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe", "Qwen3Next",
-        "Qwen3_5Moe",
+        "DeepseekV2", "DeepseekV3", "Dots1", "Ernie4_5_Moe", "Glm4Moe", "HunYuanMoEV1", "Jamba", "MiniMax", "MiniMaxM2",
+        "Mixtral", "Olmoe", "Phimoe", "Qwen2Moe", "Qwen3Moe", "Qwen3Next", "Qwen3_5Moe",
     )
 )  # fmt: skip
 
