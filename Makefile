@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Python compiles a module when it is first imported: most of what is installed never is.
 PIP := .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# Images for containers often forbid it to write that down: each process of the tests would compile torch again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install test demo lint clean
 
