@@ -6,6 +6,7 @@ The interpreter has to be chosen before a kernel is imported: ../test_gpu.py run
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -23,19 +24,24 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def patch_the_language_once():
-    """The interpreter replaces the functions of triton.language anew whenever one jitted function calls another, which
-    takes most of its time. Doing it once is the same."""
+def quicken_the_interpreter():
+    """Leaves out what takes the interpreter most of its time and changes no result: it replaces the functions of
+    triton.language anew whenever one jitted function calls another, and computes whether sums and products of
+    integers overflow, for an assertion that only its option ``debug`` makes, which is off."""
     if not INTERPRETED:
         yield
         return
     from triton.runtime import interpreter
 
     torch.set_num_threads(1)  # tensors are small: threads would only wait for each other
-    patch = interpreter._patch_lang
+    patch, builder = interpreter._patch_lang, interpreter.interpreter_builder
+    options = builder.options
+    assert not options.debug
     done = patch(SimpleNamespace(__globals__={"tl": triton.language, "core": triton.language.core}))
     interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
+    builder.options = dataclasses.replace(options, sanitize_overflow=False)
     yield
+    builder.options = options
     interpreter._patch_lang = patch
     done.restore()
 
