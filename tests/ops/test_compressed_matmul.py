@@ -27,11 +27,22 @@ def arguments(case):
     return args
 
 
+ORACLES = {}
+
+
+def expected_and_bound(case, args):
+    """Of the oracle, which takes seconds, once for all tiers that compress the weight to the same bytes."""
+    key = case.name, *(bytes(args[name].view(torch.uint8).numpy()) for name in ("stream", "index"))
+    if key not in ORACLES:
+        ORACLES[key] = anynpu.reference.compressed_matmul(**args), error_bound(**args)
+    return ORACLES[key]
+
+
 @case_table.valid_calls("compressed_matmul")
 def test_equals_reference(case, isa, each_thread_count):
     """Equal bits, but for the float32 epilogue of a token's scale or a float bias; see the bound."""
     args = arguments(case)
-    expected, bound = anynpu.reference.compressed_matmul(**args), error_bound(**args)
+    expected, bound = expected_and_bound(case, args)
     results = each_thread_count(lambda: anynpu.compressed_matmul(**args))
     for result in results:
         assert result.dtype == expected.dtype
