@@ -43,6 +43,18 @@ CALLS = {
         "quant_matmul", (meta(4, 4096, dtype=INT8), meta(14336, 4096, dtype=INT8).t(), meta(14336, dtype=torch.int64)),
         {"bias": meta(14336, dtype=INT32), "output_dtype": HALF}, "mma",
     ),
+    "quant_matmul of prepacked int4": (
+        "quant_matmul", (meta(4, 4096, dtype=INT8), meta(64 + 448 * 1024 * 64, dtype=torch.uint8),
+                         meta(14336, dtype=FP32)), {"output_dtype": HALF, "n": 14336}, "mma",
+    ),
+    "quant_matmul of groups": (
+        "quant_matmul", (meta(4, 4096, dtype=INT8), meta(4096, 1792, dtype=INT32), meta(32, 14336, dtype=FP32)),
+        {"pertoken_scale": meta(4, dtype=FP32), "output_dtype": BF16, "group_size": 128}, "mma",
+    ),
+    "quant_matmul of many rows and groups": (
+        "quant_matmul", (meta(512, 4096, dtype=INT8), meta(14336, 512, dtype=INT32).t(), meta(64, 14336, dtype=FP32)),
+        {"pertoken_scale": meta(512, dtype=FP32), "output_dtype": BF16, "group_size": 64}, "wgmma",
+    ),
     "weight_quant_prepack": ("weight_quant_prepack", (meta(4096, 1792, dtype=INT32),), {}, "st.global"),
 }  # fmt: skip
 

@@ -9,12 +9,7 @@ import anynpu
 from anynpu.ops.quant_matmul.reference import error_bound, round_once
 
 
-def is_of_int8(case):
-    """The public function unpacks int4 for the operator."""
-    return case.args["x2"].dtype == torch.int8 and "group_size" not in case.args
-
-
-@gpu_cases.valid_calls("quant_matmul", is_of_int8)
+@gpu_cases.valid_calls("quant_matmul")
 def test_is_within_bound_of_reference(case, kernel, device):
     result = kernel("quant_matmul")(**gpu_cases.on(device, case.args))
     gpu_cases.assert_within(result, anynpu.reference.quant_matmul(**case.args), error_bound(**case.args))
@@ -49,4 +44,33 @@ def test_bias_that_could_overflow_is_told_when_asked(kernel, device):
         if wrong:
             with pytest.raises(ValueError, match="quant_matmul: every value of bias .* flat position 1 "):
                 anynpu.check_device_errors()
+        anynpu.check_device_errors()
+
+
+@pytest.mark.parametrize("group_size", [0, 96])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_prepacked_x2(bits, group_size, kernel, device):
+    if bits == 8 and group_size:
+        pytest.skip("groups are of int4")
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (270, 72), dtype=torch.int32, generator=generator)
+    weight = anynpu.int4_pack(codes) if bits == 4 else codes.to(torch.int8)
+    args = {
+        "x1": torch.randint(-128, 128, (3, 270), dtype=torch.int8, generator=generator),
+        "x2": anynpu.weight_quant_prepack(weight),
+        "scale": torch.rand((3, 72) if group_size else 72, generator=generator) / 99,
+        "output_dtype": torch.float16,
+        "group_size": group_size,
+        "n": 72,
+    }
+    result = kernel("quant_matmul")(**gpu_cases.on(device, args))
+    gpu_cases.assert_within(result, anynpu.reference.quant_matmul(**args), error_bound(**args))
+
+
+def test_foreign_header_is_told_when_asked(kernel, device):
+    blob = anynpu.weight_quant_prepack(torch.ones(40, 24, dtype=torch.int8))
+    blob[16] ^= 1
+    x1, scale = torch.ones(2, 40, dtype=torch.int8, device=device), torch.ones(1, device=device)
+    kernel("quant_matmul")(x1, blob.to(device), scale, n=24)
+    with pytest.raises(ValueError, match="quant_matmul: every value of the header .* flat position 16 "):
         anynpu.check_device_errors()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA kernel of quant_matmul: exact int32 sums on the tensor cores, the epilogue of the CPU kernels."""
+"""CUDA kernel of quant_matmul: exact int32 sums on the tensor cores, the epilogue of the CPU kernels.
+
+int4 weights are unpacked to int8 by a kernel before.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,15 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._triton import ceil_divide, dot, encoded_offset, encoded_scale, launch, report, rounded, tile_of
-from anynpu.ops.quant_matmul import int4
+from anynpu.ops.quant_matmul.int4 import unpacked_words
 from anynpu.ops.quant_matmul.spec import OP, output_shape
+from anynpu.ops.weight_quant_matmul.spec import is_prepacked
+from anynpu.ops.weight_quant_matmul.triton import unprepacked
 
 _BIAS = _device_errors.new_rule(OP, "bias", "must be so small that int32 sums cannot overflow")
+_HEADER = _device_errors.new_rule(
+    OP, "the header of a prepacked x2", "must be what weight_quant_prepack writes for this K and N"
+)
 
 
 @triton.jit
@@ -29,6 +37,12 @@ def _scaled_exactly(sums, scale):
 def _column_values(ptr, column, N, SINGLE: tl.constexpr):
     """The parameter of each column; one for all columns where SINGLE."""
     return tl.load(ptr + (column * 0 if SINGLE else column), mask=column < N, other=0)
+
+
+@triton.jit
+def _as_float(scale):
+    """float32 of a scale, or of the word that holds it."""
+    return encoded_scale(scale) if scale.dtype == tl.int64 else scale.to(tl.float32)
 
 
 @triton.jit
@@ -50,7 +64,7 @@ def store_scaled(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, r
         tl.store(y, sums, mask=inside)
     else:
         stored = _column_values(scale_ptr, column, N, SCALES == 1)
-        scale = encoded_scale(stored) if words else stored.to(tl.float32)
+        scale = _as_float(stored)
         if dtype != tl.int8 and not ROW_SCALE and not float_bias:
             if dtype == tl.float32:
                 value = (sums.to(tl.float64) * scale.to(tl.float64)[None, :]).to(tl.float32)
@@ -70,11 +84,24 @@ def store_scaled(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, r
 
 
 @triton.jit
-def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr, error_ptr, M, N, K, x1_batch, x1_row,
-            x1_k, x2_batch, x2_k, x2_column, bias_batch, RULE: tl.constexpr, SCALES: tl.constexpr,
-            OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
-            BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """One tile of y. WHOLE: K is a multiple of BK."""
+def _store_grouped(y, inside, value, row, column, M, N, offset_ptr, row_scale_ptr, bias_ptr, first_bias,
+                   OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """The epilogue of a tile of sums that were scaled by groups."""
+    if OFFSETS > 0:
+        value += _column_values(offset_ptr, column, N, OFFSETS == 1)[None, :]
+    if ROW_SCALE:
+        value *= tl.load(row_scale_ptr + row, mask=row < M, other=0.0)[:, None]
+    if BIAS:
+        value += tl.load(bias_ptr + first_bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(y, rounded(value, y.dtype.scalar.element_ty), mask=inside)
+
+
+@triton.jit
+def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr, error_ptr, M, N, K, group_size,
+            x1_batch, x1_row, x1_k, x2_batch, x2_k, x2_column, bias_batch, RULE: tl.constexpr, SCALES: tl.constexpr,
+            OFFSETS: tl.constexpr, ROW_SCALE: tl.constexpr, BIAS: tl.constexpr, GROUPED: tl.constexpr,
+            WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """One tile of y. WHOLE: K is a multiple of BK. GROUPED: groups of k, which BK divides, have scales of their own."""
     row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
     batch = (tl.program_id(0) // (row_tiles * column_tiles)).to(tl.int64)
     row_tile, column_tile = tile_of(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
@@ -83,6 +110,8 @@ def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_pt
     x2 = x2_ptr + batch * x2_batch + k[:, None] * x2_k + column.to(tl.int64)[None, :] * x2_column
     x1_inside, x2_inside = (row < M)[:, None], (column < N)[None, :]
     sums = tl.zeros((BM, BN), tl.int32)
+    if GROUPED:
+        value = tl.zeros((BM, BN), tl.float32)
     for first in range(0, K, BK):
         in_k = k < K - first
         a = tl.load(x1, mask=x1_inside if WHOLE else x1_inside & in_k[None, :], other=0)
@@ -90,9 +119,18 @@ def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_pt
         sums = dot(a, b, sums)
         x1 += BK * x1_k
         x2 += BK * x2_k
-    y = y_ptr + (batch * M + row)[:, None] * N + column[None, :]
-    store_scaled(y, x1_inside & x2_inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr,
-                 batch * bias_batch, error_ptr, RULE, SCALES, OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
+        if GROUPED:
+            if (first + BK) % group_size == 0 or first + BK >= K:
+                scale = _column_values(scale_ptr + first // group_size * N, column, N, False)
+                value += sums.to(tl.float32) * _as_float(scale)[None, :]
+                sums = tl.zeros((BM, BN), tl.int32)
+    y, inside = y_ptr + (batch * M + row)[:, None] * N + column[None, :], x1_inside & x2_inside
+    if GROUPED:
+        _store_grouped(y, inside, value, row, column, M, N, offset_ptr, row_scale_ptr, bias_ptr, batch * bias_batch,
+                       OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
+    else:
+        store_scaled(y, inside, sums, row, column, M, N, K, scale_ptr, offset_ptr, row_scale_ptr, bias_ptr,
+                     batch * bias_batch, error_ptr, RULE, SCALES, OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
 
 
 def quant_matmul(
@@ -109,20 +147,19 @@ def quant_matmul(
 ) -> torch.Tensor:
     """See ``anynpu.quant_matmul``; a bias that is too large is told by ``anynpu.check_device_errors``."""
     *batches, m, n = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
-    if x2.dtype != torch.int8:
-        x2 = int4.unpacked_x2(x2, x1.shape[-1])
-    if group_size:
-        rest = (scale, offset, pertoken_scale, bias, output_dtype, group_size)
-        return int4.sum_groups(quant_matmul, x1, x2, *rest)
     y = x1.new_empty((*batches, m, n), dtype=output_dtype or torch.int8)
     if y.numel() == 0:
         return y
     k = x1.shape[-1]
+    if is_prepacked(x2):
+        x2 = unprepacked(x2, k, n, _HEADER)
+    elif x2.dtype == torch.int32:
+        x2 = unpacked_words(x2, k)
     first = x1.expand(*batches, m, k).reshape(-1, m, k)
     second = x2.expand(*batches, k, n).reshape(-1, k, n)
     if scale.dtype == torch.uint64:
         scale = scale.view(torch.int64)
-    multiply(first, second, y, scale, offset, pertoken_scale, bias, _BIAS)
+    multiply(first, second, y, scale, offset, pertoken_scale, bias, _BIAS, group_size)
     return y
 
 
@@ -135,6 +172,7 @@ def multiply(
     pertoken_scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     rule: int,
+    group_size: int = 0,
 ) -> None:
     """x1 [B, M, K] times x2 [B, K, N] into y, contiguous; ``rule`` is broken by a bias that is too large."""
     (batch, m, k), n = x1.shape, x2.shape[-1]
@@ -142,11 +180,14 @@ def multiply(
     parameters = [None if value is None else value.contiguous() for value in (scale, offset, pertoken_scale, bias)]
     present = [scale if value is None else value for value in parameters]  # what is absent is not read
     tile = _tile(m)
+    if group_size:
+        tile["BK"] = min(tile["BK"], group_size & -group_size)
     launch(
         _kernel, batch * ceil_divide(m, tile["BM"]) * ceil_divide(n, tile["BN"]), x1, x2, y, *present,
-        _device_errors.word(x1.device), m, n, k, *x1.stride(), *x2.stride(), bias_batch, RULE=rule,
+        _device_errors.word(x1.device), m, n, k, group_size, *x1.stride(), *x2.stride(), bias_batch, RULE=rule,
         SCALES=min(scale.shape[0], 2), OFFSETS=0 if offset is None else min(offset.shape[0], 2),
-        ROW_SCALE=pertoken_scale is not None, BIAS=bias is not None, WHOLE=k % tile["BK"] == 0, **tile,
+        ROW_SCALE=pertoken_scale is not None, BIAS=bias is not None, GROUPED=group_size > 0,
+        WHOLE=k % tile["BK"] == 0, **tile,
     )  # fmt: skip
 
 

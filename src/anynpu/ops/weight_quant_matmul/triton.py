@@ -37,6 +37,7 @@ _CONFIGURATIONS = Path(__file__).with_name("triton_configurations.json")
 _LEAST_STEPS = 4  # of a part of K: shorter ones cost more than they save
 _SUM_BLOCK = 1024  # numbers that a program adds up
 _PACK_BLOCK = 1024  # bytes that a program packs
+_UNPACK_K = 128  # k of a cell's columns that a program unpacks
 
 # How a weight is stored: plain int8; int32 words of eight int4 along N or along K; formats w4p32 and w8p32; as x is.
 INT8, WORDS_N, WORDS_K, CELLS4, CELLS8, FLOATS = (tl.constexpr(number) for number in range(6))
@@ -455,3 +456,26 @@ def weight_quant_prepack(weight: torch.Tensor) -> torch.Tensor:
     launch(_prepack_kernel, max(1, ceil_divide(count, _PACK_BLOCK)), weight, blob, k, n, count, *weight.stride(),
            STORED=INT8.value if weight.dtype == torch.int8 else stored, BLOCK=_PACK_BLOCK)  # fmt: skip
     return blob
+
+
+@triton.jit
+def _unprepack_kernel(blob_ptr, matrix_ptr, error_ptr, K, N, RULE: tl.constexpr, BITS: tl.constexpr, BK: tl.constexpr,
+                      BN: tl.constexpr):  # fmt: skip
+    """BK k of BN columns, as int8 [N, K]."""
+    _check_header(blob_ptr, K, N, error_ptr, RULE, BITS)
+    first_k, first_column = tl.program_id(0) % tl.cdiv(K, BK) * BK, tl.program_id(0) // tl.cdiv(K, BK) * BN
+    values = _cells(blob_ptr, first_k, first_column, K, N, BITS, BK, BN)
+    if BITS == 4:
+        values = ((values & 15) ^ 8) - 8
+    k, column = (first_k + tl.arange(0, BK))[:, None], (first_column + tl.arange(0, BN))[None, :]
+    tl.store(matrix_ptr + column.to(tl.int64) * K + k, values.to(tl.int8), mask=(k < K) & (column < N))
+
+
+def unprepacked(blob: torch.Tensor, k: int, n: int, rule: int) -> torch.Tensor:
+    """int8 (K, N), a transposed view, of a prepacked weight; another header breaks ``rule``."""
+    matrix = torch.empty((n, k), dtype=torch.int8, device=blob.device)
+    bits = 4 if _stored(blob, k, n) == CELLS4.value else 8
+    bk, bn = _UNPACK_K, spec.CELL_COLUMNS
+    launch(_unprepack_kernel, ceil_divide(k, bk) * ceil_divide(n, bn), blob, matrix, _device_errors.word(blob.device),
+           k, n, RULE=rule, BITS=bits, BK=bk, BN=bn)  # fmt: skip
+    return matrix.t()
