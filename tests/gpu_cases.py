@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import case_table
 import pytest
 import torch
+
+from anynpu._register import operators
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -22,6 +24,19 @@ def valid_calls(
         return not INTERPRETED or max(map(torch.numel, _tensors(case.args))) <= most
 
     return case_table.valid_calls(operator, lambda case: wanted(case) and fits(case))
+
+
+def calls(operator: str) -> Iterator[tuple[str, dict]]:
+    """The samples of an operator, and the valid rows of its case table that have its arguments: (name, arguments)."""
+    arguments = operators[operator].overload._schema.arguments
+    names = [argument.name for argument in arguments]
+    absent = {argument.name: None for argument in arguments if not argument.has_default_value()}
+    for sample in operators[operator].samples():
+        yield sample.name, dict(zip(names, sample.args, strict=False))
+    if (case_table.CASES / f"{operator}.yaml").exists():
+        for case in case_table.load(operator):
+            if case.error is None and case.args.keys() <= set(names):
+                yield case.name, absent | case.args
 
 
 def _tensors(args: dict) -> list[torch.Tensor]:
@@ -40,8 +55,11 @@ def _moved(device: torch.device, value: object) -> object:
         return [_moved(device, each) for each in value]
     if not isinstance(value, torch.Tensor):
         return value
-    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-    return copy.copy_(value)
+    steps = value.stride()
+    repeated = [size > 1 and step == 0 for size, step in zip(value.shape, steps, strict=True)]
+    once = value[tuple(slice(0, 1) if each else slice(None) for each in repeated)]
+    copy = torch.empty_strided(once.shape, steps, dtype=value.dtype, device=device)
+    return copy.copy_(once).expand(value.shape)
 
 
 def assert_within(result: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | None) -> None:

@@ -62,13 +62,18 @@ def compiled_by(monkeypatch, call: Callable[[], object], gpu: Gpu = HOPPER) -> l
         if programs:  # Hopper has the shared memory for all stages that kernels ask for
             found.append(compiled(**meta) if gpu is HOPPER else with_fewer_stages(compiled, meta))
 
+    replace_launches(monkeypatch, launch, gpu)
+    call()
+    return found
+
+
+def replace_launches(monkeypatch, launch: Callable[..., None], gpu: Gpu) -> None:
+    """Lets kernels that are launched for ``gpu``, on meta tensors, go to ``launch``."""
     for name, replaced in {"launch": launch, "capability": lambda device: gpu.target.arch // 10}.items():
         for module_name, module in list(sys.modules.items()):
             if module_name.startswith("anynpu.") and hasattr(module, name):
                 monkeypatch.setattr(module, name, replaced)
     monkeypatch.setattr(_device_errors, "_words", {})  # no other test shall ask a meta tensor for errors
-    call()
-    return found
 
 
 def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict, gpu: Gpu) -> Compiled:

@@ -48,9 +48,15 @@ def word(device: torch.device) -> torch.Tensor:
 
 
 def within(values: torch.Tensor, low: int, limit: int, rule: int) -> torch.Tensor:
-    """``values`` cut to [low, limit), for operators made of tensor operations; notes the first that was outside."""
+    """``values`` cut to [low, limit), for operators made of tensor operations; notes the first that was outside.
+
+    An empty range is refused at once: a GPU stops for good where an index has nothing to point at.
+    """
+    if limit <= low and values.numel() > 0:
+        broken = _rules[rule >> _POSITION_BITS]
+        raise ValueError(f"{broken.operator}: every value of {broken.argument} {broken.sentence}, but there is none")
     note((values < low) | (values >= limit), rule)
-    return values.clamp(low, max(low, limit - 1))
+    return values.clamp(low, limit - 1)
 
 
 def note(wrong: torch.Tensor, rule: int) -> None:

@@ -11,30 +11,22 @@ from anynpu import _device_errors, check_device_errors
 from anynpu._register import operators
 
 NAMES = [name for name in sorted(operators) if not operators[name].cuda.endswith(".triton")]
-SAMPLES = [(name, sample) for name in NAMES for sample in operators[name].samples()]
-IDS = [f"{name}: {sample.name}" for name, sample in SAMPLES]
+CALLS = [(name, call, args) for name in NAMES for call, args in gpu_cases.calls(name)]
+IDS = [f"{name}: {call}" for name, call, _ in CALLS]
 
 
 def as_tuple(results):
     return results if isinstance(results, tuple) else (results,)
 
 
-@pytest.mark.parametrize(("name", "sample"), SAMPLES, ids=IDS)
-def test_is_within_bound_of_reference(name, sample, kernel, device):
+@pytest.mark.parametrize(("name", "call", "args"), CALLS, ids=IDS)
+def test_is_within_bound_of_reference(name, call, args, kernel, device):
     operator = operators[name]
-    args = [value.to(device) if isinstance(value, torch.Tensor) else value for value in sample.args]
-    results, expected = as_tuple(kernel(name)(*args)), as_tuple(operator.reference(*sample.args))
-    bounds = (None,) * len(expected) if operator.error_bound is None else as_tuple(operator.error_bound(*sample.args))
+    results = as_tuple(kernel(name)(**gpu_cases.on(device, args)))
+    expected = as_tuple(operator.reference(**args))
+    bounds = (None,) * len(expected) if operator.error_bound is None else as_tuple(operator.error_bound(**args))
     for result, wanted, bound in zip(results, expected, bounds, strict=True):
         gpu_cases.assert_within(result, wanted, bound)
-
-
-@pytest.mark.parametrize(("name", "sample"), SAMPLES, ids=IDS)
-def test_makes_no_tensor_on_another_device_and_looks_at_no_value(name, sample, monkeypatch):
-    """A tensor made on the CPU would not go together with the others on the meta device, which have no values."""
-    monkeypatch.setattr(_device_errors, "_words", {})  # no other test shall ask a meta tensor for errors
-    args = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in sample.args]
-    assert all(result.device.type == "meta" for result in as_tuple(operators[name].cuda_kernel(*args)))
 
 
 def test_values_outside_are_cut_and_the_first_is_noted(device):
@@ -46,3 +38,18 @@ def test_values_outside_are_cut_and_the_first_is_noted(device):
         ValueError, match="an operator: every value of index must be a row, got another at flat position 3"
     ):
         check_device_errors()
+
+
+def test_an_empty_table_is_refused(kernel, device):
+    """A GPU that looked for something there would not answer any more."""
+    experts = torch.zeros(2, 1, dtype=torch.int32, device=device)
+    args = {"expanded_rows": torch.ones(2, 4, device=device), "skip1": None, "skip2": None, "expert_idx": experts}
+    args |= {"bias": torch.ones(0, 4, device=device), "scales": torch.ones(2, 1, device=device)}
+    with pytest.raises(ValueError, match="moe_finalize_routing: every value of expert_idx .*, but there is none"):
+        kernel("moe_finalize_routing")(**args, row_idx=torch.tensor([0, 1], dtype=torch.int32, device=device))
+
+
+def test_rows_of_no_packed_sequence_are_zero(kernel, device):
+    rows, none = torch.ones(1, 3, 2, 16, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    out, _ = kernel("fused_attention")(rows, rows, rows, q_lengths=none, kv_lengths=none, packed=True)
+    assert out.shape == rows.shape and not out.any()

@@ -25,7 +25,7 @@ def _spans(
         ends = _device_errors.within(lengths, 0, total + 1, rule)
         sequence = torch.searchsorted(ends, row.contiguous(), right=True)
         counts = torch.diff(ends, prepend=ends.new_zeros(1))
-        starts = (ends - counts)[sequence.clamp(max=ends.numel() - 1)]
+        starts = torch.cat([ends - counts, ends.new_zeros(1)])[sequence]  # of rows behind all sequences: any
         return torch.where(sequence < ends.numel(), sequence, -1), row - starts, counts
     counts = torch.full((planes,), total, device=device)
     if lengths is not None:

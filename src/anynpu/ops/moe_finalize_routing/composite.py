@@ -30,7 +30,8 @@ def moe_finalize_routing(
     if bias is not None:
         expert_idx = _device_errors.within(expert_idx, 0, len(bias), _EXPERTS)
     rows = expanded_rows.reshape(made.rows, made.width)
-    by_choice = row_idx.view(made.chosen, -1) if drop_pad_mode < 2 else row_idx.view(-1, made.chosen).t()
+    by_slot = row_idx.view(made.tokens, made.chosen).t()
+    by_choice = row_idx.view(made.chosen, made.tokens) if drop_pad_mode < 2 else by_slot
     total = torch.zeros(made.tokens, made.width, device=rows.device)
     for skip in (skip1, skip2):
         if skip is not None:
