@@ -44,6 +44,8 @@ def word(device: torch.device) -> torch.Tensor:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("anynpu: call an operator once before capturing a CUDA graph that contains it")
         _words[device] = torch.full((1,), _NO_ERROR, dtype=torch.int64, device=device)
+        if device.type == "cuda":  # the next to report may be on another stream
+            torch.cuda.current_stream(device).synchronize()
     return _words[device]
 
 
@@ -103,6 +105,8 @@ def _check(noted: torch.Tensor) -> None:
     if code == _NO_ERROR:
         return
     noted.fill_(_NO_ERROR)
+    if noted.is_cuda:
+        torch.cuda.current_stream(noted.device).synchronize()
     rule, position = _rules[code >> _POSITION_BITS], code & (1 << _POSITION_BITS) - 1
     raise ValueError(
         f"{rule.operator}: every value of {rule.argument} {rule.sentence}, got another at flat position {position} "

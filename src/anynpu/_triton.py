@@ -27,6 +27,7 @@ PROCESSORS = 132  # of an H100 or H200
 HOPPER = 9  # the major compute capability of both
 _AMPERE = 8  # the first with bfloat16
 _STAGES = 3  # of a loop, unless a kernel asks for others
+_FARTHEST = 1 << 22  # elements from row to row of a tile, which has fewer than 512: its offsets are of 32 bits
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
@@ -61,6 +62,15 @@ def with_fewer_stages(run: Callable[..., Any], meta: dict[str, Any]) -> Any:
 def capability(device: torch.device) -> int:
     """The major compute capability of a GPU, 0 of the CPU."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def with_close_rows(x: torch.Tensor) -> torch.Tensor:
+    """Matrices ``x``, or a copy of them where rows or columns are too far apart for the offsets within a tile.
+
+    Such are the last positions of long sequences, ``hidden[:, -1]``.
+    """
+    far = any(size > 1 and step > _FARTHEST for size, step in zip(x.shape[-2:], x.stride()[-2:], strict=True))
+    return x.contiguous() if far else x
 
 
 def overlapping(device: torch.device) -> dict[str, bool]:

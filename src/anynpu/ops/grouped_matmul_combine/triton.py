@@ -13,7 +13,9 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._triton import (
+    HOPPER,
     INTERPRETED,
+    capability,
     ceil_divide,
     dot,
     encoded_scale,
@@ -23,6 +25,7 @@ from anynpu._triton import (
     report,
     rounded,
     tile,
+    with_close_rows,
 )
 from anynpu._triton_groups import (
     ends_of,
@@ -319,6 +322,7 @@ def multiply(
 ) -> None:
     """Into values [M, N] what the experts make of their rows, separated by bounds [E + 1], times the rows' factors."""
     (m, n), k, experts = values.shape, x.shape[1], weight.shape[0]
+    x = with_close_rows(x)
     factors = [factor for factor in (pertoken_scale, logit) if factor is not None]
     if weight.dtype == torch.int8:
         factor = torch.mul(*factors) if len(factors) == 2 else factors[0] if factors else values
@@ -335,7 +339,7 @@ def multiply(
     if stored == WORDS_K and weight.stride(1) == 1 and offset is None and whole_groups:
         _multiply_bytes(values, x, weight.transpose(1, 2).view(torch.int8), words, bounds, bias, pertoken_scale, logit)
         return
-    block = _tile(ceil_divide(m, experts), k // groups)
+    block = _tile(ceil_divide(m, experts), k // groups, x.device)
     programs = programs_for(m, n, experts, block)
     present = [values if value is None else value for value in (bias, offset, pertoken_scale, logit)]
     launch(
@@ -361,7 +365,11 @@ def _multiply_bytes(values, x, codes, scale, bounds, bias, pertoken_scale, logit
     )  # fmt: skip
 
 
-def _tile(rows: int, group: int) -> dict[str, int]:
-    """The tile of int4 weights for so many rows of an expert on average; chosen by reasoning, not yet measured."""
-    block = {"BM": power_of_two(rows, 16, 128), "BN": 64, "BK": power_of_two(group, 32, 128)}
+def _tile(rows: int, group: int, device: torch.device) -> dict[str, int]:
+    """The tile of int4 weights for so many rows of an expert on average; chosen by reasoning, not yet measured.
+
+    Before Hopper operands take registers too, which suffice for half as many k.
+    """
+    most_k = 128 if capability(device) >= HOPPER else 64
+    block = {"BM": power_of_two(rows, 16, 128), "BN": 64, "BK": power_of_two(group, 32, most_k)}
     return {**block, "num_warps": 8 if block["BM"] == 128 else 4, "num_stages": 3}

@@ -11,7 +11,17 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import ceil_divide, dot, encoded_offset, encoded_scale, launch, report, rounded, tile_of
+from anynpu._triton import (
+    ceil_divide,
+    dot,
+    encoded_offset,
+    encoded_scale,
+    launch,
+    report,
+    rounded,
+    tile_of,
+    with_close_rows,
+)
 from anynpu.ops.quant_matmul.int4 import unpacked_words
 from anynpu.ops.quant_matmul.spec import OP, output_shape
 from anynpu.ops.weight_quant_matmul.spec import is_prepacked
@@ -155,7 +165,7 @@ def quant_matmul(
         x2 = unprepacked(x2, k, n, _HEADER)
     elif x2.dtype == torch.int32:
         x2 = unpacked_words(x2, k)
-    first = x1.expand(*batches, m, k).reshape(-1, m, k)
+    first = with_close_rows(x1.expand(*batches, m, k).reshape(-1, m, k))
     second = x2.expand(*batches, k, n).reshape(-1, k, n)
     if scale.dtype == torch.uint64:
         scale = scale.view(torch.int64)

@@ -26,6 +26,7 @@ from anynpu._triton import (
     overlapping,
     report,
     tile,
+    with_close_rows,
 )
 from anynpu.ops.weight_quant_matmul import few_rows, hopper, spec
 from anynpu.ops.weight_quant_matmul.ending import MAGIC, add_parts_kernel, factors_of, finish_or_keep, own_tile
@@ -328,7 +329,7 @@ def weight_quant_matmul(
         return y
     k, n = x.shape[-1], shape[-1]
     stored = _stored(weight, k, n)
-    rows = x.reshape(1, -1, k) if weight.dim() <= 2 else x.reshape(-1, *x.shape[-2:])
+    rows = with_close_rows(x.reshape(1, -1, k) if weight.dim() <= 2 else x.reshape(-1, *x.shape[-2:]))
     batch, m = rows.shape[:2]
     weight_strides = (0, 0, 0)
     if not spec.is_prepacked(weight):
