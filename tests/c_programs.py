@@ -36,7 +36,7 @@ class Compiler:
         self.output = output
         self.flags = flags
 
-    def __call__(self, source: Path, *flags: str) -> Path:
+    def __call__(self, source: Path, *flags: str | Path) -> Path:
         if compiler_for(source) is None:
             pytest.skip("needs a C++ compiler")
         program = self.output / source.stem

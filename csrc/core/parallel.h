@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <vector>
+#include <memory>
+#include <new>
 
 // Of libgomp, whose functions torch calls too. GCC makes GOMP_parallel of a pragma; Clang would call another runtime.
 extern "C" {
@@ -50,7 +51,11 @@ void parallel_tasks(int64_t threads, int64_t tasks, const Function& fn) {
     std::atomic<int64_t> next;
     int64_t end;
   };
-  std::vector<Share> shares(static_cast<size_t>(threads));
+  const std::unique_ptr<Share[]> shares(threads > 1 ? new (std::nothrow) Share[threads] : nullptr);
+  if (!shares) {  // one thread, or no memory for more
+    for (int64_t task = 0; task < tasks; ++task) fn(task, int64_t{0});
+    return;
+  }
   for (int64_t i = 0; i < threads; ++i) {
     shares[i].next = tasks * i / threads;
     shares[i].end = tasks * (i + 1) / threads;

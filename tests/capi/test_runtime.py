@@ -34,6 +34,10 @@ def test_program_under_thread_sanitizer(build_tsan, name):
     assert_passes(build_tsan(PROGRAMS / f"{name}.cc"), **SANITIZER_OPTIONS)
 
 
+def test_each_allocation_may_fail(build):
+    assert_passes(build(PROGRAMS / "no_memory.cc", PROGRAMS / "failing_malloc.cc"), OMP_NUM_THREADS="1")
+
+
 @pytest.mark.parametrize("suffix, standard", [(".c", "-std=c99"), (".cc", "-std=c++11")])
 def test_each_header_stands_alone(build, tmp_path, suffix, standard):
     """Every header compiles first and twice, strictly, in both languages."""

@@ -7,20 +7,11 @@
 namespace anynpu::acl {
 namespace {
 
-HandleTable<Array<float>>& float_arrays() {
-  static auto* table = new HandleTable<Array<float>>(Kind::float_array, "aclFloatArray");
-  return *table;
-}
+HandleTable<Array<float>>& float_arrays() { return handle_table<Array<float>, Kind::float_array>("aclFloatArray"); }
 
-HandleTable<Array<bool>>& bool_arrays() {
-  static auto* table = new HandleTable<Array<bool>>(Kind::bool_array, "aclBoolArray");
-  return *table;
-}
+HandleTable<Array<bool>>& bool_arrays() { return handle_table<Array<bool>, Kind::bool_array>("aclBoolArray"); }
 
-HandleTable<Handles>& scalar_lists() {
-  static auto* table = new HandleTable<Handles>(Kind::scalar_list, "aclScalarList");
-  return *table;
-}
+HandleTable<Handles>& scalar_lists() { return handle_table<Handles, Kind::scalar_list>("aclScalarList"); }
 
 template <typename Table>
 void find_leaks_in(const Table& table, const char* name) {
@@ -117,20 +108,11 @@ int32_t destroy_list(const char* call, HandleTable<Handles>& table, HandleTable<
 
 }  // namespace
 
-HandleTable<Scalar>& scalars() {
-  static auto* table = new HandleTable<Scalar>(Kind::scalar, "aclScalar");
-  return *table;
-}
+HandleTable<Scalar>& scalars() { return handle_table<Scalar, Kind::scalar>("aclScalar"); }
 
-HandleTable<IntArray>& int_arrays() {
-  static auto* table = new HandleTable<IntArray>(Kind::int_array, "aclIntArray");
-  return *table;
-}
+HandleTable<IntArray>& int_arrays() { return handle_table<IntArray, Kind::int_array>("aclIntArray"); }
 
-HandleTable<Handles>& tensor_lists() {
-  static auto* table = new HandleTable<Handles>(Kind::tensor_list, "aclTensorList");
-  return *table;
-}
+HandleTable<Handles>& tensor_lists() { return handle_table<Handles, Kind::tensor_list>("aclTensorList"); }
 
 }  // namespace anynpu::acl
 

@@ -43,10 +43,7 @@ struct Executor : Object {
 };
 using ExecutorPtr = std::shared_ptr<Executor>;
 
-HandleTable<Executor>& executors() {
-  static auto* table = new HandleTable<Executor>(Kind::executor, "aclOpExecutor");
-  return *table;
-}
+HandleTable<Executor>& executors() { return handle_table<Executor, Kind::executor>("aclOpExecutor"); }
 
 void find_leaks() {
   executors().for_each([](const ExecutorPtr& executor) {

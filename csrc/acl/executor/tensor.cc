@@ -178,10 +178,7 @@ int32_t hand_out_one(const char* call, const void* tensor, T* value, const Pick&
 
 }  // namespace
 
-HandleTable<Tensor>& tensors() {
-  static auto* table = new HandleTable<Tensor>(Kind::tensor, "aclTensor");
-  return *table;
-}
+HandleTable<Tensor>& tensors() { return handle_table<Tensor, Kind::tensor>("aclTensor"); }
 
 anynpu_tensor blocks_of(const anynpu_tensor& view) {
   anynpu_tensor made = view;

@@ -19,10 +19,7 @@ std::atomic<int32_t> context_count{0};
 
 struct Context : Object {};
 
-HandleTable<Context>& contexts() {
-  static auto* table = new HandleTable<Context>(Kind::context, "aclrtContext");
-  return *table;
-}
+HandleTable<Context>& contexts() { return handle_table<Context, Kind::context>("aclrtContext"); }
 
 // The context that aclrtSetDevice stands for.
 aclrtContext default_context() {
@@ -97,8 +94,8 @@ extern "C" aclError aclrtGetRunMode(aclrtRunMode* runMode) {
 extern "C" aclError aclrtSetDevice(int32_t deviceId) {
   return guarded("aclrtSetDevice", [&]() -> int32_t {
     if (const int32_t status = check_device("aclrtSetDevice", deviceId)) return status;
-    ++device_users;
     current = default_context();
+    ++device_users;
     return ACL_SUCCESS;
   });
 }

@@ -3,22 +3,22 @@
 
 #include <cstdarg>
 #include <cstdio>
-#include <deque>
+#include <cstring>
 
 namespace anynpu::acl {
 namespace {
 
-constexpr size_t kKept = 16;
-thread_local std::deque<std::string> recent;
-thread_local std::string handed_out;
+constexpr size_t kKept = 4096;
+// Newest first, a line each. Not strings: what tells of a failed allocation must not allocate.
+thread_local char recent[kKept] = "";
+thread_local char handed_out[kKept] = "";
 
-int32_t keep(int32_t status, const std::string& sentence) {
-  try {
-    recent.push_front("[" + std::to_string(status) + "] " + sentence);
-    if (recent.size() > kKept) recent.pop_back();
-  } catch (const std::bad_alloc&) {
-    recent.clear();
-  }
+int32_t keep(int32_t status, const char* sentence) {
+  char all[kKept];
+  const int length = std::snprintf(all, kKept, "[%d] %s%s%s", status, sentence, *recent == '\0' ? "" : "\n", recent);
+  char* const last = std::strrchr(all, '\n');
+  if (length >= static_cast<int>(kKept) && last != nullptr) *last = '\0';  // without the one that is cut off
+  std::strcpy(recent, all);
   return status;
 }
 
@@ -33,15 +33,14 @@ int32_t report(int32_t status, const char* format, ...) {
   return keep(status, text);
 }
 
-int32_t report(const Failure& failure) { return keep(failure.status, failure.text); }
+int32_t report(const Failure& failure) { return keep(failure.status, failure.text.c_str()); }
 
 }  // namespace anynpu::acl
 
 extern "C" const char* aclGetRecentErrMsg(void) {
   using namespace anynpu::acl;
-  if (recent.empty()) return nullptr;
-  handed_out.clear();
-  for (const std::string& sentence : recent) handed_out += (handed_out.empty() ? "" : "\n") + sentence;
-  recent.clear();
-  return handed_out.c_str();
+  if (*recent == '\0') return nullptr;
+  std::strcpy(handed_out, recent);
+  *recent = '\0';
+  return handed_out;
 }

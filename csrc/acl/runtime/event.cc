@@ -28,10 +28,7 @@ std::atomic<uint64_t> event_count{0};
 
 Event::Event() : id(++event_count) {}
 
-HandleTable<Event>& events() {
-  static auto* table = new HandleTable<Event>(Kind::event, "aclrtEvent");
-  return *table;
-}
+HandleTable<Event>& events() { return handle_table<Event, Kind::event>("aclrtEvent"); }
 
 void find_leaks() {
   events().for_each([](const EventPtr& event) {
@@ -58,8 +55,7 @@ int32_t record(aclrtEvent handle, aclrtStream stream_handle) {
   if (const int32_t status = get_event(call, handle, &event)) return status;
   if (const int32_t status = get_stream(call, stream_handle, &stream)) return status;
   std::lock_guard<std::mutex> lock(event->mutex);
-  event->armed = true;
-  const uint64_t mark = ++event->recorded;
+  const uint64_t mark = event->recorded + 1;
   const auto reach = [event, mark] {
     std::lock_guard<std::mutex> reached(event->mutex);
     event->completed = std::max(event->completed, mark);
@@ -68,6 +64,8 @@ int32_t record(aclrtEvent handle, aclrtStream stream_handle) {
     return Failure{};
   };
   const uint64_t sequence = stream->submit(reach, true);
+  event->armed = true;  // only now: nobody is to wait for a mark that did not get into the stream
+  event->recorded = mark;
   if (check::enabled) check::recorded(event->id, stream->id(), sequence);
   return ACL_SUCCESS;
 }
@@ -85,7 +83,6 @@ int32_t wait_in_stream(aclrtStream stream_handle, aclrtEvent handle) {
     return ACL_SUCCESS;
   }
   const uint64_t mark = event->recorded;
-  ++event->waits;
   const auto wait = [event, mark] {
     std::unique_lock<std::mutex> waiting(event->mutex);
     event->changed.wait(waiting, [&] { return event->completed >= mark; });
@@ -93,6 +90,7 @@ int32_t wait_in_stream(aclrtStream stream_handle, aclrtEvent handle) {
     return Failure{};
   };
   stream->submit(wait, true);
+  ++event->waits;
   if (check::enabled) check::stream_waited(stream->id(), event->id);
   return ACL_SUCCESS;
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 
 #include "acl/runtime/check.h"
 #include "acl/runtime/errors.h"
@@ -118,5 +119,14 @@ class HandleTable {
   std::map<uint64_t, std::shared_ptr<T>> live_;  // in the order of creation
   std::map<uint64_t, Removal> removed_;
 };
+
+// The table of a kind. Never destroyed, since workers may outlive the exit handlers; made without an allocation, so that
+// callers need not expect one to fail.
+template <typename T, Kind kind>
+HandleTable<T>& handle_table(const char* name) {
+  alignas(HandleTable<T>) static unsigned char memory[sizeof(HandleTable<T>)];
+  static auto* const table = new (memory) HandleTable<T>(kind, name);
+  return *table;
+}
 
 }  // namespace anynpu::acl

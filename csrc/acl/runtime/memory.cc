@@ -80,12 +80,12 @@ int32_t allocate(const char* call, void** address, size_t size, size_t granule, 
   allocation->requested = size;
   allocation->on_host = on_host;
   allocation->created = check::here();
-  *address = allocation->base;
   Registry& all = registry();
   std::unique_lock<std::shared_mutex> lock(all.mutex);
   allocation->number = ++all.allocations;
+  all.live.emplace(number(allocation->base), allocation);
   if (!on_host) all.device_bytes += allocation->size;
-  all.live.emplace(number(allocation->base), std::move(allocation));
+  *address = allocation->base;
   return ACL_SUCCESS;
 }
 
@@ -246,9 +246,13 @@ extern "C" aclError aclrtMemInvalidate(void* devPtr, size_t size) {
 }
 
 extern "C" aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
-  if (free == nullptr || total == nullptr) return report(ACL_ERROR_INVALID_PARAM, "aclrtGetMemInfo: a pointer is null");
-  std::shared_lock<std::shared_mutex> lock(registry().mutex);
-  *total = physical_bytes();
-  *free = *total > registry().device_bytes ? *total - registry().device_bytes : 0;
-  return ACL_SUCCESS;
+  return guarded("aclrtGetMemInfo", [&]() -> int32_t {
+    if (free == nullptr || total == nullptr) {
+      return report(ACL_ERROR_INVALID_PARAM, "aclrtGetMemInfo: a pointer is null");
+    }
+    std::shared_lock<std::shared_mutex> lock(registry().mutex);
+    *total = physical_bytes();
+    *free = *total > registry().device_bytes ? *total - registry().device_bytes : 0;
+    return ACL_SUCCESS;
+  });
 }

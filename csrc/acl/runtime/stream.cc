@@ -9,10 +9,7 @@
 namespace anynpu::acl {
 namespace {
 
-HandleTable<Stream>& streams() {
-  static auto* table = new HandleTable<Stream>(Kind::stream, "aclrtStream");
-  return *table;
-}
+HandleTable<Stream>& streams() { return handle_table<Stream, Kind::stream>("aclrtStream"); }
 
 std::mutex default_mutex;
 StreamPtr& default_stream() {
@@ -99,9 +96,9 @@ Stream::~Stream() {
 }
 
 uint64_t Stream::submit(Work work, bool always) {
-  in_flight.fetch_add(1, std::memory_order_relaxed);
   std::unique_lock<std::mutex> lock(mutex_);
   queue_.push_back({std::move(work), always});
+  in_flight.fetch_add(1, std::memory_order_relaxed);
   const uint64_t sequence = ++submitted_;
   const bool wake = sleeping_;
   lock.unlock();

@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <vector>
+#include <memory>
+#include <new>
 
 #include "core/integer.h"
 #include "core/parallel.h"
@@ -64,7 +65,8 @@ class Gemm {
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(copies * (packed + compensation) + threads_ * (panels + sums))));
     if (memory == nullptr) return false;
-    workers_.resize(static_cast<size_t>(threads_));
+    workers_.reset(new (std::nothrow) Worker[threads_]);
+    if (!workers_) return false;
     for (int64_t i = 0; i < threads_; ++i) {
       if (i < copies) {
         workers_[i].rows = {reinterpret_cast<int32_t*>(memory), reinterpret_cast<int32_t*>(memory + packed)};
@@ -284,7 +286,7 @@ class Gemm {
   int64_t row_steps_, chunk_rows_, columns_, span_ = kSpan, column_tasks_, threads_, part_rows_, row_tasks_;
   int64_t product_rows_, sum_rows_;
   bool own_rows_ = false;  // each thread packs them for itself
-  std::vector<Worker> workers_;
+  std::unique_ptr<Worker[]> workers_;
   std::atomic<bool> damaged_{false};
 };
 

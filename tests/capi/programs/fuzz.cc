@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random descriptions of tensors for every operator: dtypes, ranks, shapes, strides, offsets, formats, storage shapes,
-// addresses and attributes, right and wrong. Every call must answer with a status; a sanitizer watches.
+// addresses and attributes, right and wrong. Every call must answer with a status; a sanitizer watches, or, in a program
+// that is linked with failing_malloc.cc too, allocations fail.
 // Arguments: seconds [seed]
 #include <algorithm>
 #include <chrono>
@@ -75,6 +76,7 @@
 #include "aclnnop/aclnn_trans_quant_param_v3.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v2.h"
 #include "aclnnop/aclnn_weight_quant_batch_matmul_v3.h"
+#include "failing_malloc.h"
 #include "fuzz_tensors.h"
 
 namespace {
@@ -82,6 +84,7 @@ namespace {
 using Second = aclnnStatus (*)(void*, uint64_t, aclOpExecutor*, aclrtStream);
 
 const Second kSeconds[] = {aclnnCast, aclnnConvertWeightToINT4Pack, aclnnWeightQuantBatchMatmulV2, aclnnQuantize};
+const bool kFailing = fail_allocations != nullptr;
 int64_t calls = 0, launched = 0, passed = 0;
 
 // References: the call of the first stage stands beside them in the arguments, and sets both.
@@ -93,7 +96,9 @@ void finish(int first_status, const uint64_t& size, aclOpExecutor* const& execut
   }
   void* workspace = nullptr;
   uint64_t given = size;
-  if (size > 0 && size < (1u << 26) && chance(70)) EXPECT_OK(aclrtMalloc(&workspace, size, ACL_MEM_MALLOC_NORMAL_ONLY));
+  if (size > 0 && size < (1u << 26) && chance(70)) {
+    EXPECT(aclrtMalloc(&workspace, size, ACL_MEM_MALLOC_NORMAL_ONLY) == ACL_SUCCESS || kFailing);
+  }
   if (chance(3)) given = pick(0, 100);
   if (chance(2)) second = one_of(kSeconds);
   const int status = second(workspace, given, executor, nullptr);
@@ -107,6 +112,11 @@ void finish(int first_status, const uint64_t& size, aclOpExecutor* const& execut
   }
   aclGetRecentErrMsg();
   if (workspace != nullptr) EXPECT_OK(aclrtFree(workspace));
+}
+
+// Of an array that could be made.
+void destroy(const aclIntArray* array) {
+  if (array != nullptr) EXPECT_OK(aclDestroyIntArray(array));
 }
 
 void int4_pack(Tensors& tensors) {
@@ -332,7 +342,7 @@ void moe_init_routing(Tensors& tensors) {
                                                         : pick(0, 1),
                                                expanded, index, counts, row_scale, &size, &executor),
          size, executor, aclnnMoeInitRoutingV3);
-  EXPECT_OK(aclDestroyIntArray(array));
+  destroy(array);
 }
 
 void moe_tokens(Tensors& tensors) {
@@ -494,7 +504,7 @@ void grouped_matmul(Tensors& tensors) {
                                                   activation, nullptr, out, other, nullptr, &size, &executor),
              size, executor, aclnnGroupedMatmulV5);
   }
-  if (host != nullptr) EXPECT_OK(aclDestroyIntArray(host));
+  destroy(host);
   for (aclTensorList* each : {x, weight, bias, scale, token, antiquant_scale, antiquant_offset, other, out}) {
     if (each != nullptr) EXPECT_OK(aclDestroyTensorList(each));
   }
@@ -543,7 +553,7 @@ void compressed_matmul(Tensors& tensors) {
   finish(aclnnMatmulCompressDequantGetWorkspaceSize(x, stream, index, bias, scale, nullptr, slip(3), array,
                                                     tensors.output({m, n}, ACL_FLOAT16), &size, &executor),
          size, executor, aclnnMatmulCompressDequant);
-  EXPECT_OK(aclDestroyIntArray(array));
+  destroy(array);
 }
 
 void moe_gating_topk(Tensors& tensors) {
@@ -614,7 +624,7 @@ void prompts(Tensors& tensors) {
            size, executor, aclnnPromptFlashAttentionV3);
   }
   for (aclIntArray* each : {q_lengths, kv_lengths}) {
-    if (each != nullptr) EXPECT_OK(aclDestroyIntArray(each));
+    destroy(each);
   }
 }
 
@@ -689,7 +699,7 @@ void attention(Tensors& tensors) {
   }
   for (aclTensorList* each : {key, value}) aclDestroyTensorList(each);
   for (aclIntArray* each : {q_lengths, kv_lengths}) {
-    if (each != nullptr) EXPECT_OK(aclDestroyIntArray(each));
+    destroy(each);
   }
 }
 
@@ -780,8 +790,8 @@ void formats(Tensors& tensors) {
     case 0: {
       if (aclnnNpuFormatCastCalculateSizeAndFormat(x, format, -1, &shape, &count, &format) != ACLNN_SUCCESS) return;
       int64_t *own = nullptr, *strides = nullptr;
-      EXPECT_OK(aclGetViewShape(x, &own, &size));
-      EXPECT_OK(aclGetViewStrides(x, &strides, &size));
+      EXPECT(aclGetViewShape(x, &own, &size) == ACL_SUCCESS || kFailing);
+      EXPECT(aclGetViewStrides(x, &strides, &size) == ACL_SUCCESS || kFailing);
       aclTensor* y = aclCreateTensor(own, size, dtype, strides, 0, static_cast<aclFormat>(format), shape, count,
                                      tensors.address(false));
       if (y != nullptr) tensors.made.push_back(y);
@@ -795,7 +805,7 @@ void formats(Tensors& tensors) {
     case 1: {
       aclIntArray* array = aclCreateIntArray(axes, slip(5) ? 1 : 2);
       if (aclnnCalculateMatmulWeightSizeV2(array, dtype, &count) == ACLNN_SUCCESS) EXPECT(count < INT64_MAX);
-      EXPECT_OK(aclDestroyIntArray(array));
+      destroy(array);
       finish(aclnnTransMatmulWeightGetWorkspaceSize(const_cast<aclTensor*>(x), &size, &executor), size, executor,
              aclnnTransMatmulWeight);
       break;
@@ -831,7 +841,7 @@ void moves(Tensors& tensors) {
       aclTensor* out = tensors.output({columns, rows}, dtype);
       finish(aclnnPermuteGetWorkspaceSize(x, slip(3) ? nullptr : dims, out, &size, &executor), size, executor,
              aclnnPermute);
-      EXPECT_OK(aclDestroyIntArray(dims));
+      destroy(dims);
       break;
     }
     case 1: {
@@ -988,7 +998,7 @@ void rope(Tensors& tensors) {
                 : contiguous,
       q, k, v, &size, &executor);
   finish(status, size, executor, aclnnDequantRopeQuantKvcache);
-  EXPECT_OK(aclDestroyIntArray(array));
+  destroy(array);
 }
 
 }  // namespace
@@ -1032,7 +1042,9 @@ int main(int count, char** arguments) {
     for (int i = 0; i < 50; ++i) {
       Tensors tensors(pool);
       wrong = chance(60);
+      if (kFailing) fail_allocations(pick(0, 99), chance(50));
       one_of(kTargets)(tensors);
+      if (kFailing) fail_allocations(-1, false);
     }
   }
   std::printf("ok: seed %" PRIu64 ", %" PRId64 " calls, %" PRId64 " launched, %" PRId64 " without error\n", seed, calls,
