@@ -224,6 +224,22 @@ def test_trans_quant_param_writes_unsigned_and_strided_words():
     assert words.view(torch.int64)[1::2].eq(0).all()
 
 
+CLOSED = """
+import _ctypes, ctypes, struct, sys
+values = (ctypes.c_float * 2**20)()
+tensor = lambda dtype: struct.pack("@P4i8q8q", ctypes.addressof(values), dtype, 2, 1, 0, 2**20, *7 * [0], 1, *7 * [0])
+for _ in range(2):
+    library = ctypes.CDLL(sys.argv[1])
+    assert library.anynpu_cast(tensor(0) + tensor(3), None, ctypes.c_size_t(0)) == 0
+    _ctypes.dlclose(library._handle)
+"""
+
+
+def test_the_library_may_be_closed_though_threads_of_openmp_go_on():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", CLOSED, str(_native.library_path())], env=environment, check=True)
+
+
 def test_a_library_that_cannot_be_loaded_is_named(tmp_path):
     (tmp_path / "broken.so").write_bytes(b"no library")
     done = subprocess.run(
