@@ -31,6 +31,13 @@ def test_links(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_every_document_is_in_the_list_of_documents():
+    folder = ROOT / "docs"
+    linked = re.findall(r"\]\(([^)#\s]+)", (folder / "README.md").read_text())
+    pages = {str(page.relative_to(folder)) for page in folder.rglob("*.md")} - {"README.md"}
+    assert pages <= set(linked), pages - set(linked)
+
+
 def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
