@@ -5,9 +5,9 @@ import importlib
 from typing import Any
 
 from anynpu import formats, nn, reference
+from anynpu._after_import import extend_when_imported
 from anynpu._device_errors import check_device_errors
 from anynpu._strict import strict
-from anynpu._transformers import register_when_imported
 from anynpu._version import __version__
 from anynpu.checkpoints import convert_checkpoint, load_checkpoint
 from anynpu.compat import install
@@ -109,7 +109,7 @@ _LAZY = {
     "kv_cache": "anynpu.kv_cache",
 }
 
-register_when_imported()
+extend_when_imported()
 
 
 def __getattr__(name: str) -> Any:
