@@ -59,6 +59,20 @@ def _accept_device_ids() -> None:
     parallel.__init__ = mapped
 
 
+def _run_data_parallel_once() -> None:
+    """DataParallel runs the module itself, as it does for the CPU: all devices are the same one."""
+
+    def initialise(self: Any, module: Any, device_ids: Any = None, output_device: Any = None, dim: int = 0) -> None:
+        torch.nn.Module.__init__(self)
+        for device in [*(device_ids or ()), output_device]:
+            if device is not None:
+                real_device(device)
+        self.module, self.device_ids = module, []
+
+    parallel = torch.nn.DataParallel
+    parallel.__init__ = functools.wraps(parallel.__init__)(initialise)
+
+
 def _mesh_of_real_devices() -> None:
     """A mesh is of the devices where its tensors are: ``fully_shard`` compares the two."""
     initialise = DeviceMesh.__init__
@@ -89,4 +103,5 @@ def provide() -> None:
     _mesh_of_real_devices()
     if target().type == "cpu":
         _accept_device_ids()
+        _run_data_parallel_once()
         sync_batch_norm.provide()

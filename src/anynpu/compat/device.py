@@ -38,8 +38,11 @@ _PINNING = (
 # Functions of torch.accelerator by their names in torch.npu, where these are others.
 _OTHERWISE_CALLED = {
     "current_device_index": "current_device",
+    "current_device_idx": "current_device",
     "set_device_index": "set_device",
+    "set_device_idx": "set_device",
     "get_memory_info": "mem_get_info",
+    "empty_host_cache": "host_empty_cache",
 }
 
 _library: torch.library.Library | None = None  # owns the fallback, which lives as long as this object
@@ -79,9 +82,10 @@ def names_npu(value: Any) -> bool:
 
 
 def real_device(device: torch.device | str | int) -> torch.device:
-    """The device that ``device``, which must be npu, stands for."""
+    """The device that ``device``, which must be npu, stands for; itself if it is the device of a tensor on npu."""
     parsed = torch.device(NAME, device) if isinstance(device, int) else torch.device(device)
-    if parsed.type not in _names:
+    of_a_tensor = isinstance(device, torch.device) and parsed.type == _target.type
+    if parsed.type not in _names and not of_a_tensor:
         raise RuntimeError(f"npu: device must be {NAME} or an index, got {parsed}")
     index = parsed.index or 0
     if index >= device_count():
@@ -414,16 +418,14 @@ def _take_cuda_for_the_default() -> None:
 def provide_accelerator(functions: Mapping[str, Any]) -> None:
     """Gives ``torch.accelerator`` the functions of ``torch.npu``.
 
-    C++ takes npu for the accelerator, and knows no streams and indices of it where npu stands for CUDA, and nowhere an
-    allocator.
+    C++ takes npu for the accelerator, and knows no streams, indices and memory of it.
     """
     for name in dir(torch.accelerator):
-        if _target.type == "cuda" or "memory" in name or name in ("synchronize", "empty_cache"):
-            if isinstance(function := functions.get(_OTHERWISE_CALLED.get(name, name)), FunctionType):
-                # A new object: graph capture looks functions up by identity.
-                setattr(torch.accelerator, name, functools.wraps(function)(functools.partial(function)))
-    if _target.type == "cuda":
-        torch.accelerator.device_index = functions["device"]
+        function = functions.get(_OTHERWISE_CALLED.get(name, name))
+        if isinstance(function, FunctionType) and name != "get_device_capability":  # chips have none
+            # A new object: graph capture looks functions up by identity.
+            setattr(torch.accelerator, name, functools.wraps(function)(functools.partial(function)))
+    torch.accelerator.device_index = functions["device"]
 
 
 def provide(device: str) -> None:

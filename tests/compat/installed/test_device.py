@@ -54,11 +54,19 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_the_runtime_refuses_other_devices():
-    for call in (torch.npu.synchronize, torch.npu.Stream, torch.npu.set_device):
+    for call in (torch.npu.synchronize, torch.npu.Stream, torch.npu.set_device, torch.npu.current_stream):
         with pytest.raises(RuntimeError, match="device index must be below the device count, 1, got 1"):
             call("npu:1")
     with pytest.raises(RuntimeError, match="device must be npu or an index, got cpu"):
         torch.npu.set_device("cpu")
+
+
+def test_the_runtime_takes_the_device_of_a_tensor():
+    device = torch.ones(1, device="npu").device
+    torch.npu.synchronize(device)
+    assert torch.npu.current_stream(device) is torch.npu.default_stream(device) is torch.npu.default_stream(0)
+    with torch.npu.device(device):
+        assert torch.npu.current_device() == 0
 
 
 def test_default_device_and_context():
@@ -170,6 +178,14 @@ def test_load_with_a_function_that_moves_storages(tmp_path):
         kept.untyped_storage().npu(1)
 
 
+def test_data_parallel_runs_the_module():
+    model = torch.nn.DataParallel(torch.nn.Linear(3, 2).npu(), device_ids=[0], output_device="npu:0")
+    x = torch.ones(4, 3, device="npu")
+    assert torch.equal(model(x), model.module(x))
+    with pytest.raises(RuntimeError, match="device index must be below the device count, 1, got 1"):
+        torch.nn.DataParallel(torch.nn.Linear(3, 2), device_ids=[0, 1])
+
+
 def test_data_loader_with_pinned_memory():
     (batch,) = torch.utils.data.DataLoader(torch.ones(4, 2), batch_size=4, pin_memory=True)
     assert batch.tolist() == torch.ones(4, 2).tolist()
@@ -242,7 +258,12 @@ def test_runtime():
     assert torch.npu.is_jit_compile_false()
     torch.npu.config.allow_internal_format = False
     torch.accelerator.synchronize()
+    torch.accelerator.empty_host_cache()
     assert torch.accelerator.memory_allocated() > 0
+    torch.accelerator.set_device_index(0)
+    with torch.accelerator.device_index(0):
+        assert torch.accelerator.current_device_index() == 0
+    assert torch.npu.get_device_properties().multi_processor_count > 0
     assert torch.get_device_module("npu") is torch.npu
 
 
@@ -281,25 +302,6 @@ def test_autocast_switches():
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float16
     torch.npu.set_autocast_enabled(False)
     torch.npu.set_autocast_dtype(before)
-
-
-def test_streams_and_events():
-    stream, start, end = torch.npu.Stream(), *(torch.npu.Event(enable_timing=True) for _ in range(2))
-    outer = torch.npu.current_stream()
-    with torch.npu.stream(stream):
-        assert torch.npu.current_stream() is stream
-        start.record()
-        with torch.npu.Stream() as inner:
-            assert torch.npu.current_stream() is inner
-        end.record(stream)
-    assert torch.npu.current_stream() is outer is torch.npu.default_stream()
-    assert repr(stream) == f"<torch_npu.npu.Stream device=npu:0 npu_stream={stream.npu_stream:#x}>"
-    stream.wait_stream(outer)
-    end.synchronize()
-    assert stream.query() and end.query() and start.elapsed_time(end) >= 0
-    torch.ones(2).record_stream(stream)
-    with pytest.raises(RuntimeError, match="enable_timing=True"):
-        start.elapsed_time(torch.npu.Event())
 
 
 def test_threads():

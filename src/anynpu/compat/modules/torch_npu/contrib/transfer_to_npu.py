@@ -47,7 +47,8 @@ def _adopt() -> None:
     ):
         _adopt_functions(cuda, npu)
     torch.cuda.is_available = torch.compiler.assume_constant_result(torch.cuda.is_available)
-    for name in ("Stream", "StreamContext", "Event", "device", "graph", *map("{}Tensor".format, torch.npu._TYPES)):
+    classes = ("Stream", "ExternalStream", "StreamContext", "Event", "device", "graph")
+    for name in (*classes, *map("{}Tensor".format, torch.npu._TYPES)):
         setattr(torch.cuda, name, getattr(torch.npu, name))
     torch.cuda.CUDAGraph = torch.npu.NPUGraph
 

@@ -18,11 +18,12 @@ from torch_npu.npu.amp import get_amp_supported_dtype
 from torch_npu.npu.mstx import mstx
 
 if _target().type == "cpu":
-    from torch_npu.npu import _graphs
+    from torch_npu.npu import _graphs, _streams
     from torch_npu.npu import _host as _runtime
 else:
     from torch_npu.npu import _cuda as _graphs
     from torch_npu.npu import _cuda as _runtime
+    from torch_npu.npu import _cuda as _streams
 
 is_available = _runtime.is_available
 is_initialized = _runtime.is_initialized
@@ -53,19 +54,22 @@ set_per_process_memory_fraction = _runtime.set_per_process_memory_fraction
 ipc_collect = _runtime.ipc_collect
 utilization = _runtime.utilization
 
-Stream = _runtime.Stream
-StreamContext = _runtime.StreamContext
-Event = _runtime.Event
-default_stream = _runtime.default_stream
-current_stream = _runtime.current_stream
-set_stream = _runtime.set_stream
-stream = _runtime.stream
+Stream = _streams.Stream
+StreamContext = _streams.StreamContext
+ExternalStream = _streams.ExternalStream
+Event = _streams.Event
+default_stream = _streams.default_stream
+current_stream = _streams.current_stream
+set_stream = _streams.set_stream
+stream = _streams.stream
 
 NPUGraph = _graphs.NPUGraph
 graph = _graphs.graph
 graph_pool_handle = _graphs.graph_pool_handle
 is_current_stream_capturing = _graphs.is_current_stream_capturing
 if _target().type == "cpu":
+    _streams.provide()
+    SyncLaunchStream = _streams.SyncLaunchStream
     ExternalEvent = _graphs.ExternalEvent
     graph_task_group_begin = _graphs.graph_task_group_begin
     graph_task_group_end = _graphs.graph_task_group_end
@@ -134,6 +138,15 @@ class _DeviceProperties(NamedTuple):
     total_memory: int
     cube_core_num: int
     vector_core_num: int
+
+    @property
+    def multi_processor_count(self) -> int:
+        """The name that programs for CUDA ask for."""
+        return self.cube_core_num
+
+
+def host_empty_cache() -> None:
+    """Pinned memory that nobody uses is not kept."""
 
 
 def get_device_name(device: Any = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.cuda import CUDAGraph as NPUGraph
-from torch.cuda import Event, Stream, StreamContext, graph
+from torch.cuda import Event, ExternalStream, Stream, StreamContext, graph
 
 from anynpu import check_device_errors
 from anynpu.compat.device import names_npu, real_device
@@ -48,6 +48,7 @@ default_generators = torch.cuda.default_generators
 
 __all__ = [
     "Event",
+    "ExternalStream",
     "NPUGraph",
     "Stream",
     "StreamContext",

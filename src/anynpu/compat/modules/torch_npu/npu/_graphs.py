@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 from anynpu.compat import published
-from torch_npu.npu._host import Stream, StreamContext
+from torch_npu.npu._streams import Stream, StreamContext
 
 _pools = itertools.count(1)
 _recorder: _Recorder | None = None  # of the capture that is underway
@@ -321,8 +321,10 @@ class graph:
             raise
 
     def __exit__(self, *error: Any) -> None:
-        self.npu_graph.capture_end()
-        self._stream.__exit__()
+        try:
+            self.npu_graph.capture_end()
+        finally:
+            self._stream.__exit__()
 
 
 def graph_pool_handle() -> tuple[int, int]:

@@ -10,7 +10,6 @@ import functools
 import os
 import resource
 import threading
-import time
 from typing import Any
 
 import torch
@@ -174,112 +173,6 @@ def get_rng_state_all() -> list[torch.Tensor]:
 def set_rng_state_all(new_states: list[torch.Tensor]) -> None:
     for state in new_states:
         set_rng_state(state)
-
-
-class Stream:
-    """An order of work; on the host every call is done when it returns, so streams only have to exist."""
-
-    def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
-        if device is not None:
-            real_device(device)
-        self.device = torch.device("npu", current_device())
-        self.priority = priority
-        self.npu_stream = id(self)
-        self._outer: list[Stream] = []
-
-    def __repr__(self) -> str:
-        return f"<torch_npu.npu.Stream device={self.device} npu_stream={self.npu_stream:#x}>"
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def wait_event(self, event: Event) -> None:
-        """Nothing to wait for."""
-
-    def wait_stream(self, stream: Stream) -> None:
-        """Nothing to wait for."""
-
-    def record_event(self, event: Event | None = None) -> Event:
-        event = Event() if event is None else event
-        event.record(self)
-        return event
-
-    def __enter__(self) -> Stream:
-        self._outer.append(current_stream())
-        set_stream(self)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        set_stream(self._outer.pop())
-
-
-class Event:
-    """A point in time."""
-
-    def __init__(
-        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **kwargs: Any
-    ) -> None:
-        self._enable_timing = enable_timing
-        self._recorded_ns: int | None = None
-
-    def record(self, stream: Stream | None = None) -> None:
-        self._recorded_ns = time.perf_counter_ns()
-
-    def wait(self, stream: Stream | None = None) -> None:
-        """Nothing to wait for."""
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def elapsed_time(self, end_event: Event) -> float:
-        """Milliseconds from this event to ``end_event``."""
-        for event in (self, end_event):
-            if not event._enable_timing:
-                raise RuntimeError("Event.elapsed_time: both events need enable_timing=True")
-            if event._recorded_ns is None:
-                raise RuntimeError("Event.elapsed_time: both events must be recorded first")
-        return (end_event._recorded_ns - self._recorded_ns) / 1e6
-
-
-_default_stream = Stream()
-
-
-def default_stream(device: Any = None) -> Stream:
-    return _default_stream
-
-
-def current_stream(device: Any = None) -> Stream:
-    return getattr(_current, "stream", _default_stream)
-
-
-def set_stream(stream: Stream) -> None:
-    if stream is not None:
-        _current.stream = stream
-
-
-class StreamContext:
-    """Makes ``stream`` the current one within the block."""
-
-    def __init__(self, stream: Stream | None) -> None:
-        self.stream = stream
-
-    def __enter__(self) -> None:
-        self._outer = current_stream()
-        set_stream(self.stream)
-
-    def __exit__(self, *error: Any) -> None:
-        set_stream(self._outer)
-
-
-def stream(stream: Stream | None) -> StreamContext:
-    """Makes ``stream`` the current one within the block."""
-    return StreamContext(stream)
 
 
 class device:
