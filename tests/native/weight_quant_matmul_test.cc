@@ -14,14 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "anynpu.h"
+#include "cases.h"
 
 namespace {
 
-std::mt19937_64 generator;
-
-int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-bool chance(int percent) { return pick(1, 100) <= percent; }
 double normal() { return std::normal_distribution<double>()(generator); }
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
