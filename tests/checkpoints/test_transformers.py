@@ -143,6 +143,14 @@ def test_layers_of_two_configurations(tmp_path):
     require_same(read, model)
 
 
+def test_a_folder_that_is_written_again(tmp_path):
+    anynpu.quantize_(model_of(), anynpu.W8A8()).save_pretrained(tmp_path, max_shard_size="40KB")
+    model = anynpu.quantize_(model_of("qwen2"), anynpu.W8A8())
+    model.save_pretrained(tmp_path)
+    assert list(tmp_path.glob("*.index.json"))  # which transformers leaves, and does not read
+    require_same(anynpu.load_checkpoint(tmp_path), model)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_layers_that_were_replaced_one_by_one(kind, tmp_path):
     model = model_of(kind, **MIXTURES.get(kind, {}))

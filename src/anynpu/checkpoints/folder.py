@@ -16,6 +16,7 @@ from anynpu._read import open_tensors, read_object, shard_names
 
 OP = "load_checkpoint"
 CONFIG = "config.json"
+_SINGLE = "model.safetensors"  # which transformers prefers to an index
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ def open_folder(folder: Path) -> Iterator[Tensors]:
 
 
 def _indexes(folder: Path) -> list[Path]:
+    """The index, if there is one, but not what was left of an older model beside the only file of a newer one."""
     found = sorted(folder.glob("*.safetensors.index.json"))
     require(OP, len(found) <= 1, f"{folder} must have one index, got {[path.name for path in found]}")
-    return found
+    single = (folder / _SINGLE).exists()
+    return [index for index in found if not single or _SINGLE in shard_names(OP, index)]
 
 
 def _paths(folder: Path) -> list[Path]:
