@@ -12,6 +12,7 @@ USAGE = 2
 
 
 def fail(message: str, exit_code: int = 1) -> NoReturn:
-    """Prints ``error: message`` to stderr and leaves the command."""
-    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    """Prints ``error: message``, whose lines become one, to stderr and leaves the command."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    Console(stderr=True, soft_wrap=True).print(f"error: {line}", style="red", markup=False, highlight=False)
     raise typer.Exit(exit_code)
