@@ -165,6 +165,20 @@ def test_layers_that_were_replaced_one_by_one(kind, tmp_path):
     )
 
 
+def test_layers_on_the_disk(tmp_path):
+    model_of().save_pretrained(tmp_path / "float")
+    model = anynpu.quantize_(model_of(), anynpu.W8A8())
+    model.save_pretrained(tmp_path / "saved")
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers.0", "lm_head"), "cpu")
+    options = {"device_map": {**places, "model.layers.1": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", **options)
+    assert torch.equal(logits(read), logits(model))
+    with pytest.raises(ValueError, match=r"AnynpuConfig: device_map must .* got \['model.layers.1'\] there"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "float", quantization_config=anynpu.AnynpuConfig(anynpu.W8A8()), **options
+        )
+
+
 def test_float_models_are_not_described(tmp_path):
     model = model_of()
     head = model.lm_head

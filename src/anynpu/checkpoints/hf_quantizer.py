@@ -95,6 +95,14 @@ class _Quantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         return True
 
+    def validate_environment(self, device_map: object = None, **kwargs: Any) -> None:
+        """Refuses to quantise what stays on the disk; saved layers may lie there."""
+        on_disk = (
+            [] if not isinstance(device_map, dict) else [name for name in device_map if device_map[name] == "disk"]
+        )
+        sentence = f"device_map must keep float modules off the disk while they are quantised, got {on_disk[:3]} there"
+        require(_OP, self.pre_quantized or not on_disk, sentence)
+
     def _process_model_before_weight_loading(self, model: torch.nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             return
