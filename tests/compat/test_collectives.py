@@ -158,7 +158,7 @@ SHARDS = """
 import copy
 import torch, torch_npu
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 dist.init_process_group("hccl")
@@ -167,7 +167,7 @@ product = distribute_tensor(torch.ones(4, 4).npu(), mesh, [Shard(0)]) @ distribu
 assert product.full_tensor().sum() == 64
 torch.manual_seed(0)
 whole = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).npu()
-sharded = copy.deepcopy(whole)
+sharded, wrapped = copy.deepcopy(whole), copy.deepcopy(whole)
 for layer in sharded:
     fully_shard(layer, mesh=mesh)
 fully_shard(sharded)  # with the mesh of the accelerator
@@ -177,6 +177,12 @@ for model in (whole, sharded):
 assert torch.equal(whole(x), sharded(x))
 assert torch.equal(whole[0].weight.grad, sharded[0].weight.grad.full_tensor())
 torch.optim.AdamW(sharded.parameters()).step()
+for device in (None, dist.get_rank(), torch.device("npu")):
+    flat = FullyShardedDataParallel(copy.deepcopy(wrapped), device_id=device)
+    flat(x).square().sum().backward()
+    torch.optim.SGD(flat.parameters(), lr=1.0).step()
+    for name, weight in flat.state_dict().items():
+        assert torch.equal(weight, whole.get_parameter(name) - whole.get_parameter(name).grad)
 dist.destroy_process_group()
 """
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from anynpu.compat import sync_batch_norm
+from anynpu.compat import fully_sharded, sync_batch_norm
 from anynpu.compat.device import NAME, names_npu, real_device, target
 
 BACKEND = "hccl"
@@ -104,4 +104,5 @@ def provide() -> None:
     if target().type == "cpu":
         _accept_device_ids()
         _run_data_parallel_once()
+        fully_sharded.provide()
         sync_batch_norm.provide()

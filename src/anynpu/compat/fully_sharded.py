@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``FullyShardedDataParallel`` where npu stands for the CPU: it computes where the tensors are.
+
+Its module takes seconds to import, so that it is changed when a program imports it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+from anynpu.compat.device import names_npu, real_device, target
+
+MODULE = "torch.distributed.fsdp._init_utils"
+
+
+def find_spec(path: Sequence[str] | None) -> ModuleSpec:
+    """The module as torch has it, changed once it was executed."""
+    spec = PathFinder.find_spec(MODULE, path)
+    execute = spec.loader.exec_module
+
+    def execute_and_change(module: ModuleType) -> None:
+        execute(module)
+        _change(module)
+
+    spec.loader.exec_module = execute_and_change
+    return spec
+
+
+def _change(module: ModuleType) -> None:
+    choose = module._get_device_from_device_id
+
+    @functools.wraps(choose)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        device = choose(*args, **kwargs)
+        return real_device(device) if names_npu(device) else device
+
+    module._get_device_from_device_id = mapped
+    module._get_compute_device = lambda *args, **kwargs: target()
+
+
+def provide() -> None:
+    """Changes the module if it is there already."""
+    if MODULE in sys.modules:
+        _change(sys.modules[MODULE])
