@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random tensor descriptions for every operator, under AddressSanitizer and UBSan."""
+"""Random tensor descriptions for every operator, under AddressSanitizer and UBSan, and where allocations fail."""
 
 from __future__ import annotations
 
