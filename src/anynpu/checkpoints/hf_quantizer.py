@@ -97,9 +97,8 @@ class _Quantizer(HfQuantizer):
 
     def validate_environment(self, device_map: object = None, **kwargs: Any) -> None:
         """Refuses to quantise what stays on the disk; saved layers may lie there."""
-        on_disk = (
-            [] if not isinstance(device_map, dict) else [name for name in device_map if device_map[name] == "disk"]
-        )
+        places = device_map if isinstance(device_map, dict) else {}
+        on_disk = [name for name, place in places.items() if place == "disk"]
         sentence = f"device_map must keep float modules off the disk while they are quantised, got {on_disk[:3]} there"
         require(_OP, self.pre_quantized or not on_disk, sentence)
 
