@@ -148,6 +148,45 @@ def test_fused_optimisers_are_those_of_torch(name):
     assert torch.equal(ours, theirs) and not torch.equal(ours, torch.ones(3))
 
 
+@pytest.mark.parametrize("length, options, moved", [
+    (5, {}, 0.5),  # lr times the norm of the weights
+    (30, {}, 1.0),  # which counts up to 10
+    (5, {"weight_decay": 0.3}, 0.5),
+    (0, {}, 0.1 * 10**0.5 * 2**0.5),  # the step itself: 0.1 / 0.001 ** 0.5 for each of two weights
+    (5, {"adam": True}, 0.1 * 10**0.5 * 2**0.5),
+    (5, {"adam": True, "use_global_grad_norm": True}, 0.1 * 10**0.5 * 2**0.5),
+    (5, {"adam": True, "use_global_grad_norm": True, "eps": 1e9}, 1e-10 * 0.1),  # in which the gradient's norm is 1
+    (5, {"adam": True, "eps": 1e9}, 1e-10 * 0.5),
+])  # fmt: skip
+def test_lamb_moves_by_the_norm_of_the_weights(length, options, moved):
+    start = torch.tensor([0.6, 0.8], dtype=torch.float64, device="npu") * length
+    weights = start.clone().requires_grad_()
+    weights.grad = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    optimiser = torch_npu.optim.NpuFusedLamb([weights], lr=0.1, **{"eps": 0.0, **options})
+    assert optimiser.step(lambda: 7) == 7
+    # eps of 1e9 leaves out a part of 2e-10 of the step, and weights of about 1 round by 1e-16 what moves them by 1e-11.
+    assert (weights - start).norm().item() == pytest.approx(moved, rel=1e-4 if "eps" in options else 1e-9)
+
+
+def test_lamb_remembers_gradients():
+    weights = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch_npu.optim.NpuFusedLamb([weights], lr=1.0, betas=(0.5, 0.75), eps=0.0, adam=True)
+    for gradient in (1.0, 2.0):
+        weights.grad = torch.full_like(weights, gradient)
+        optimiser.step()
+    assert weights.item() == pytest.approx(-0.5 / 0.25**0.5 - 1.25 / 1.1875**0.5, rel=1e-12)
+    assert optimiser.state_dict()["state"][0]["step"] == 2
+    with pytest.raises(ValueError, match=r"betas in \[0, 1\), got lr 0.1, eps 1e-06, betas \(1, 0.5\)"):
+        torch_npu.optim.NpuFusedLamb([weights], lr=0.1, betas=(1, 0.5))
+
+
+def test_fused_optimisers_clip_gradients():
+    weights = torch.zeros(2, requires_grad=True)
+    weights.grad = torch.tensor([3.0, 4.0])
+    assert torch_npu.optim.NpuFusedAdamW([weights]).clip_grad_norm_fused_(1.0) == 5
+    assert weights.grad.norm().item() == pytest.approx(1, rel=1e-5)
+
+
 def test_autocast():
     layer, x = torch.nn.Linear(4, 4).npu(), torch.randn(2, 4, device="npu")
     with torch.autocast("npu"):
