@@ -511,7 +511,7 @@ void run_case(const char* isa, uint64_t seed) {
 int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 300;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
-  for (const char* isa : {"amx", "avx512bf16", "avx512vnni", "avx2", "neon", "portable"}) {
+  for (const char* isa : {"amx", "avx512bf16", "avx512vnni", "avxvnni", "avx2", "neon", "portable"}) {
     if (argc > 3 && std::strcmp(isa, argv[3]) != 0) continue;
     anynpu_set_max_isa(nullptr);
     if (const char* refusal = anynpu_isa_refusal(isa)) {
