@@ -316,8 +316,11 @@ def test_transfer_to_npu(python):
         torch.cuda.synchronize()
         assert torch.cuda.memory.memory_allocated() > 0
         torch.cuda.random.set_rng_state_all(torch.cuda.random.get_rng_state_all())
+        assert torch.distributed.is_nccl_available() and not torch.is_autocast_enabled()
         with torch.autocast("cuda"), torch.cuda.stream(torch.cuda.Stream()):
-            assert layer(x).dtype == torch.float16
+            assert layer(x).dtype == torch.get_autocast_gpu_dtype() == torch.float16
+            assert torch.is_autocast_enabled() and torch.is_autocast_enabled("cuda")
+        torch.cuda.ExternalStream(1).wait_stream(torch.cuda.default_stream(x.device))
         torch.amp.GradScaler("cuda").scale(layer(x).sum()).backward()
         with torch.device("cuda:0"):
             assert torch.zeros(2).is_npu

@@ -355,12 +355,22 @@ def _provide_autocast() -> None:
     autocast.__init__ = mapped
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
         _replace(torch, name, _with_mapped_type)
+    for name in ("custom_fwd", "custom_bwd"):
+        _replace(torch.amp, name, _with_mapped_device_type)
 
 
 def _with_mapped_type(function: Any) -> Any:
     @functools.wraps(function)
     def mapped(*args: Any) -> Any:
         return function(*(_target.type if names_npu(arg) else arg for arg in args))
+
+    return mapped
+
+
+def _with_mapped_device_type(function: Any) -> Any:
+    @functools.wraps(function)
+    def mapped(*args: Any, device_type: str, **kwargs: Any) -> Any:
+        return function(*args, device_type=_target.type if names_npu(device_type) else device_type, **kwargs)
 
     return mapped
 

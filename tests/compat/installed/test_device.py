@@ -331,6 +331,26 @@ def test_marks_of_the_profiling_tools():
     assert torch.npu.mstx.mstx_range("double")(lambda x: 2 * x)(3) == 6
 
 
+def test_autocast_casts_inputs_of_functions():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        @torch.amp.custom_fwd(device_type="npu", cast_inputs=torch.float32)
+        def forward(ctx, x):
+            assert not torch.is_autocast_enabled("npu")
+            return 2 * x
+
+        @staticmethod
+        @torch.amp.custom_bwd(device_type="npu")
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    x = torch.ones(2, dtype=torch.float16, device="npu", requires_grad=True)
+    with torch.npu.amp.autocast():
+        doubled = Double.apply(x)
+    doubled.sum().backward()
+    assert doubled.dtype == torch.float32 and x.grad.tolist() == [2, 2]
+
+
 def test_autocast_switches():
     assert not torch.npu.is_autocast_enabled()
     with torch.npu.amp.autocast(dtype=torch.bfloat16):

@@ -51,6 +51,18 @@ def _adopt() -> None:
     for name in (*classes, *map("{}Tensor".format, torch.npu._TYPES)):
         setattr(torch.cuda, name, getattr(torch.npu, name))
     torch.cuda.CUDAGraph = torch.npu.NPUGraph
+    torch.distributed.is_nccl_available = torch.distributed.is_hccl_available
+    _adopt_autocast()
+
+
+def _adopt_autocast() -> None:
+    """Functions of autocast that mean CUDA where no device is named."""
+    torch.get_autocast_gpu_dtype = torch.npu.get_autocast_dtype
+    torch.set_autocast_gpu_dtype = torch.npu.set_autocast_dtype
+    torch.cuda.amp.custom_fwd = functools.partial(torch.amp.custom_fwd, device_type="npu")
+    torch.cuda.amp.custom_bwd = functools.partial(torch.amp.custom_bwd, device_type="npu")
+    enabled = torch.is_autocast_enabled
+    torch.is_autocast_enabled = functools.wraps(enabled)(lambda device_type="npu": enabled(device_type))
 
 
 if target().type == "cpu":
