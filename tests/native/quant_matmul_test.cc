@@ -74,7 +74,7 @@ void run_case(const char* tier, int64_t seed) {
 int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 300;
   const int64_t seed = argc > 2 ? std::atoll(argv[2]) : 1;
-  for (const char* tier : {"amx", "avx512vnni", "avx2", "neon", "portable"}) {
+  for (const char* tier : {"amx", "avx512vnni", "avxvnni", "avx2", "neon", "portable"}) {
     if (argc > 3 && std::strcmp(tier, argv[3]) != 0) continue;
     anynpu_set_max_isa(nullptr);
     if (const char* refusal = anynpu_isa_refusal(tier)) {
