@@ -250,3 +250,18 @@ def test_tasks_with_results_of_their_own():
     torch.npu.graph_task_update_end(stream)
     graph.replay()
     torch.testing.assert_close(y, torch_npu.npu_swiglu(torch.ones(2, 8)))
+
+
+def test_graphed_callables_train_as_their_callables():
+    model, x = torch.nn.Linear(4, 2).npu(), torch.randn(3, 4, device="npu")
+    graphed, function = torch.npu.make_graphed_callables((model, torch.sigmoid), ((x,), (torch.zeros(3, 2),)))
+    function(graphed(x)).sum().backward()
+    got, model.weight.grad = model.weight.grad, None
+    torch.sigmoid(model(x)).sum().backward()
+    assert torch.equal(got, model.weight.grad)
+    assert torch.npu.make_graphed_callables(model, (x,)) is model
+    with pytest.raises(RuntimeError, match="make_graphed_callables: sample_args must be tensors, got int"):
+        torch.npu.make_graphed_callables(model, (3,))
+    model.register_forward_hook(print)
+    with pytest.raises(RuntimeError, match="modules must have no hooks yet"):
+        torch.npu.make_graphed_callables(model, (x,))

@@ -16,6 +16,26 @@ from anynpu.compat.errors import module_getattr
 from torch_npu.npu import amp, memory, random
 from torch_npu.npu.amp import get_amp_supported_dtype
 from torch_npu.npu.mstx import mstx
+from torch_npu.npu.npu_config import (
+    are_compatible_impl_enabled,
+    get_device_limit,
+    get_mm_bmm_format_nd,
+    get_stream_limit,
+    get_sync_debug_mode,
+    get_task_queue_enable,
+    is_jit_compile_false,
+    reset_stream_limit,
+    set_compile_mode,
+    set_device_limit,
+    set_mm_bmm_format_nd,
+    set_op_timeout_ms,
+    set_option,
+    set_stream_limit,
+    set_sync_debug_mode,
+    set_task_queue_enable,
+    use_compatible_impl,
+)
+from torch_npu.npu.utils import clear_npu_overflow_flag, get_npu_overflow_flag
 
 if _target().type == "cpu":
     from torch_npu.npu import _graphs, _streams
@@ -50,6 +70,9 @@ reset_max_memory_allocated = _runtime.reset_peak_memory_stats
 reset_max_memory_cached = _runtime.reset_peak_memory_stats
 reset_accumulated_memory_stats = _runtime.reset_accumulated_memory_stats
 memory_summary = _runtime.memory_summary
+memory_stats_as_nested_dict = _runtime.memory_stats_as_nested_dict
+get_per_process_memory_fraction = _runtime.get_per_process_memory_fraction
+get_allocator_backend = _runtime.get_allocator_backend
 set_per_process_memory_fraction = _runtime.set_per_process_memory_fraction
 ipc_collect = _runtime.ipc_collect
 utilization = _runtime.utilization
@@ -66,6 +89,7 @@ stream = _streams.stream
 NPUGraph = _graphs.NPUGraph
 graph = _graphs.graph
 graph_pool_handle = _graphs.graph_pool_handle
+make_graphed_callables = _graphs.make_graphed_callables
 is_current_stream_capturing = _graphs.is_current_stream_capturing
 if _target().type == "cpu":
     _streams.provide()
@@ -87,28 +111,17 @@ set_rng_state = _runtime.set_rng_state
 get_rng_state_all = _runtime.get_rng_state_all
 set_rng_state_all = _runtime.set_rng_state_all
 
-# The legacy tensor types, such as torch.npu.FloatTensor.
+# The legacy types, such as torch.npu.FloatTensor and torch.npu.FloatStorage.
 _types = torch if _target().type == "cpu" else torch.cuda
 _TYPES = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
-globals().update({f"{name}Tensor": getattr(_types, f"{name}Tensor") for name in _TYPES})
+_NAMES = [f"{name}{kind}" for name in _TYPES for kind in ("Tensor", "Storage")]
+globals().update({name: getattr(_types, name) for name in _NAMES})
 
 # Switches of the vendor's compiler and arithmetic. They change how a chip computes: kept, not used.
 config = SimpleNamespace(allow_internal_format=True)
 conv = SimpleNamespace(allow_hf32=True)
 matmul = SimpleNamespace(allow_hf32=False)
 aclnn = SimpleNamespace(allow_hf32=False)
-_jit_compile = False
-
-
-def set_compile_mode(jit_compile: bool = False) -> None:
-    """Keeps the choice between compiling operators and using built ones."""
-    global _jit_compile
-    _jit_compile = jit_compile
-
-
-def is_jit_compile_false() -> bool:
-    """The opposite of the last ``set_compile_mode``."""
-    return not _jit_compile
 
 
 def set_autocast_enabled(enable: bool) -> None:
@@ -125,12 +138,6 @@ def set_autocast_dtype(dtype: torch.dtype) -> None:
 
 def get_autocast_dtype() -> torch.dtype:
     return torch.get_autocast_dtype("npu")
-
-
-def set_option(option: dict[str, Any]) -> None:
-    """Accepts a dict of the vendor's compiler options."""
-    if not isinstance(option, dict):
-        raise TypeError(f"set_option: option must be a dict, got {type(option).__name__}")
 
 
 class _DeviceProperties(NamedTuple):

@@ -337,6 +337,32 @@ def is_current_stream_capturing() -> bool:
     return _recorder is not None
 
 
+def make_graphed_callables(
+    callables: Any, sample_args: tuple, num_warmup_iters: int = 3, allow_unused_input: bool = False, pool: Any = None
+) -> Any:
+    """The callables themselves: they stand for graphs of their forward and backward passes, which would save no time.
+
+    Args:
+        callables: A module or function, or a tuple of these.
+        sample_args: Tensors for the call, in a tuple; for a tuple of callables a tuple of such tuples.
+
+    Raises:
+        RuntimeError: a callable or its arguments are none that a graph could be made of.
+    """
+    several = isinstance(callables, tuple)
+    for function, arguments in zip(
+        callables if several else (callables,), sample_args if several else (sample_args,), strict=True
+    ):
+        for each in tree_leaves(arguments):
+            if not isinstance(each, torch.Tensor):
+                raise RuntimeError(f"make_graphed_callables: sample_args must be tensors, got {type(each).__name__}")
+        if isinstance(function, torch.nn.Module) and any(
+            (function._forward_hooks, function._forward_pre_hooks, function._backward_hooks)
+        ):
+            raise RuntimeError("make_graphed_callables: modules must have no hooks yet, got one with hooks")
+    return callables
+
+
 class _Update:
     """Gives the tasks of a group the arguments of calls, in their order."""
 

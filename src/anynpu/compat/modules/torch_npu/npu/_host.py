@@ -108,6 +108,20 @@ def memory_stats(device: Any = None) -> dict[str, int]:
     }
 
 
+def memory_stats_as_nested_dict(device: Any = None) -> dict[str, Any]:
+    """The same, a dict for each part of a name."""
+    nested: dict[str, Any] = {}
+    for name, number in memory_stats(device).items():
+        *parts, last = name.split(".")
+        functools.reduce(lambda inner, part: inner.setdefault(part, {}), parts, nested)[last] = number
+    return nested
+
+
+def get_allocator_backend() -> str:
+    """The published name of an allocator that the program did not bring."""
+    return "native"
+
+
 def reset_peak_memory_stats(device: Any = None) -> None:
     """Accepted; the peak is the process's and stays."""
 
@@ -122,12 +136,22 @@ def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
     return "\n".join(("memory of this process", *(f"{name:<30}{size}" for name, size in mebibytes.items())))
 
 
+_fraction = 1.0
+
+
 def set_per_process_memory_fraction(fraction: float, device: Any = None) -> None:
-    """Checks the fraction; the host sets no limit."""
+    """Checks and keeps the fraction; the host sets no limit."""
+    global _fraction
     if not isinstance(fraction, float):
         raise TypeError(f"set_per_process_memory_fraction: fraction must be a float, got {type(fraction).__name__}")
     if not 0 <= fraction <= 1:
         raise ValueError(f"set_per_process_memory_fraction: fraction must be in [0, 1], got {fraction}")
+    _fraction = fraction
+
+
+def get_per_process_memory_fraction(device: Any = None) -> float:
+    """The last fraction that was set, else 1."""
+    return _fraction
 
 
 def ipc_collect() -> None:

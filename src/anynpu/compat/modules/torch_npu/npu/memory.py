@@ -12,8 +12,10 @@ else:
     from torch_npu.npu import _cuda as _runtime
 
 _FIGURES = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved", "mem_get_info")
-_OTHERS = ("empty_cache", "memory_stats", "memory_summary", "reset_peak_memory_stats")
-_FUNCTIONS = (*_FIGURES, *_OTHERS, "reset_accumulated_memory_stats", "set_per_process_memory_fraction")
+_STATISTICS = ("memory_stats", "memory_stats_as_nested_dict", "memory_summary", "get_allocator_backend")
+_RESETS = ("empty_cache", "reset_peak_memory_stats", "reset_accumulated_memory_stats")
+_FRACTIONS = ("get_per_process_memory_fraction", "set_per_process_memory_fraction")
+_FUNCTIONS = (*_FIGURES, *_STATISTICS, *_RESETS, *_FRACTIONS)
 globals().update({name: getattr(_runtime, name) for name in _FUNCTIONS})
 
 # Programs name the class in annotations, whether or not they make one.
