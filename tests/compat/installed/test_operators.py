@@ -311,9 +311,9 @@ def test_a_name_that_is_missing_says_what_is_there():
             exec(statement, {})
     assert not hasattr(torch_npu, "npu_multi_head_attention") and not hasattr(torch.npu, "MemPool")
     with pytest.raises(
-        AttributeError, match="torch_npu.contrib.function is not .* in torch_npu.contrib: .*transfer_to_npu"
+        AttributeError, match="torch_npu.contrib.npu_iou is not .* in torch_npu.contrib: .*transfer_to_npu"
     ):
-        torch_npu.contrib.function  # noqa: B018
+        torch_npu.contrib.npu_iou  # noqa: B018
 
 
 def test_a_damaged_compressed_weight_is_an_error_at_run_time():

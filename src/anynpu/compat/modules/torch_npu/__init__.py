@@ -123,6 +123,7 @@ from torch_npu import (
     optim,
     profiler,
     testing,
+    utils,
     version,
 )
 from torch_npu.version import __version__

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``torch_npu.contrib.module``: linear layers over the quantised operators, whose weights and scales callers assign.
+"""``torch_npu.contrib.module``: layers of models, and linear layers over the quantised operators.
 
-What is not asked for is None, the rest parameters without gradients, 0 until callers assign int8 or packed int4 values,
-and scales in other dtypes, to their ``.data``.
+Callers of the latter assign weights and scales. What is not asked for is None, the rest parameters without gradients,
+0 until callers assign int8 or packed int4 values, and scales in other dtypes, to their ``.data``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,34 @@ import torch
 from anynpu.compat.errors import module_getattr
 from anynpu.compat.published import Dtype
 from anynpu.compat.quant_operators import npu_quant_matmul, npu_weight_quant_batchmatmul
+from torch_npu.contrib.module._layers import (
+    BiLSTM,
+    ChannelShuffle,
+    DropoutWithByteMask,
+    Focus,
+    LabelSmoothingCrossEntropy,
+    Mish,
+    NpuDropPath,
+    Prefetcher,
+    SiLU,
+    Swish,
+)
 
-__all__ = ["LinearA8W8Quant", "LinearQuant", "LinearWeightQuant"]
+__all__ = [
+    "BiLSTM",
+    "ChannelShuffle",
+    "DropoutWithByteMask",
+    "Focus",
+    "LabelSmoothingCrossEntropy",
+    "LinearA8W8Quant",
+    "LinearQuant",
+    "LinearWeightQuant",
+    "Mish",
+    "NpuDropPath",
+    "Prefetcher",
+    "SiLU",
+    "Swish",
+]
 
 
 class _Linear(torch.nn.Module):
