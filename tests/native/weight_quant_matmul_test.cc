@@ -394,7 +394,7 @@ struct Output {
   }
 
   void clear() {
-    const int64_t used = column_stride == 1 ? rows * row_stride : rows * columns;
+    const int64_t used = rows == 0 || columns == 0 ? 0 : (rows - 1) * row_stride + (columns - 1) * column_stride + 1;
     memory.assign(used * bytes + 2 * kCanary, 0xa5);
     tensor.data = memory.data() + kCanary;
   }
