@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.abc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -28,6 +28,17 @@ def _extend(name: str) -> None:
         importlib.import_module(own)
 
 
+def call_when_loaded(spec: ModuleSpec, extend: Callable[[ModuleType], None]) -> None:
+    """Gives the module of ``spec`` to ``extend`` as soon as it is loaded."""
+    load = spec.loader.exec_module
+
+    def load_and_extend(module: ModuleType) -> None:
+        load(module)
+        extend(module)
+
+    spec.loader.exec_module = load_and_extend
+
+
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Finds modules that are extended as others do, and has :func:`_extend` called when one was loaded."""
 
@@ -37,11 +48,5 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((each for each in found if each is not None), None)
         if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_extend(module: ModuleType) -> None:
-                load(module)
-                _extend(name)
-
-            spec.loader.exec_module = load_and_extend
+            call_when_loaded(spec, lambda module: _extend(name))
         return spec

@@ -13,6 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+from anynpu._after_import import call_when_loaded
 from anynpu.compat.device import names_npu, real_device, target
 
 MODULE = "torch.distributed.fsdp._init_utils"
@@ -21,13 +22,7 @@ MODULE = "torch.distributed.fsdp._init_utils"
 def find_spec(path: Sequence[str] | None) -> ModuleSpec:
     """The module as torch has it, changed once it was executed."""
     spec = PathFinder.find_spec(MODULE, path)
-    execute = spec.loader.exec_module
-
-    def execute_and_change(module: ModuleType) -> None:
-        execute(module)
-        _change(module)
-
-    spec.loader.exec_module = execute_and_change
+    call_when_loaded(spec, _change)
     return spec
 
 
