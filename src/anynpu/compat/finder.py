@@ -16,7 +16,6 @@ from os import PathLike
 from pathlib import Path
 from types import ModuleType
 
-from anynpu.compat import device, fully_sharded
 from anynpu.compat.errors import available_names, missing_text
 
 FOLDER = str(Path(__file__).parent / "modules")
@@ -65,8 +64,6 @@ class Finder(importlib.metadata.DistributionFinder):
         package, _, rest = name.partition(".")
         if name == _CANN:
             return PathFinder.find_spec(name, [*path, str(Path(FOLDER).with_name("triton_ascend"))])
-        if name == fully_sharded.MODULE and device.target().type == "cpu":
-            return fully_sharded.find_spec(path)
         if package not in PACKAGES:
             return None
         if name == _ALIAS or name.startswith(f"{_ALIAS}."):

@@ -7,23 +7,11 @@ Its module takes seconds to import, so that it is changed when a program imports
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from anynpu._after_import import call_when_loaded
+from anynpu._after_import import change_when_imported
 from anynpu.compat.device import names_npu, real_device, target
-
-MODULE = "torch.distributed.fsdp._init_utils"
-
-
-def find_spec(path: Sequence[str] | None) -> ModuleSpec:
-    """The module as torch has it, changed once it was executed."""
-    spec = PathFinder.find_spec(MODULE, path)
-    call_when_loaded(spec, _change)
-    return spec
 
 
 def _change(module: ModuleType) -> None:
@@ -39,6 +27,5 @@ def _change(module: ModuleType) -> None:
 
 
 def provide() -> None:
-    """Changes the module if it is there already."""
-    if MODULE in sys.modules:
-        _change(sys.modules[MODULE])
+    """Has the module changed."""
+    change_when_imported("torch.distributed.fsdp._init_utils", _change)
