@@ -356,23 +356,19 @@ def _provide_autocast() -> None:
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
         _replace(torch, name, _with_mapped_type)
     for name in ("custom_fwd", "custom_bwd"):
-        _replace(torch.amp, name, _with_mapped_device_type)
+        _replace(torch.amp, name, _with_mapped_type)
 
 
 def _with_mapped_type(function: Any) -> Any:
     @functools.wraps(function)
-    def mapped(*args: Any) -> Any:
-        return function(*(_target.type if names_npu(arg) else arg for arg in args))
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(_mapped_type, args), **{name: _mapped_type(value) for name, value in kwargs.items()})
 
     return mapped
 
 
-def _with_mapped_device_type(function: Any) -> Any:
-    @functools.wraps(function)
-    def mapped(*args: Any, device_type: str, **kwargs: Any) -> Any:
-        return function(*args, device_type=_target.type if names_npu(device_type) else device_type, **kwargs)
-
-    return mapped
+def _mapped_type(value: Any) -> Any:
+    return _target.type if names_npu(value) else value
 
 
 def _provide_profiler() -> None:

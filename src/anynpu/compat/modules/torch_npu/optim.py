@@ -16,8 +16,10 @@ class _Clipping:
 
     def clip_grad_norm_fused_(self, max_norm: float, norm_type: float = 2) -> torch.Tensor:
         """:func:`torch.nn.utils.clip_grad_norm_` over all parameters."""
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        return torch.nn.utils.clip_grad_norm_(self._parameters(), max_norm, norm_type)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
 
 class NpuFusedAdadelta(_Clipping, torch.optim.Adadelta):
@@ -77,8 +79,7 @@ class NpuFusedLamb(_Clipping, torch.optim.Optimizer):
     def _divisor(self) -> torch.Tensor | float:
         if not self.use_global_grad_norm:
             return 1.0
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
         return torch.nn.utils.get_total_norm(gradients).clamp(min=1)
 
     def _move(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:

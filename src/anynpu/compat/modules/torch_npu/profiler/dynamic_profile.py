@@ -49,10 +49,13 @@ class _Watch:
 
     def look(self) -> None:
         """Reads the file if it was written since the last time."""
-        if self.path is None or not self.path.exists() or _state(self.path) == self.seen:
+        if self.path is None or not self.path.exists():
             return
-        self.seen = _state(self.path)
-        self.asked = _read(self.path)
+        state = _state(self.path)
+        if state == self.seen:
+            return
+        self.seen = state
+        self.asked = _config(state[1])
         if self.asked is not None and _NOW != self.asked["start_step"] < self.step:
             warnings.warn(
                 f"dynamic_profile: start_step of {self.path} must be -1 or a step to come, "
@@ -87,10 +90,10 @@ def _state(path: Path) -> tuple[int, str]:
     return path.stat().st_mtime_ns, path.read_text()  # two writes may carry the same time
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The file's entries; None if it asks for other ranks, or is being written."""
+def _config(text: str) -> dict[str, Any] | None:
+    """The entries of a file; None if it asks for other ranks, or is being written."""
     try:
-        config = _DEFAULTS | json.loads(path.read_text())
+        config = _DEFAULTS | json.loads(text)
     except json.JSONDecodeError:
         return None
     return config if not config["is_rank"] or int(os.environ.get("RANK", 0)) in config["rank_list"] else None
@@ -126,7 +129,7 @@ def start(config_path: str | None = None) -> None:
     path = Path(config_path) if config_path else _watch.path
     if path is None:
         raise ValueError("dynamic_profile.start: config_path must name a file unless init was called, got None")
-    config = _read(path)
+    config = _config(path.read_text())
     if config is not None and _watch.running is None:
         _watch.begin(config)
 
