@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes; the Python binding refuses any other number. */
-#define ANYNPU_ABI_VERSION 5
+#define ANYNPU_ABI_VERSION 6
 #define ANYNPU_MAX_DIMS 8
 
 typedef enum {
@@ -253,7 +253,8 @@ ANYNPU_API int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_arg
  * where the last row meets the last column; mask BOOL, INT8 or UINT8 [B or 1, Nq or 1, rows, columns] hides more where it is
  * not 0. sink, of any of the float dtypes, [Nq] or absent: of each head the score of one more column, which all rows see,
  * whose value is 0 and which lse leaves out. Rows behind their sequence give 0 (lse 0), and rows that see nothing 0 (lse
- * -infinity). */
+ * -infinity). out_scale, out_offset (may be absent), of any of the float dtypes, [Nq or 1, Dv or 1] with values of a head side
+ * by side: out is INT8, the float32 result * out_scale + out_offset, rounded to even and saturated. */
 typedef struct {
   anynpu_tensor q;
   anynpu_tensor k;
@@ -269,6 +270,8 @@ typedef struct {
   anynpu_tensor sink;
   anynpu_tensor q_lengths;
   anynpu_tensor kv_lengths;
+  anynpu_tensor out_scale;
+  anynpu_tensor out_offset;
   anynpu_tensor out;
   anynpu_tensor lse;
   int64_t before;

@@ -16,7 +16,7 @@ import torch
 
 from anynpu import _openmp
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_DIMS = 8
 ND = 2
 FRACTAL_NZ = 29

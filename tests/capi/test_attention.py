@@ -55,6 +55,7 @@ class Problem:
     mask: torch.Tensor | None = None
     rope: int = 0
     lse: bool = False
+    quantised: str = ""  # result: "one" factor or those of "channels", in int8
     options: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -63,6 +64,8 @@ class Problem:
         self.s, self.t = max(self.rows), max(self.columns)
         self.scale = self.size**-0.5
         self.q = random(batch, self.s, n, self.size + self.rope).to(self.dtype)
+        shape = (1,) if self.quantised == "one" else (n, self.value_size)
+        self.result_factors = [random(*shape, seed=9).abs() * 40, random(*shape, seed=10) * 9]
         sizes = (self.size + self.rope, self.value_size)
         shapes = [(batch, self.t, n_kv, size) for size in sizes]
         if not self.codes:
@@ -127,6 +130,19 @@ class Problem:
         size = largest[2] * (2 * e + (self.t + 12) * 2.0**-23 + 128 * rounding)
         return size + out.abs() * torch.finfo(self.dtype).eps
 
+    def assert_right(self, result, expected):
+        """``result`` in a layout; codes are at most half a unit away from what is rounded."""
+        bound = self.bound(expected)
+        if self.quantised:
+            layout = self.layout.split("_")[-1]
+            scale, offset = (
+                x if x.numel() == 1 else self.laid_out(x.expand(*self.q.shape[:2], -1, -1), layout, self.rows)
+                for x in (x.double() for x in self.result_factors)
+            )
+            expected = (expected * scale + offset).clamp(-128, 127)
+            bound = bound * scale + 0.501
+        assert ((result.double() - expected).abs() <= bound).all(), (result - expected).abs().max()
+
     # The layouts.
     def laid_out(self, x, layout, packed=None):
         if layout in ("TND", "NTD"):
@@ -166,7 +182,8 @@ class Problem:
         keys = self.kv[0].split([self.size, self.rope], -1) if self.rope else (self.kv[0], None)
         key, value = self.cache(keys[0]), self.cache(self.kv[1])
         shape = self.laid_out(torch.empty(*self.q.shape[:3], self.value_size), target or source, self.rows).shape
-        out = make.output(list(shape), self.dtype)
+        out = make.output(list(shape), INT8 if self.quantised else self.dtype)
+        result_factors = [make.tensor(x) for x in self.result_factors] if self.quantised else [None, None]
         lse_shape = [sum(self.rows), self.heads[0], 1] if packed else [len(self.rows), self.heads[0], self.s, 1]
         lse = make.output(lse_shape if self.lse else [1], FLOAT)
         lists = [make.tensors([make.tensor(x)]) for x in (key, value)]
@@ -196,7 +213,8 @@ class Problem:
                 None,
                 make.tensor(mask),
                 lengths,
-                *[None] * 5,
+                *[None] * 3,
+                *result_factors,
                 *stacked,
                 table,
                 None,
@@ -204,8 +222,19 @@ class Problem:
             arguments += [*sizes, texts, number(self.heads[1]), number(self.block_size), number(1), out.handle]
             return arguments, out, lse
         rope = [make.tensor(x if x is None else f(x)) for f, x in ((self.query_rope, parts[1]), (self.cache, keys[1]))]
-        arguments = [make.tensor(query), *lists, None, make.tensor(mask), *map(make.ints, sums), *[None] * 5, *stacked]
-        arguments += [table, None, None, *separate, None, None, None, *([*rope, None] if function[-1] == "3" else [])]
+        arguments = [make.tensor(query), *lists, None, make.tensor(mask), *map(make.ints, sums), *[None] * 3]
+        arguments += [
+            *result_factors,
+            *stacked,
+            table,
+            None,
+            None,
+            *separate,
+            None,
+            None,
+            None,
+            *([*rope, None] if function[-1] == "3" else []),
+        ]
         arguments += [
             *sizes,
             number(self.before),
@@ -237,8 +266,7 @@ class Problem:
             target = self.layout.split("_")[-1]
             expected, sums = self.expected()
             expected = self.laid_out(expected, target, self.rows)
-            result = out.tensor(list(expected.shape), self.dtype).double()
-            assert ((result - expected).abs() <= self.bound(expected)).all(), (result - expected).abs().max()
+            self.assert_right(out.tensor(list(expected.shape), INT8 if self.quantised else self.dtype), expected)
             if self.lse:
                 sums = sums.unsqueeze(-1)
                 wanted = self.laid_out(sums, "TND" if target.endswith("TD") or target == "TND" else "BNSD", self.rows)
@@ -309,6 +337,11 @@ PROBLEMS = {
     "prefill int8 more rows than columns": replace(PREFILL, codes=True, sparse=3, columns=[4, 40]),
     "prefill int8 log-sum-exp": replace(PREFILL, codes=True, sparse=2, lse=True),
     "prefill int8 tokens": replace(PREFILL, codes=True, mode=1),
+    "decode int8 result": replace(DECODE, quantised="one"),
+    "decode int8 result by channels": replace(DECODE, quantised="channels", layout="BNSD", codes=True, stacked=True),
+    "prefill int8 result": replace(PREFILL, quantised="one", sparse=3, lse=True),
+    "prefill int8 result by channels": replace(PREFILL, quantised="channels", layout="BSH", dtype=BF16),
+    "prefill int8 result by channels TND_NTD": replace(PREFILL, quantised="channels", layout="TND_NTD"),
 }  # fmt: skip
 ROPE = {
     "decode with ropes": replace(DECODE, rope=8),
@@ -374,13 +407,13 @@ def test_every_tier(name, isa):
 
 
 def test_results_do_not_depend_on_threads(each_thread_count):
-    call = _native.Call("fused_attention", tensors=16, scalars="qqfiii")
+    call = _native.Call("fused_attention", tensors=18, scalars="qqfiii")
     q, k, v = random(2, 70, 6, 24).half(), random(2, 300, 2, 24).half(), random(2, 300, 2, 40).half()
     lengths = torch.tensor([70, 33]), torch.tensor([300, 190])
 
     def attend():
         out = torch.empty(2, 70, 6, 40, dtype=HALF)
-        call(q, k, v, *[None] * 9, *lengths, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
+        call(q, k, v, *[None] * 9, *lengths, None, None, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
         return out
 
     first, *others = each_thread_count(attend)
@@ -416,6 +449,9 @@ REFUSALS = {
     "no output": (DECODE, {OUT: None}, 161001, "attentionOut is a null pointer"),
     "pse": (DECODE, {3: torch.ones(1)}, 161002, "pseShiftOptional must be null or an empty tensor"),
     "quantised": (DECODE, {8: torch.ones(1)}, 161002, "quantScale1Optional must be null or an empty tensor"),
+    "result scale": (DECODE, {10: torch.ones(1)}, 161002, "out must be int8, got float16"),
+    "result scales": (DECODE, {10: torch.ones(16)}, 161002, "quantScale2 must hold 1 or 64 values side by side"),
+    "result offset alone": (DECODE, {11: torch.ones(1)}, 161001, "out_scale must be given for an out_offset"),
     "padding": (DECODE, {16: torch.ones(1)}, 161002, "kvPaddingSizeOptional must be null or an empty tensor"),
     "prefix": (DECODE, {21: torch.ones(1)}, 161002, "keySharedPrefixOptional must be null or an empty tensor"),
     "prefix length": (DECODE, {23: [1]}, 161002, "actualSharedPrefixLenOptional must be null or empty"),
@@ -502,8 +538,8 @@ def prompt(problem, function, changes=()):
             assert out.is_untouched()
             return outcome, None
         expected = problem.laid_out(problem.expected()[0], problem.layout.split("_")[-1], problem.rows)
-        result = out.tensor(list(expected.shape), problem.dtype).double()
-        assert ((result - expected).abs() <= problem.bound(expected)).all(), (result - expected).abs().max()
+        result = out.tensor(list(expected.shape), INT8 if problem.quantised else problem.dtype)
+        problem.assert_right(result, expected)
         return outcome, result
 
 

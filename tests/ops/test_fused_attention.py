@@ -79,6 +79,18 @@ def test_sinks_of_any_size(sink, isa):
     assert torch.equal(result[:, :, 0], alone[:, :, 0] if sink < 0 else torch.zeros(1, 1, 16))
 
 
+def test_int8_results_are_rounded_float32_results(isa):
+    q, k, v = reals(2, 3, 4, 16).half(), reals(2, 90, 2, 16, seed=1).half(), reals(2, 90, 2, 40, seed=2).half()
+    floats, _ = anynpu.fused_attention(*(x.float() for x in (q, k, v)))
+    scale, offset = torch.tensor([[512.0, 64.0]]).repeat(4, 20), torch.tensor([[3.0], [0.0], [-2.0], [90.0]])
+    expected = (floats * scale + offset).round().clamp(-128, 127)
+    assert expected.unique().numel() > 200
+    result, _ = anynpu.fused_attention(q, k, v, out_scale=scale, out_offset=offset)
+    assert result.dtype == torch.int8 and (result - expected).abs().max() <= 1  # sums may be cut otherwise
+    result, _ = anynpu.fused_attention(q.float(), k.float(), v.float(), out_scale=scale, out_offset=offset)
+    assert torch.equal(result.float(), expected)
+
+
 def test_gradients_flow_through_torch_operators():
     q, k, v = (reals(1, 5, 2, 8, seed=seed).requires_grad_() for seed in range(3))
     composite.fused_attention(q, k, v, after=0)[0].sum().backward()

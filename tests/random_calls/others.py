@@ -81,6 +81,10 @@ def fused_attention(draw: Draw) -> dict:
             "q_rope": draw.floats([*leading, heads, width], dtype),
             "k_rope": draw.floats([*planes, kv_heads, width], dtype),
         }
+    if draw.chance(0.3):
+        like = [draw.one_of(1, heads), draw.one_of(1, value_size)]
+        args["out_scale"] = draw.floats(like, draw.one_of(*FLOATS), 50)
+        args["out_offset"] = draw.maybe(lambda: draw.floats(like, draw.one_of(*FLOATS), 5))
     if not packed and draw.chance(0.4):
         shape = [draw.one_of(1, batch), draw.one_of(1, heads), most + draw.number(0, 2), capacity + draw.number(0, 9)]
         shape[3] = max(shape[3], planes[1]) if not paged else max(shape[3], -(-capacity // block) * block)

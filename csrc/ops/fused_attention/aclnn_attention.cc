@@ -182,6 +182,25 @@ void arrange_separate(Stage& stage, int64_t key_mode, int64_t value_mode, const 
   arrange_factors(stage, "valueAntiquantOffsetOptional", args.v_offset, value_mode, args.v, form);
 }
 
+// One factor of the int8 result, or one for each of its heads and channels.
+void arrange_result_factors(Stage& stage, const char* name, anynpu_tensor& factors) {
+  if (!stage.ok() || !present(factors)) return;
+  const int64_t count = element_count(factors), heads = stage.args.q.shape[2], size = stage.args.out.shape[3];
+  stage.require(count == 1 || (count == heads * size && is_contiguous(factors)),
+                "%s must hold 1 or %lld values side by side, got shape %s", name, wide(heads * size),
+                shape_text(factors));
+  factors.ndim = 2;
+  factors.shape[0] = count == 1 ? 1 : heads;
+  factors.shape[1] = count == 1 ? 1 : size;
+  make_contiguous(factors);
+}
+
+// Null or without elements: absent.
+void take_optional(Stage& stage, const char* name, const aclTensor* handle, anynpu_tensor Args::* field) {
+  stage.optional(name, handle, field);
+  if (stage.ok() && element_count(stage.args.*field) == 0) stage.args.*field = {};
+}
+
 // (S, Skv), (B or 1, S, Skv) or (B or 1, N or 1, S, Skv), and (B or 1, Skv) where queries have one token.
 void arrange_mask(Stage& stage, anynpu_tensor& mask, bool one_row) {
   if (!stage.ok() || !present(mask)) return;
@@ -277,8 +296,8 @@ void take_inputs(Stage& stage, const FusedCall& call) {
   stage.reserved("deqScale1Optional", call.deq_scale1);
   stage.reserved("quantScale1Optional", call.quant_scale1);
   stage.reserved("deqScale2Optional", call.deq_scale2);
-  stage.reserved("quantScale2Optional", call.quant_scale2);
-  stage.reserved("quantOffset2Optional", call.quant_offset2);
+  take_optional(stage, "quantScale2Optional", call.quant_scale2, &Args::out_scale);
+  take_optional(stage, "quantOffset2Optional", call.quant_offset2, &Args::out_offset);
   if (separate) {
     stage.unused("antiquantScaleOptional", call.scale);
     stage.unused("antiquantOffsetOptional", call.offset);
@@ -312,6 +331,8 @@ void arrange_all(Stage& stage, const FusedCall& call, const Form& form) {
     arrange_separate(stage, call.key_mode, call.value_mode, form);
   }
   arrange(stage, "attentionOut", args.out, form.target, form.heads);
+  arrange_result_factors(stage, "quantScale2", args.out_scale);
+  arrange_result_factors(stage, "quantOffset2", args.out_offset);
   arrange(stage, "softmaxLse", args.lse, form.is_packed() ? "TND" : "BNSD", form.heads);
   stage.require(!present(args.lse) || args.lse.shape[3] == 1, "the last axis of softmaxLse must be 1");
   if (present(args.lse)) args.lse.ndim = 3;
@@ -373,8 +394,8 @@ aclnnStatus increment(const acl::Operator& op, const IncreCall& call, uint64_t* 
     stage.reserved("dequantScale1", call.deq_scale1);
     stage.reserved("quantScale1", call.quant_scale1);
     stage.reserved("dequantScale2", call.deq_scale2);
-    stage.reserved("quantScale2", call.quant_scale2);
-    stage.reserved("quantOffset2", call.quant_offset2);
+    take_optional(stage, "quantScale2", call.quant_scale2, &Args::out_scale);
+    take_optional(stage, "quantOffset2", call.quant_offset2, &Args::out_offset);
     stage.optional("antiquantScale", call.scale, &Args::all_scales);
     stage.optional("antiquantOffset", call.offset, &Args::all_offsets);
     stage.optional("blocktable", call.block_table, &Args::block_table);
@@ -407,8 +428,8 @@ aclnnStatus prompt(const acl::Operator& op, const PromptCall& call, uint64_t* wo
     stage.reserved("deqScale1", call.deq_scale1);
     stage.reserved("quantScale1", call.quant_scale1);
     stage.reserved("deqScale2", call.deq_scale2);
-    stage.reserved("quantScale2", call.quant_scale2);
-    stage.reserved("quantOffset2", call.quant_offset2);
+    take_optional(stage, "quantScale2", call.quant_scale2, &Args::out_scale);
+    take_optional(stage, "quantOffset2", call.quant_offset2, &Args::out_offset);
     stage.output("attentionOut", call.out, &Args::out);
     FusedCall fused{};
     fused.softmax_scale = call.softmax_scale;

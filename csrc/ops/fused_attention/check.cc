@@ -158,8 +158,28 @@ int32_t check_sink(const Args& args) {
               shape_text(args.sink));
 }
 
+int32_t check_result_factors(const char* name, const anynpu_tensor& factors, const Args& args) {
+  ANYNPU_TRY(check_view(name, factors, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}, 2));
+  const int64_t heads = q_heads(args), size = args.v.shape[3];
+  const bool fits = (factors.shape[0] == 1 || factors.shape[0] == heads) &&
+                    (factors.shape[1] == 1 || (factors.shape[1] == size && factors.strides[1] == 1));
+  if (fits) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have 1 or %lld heads of 1 or %lld contiguous values, got shape %s", kOp,
+              name, wide(heads), wide(size), shape_text(factors));
+}
+
+int32_t check_result_quantisation(const Args& args) {
+  if (!present(args.out_scale)) {
+    if (!present(args.out_offset)) return ANYNPU_OK;
+    return fail(ANYNPU_NULL_ARG, "%s: out_scale must be given for an out_offset", kOp);
+  }
+  ANYNPU_TRY(check_result_factors("out_scale", args.out_scale, args));
+  return present(args.out_offset) ? check_result_factors("out_offset", args.out_offset, args) : ANYNPU_OK;
+}
+
 int32_t check_results(const Args& args) {
-  ANYNPU_TRY(check_heads("out", args.out, {args.q.dtype}, Access::write));
+  const int32_t dtype = present(args.out_scale) ? static_cast<int32_t>(ANYNPU_INT8) : args.q.dtype;
+  ANYNPU_TRY(check_heads("out", args.out, {dtype}, Access::write));
   ANYNPU_TRY(check_same("out", args.out, "q", args.q, 0, 3));
   ANYNPU_TRY(check_same("out", args.out, "v", args.v, 3, 4));
   if (!present(args.lse)) return ANYNPU_OK;
@@ -176,6 +196,7 @@ int32_t check_fused_attention(const FusedArgs& args) {
   ANYNPU_TRY(check_places(args));
   ANYNPU_TRY(check_mask(args));
   ANYNPU_TRY(check_sink(args));
+  ANYNPU_TRY(check_result_quantisation(args));
   return check_results(args);
 }
 
@@ -197,6 +218,8 @@ int32_t check_fused_data(const FusedArgs& args) {
                  {"sink", &args.sink},
                  {"q_lengths", &args.q_lengths},
                  {"kv_lengths", &args.kv_lengths},
+                 {"out_scale", &args.out_scale},
+                 {"out_offset", &args.out_offset},
                  {"out", &args.out},
                  {"lse", &args.lse}};
   for (const auto& entry : tensors) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));

@@ -10,6 +10,7 @@
 #include "core/scratch.h"
 #include "ops/fused_attention/kernel.h"
 #include "ops/fused_attention/kv_rows.h"
+#include "simd/scalar.h"
 
 namespace anynpu {
 
@@ -26,6 +27,7 @@ constexpr int64_t kTileBytes = 256 << 10;  // of rows of all heads, so that thos
 constexpr int64_t kLeastTileRows = 16;
 constexpr int64_t kItemsOfThread = 2;  // at least, so that a thread that is disturbed does less
 constexpr int64_t kFinishFloats = 1 << 15;
+constexpr int64_t kQuantisedTogether = 64;  // values of the result
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 using Args = FusedArgs;
 using Sequence = FusedSequence;
@@ -311,6 +313,33 @@ class FloatRun {
     return present(args_.sink) ? std::exp(factor_at(args_.sink, head * args_.sink.strides[0]) - maximum) : 0.0f;
   }
 
+  // One row of a head, sums / divisor, which overwrites the sums.
+  void put(float* sums, float divisor, int64_t head, void* to) const {
+    const int64_t size = args_.out.shape[3];
+    if (!present(args_.out_scale)) return kernel_.narrow(args_.out.dtype, sums, divisor, size, to);
+    kernel_.narrow(ANYNPU_FLOAT32, sums, divisor, size, sums);
+    auto* codes = static_cast<int8_t*>(to);
+    float scales[kQuantisedTogether], offsets[kQuantisedTogether];
+    for (int64_t first = 0; first < size; first += kQuantisedTogether) {
+      const int64_t count = std::min(kQuantisedTogether, size - first);
+      load(args_.out_scale, head, first, count, scales);
+      load(args_.out_offset, head, first, count, offsets);
+      for (int64_t i = 0; i < count; ++i) codes[first + i] = int8_from_float(sums[first + i] * scales[i] + offsets[i]);
+    }
+  }
+
+  // Scales or offsets of some values of a head of the result; 0 if absent.
+  void load(const anynpu_tensor& factors, int64_t head, int64_t first, int64_t count, float* to) const {
+    if (!present(factors)) {
+      std::fill_n(to, count, 0.0f);
+      return;
+    }
+    const void* from = element(factors, head * step(factors, 0) + first * step(factors, 1));
+    if (factors.shape[1] != 1) return kernel_.widen(factors.dtype, from, count, to);
+    kernel_.widen(factors.dtype, from, 1, to);
+    std::fill_n(to + 1, count - 1, to[0]);
+  }
+
   // Positions behind the sequence and those that see nothing become 0; their sums of exponentials are 1 and 0.
   void store(const Block& block, int64_t kv_head, const State& state) const {
     anynpu_tensor out = args_.out, lse = args_.lse;
@@ -322,8 +351,7 @@ class FloatRun {
         const bool own = row < block.sequence.rows;
         const float sum = state.weight_sum[query];
         const float divisor = sum == 0 ? 1 : sum + sunk(head, state.maximum[query]);
-        kernel_.narrow(out.dtype, state.accumulator + query * plan_.value_size, divisor, out.shape[3],
-                       element(out, offset_of(out, plane, at, head)));
+        put(state.accumulator + query * plan_.value_size, divisor, head, element(out, offset_of(out, plane, at, head)));
         if (!present(lse)) continue;
         *static_cast<float*>(element(lse, offset_of(lse, plane, at, head))) =
             own ? state.maximum[query] + std::log(sum) : 0.0f;

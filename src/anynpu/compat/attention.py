@@ -90,6 +90,24 @@ class Attention:
             arguments |= {f"{letter}_scale": scale, f"{letter}_offset": offset}
         return replace(attention, further={**attention.further, **arguments})
 
+    def with_int8_result(self, op: str, factors: dict[str, torch.Tensor | None]) -> Attention:
+        """The same with an int8 result, where the first of ``factors``, scale and offset by their names, is there."""
+        (scale, offset), names = factors.values(), tuple(factors)
+        if scale is None:
+            require(op, offset is None, f"{names[1]} needs {names[0]}")
+            return self
+        heads, size = self.query.shape[2], self.value.shape[3]
+        placed = []
+        for name, tensor in factors.items():
+            if tensor is None:
+                continue
+            require_dtype(op, name, tensor, FLOATS)
+            fits = tensor.numel() in (1, heads * size)
+            require(op, fits, f"{name} must have 1 or {heads * size} elements, got shape {tuple(tensor.shape)}")
+            placed.append(tensor.reshape((1, 1) if tensor.numel() == 1 else (heads, size)))
+        further = dict(zip(("out_scale", "out_offset"), placed, strict=False))
+        return replace(self, further={**self.further, **further})
+
     def _by_sequence(self) -> Attention:
         """The same without blocks, and no longer than the longest sequence, as scales of its tokens may be."""
         if self.packed and self.block_table is None:

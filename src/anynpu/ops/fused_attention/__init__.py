@@ -44,6 +44,8 @@ def fused_attention(
     from_end: bool = False,
     packed: bool = False,
     with_lse: bool = False,
+    out_scale: torch.Tensor | None = None,
+    out_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``softmax(q @ k^T * softmax_scale, hidden) @ v`` where keys and values lie, float or int8, in float32.
 
@@ -67,10 +69,12 @@ def fused_attention(
         packed: sequences lie one after the other in q ``[1, S, ..]``, and k and v ``[1, T, ..]`` without a block_table;
             their lengths are running sums, of kv only without a block_table. No mask.
         with_lse: the log-sum-exp of the scores is wanted, without that of the sink.
+        out_scale, out_offset: ``[Nq or 1, Dv or 1]`` of any of these float dtypes: the result is the int8
+            ``saturate(rint(out * out_scale + out_offset))`` of the float32 one.
 
     Returns:
-        ``[B, S, Nq, Dv]`` in the dtype of q and float32 ``[B, S, Nq]``, empty unless ``with_lse``. Rows behind their
-        sequence give 0 and 0, rows that see nothing 0 and -inf. The same bits for any number of threads.
+        ``[B, S, Nq, Dv]`` in the dtype of q, or int8, and float32 ``[B, S, Nq]``, empty unless ``with_lse``. Rows
+        behind their sequence give 0 and 0, rows that see nothing 0 and -inf. The same bits for any number of threads.
 
     Raises:
         TypeError: a dtype.
@@ -84,5 +88,5 @@ def fused_attention(
     """
     return _fused_attention(
         q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
-        softmax_scale, before, after, from_end, packed, with_lse,
+        softmax_scale, before, after, from_end, packed, with_lse, out_scale, out_offset,
     )  # fmt: skip

@@ -85,10 +85,12 @@ def fused_attention(
     from_end: bool = False,
     packed: bool = False,
     with_lse: bool = False,
+    out_scale: torch.Tensor | None = None,
+    out_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``anynpu.fused_attention``."""
     check(q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
-          packed=packed)  # fmt: skip
+          packed=packed, out_scale=out_scale, out_offset=out_offset)  # fmt: skip
     scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
     paged, planes = block_table is not None, None
     own_row, row, rows = _spans(q_lengths, q.shape[1], q.shape[0], packed, _Q_LENGTHS, q.device)
@@ -123,6 +125,9 @@ def fused_attention(
         seen = seen & ~torch.nn.functional.pad(mask.bool(), sides)[:, :, : q.shape[1], :capacity]
     out, lse = _attend(query, key, value, seen, scale, sink, with_lse)
     lse = lse.masked_fill((own_row < 0)[:, :, None], 0) if with_lse else lse
+    if out_scale is not None:
+        out = out * out_scale.float() + (0 if out_offset is None else out_offset.float())
+        return out.round().clamp(-128, 127).to(torch.int8), lse
     return out.to(q.dtype), lse
 
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from anynpu.ops.fused_attention.spec import ALL, OP, check
+from anynpu.ops.fused_attention.spec import ALL, OP, named_arguments, out_dtype
 from anynpu.ops.kv_cache_attention.reference import weight_rounding
 
 
@@ -191,19 +190,28 @@ def _all(args: dict, pick: Callable[[_Attention], tuple[torch.Tensor, torch.Tens
     return out, lse if args["with_lse"] else lse.new_empty(0)
 
 
-def _named(*args, **kwargs) -> dict:
-    """The arguments of a call by their names, checked."""
-    check(*args, **kwargs)
-    bound = inspect.signature(check).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
+def _codes(out: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    """int8 of a float64 result, still as float64."""
+    return (out * scale.double() + (0 if offset is None else offset.double())).round().clamp(-128, 127)
 
 
 def fused_attention(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequence by sequence, with all keys and values as float64."""
-    named = _named(*args, **kwargs)
+    named = named_arguments(*args, **kwargs)
     out, lse = _all(named, lambda attention: (attention.result, attention.lse))
-    return out.to(named["q"].dtype), lse.float()
+    if named["out_scale"] is not None:
+        out = _codes(out, named["out_scale"], named["out_offset"])
+    return out.to(out_dtype(named["q"], named["out_scale"])), lse.float()
+
+
+def _code_error(named: dict, error: torch.Tensor) -> torch.Tensor:
+    """How far an int8 result may be off where float32 is off by ``error`` and the product and sum are rounded."""
+    out, _ = _all(named, lambda attention: (attention.result, attention.lse))
+    scale, offset = named["out_scale"], named["out_offset"]
+    sizes = out.abs() * scale.double().abs() + (0 if offset is None else offset.double().abs())
+    wrong = (error * scale.double().abs() + 3 * _U * sizes) / scale.double().abs().clamp(min=2.0**-126)
+    expected = _codes(out, scale, offset)
+    return torch.maximum(*[(_codes(out + sign * wrong, scale, offset) - expected).abs() for sign in (1, -1)])
 
 
 def error_bound(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,8 +222,10 @@ def error_bound(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     of the largest weight near it, see ``kv_cache_attention``. Each weight is then off by a factor of at most
     1 + 2 max(e) + 9 u and by the steps in which sums follow the maximum, and sums have as many terms as there are rows.
     """
-    named = _named(*args, **kwargs)
+    named = named_arguments(*args, **kwargs)
     error, lse_error = _all(named, lambda attention: (attention.error, attention.lse_error))
+    if named["out_scale"] is not None:
+        return _code_error(named, error), lse_error
     expected, _ = fused_attention(**named)
     limits = torch.finfo(expected.dtype)
     exponent = expected.double().abs().clamp(limits.smallest_normal, limits.max).log2().floor()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -16,7 +18,8 @@ SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor? q_rope=None, Tensor? k_rope=None, Tensor? k_scale=None, "
     "Tensor? k_offset=None, Tensor? v_scale=None, Tensor? v_offset=None, Tensor? block_table=None, Tensor? mask=None, "
     "Tensor? sink=None, Tensor? q_lengths=None, Tensor? kv_lengths=None, float? softmax_scale=None, "
-    f"int before={ALL}, int after={ALL}, bool from_end=False, bool packed=False, bool with_lse=False) "
+    f"int before={ALL}, int after={ALL}, bool from_end=False, bool packed=False, bool with_lse=False, "
+    "Tensor? out_scale=None, Tensor? out_offset=None) "
     "-> (Tensor, Tensor)"
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -132,6 +135,16 @@ def _check_mask(mask: torch.Tensor, batch: int, heads: int, packed: bool) -> Non
     require(OP, fits, f"mask must have 1 or {batch} sequences and 1 or {heads} heads, got shape {shape}")
 
 
+def _check_out_factors(name: str, factors: torch.Tensor, heads: int, size: int) -> None:
+    require_tensor(OP, name, factors)
+    require_dtype(OP, name, factors, FLOATS)
+    _require_axes(name, factors, 2)
+    shape = tuple(factors.shape)
+    fits = shape[0] in (1, heads) and (shape[1] == 1 or (shape[1] == size and factors.stride(1) == 1))
+    values = f"1 or {heads} heads of 1 or {size} contiguous values"
+    require(OP, fits, f"{name} must have {values}, got shape {shape}")
+
+
 def check(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -153,6 +166,8 @@ def check(
     from_end: bool = False,
     packed: bool = False,
     with_lse: bool = False,
+    out_scale: torch.Tensor | None = None,
+    out_offset: torch.Tensor | None = None,
 ) -> None:
     """Checks what can be checked without data."""
     _check_q_k_v(q, k, v)
@@ -172,14 +187,31 @@ def check(
         require_dtype(OP, "sink", sink, FLOATS)
         shape = tuple(sink.shape)
         require(OP, shape == (q.shape[2],), f"sink must have shape ({q.shape[2]},), one score a head, got {shape}")
+    require(OP, out_offset is None or out_scale is not None, "out_scale must be given for an out_offset")
+    for name, factors in (("out_scale", out_scale), ("out_offset", out_offset)):
+        if factors is not None:
+            _check_out_factors(name, factors, q.shape[2], v.shape[3])
 
 
-def fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args, with_lse: bool = False, **kwargs):
+def named_arguments(*args, **kwargs) -> dict[str, Any]:
+    """Those of a call, checked, and the defaults of the others."""
+    check(*args, **kwargs)
+    bound = inspect.signature(check).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def out_dtype(q: torch.Tensor, out_scale: torch.Tensor | None) -> torch.dtype:
+    """That of the result."""
+    return q.dtype if out_scale is None else torch.int8
+
+
+def fake(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     """Fake kernel of fused_attention."""
-    with_lse = args[16] if len(args) > 16 else with_lse
-    check(q, k, v, *args, **kwargs)
-    lse = q.new_empty(q.shape[:3] if with_lse else (0,), dtype=torch.float32)
-    return q.new_empty((*q.shape[:3], v.shape[3])), lse
+    named = named_arguments(*args, **kwargs)
+    q = named["q"]
+    lse = q.new_empty(q.shape[:3] if named["with_lse"] else (0,), dtype=torch.float32)
+    return q.new_empty((*q.shape[:3], named["v"].shape[3]), dtype=out_dtype(q, named["out_scale"])), lse
 
 
 def samples() -> Iterator[Sample]:
@@ -210,6 +242,8 @@ def samples() -> Iterator[Sample]:
     rows = (reals(2, 3, 2, 8), codes(2, 20, 1, 8), codes(2, 20, 1, 8))
     mask = reals(1, 1, 3, 20) > 0.5
     yield Sample("int8 by tokens, mask", (*rows, None, None, tokens, tokens, tokens, None, None, mask))
+    to_codes = (*[None] * 3, ALL, ALL, False, False, False, reals(6, 24).abs() * 50, reals(1, 1))
+    yield Sample("decode, int8 result", (*decode, *none, *to_codes))
     packed = (reals(1, 10, 4, 8), reals(1, 14, 2, 8), reals(1, 14, 2, 8), reals(1, 10, 4, 4), reals(1, 14, 2, 4))
     ends = (numbers(4, 10), numbers(8, 14), 0.3, 3, 0, True, True)
     yield Sample("packed with ropes and sinks", (*packed, *[None] * 6, reals(4), *ends))
