@@ -30,7 +30,9 @@ def kernel(x, y, first, N: tl.constexpr):
 x, y = torch.arange(8.0).npu(), torch.zeros(8).npu()
 kernel[(1,)](x, y, 3)
 assert y.tolist() == [33, 1, 43, 3, 53, 5, 63, 7]
-for first, rule in ((5, "the part must lie inside of axis 0, of 8, got offset 5, size 4, stride 1"), (-1, "offset -1")):
+kernel[(1,)](x, y, 6)  # the part that sticks out of the row has no value
+assert y[:4].tolist() == [66, 1, 76, 3] and y[4].isnan() and y[6].isnan()
+for first, rule in ((8, "the part must lie inside of axis 0, of 8, got offset 8, size 4, stride 1"), (-1, "offset -1")):
     try:
         kernel[(1,)](x, y, first)
     except Exception as error:
@@ -42,9 +44,53 @@ if len(sys.argv) == 1:  # a process that it starts finds npu when it imports tor
 """
 
 
-def test_what_programs_for_triton_ascend_ask_of_triton(tmp_path):
+LANGUAGE = """
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x, y, sums, N: tl.constexpr):
+    place = tl.arange(0, N)
+    row = tl.load(x + place)
+    tl.store(y + place, row * 1.5 - row * row)
+    tl.store(y + N + place, tl.where(row < 0, -row, 1 / (row + 3)))
+    tl.store(y + 2 * N + place, tl.sigmoid(row))
+    tl.store(sums, tl.sum(row))
+    tl.store(sums + 1, tl.min(row, 0))
+
+
+@triton.jit
+def cast(x, rounded, codes, N: tl.constexpr):
+    row = tl.load(x + tl.arange(0, N))
+    tl.store(rounded + tl.arange(0, N), row)
+    tl.store(codes + tl.arange(0, N), row.cast(tl.int8, overflow_mode="saturate"))
+
+
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    x = (torch.arange(-12, 12) / 8).to(dtype).npu()
+    y, sums = torch.zeros(3, 24, dtype=dtype).npu(), torch.zeros(2, dtype=dtype).npu()
+    kernel[(1,)](x, y, sums, 24)
+    assert torch.equal(y[0], x * 1.5 - x * x) and torch.equal(y[1], torch.where(x < 0, -x, 1 / (x + 3)))
+    # The sum and the quotient are rounded by eps / 2, and exp, whose share is less than 1; float32's is off by 2.6 ulp.
+    rounds = 3.6 if dtype == torch.float32 else 1.6
+    torch.testing.assert_close(y[2].double(), x.double().sigmoid(), rtol=rounds * torch.finfo(dtype).eps, atol=0)
+    assert sums.tolist() == [x.double().sum(), -1.5]
+
+x = torch.cat([torch.tensor([float("nan"), float("inf"), -float("inf"), 300, -300, 1.9, -1.9]), torch.randn(41) * 30])
+rounded, codes = torch.zeros(48, dtype=torch.bfloat16).npu(), torch.zeros(48, dtype=torch.int8).npu()
+cast[(1,)](x.npu(), rounded, codes, 48)
+torch.testing.assert_close(rounded, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+assert codes[:7].tolist() == [0, 127, -128, 127, -128, 1, -1]
+assert torch.equal(codes[7:].double(), x[7:].clamp(-128, 127).trunc().double())
+"""
+
+
+@pytest.mark.parametrize("program", [PARTS, LANGUAGE], ids=["parts", "language"])
+def test_what_programs_for_triton_ascend_ask_of_triton(program, tmp_path):
     pytest.importorskip("triton")
-    (tmp_path / "kernels.py").write_text(PARTS)
+    (tmp_path / "kernels.py").write_text(program)
     command = [sys.executable, "-m", "anynpu", "run", str(tmp_path / "kernels.py")]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert outcome.returncode == 0, outcome.stderr

@@ -37,7 +37,7 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
     """
     import torch
 
-    from anynpu.compat import collectives, finder, kernels
+    from anynpu.compat import collectives, finder, kernels, triton_ascend
     from anynpu.compat import device as npu_device
     from anynpu.compat import soc as chip
 
@@ -57,6 +57,7 @@ def install(device: str = "cpu", soc: str | None = None) -> None:
             npu_device.provide(device)
             kernels.provide()
             collectives.provide()
+            triton_ascend.provide()
             _installed = device
             runtime = importlib.import_module("torch_npu.npu")
             torch._register_device_module(npu_device.NAME, runtime)

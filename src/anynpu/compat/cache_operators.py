@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from anynpu._check import require, require_dtype
@@ -51,6 +53,25 @@ def _write(cache: torch.Tensor, places: Places, rows: torch.Tensor) -> None:
     cache.index_put_((or_other(first, 0), or_other(second, 0)), or_other(rows, cache[0, 0]))
 
 
+def _by_slot(op: str, name: str, cache: torch.Tensor, heads: int, size: int, nz: bool) -> torch.Tensor:
+    """The cache with its blocks and their slots on the first two axes."""
+    c0 = _c0(cache)
+    if not nz:
+        order, row, expected = (0, 1, 2, 3), (heads, size), f"(blocks, block size, {heads}, {size})"
+    elif cache.dim() == 5:
+        order, row = (0, 3, 1, 2, 4), (heads, size // c0, c0)
+        expected = f"(blocks, {heads}, {size // c0}, block size, {c0})"
+    else:
+        order, row = (0, 2, 1, 3), (heads * size // c0, c0)
+        expected = f"(blocks, {row[0]}, block size, {c0})"
+    by_slot = cache.permute(order) if cache.dim() == len(order) else cache
+    fits = by_slot.dim() == len(order) and by_slot.shape[2:] == row
+    require(op, fits, f"{name} must have shape {expected}, got {tuple(cache.shape)}")
+    whole = math.prod(row) == heads * size
+    require(op, whole, f"heads of {name} must be multiples of {c0} for FRACTAL_NZ, got {heads} of {size}")
+    return by_slot
+
+
 def _write_tokens(
     op: str, tokens: dict[str, torch.Tensor], caches: dict[str, torch.Tensor], slots: torch.Tensor, nz: bool
 ) -> None:
@@ -65,18 +86,8 @@ def _write_tokens(
             tuple(slots.shape) == (count,),
             f"there must be {count} slots, as many as rows, got {tuple(slots.shape)}",
         )
-        c0 = _c0(cache)
-        last = (heads * size // c0, c0) if nz else (heads, size)
-        got = tuple(cache.shape)
-        seen = (got[1], got[3]) if nz and len(got) == 4 else got[2:]
-        expected = f"(blocks, {last[0]}, block size, {c0})" if nz else f"(blocks, block size, {heads}, {size})"
-        require(op, len(got) == 4 and seen == last, f"{cache_name} must have shape {expected}, got {got}")
-        require(
-            op,
-            not nz or heads * size % c0 == 0,
-            f"N * D of {name} must be a multiple of {c0} for FRACTAL_NZ, got {heads * size}",
-        )
-        checked.append((cache.transpose(1, 2) if nz else cache, rows.reshape(count, *last)))
+        by_slot = _by_slot(op, cache_name, cache, heads, size, nz)
+        checked.append((by_slot, rows.reshape(count, *by_slot.shape[2:])))
     places = [_slot_places(op, cache, slots) for cache, _ in checked]
     for (cache, rows), place in zip(checked, places, strict=True):
         _write(cache, place, rows)
@@ -102,7 +113,8 @@ def npu_scatter_pa_kv_cache(
 ) -> None:
     """Writes the keys and values of tokens to the slots of paged caches; a token with a negative slot is left out.
 
-    Caches are (blocks, block size, N, D) for "Norm" and (blocks, N * D / C0, block size, C0) for "PA_NZ".
+    Caches are (blocks, block size, N, D) for "Norm" and for "PA_NZ" (blocks, N * D / C0, block size, C0), or
+    (blocks, N, D / C0, block size, C0).
     """
     op = "npu_scatter_pa_kv_cache"
     require_absent(compress_lens=compress_lens, compress_seq_offsets=compress_seq_offsets, seq_lens=seq_lens)

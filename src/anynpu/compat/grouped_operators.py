@@ -126,8 +126,10 @@ def _grouped_matmul_arguments(
     require_absent(act_type=act_type or None, **{n: v or None for n, v in lists.items() if n not in covered})
     for matrix in weight:
         require_weight_dtype(matrix, weight_dtype)
-    if x and weight and lists.get("scale") and x[0].dtype == weight[0].dtype == torch.int32:
-        x, lists = _int8_rows(x, weight, lists)
+    if x and weight and lists.get("scale") and weight[0].dtype == torch.int32:
+        lists = {**lists, "scale": _with_groups(lists["scale"], weight)}
+        if x[0].dtype == torch.int32:
+            x, lists = _int8_rows(x, weight, lists)
     return {
         "x": x,
         "weight": weight,
@@ -143,13 +145,18 @@ def _grouped_matmul_arguments(
 def _int8_rows(x: Tensors, weight: Tensors, lists: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     """int4 x as int8, with the bias that takes away what the product of int8 x and int4 weights subtracts."""
     require_absent(bias=lists.get("bias") or None)
-    scales, biases = [], []
+    biases = []
     for scale, matrix in zip(lists["scale"], weight, strict=False):
-        scales.append(scale.unsqueeze(-2) if scale.dim() < matrix.dim() else scale)  # without groups
-        stacked = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (matrix, unpack_scale(scales[-1]))]
+        stacked = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (matrix, unpack_scale(scale))]
         biases.append(anynpu.make_w4a8_bias(*stacked).view(*matrix.shape[:-2], -1))
     rows = [anynpu.int4_unpack(part, torch.int8) for part in x]
-    return rows, {**lists, "scale": scales, "bias": biases}
+    return rows, {**lists, "bias": biases}
+
+
+def _with_groups(scales: Tensors, weight: Tensors) -> list[torch.Tensor]:
+    """Scales of int4 weights, where those of channels, (E, N), have the axis of their one group."""
+    dims = [matrix.dim() for matrix in weight] + [0] * len(scales)
+    return [scale.unsqueeze(-2) if scale.dim() == dim - 1 else scale for scale, dim in zip(scales, dims, strict=False)]
 
 
 def _grouped_matmul_code(group_list: torch.Tensor | Sequence[int] | None = None, **arguments: Any) -> int:

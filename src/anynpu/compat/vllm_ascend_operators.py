@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators of vllm-ascend's own extension, ``torch.ops._C_ascend``, which needs the vendor's library.
 
-Its mixtures of experts call these whether or not the extension is there. They are those of torch_npu under other names.
+Its mixtures of experts call these whether or not the extension is there. They are those of torch_npu under other names,
+and with other modes: so these have their meaning from what the models compute.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import torch
 
 from anynpu.compat.fused_quant_operators import npu_grouped_matmul_swiglu_quant
 from anynpu.compat.published import require_absent
-from anynpu.compat.routing_operators import npu_moe_gating_top_k, npu_moe_init_routing_v2
+from anynpu.compat.routing_operators import (
+    npu_dequant_swiglu_quant,
+    npu_moe_gating_top_k,
+    npu_moe_init_routing_v2,
+)
 
 _library = torch.library.Library("_C_ascend", "DEF")
 
@@ -85,3 +90,21 @@ def grouped_matmul_swiglu_quant_weight_nz(
     """``npu_grouped_matmul_swiglu_quant``; ``swiglu_limit`` must be 0, no limit."""
     require_absent(swiglu_limit=swiglu_limit or None)
     return npu_grouped_matmul_swiglu_quant(x, weight, group_list, weight_scale, x_scale, bias=bias, offset=offset)
+
+
+@_operator(
+    "npu_dequant_swiglu_quant(Tensor x, *, Tensor? weight_scale=None, Tensor? activation_scale=None, "
+    "Tensor? bias=None, Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? group_index=None, "
+    "bool activate_left=False, int quant_mode=0, int swiglu_mode=0, float clamp_limit=0.0) -> (Tensor, Tensor)"
+)
+def dequant_swiglu_quant(
+    x: torch.Tensor, *, swiglu_mode: int = 0, clamp_limit: float = 0.0, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``npu_dequant_swiglu_quant``, where ``swiglu_mode`` 1 clamps what is activated, at most ``clamp_limit``, and the
+    other half, at most that much either way; 0 is no limit.
+    """
+    if swiglu_mode not in (0, 1):
+        raise NotImplementedError(f"npu_dequant_swiglu_quant: swiglu_mode must be 0 or 1, got {swiglu_mode}")
+    if swiglu_mode == 0 or clamp_limit == 0:
+        return npu_dequant_swiglu_quant(x, **options)
+    return npu_dequant_swiglu_quant(x, swiglu_mode=2, clamp_limit=clamp_limit, glu_alpha=1.0, glu_bias=0.0, **options)

@@ -45,6 +45,9 @@ def test_pages_in_fractal_nz(dtype, c0):
         for i, number in enumerate(key[row].flatten()):
             expected[place // 4, i // c0, place % 4, i % c0] = number
     assert torch.equal(cache, expected)
+    by_head = torch.zeros(2, 2, 64 // c0, 4, c0, dtype=dtype, device="npu")  # the same memory with heads of their own
+    torch_npu.npu_scatter_pa_kv_cache(key, key, by_head, by_head.clone(), places)
+    assert torch.equal(by_head.view_as(cache), expected)
 
 
 def test_refusals_of_pages():
@@ -73,6 +76,9 @@ def test_refusals_of_pages():
         ValueError, match=r"key_cache must have shape \(blocks, 2, block size, 16\), got \(3, 6, 2, 16\)"
     ):
         torch_npu.npu_scatter_pa_kv_cache(key, key, cache, cache, slots(1, 2, 3))
+    cache_of_parts = halves(3, 2, 0, 6, 16)
+    with pytest.raises(ValueError, match=r"heads of key_cache must be multiples of 16 for FRACTAL_NZ, got 2 of 8"):
+        torch_npu.npu_scatter_pa_kv_cache(key[..., :8], key, cache_of_parts, cache_of_parts, slots(1, 2, 3))
     with pytest.raises(NotImplementedError, match="caches must be in the format ND, got FRACTAL_NZ"):
         torch_npu._npu_reshape_and_cache(key, key, torch_npu.npu_format_cast(cache, 29), cache, slots(1, 2, 3))
     torch_npu._npu_reshape_and_cache(key[:0], key[:0], cache, cache, slots(1)[:0])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_npu
-from npu_tensors import codes, halves
+from npu_tensors import codes, halves, reals
 
 import anynpu
 
@@ -60,6 +60,22 @@ def test_grouped_matmul_of_int4_rows(groups, dtype):
     assert torch.equal(torch.compile(product, backend="aot_eager", fullgraph=True)(*args), result)
     with pytest.raises(NotImplementedError, match="bias is for modes that anynpu does not implement"):
         torch_npu.npu_grouped_matmul([args[0]], [args[1]], scale=[args[2]], bias=[rows], group_list=args[4], **options)
+
+
+def test_scales_of_channels_of_int4_weights_need_no_axis_of_groups():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-8, 8, (2, 64, 16), dtype=torch.int32, generator=generator)
+    packed = torch_npu.npu_convert_weight_to_int4pack(weight.flatten(0, 1).npu()).view(2, 64, 2)
+    scale = anynpu.pack_scale(torch.rand(2, 16, generator=generator) + 0.5)
+    options = dict(
+        bias=[reals(2, 16)], per_token_scale=[reals(5).abs()], group_list=torch.tensor([2, 5]).npu(), group_type=0,
+        split_item=2, output_dtype=torch.bfloat16,
+    )  # fmt: skip
+    results = (
+        torch_npu.npu_grouped_matmul([codes(5, 64)], [packed], scale=[each], **options)[0]
+        for each in (scale, scale.unsqueeze(1))
+    )
+    assert torch.equal(*results)
 
 
 def test_grouped_matmul_in_a_graph():

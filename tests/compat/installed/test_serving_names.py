@@ -92,3 +92,23 @@ def test_routing_and_experts_of_vllm_ascend():
     assert all(map(torch.equal, fused(**named, swiglu_limit=0.0), torch_npu.npu_grouped_matmul_swiglu_quant(**named)))
     with pytest.raises(NotImplementedError, match="swiglu_limit is for modes that anynpu does not implement, got 7"):
         fused(**named, swiglu_limit=7.0)
+
+
+def test_shared_experts_of_vllm_ascend():
+    sums = torch.randint(-3000, 3000, (5, 64), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    scales = {"weight_scale": reals(64).abs() / 100, "activation_scale": reals(5, seed=1).abs()}
+    named = {**scales, "bias": None, "quant_scale": None, "quant_offset": None, "activate_left": True, "quant_mode": 1}
+    fused, published = torch.ops._C_ascend.npu_dequant_swiglu_quant, torch_npu.npu_dequant_swiglu_quant
+    plain = published(sums, **named)
+    assert all(map(torch.equal, fused(x=sums, **named), plain))
+    one_group = {"group_index": torch.tensor([5]), "swiglu_mode": 1, "clamp_limit": 0.0}
+    assert all(map(torch.equal, fused(x=sums, **named, **one_group), plain))
+
+    codes, scale = fused(x=sums, **named, group_index=None, swiglu_mode=1, clamp_limit=2.0)
+    gate, up = (sums * scales["weight_scale"] * scales["activation_scale"][:, None]).double().chunk(2, -1)
+    assert (gate > 2).any() and (up.abs() > 2).any()
+    y = torch.nn.functional.silu(gate.clamp(max=2)) * up.clamp(-2, 2)
+    torch.testing.assert_close(scale.double(), y.abs().amax(-1) / 127, rtol=1e-5, atol=0)
+    assert ((codes.double() * scale.double()[:, None] - y).abs() <= 0.501 * scale.double()[:, None]).all()
+    with pytest.raises(NotImplementedError, match="swiglu_mode must be 0 or 1, got 2"):
+        fused(x=sums, **named, swiglu_mode=2)

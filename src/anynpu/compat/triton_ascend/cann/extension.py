@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,10 @@ def _block(data: numpy.ndarray, dtype: tl.dtype) -> tl.tensor:
     return tl.tensor(TensorHandle(data, dtype), tl.block_type(dtype, list(data.shape)))
 
 
-def _place(op: str, ful: tl.tensor, offsets: Sequence, sizes: Sequence, strides: Sequence) -> tuple[slice, ...]:
-    """Where the part lies in ``ful``, which must hold all of it."""
+def _place(
+    op: str, ful: tl.tensor, offsets: Sequence, sizes: Sequence, strides: Sequence, whole: bool = True
+) -> tuple[slice, ...]:
+    """Where the part lies in ``ful``, which must hold all of it if it is to be ``whole``, and its first element."""
     shape = ful.handle.data.shape
     parts = [_integers(each) for each in (offsets, sizes, strides)]
     require(
@@ -34,7 +37,7 @@ def _place(op: str, ful: tl.tensor, offsets: Sequence, sizes: Sequence, strides:
         f"offsets, sizes and strides must have {len(shape)} values each, got {', '.join(map(str, map(len, parts)))}",
     )
     for axis, (extent, offset, size, stride) in enumerate(zip(shape, *parts, strict=True)):
-        last = offset + (size - 1) * stride
+        last = offset + (size - 1) * stride * whole
         fits = size > 0 and stride > 0 and 0 <= offset <= last < extent
         require(
             op,
@@ -47,8 +50,16 @@ def _place(op: str, ful: tl.tensor, offsets: Sequence, sizes: Sequence, strides:
 
 
 def extract_slice(ful: tl.tensor, offsets: Sequence, sizes: Sequence, strides: Sequence) -> tl.tensor:
-    """The part of ``ful`` that begins at ``offsets``, of ``sizes``, with steps of ``strides``."""
-    return _block(ful.handle.data[_place("extract_slice", ful, offsets, sizes, strides)].copy(), ful.dtype)
+    """The part of ``ful`` that begins at ``offsets``, of ``sizes``, with steps of ``strides``.
+
+    Kernels cut a tensor into parts of one size and mask the rest of the last one: what lies behind the end of ``ful``
+    has no value on the device, and all bits set here, NaN in floats.
+    """
+    inside = ful.handle.data[_place("extract_slice", ful, offsets, sizes, strides, whole=False)]
+    part = numpy.frombuffer(b"\xff" * (math.prod(_integers(sizes)) * inside.itemsize), inside.dtype)
+    part = part.reshape(_integers(sizes)).copy()
+    part[tuple(map(slice, inside.shape))] = inside
+    return _block(part, ful.dtype)
 
 
 def insert_slice(ful: tl.tensor, sub: tl.tensor, offsets: Sequence, sizes: Sequence, strides: Sequence) -> tl.tensor:
