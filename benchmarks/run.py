@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures anynpu's operators against the machine's limits and other libraries: see docs/benchmarks.md.
+"""Measures anynpu's operators against the machine's limits and other libraries: see docs/benchmarks/README.md.
 
 python benchmarks/run.py --quick
 python benchmarks/run.py --quick --device cuda
