@@ -240,7 +240,8 @@ ANYNPU_API int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_arg
                                              size_t workspace_bytes);
 
 /* fused_attention: softmax(q @ k^T * softmax_scale, hidden) @ v of sequences of their own lengths, in float32.
- * q [B, S, Nq, D] FLOAT32, FLOAT16 or BFLOAT16; k [B, T, Nkv, D] and v [B, T, Nkv, Dv] of q's dtype, or INT8 with values
+ * q [B, S, Nq, D] FLOAT32, FLOAT16 or BFLOAT16; k [B, T, Nkv, D] and v [B, T, Nkv, Dv] of q's dtype, or INT8, INT4 (heads
+ * begin at whole bytes) or INT32 (eight int4, [.., D / 8]) with values
  * (code + offset) * scale; scales and offsets of any of the float dtypes, offsets may be absent, for each head and channel,
  * [1, 1, Nkv or 1, D or 1], or each token, [B, T, Nkv or 1, 1]; out [B, S, Nq, Dv], lse (the log-sum-exp, may be absent)
  * FLOAT32 [B, S, Nq]. q_rope, k_rope [.., Dr]: further values of the heads of q and float k, or absent. Any strides but

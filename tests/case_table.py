@@ -99,7 +99,9 @@ def _laid_out(spec: dict, dtype: torch.dtype, generator: torch.Generator) -> tor
 
 
 def _packed(tensor: torch.Tensor, pack: bool) -> torch.Tensor:
-    return anynpu.int4_pack(tensor) if pack else tensor
+    if not pack:
+        return tensor
+    return anynpu.int4_pack(tensor.flatten(0, -2)).unflatten(0, tensor.shape[:-1])
 
 
 def _random(shape: list[int], spec: dict, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -11,6 +11,7 @@ import c_front_end
 import pytest
 import torch
 
+import anynpu
 from anynpu import _native
 
 HALF, BF16, FLOAT, INT8 = torch.float16, torch.bfloat16, torch.float32, torch.int8
@@ -43,6 +44,7 @@ class Problem:
     value_size: int = 0
     dtype: torch.dtype = HALF
     codes: bool = False
+    int4: str = ""  # codes of keys and values: "words" of eight or "tensors" of the dtype
     layout: str = "BSND"
     mode: int = 0  # of antiquantisation
     stacked: bool = False
@@ -73,7 +75,8 @@ class Problem:
             self.values = self.kv
             return
         generator = torch.Generator().manual_seed(7)
-        self.kv = [torch.randint(-128, 128, shape, generator=generator).to(INT8) for shape in shapes]
+        limit = 8 if self.int4 else 128
+        self.kv = [torch.randint(-limit, limit, shape, generator=generator).to(INT8) for shape in shapes]
         self.scales = [self.factors(at, seed=3 + at).abs() / 64 + 0.01 for at in range(2)]
         self.shifts = [self.factors(at, seed=5 + at) * 3 for at in range(2)]
         dtype = FLOAT if self.mode in (1, 3, 4, 5) else self.dtype
@@ -179,14 +182,20 @@ class Problem:
         packed = source == "TND"
         parts = self.q.split([self.size, self.rope], -1) if self.rope else (self.q, None)
         query = self.laid_out(parts[0], source, self.rows)
-        keys = self.kv[0].split([self.size, self.rope], -1) if self.rope else (self.kv[0], None)
-        key, value = self.cache(keys[0]), self.cache(self.kv[1])
+        kv = (
+            [anynpu.int4_pack(x.int().flatten(0, -2)).unflatten(0, x.shape[:-1]) for x in self.kv]
+            if self.int4
+            else self.kv
+        )
+        keys = kv[0].split([self.size, self.rope], -1) if self.rope else (kv[0], None)
+        key, value = self.cache(keys[0]), self.cache(kv[1])
         shape = self.laid_out(torch.empty(*self.q.shape[:3], self.value_size), target or source, self.rows).shape
         out = make.output(list(shape), INT8 if self.quantised else self.dtype)
         result_factors = [make.tensor(x) for x in self.result_factors] if self.quantised else [None, None]
         lse_shape = [sum(self.rows), self.heads[0], 1] if packed else [len(self.rows), self.heads[0], self.s, 1]
         lse = make.output(lse_shape if self.lse else [1], FLOAT)
-        lists = [make.tensors([make.tensor(x)]) for x in (key, value)]
+        code = c_front_end.INT4 if self.int4 == "tensors" else None
+        lists = [make.tensors([make.tensor(x, code=code)]) for x in (key, value)]
         sums = [torch.tensor(each).cumsum(0).tolist() if packed else each for each in (self.rows, self.columns)]
         if self.block_size:
             sums[1] = self.columns
@@ -337,6 +346,18 @@ PROBLEMS = {
     "prefill int8 more rows than columns": replace(PREFILL, codes=True, sparse=3, columns=[4, 40]),
     "prefill int8 log-sum-exp": replace(PREFILL, codes=True, sparse=2, lse=True),
     "prefill int8 tokens": replace(PREFILL, codes=True, mode=1),
+    "decode int4": replace(DECODE, codes=True, int4="tensors"),
+    "decode int4 words": replace(DECODE, codes=True, int4="words", layout="BSH", stacked=True, offsets=False),
+    "decode int4 tokens": replace(DECODE, codes=True, int4="words", mode=1, layout="BNSD"),
+    "decode int4 heads": replace(DECODE, codes=True, int4="tensors", mode=2),
+    "decode int4 tokens and heads": replace(DECODE, codes=True, int4="tensors", mode=3, value_size=8),
+    "decode int4 paged": replace(DECODE, codes=True, int4="tensors", layout="BSH", block_size=16),
+    "decode int4 paged tokens": replace(DECODE, codes=True, int4="words", mode=4, layout="BSH", block_size=16),
+    "decode int4 paged tokens and heads": replace(
+        DECODE, codes=True, int4="words", mode=5, layout="BNSD", block_size=16, nbsd=True
+    ),
+    "prefill int4": replace(PREFILL, codes=True, int4="words", sparse=3, lse=True),
+    "prefill int4 TND": replace(PREFILL, codes=True, int4="tensors", sparse=3, layout="TND", quantised="one"),
     "decode int8 result": replace(DECODE, quantised="one"),
     "decode int8 result by channels": replace(DECODE, quantised="channels", layout="BNSD", codes=True, stacked=True),
     "prefill int8 result": replace(PREFILL, quantised="one", sparse=3, lse=True),
@@ -460,7 +481,7 @@ REFUSALS = {
     "other heads": (DECODE, {HEADS: 3}, 161002, "axis 2 of query must be its 3 heads, got 4"),
     "kv heads": (DECODE, {KV_HEADS: 3}, 161002, "axis 2 of key must be its 3 heads, got 2"),
     "axes": (DECODE, {0: torch.ones(3, 64).half()}, 161002, "query must have 4 axes in layout BSND"),
-    "dtypes": (DECODE, {0: torch.ones(3, 1, 4, 16)}, 161002, "k must be float32 or int8, got float16"),
+    "dtypes": (DECODE, {0: torch.ones(3, 1, 4, 16)}, 161002, "k must be float32 or int8 or int4, got float16"),
     "integers": (DECODE, {0: torch.ones(3, 1, 4, 16).int()}, 161002, "q must be float16 or bfloat16 or float32"),
     "head size": (DECODE, {0: torch.ones(3, 1, 4, 8).half()}, 161002, "heads of k must be as long as those of q, 8"),
     "batch": (DECODE, {0: torch.ones(2, 1, 4, 16).half(), 5: None, 6: None}, 161002, "k must have 2 sequences"),
@@ -476,7 +497,12 @@ REFUSALS = {
     "float mask": (PREFILL, {4: torch.ones(9, 40)}, 161002, "mask must be bool or int8 or uint8, got float32"),
     "no scale": (CODES, {17: None, 18: None}, 161002, "must be given together"),
     "no scales": (CODES, dict.fromkeys(range(17, 21)), 161001, "k_scale"),
-    "scales of floats": (DECODE, {17: torch.ones(32), 19: torch.ones(32)}, 161002, "k_scale is for int8 k and v"),
+    "scales of floats": (
+        DECODE,
+        {17: torch.ones(32), 19: torch.ones(32)},
+        161002,
+        "k_scale is for int8 or int4 k and v",
+    ),
     "scale": (CODES, {17: torch.ones(31).half()}, 161002, "must hold 32 values of mode 0 side by side"),
     "mode": (CODES, {KEY_MODE: 6}, 161002, "must be equal, 0 to 5, or 0 and 1, got 6 and 0"),
     "mode of blocks": (CODES, {KEY_MODE: 4, 39: 4}, 161002, "of mode 4 is not implemented without a block table"),

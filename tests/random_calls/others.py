@@ -45,7 +45,9 @@ def fused_attention(draw: Draw) -> dict:
     rows = [draw.rows(1, 1, 1, 2, 5, 17, 70) for _ in range(batch)]
     columns = [draw.rows(0, 1, 17, 63, 64, 65, 129, 300, 700) for _ in range(batch)]
     most, capacity, paged = max(rows), max(1, *columns), draw.chance(0.4)
-    dtype, codes = draw.one_of(*FLOATS), draw.chance(0.5)
+    dtype, codes, int4 = draw.one_of(*FLOATS), draw.chance(0.5), draw.chance(0.4)
+    if codes and int4:
+        size, value_size = -(-size // 8) * 8, -(-value_size // 8) * 8
     planes, block = [batch, capacity], draw.one_of(1, 8, 16, 64)
     args = {
         "softmax_scale": draw.maybe(lambda: draw.real(0.5)),
@@ -71,6 +73,8 @@ def fused_attention(draw: Draw) -> dict:
     for name, width in (("k", size), ("v", value_size)):
         shape = [*planes, kv_heads, width]
         args[name] = draw.codes(shape) if codes else draw.floats(shape, dtype)
+        if codes and int4:
+            args[name] = draw.integers([*shape[:3], width // 8], -(2**31), 2**31 - 1, torch.int32)
         factors = draw.one_of([1, 1, kv_heads, width], [1, 1, 1, 1], [*planes, 1, 1], [*planes, kv_heads, 1])
         if codes:
             args[f"{name}_scale"] = draw.positive(factors, draw.one_of(*FLOATS))

@@ -110,7 +110,7 @@ void arrange_cache(Stage& stage, const char* name, anynpu_tensor& tensor, const 
                 wide(tensor.shape[1]), wide(block_size));
 }
 
-// Scales or offsets of int8 keys or values: the axes B, S, N, D of what they belong to, 1 where they do not change.
+// Scales or offsets of keys or values in codes: the axes B, S, N, D of what they belong to, 1 where they do not change.
 void arrange_factors(Stage& stage, const char* name, anynpu_tensor& factors, int64_t mode, const anynpu_tensor& codes,
                      const Form& form) {
   if (!stage.ok() || !present(factors)) return;
@@ -120,7 +120,8 @@ void arrange_factors(Stage& stage, const char* name, anynpu_tensor& factors, int
                 "%s of mode %lld is not implemented %s a block table%s", name, wide(mode),
                 of_blocks ? "without" : "with", of_blocks ? "" : " or in layout TND");
   if (!stage.ok()) return;
-  const int64_t count = element_count(factors), heads = form.kv_heads, size = codes.shape[3];
+  const int64_t count = element_count(factors), heads = form.kv_heads,
+                size = codes.shape[3] * (codes.dtype == ANYNPU_INT32 ? 8 : 1);  // eight int4 a word
   anynpu_tensor given = factors;
   factors.ndim = 4;
   if (mode == kChannel || mode == kHead) {

@@ -42,12 +42,35 @@ int32_t check_same(const char* name, const anynpu_tensor& tensor, const char* li
               like_name, shape_text(like), shape_text(tensor));
 }
 
+// Words as the eight values that they hold; what overflows is refused as too large, or belongs to an axis of one element.
+anynpu_tensor as_int4(anynpu_tensor tensor) {
+  if (tensor.dtype != ANYNPU_INT32 || tensor.ndim != 4) return tensor;
+  tensor.dtype = ANYNPU_INT4;
+  const auto times_8 = [](int64_t value) { return value > INT64_MAX / 8 || value < INT64_MIN / 8 ? 0 : value * 8; };
+  tensor.shape[3] = tensor.shape[3] > kMost ? kMost + 1 : times_8(tensor.shape[3]);
+  for (int axis = 0; axis < 3; ++axis) tensor.strides[axis] = times_8(tensor.strides[axis]);
+  return tensor;
+}
+
+// Heads of int4 begin at whole bytes.
+int32_t check_bytes(const char* name, const anynpu_tensor& tensor) {
+  if (tensor.dtype != ANYNPU_INT4) return ANYNPU_OK;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (tensor.shape[axis] <= 1 || tensor.strides[axis] % 2 == 0) continue;
+    return fail(ANYNPU_BAD_SHAPE, "%s: heads of int4 %s must begin at whole bytes, got shape %s", kOp, name,
+                shape_text(tensor));
+  }
+  return ANYNPU_OK;
+}
+
 int32_t check_q_k_v(const Args& args) {
   const anynpu_tensor &q = args.q, &k = args.k, &v = args.v;
   ANYNPU_TRY(check_heads("q", q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
-  ANYNPU_TRY(check_heads("k", k, {q.dtype, ANYNPU_INT8}));
+  ANYNPU_TRY(check_heads("k", k, {q.dtype, ANYNPU_INT8, ANYNPU_INT4}));
   ANYNPU_TRY(check_heads("v", v, {k.dtype}));
   ANYNPU_TRY(check_same("v", v, "k", k, 0, 3));
+  ANYNPU_TRY(check_bytes("k", k));
+  ANYNPU_TRY(check_bytes("v", v));
   if (k.shape[3] != q.shape[3]) {
     return fail(ANYNPU_BAD_SHAPE, "%s: the heads of k must be as long as those of q, %lld, got %lld", kOp,
                 wide(q.shape[3]), wide(k.shape[3]));
@@ -62,7 +85,7 @@ int32_t check_rope(const Args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: q_rope and k_rope must be given together", kOp);
   }
   if (!present(args.q_rope)) return ANYNPU_OK;
-  if (has_codes(args)) return fail(ANYNPU_UNSUPPORTED, "%s: q_rope is not implemented with int8 k and v", kOp);
+  if (has_codes(args)) return fail(ANYNPU_UNSUPPORTED, "%s: q_rope is not implemented with int8 or int4 k and v", kOp);
   ANYNPU_TRY(check_heads("q_rope", args.q_rope, {args.q.dtype}));
   ANYNPU_TRY(check_heads("k_rope", args.k_rope, {args.q.dtype}));
   ANYNPU_TRY(check_same("q_rope", args.q_rope, "q", args.q, 0, 3));
@@ -94,7 +117,8 @@ int32_t check_antiquant(const Args& args) {
   for (const auto& entry : entries) {
     if (!has_codes(args)) {
       if (!present(*entry.factors)) continue;
-      return fail(ANYNPU_BAD_DTYPE, "%s: %s is for int8 k and v, got %s", kOp, entry.name, dtype_name(args.k.dtype));
+      return fail(ANYNPU_BAD_DTYPE, "%s: %s is for int8 or int4 k and v, got %s", kOp, entry.name,
+                  dtype_name(args.k.dtype));
     }
     if (!entry.required && !present(*entry.factors)) continue;
     ANYNPU_TRY(check_factors(entry.name, *entry.factors, *entry.codes));
@@ -188,6 +212,13 @@ int32_t check_results(const Args& args) {
 }
 
 }  // namespace
+
+FusedArgs with_int4(const FusedArgs& args) {
+  FusedArgs made = args;
+  made.k = as_int4(args.k);
+  made.v = as_int4(args.v);
+  return made;
+}
 
 int32_t check_fused_attention(const FusedArgs& args) {
   ANYNPU_TRY(check_q_k_v(args));

@@ -78,6 +78,7 @@ struct Scratch {
     kv.k_offset = take(plan.key_size);
     kv.v_scale = take(plan.value_size);
     kv.v_offset = take(plan.value_size);
+    kv.codes = reinterpret_cast<int8_t*>(take(std::max(plan.key_size, plan.value_size) / 4));
   }
   static int64_t bytes(const Args& args) { return static_cast<int64_t>(Scratch(Plan(args), kv_heads(args), 0).end); }
 

@@ -56,8 +56,9 @@ extern "C" int32_t anynpu_fused_attention_check(const anynpu_fused_attention_arg
     return anynpu::fail(ANYNPU_NULL_ARG, "fused_attention: null argument");
   }
   *workspace_bytes = 0;
-  ANYNPU_TRY(anynpu::check_fused_attention(*args));
-  *workspace_bytes = anynpu::workspace_size(*args);
+  const anynpu::FusedArgs made = anynpu::with_int4(*args);
+  ANYNPU_TRY(anynpu::check_fused_attention(made));
+  *workspace_bytes = anynpu::workspace_size(made);
   return ANYNPU_OK;
 }
 
@@ -66,5 +67,5 @@ extern "C" int32_t anynpu_fused_attention(const anynpu_fused_attention_args* arg
   size_t wanted = 0;
   ANYNPU_TRY(anynpu_fused_attention_check(args, &wanted));
   ANYNPU_TRY(anynpu::check_fused_data(*args));
-  return anynpu::run(*args, workspace, workspace_bytes);
+  return anynpu::run(anynpu::with_int4(*args), workspace, workspace_bytes);
 }

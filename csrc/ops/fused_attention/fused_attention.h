@@ -17,13 +17,13 @@ inline int64_t q_heads(const FusedArgs& args) { return args.q.shape[2]; }
 inline int64_t kv_heads(const FusedArgs& args) { return args.k.shape[2]; }
 inline bool is_paged(const FusedArgs& args) { return present(args.block_table); }
 inline bool is_packed(const FusedArgs& args) { return args.packed != 0; }
-inline bool has_codes(const FusedArgs& args) { return args.k.dtype == ANYNPU_INT8; }
+inline bool has_codes(const FusedArgs& args) { return args.k.dtype == ANYNPU_INT8 || args.k.dtype == ANYNPU_INT4; }
 inline int64_t rope_size(const FusedArgs& args) { return present(args.q_rope) ? args.q_rope.shape[3] : 0; }
 // Rows that one sequence can have.
 inline int64_t capacity(const FusedArgs& args) {
   return is_paged(args) ? args.block_table.shape[1] * args.k.shape[1] : args.k.shape[1];
 }
-// Of int8 keys or values: one for each token.
+// Of keys or values in codes: one for each token.
 inline bool of_tokens(const anynpu_tensor& factors) {
   return present(factors) && (factors.shape[0] != 1 || factors.shape[1] != 1);
 }
@@ -63,6 +63,8 @@ constexpr int64_t kEverywhere = int64_t{1} << 61;  // from a row to any column, 
 // Limits of what a row sees.
 inline int64_t limit(int64_t tokens) { return tokens >= INT32_MAX ? kEverywhere : std::max(tokens, -kEverywhere); }
 
+// Keys and values of INT32 are the INT4 that they hold.
+FusedArgs with_int4(const FusedArgs& args);
 int32_t check_fused_attention(const FusedArgs& args);
 int32_t check_fused_data(const FusedArgs& args);
 // Where sequence `batch` lies, all but its first item of work; refuses lengths and blocks outside of the tensors.

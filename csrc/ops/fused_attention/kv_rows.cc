@@ -14,6 +14,15 @@ void load_factors(const anynpu_tensor& factors, int64_t head, float otherwise, i
   for (int64_t i = 0; i < count; ++i) to[i] = factor_at(factors, head * step(factors, 2) + i * step(factors, 3));
 }
 
+void unpack_int4(const char* from, int64_t count, int8_t* to) {
+  for (int64_t i = 0; i + 1 < count; i += 2) {
+    const auto pair = static_cast<uint8_t>(from[i / 2]);
+    to[i] = static_cast<int8_t>((pair & 15 ^ 8) - 8);
+    to[i + 1] = static_cast<int8_t>((pair >> 4 ^ 8) - 8);
+  }
+  if (count % 2 != 0) to[count - 1] = static_cast<int8_t>((from[count / 2] & 15 ^ 8) - 8);
+}
+
 void pad(float* row, int64_t count, int64_t padded) { std::fill(row + count, row + padded, 0.0f); }
 
 void repeat_last(FusedRows* rows, int64_t count) {
@@ -23,11 +32,11 @@ void repeat_last(FusedRows* rows, int64_t count) {
 }  // namespace
 
 KvRows::View::View(const anynpu_tensor& tensor) : data(static_cast<const char*>(tensor.data)) {
-  const int64_t bytes = dtype_bits(tensor.dtype) / 8;
-  plane = tensor.strides[0] * bytes;
-  row = tensor.strides[1] * bytes;
-  head = tensor.strides[2] * bytes;
-  size = tensor.shape[3] * bytes;
+  const int64_t bits = dtype_bits(tensor.dtype);
+  plane = tensor.strides[0] * bits / 8;
+  row = tensor.strides[1] * bits / 8;
+  head = tensor.strides[2] * bits / 8;
+  size = tensor.shape[3] * bits / 8;
 }
 
 KvRows::KvRows(const FusedArgs& args, const FusedKernel& kernel, const KvScratch& scratch,
@@ -97,10 +106,10 @@ void KvRows::load_row(Place from, int64_t head, const FusedTile& tile, float* k,
   const int64_t k_count = args_.k.shape[3], v_count = args_.v.shape[3];
   const char *k_row = k_.at(from, head), *v_row = v_.at(from, head);
   if (has_codes(args_)) {
-    dequantise(reinterpret_cast<const int8_t*>(k_row), args_.k_scale, args_.k_offset,
-               {scratch_.k_scale, scratch_.k_offset, 1, 0}, from, head, k_count, k);
-    dequantise(reinterpret_cast<const int8_t*>(v_row), args_.v_scale, args_.v_offset,
-               {scratch_.v_scale, scratch_.v_offset, 1, 0}, from, head, v_count, v);
+    dequantise(k_row, args_.k_scale, args_.k_offset, {scratch_.k_scale, scratch_.k_offset, 1, 0}, from, head, k_count,
+               k);
+    dequantise(v_row, args_.v_scale, args_.v_offset, {scratch_.v_scale, scratch_.v_offset, 1, 0}, from, head, v_count,
+               v);
   } else {
     kernel_.widen(args_.k.dtype, k_row, k_count, k);
     kernel_.widen(args_.v.dtype, v_row, v_count, v);
@@ -113,14 +122,19 @@ void KvRows::load_row(Place from, int64_t head, const FusedTile& tile, float* k,
   pad(v, v_count, tile.value_size);
 }
 
-void KvRows::dequantise(const int8_t* codes, const anynpu_tensor& scale, const anynpu_tensor& offset,
-                        FusedCodes factors, Place place, int64_t head, int64_t count, float* to) const {
+void KvRows::dequantise(const char* row, const anynpu_tensor& scale, const anynpu_tensor& offset, FusedCodes factors,
+                        Place place, int64_t head, int64_t count, float* to) const {
   const auto of_row = [&](const anynpu_tensor& tensor, float otherwise) {
     if (!of_tokens(tensor)) return otherwise;
     return factor_at(tensor, place.plane * step(tensor, 0) + place.row * step(tensor, 1) + head * step(tensor, 2));
   };
   factors.row_scale = of_row(scale, 1);
   factors.row_offset = of_row(offset, 0);
+  const auto* codes = reinterpret_cast<const int8_t*>(row);
+  if (args_.k.dtype == ANYNPU_INT4) {
+    unpack_int4(row, count, scratch_.codes);
+    codes = scratch_.codes;
+  }
   kernel_.dequantise(codes, factors, count, to);
 }
 

@@ -10,14 +10,15 @@ namespace anynpu {
 // Memory of one thread.
 struct KvScratch {
   float *k, *v;                                    // [kFusedRows, padded size]
-  float *k_scale, *k_offset, *v_scale, *v_offset;  // of int8: [padded size]
+  float *k_scale, *k_offset, *v_scale, *v_offset;  // of codes: [padded size]
+  int8_t* codes;                                   // one row of int4: [padded size]
 };
 
 // Rows of some kv heads of a sequence, a tile after the other. While the heads of a tile are taken, the rows of the tile to
 // come are fetched, in the order of memory.
 class KvRows {
  public:
-  // All heads are taken as they lie if `in_place`, which takes_in_place allows. Of int8 there is one head.
+  // All heads are taken as they lie if `in_place`, which takes_in_place allows. Of codes there is one head.
   KvRows(const FusedArgs& args, const FusedKernel& kernel, const KvScratch& scratch, const FusedSequence& sequence,
          int64_t first_head, int64_t heads, bool in_place);
   static bool takes_in_place(const FusedArgs& args);
@@ -45,7 +46,7 @@ class KvRows {
   void look_ahead(FusedTile* tile);
   void load_row(Place from, int64_t head, const FusedTile& tile, float* k, float* v) const;
   void load_channels(int64_t head) const;
-  void dequantise(const int8_t* codes, const anynpu_tensor& scale, const anynpu_tensor& offset, FusedCodes factors,
+  void dequantise(const char* row, const anynpu_tensor& scale, const anynpu_tensor& offset, FusedCodes factors,
                   Place place, int64_t head, int64_t count, float* to) const;
 
   const FusedArgs& args_;

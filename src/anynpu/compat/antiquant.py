@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of attention in int8: what their scales belong to, by the published modes."""
+"""Keys and values of attention in int8 and int4: what their scales belong to, by the published modes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from anynpu._check import dtype_name, require, require_dtype
+from anynpu.ops.fused_attention.spec import CODES, head_size
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CHANNEL, _TOKEN, _HEAD, _TOKEN_HEAD, _PAGED_TOKEN, _PAGED_TOKEN_HEAD = range(6)
@@ -16,7 +17,7 @@ _CHANNEL, _TOKEN, _HEAD, _TOKEN_HEAD, _PAGED_TOKEN, _PAGED_TOKEN_HEAD = range(6)
 
 @dataclass(frozen=True)
 class AntiQuant:
-    """``(codes + offset) * scale`` of int8 keys, or of values.
+    """``(codes + offset) * scale`` of int8 or int4 keys, or of values.
 
     Modes: 0 a scale for each head and channel, or one in all; 1 for each token (B, S); 2 for each head (N,); 3 for each
     head and token (B, N, S); 4 and 5 as 1 and 3, in blocks (blocks, block_size) and (blocks, N, block_size).
@@ -29,8 +30,10 @@ class AntiQuant:
 
     def check(self, op: str, codes: torch.Tensor) -> None:
         """All but shapes."""
-        if codes.dtype != torch.int8:
-            raise TypeError(f"{op}: {self.names[0]} is for int8 codes, got {dtype_name(codes.dtype)}")
+        if codes.dtype not in CODES:
+            raise TypeError(
+                f"{op}: {self.names[0]} is for int8 codes and int32 of int4 ones, got {dtype_name(codes.dtype)}"
+            )
         for name, factors in zip(self.names, (self.scale, self.offset), strict=True):
             if factors is not None:
                 require_dtype(op, name, factors, _FLOATS)
@@ -64,7 +67,7 @@ class AntiQuant:
         packed: bool,
         paged: bool,
     ) -> torch.Tensor:
-        heads, width = codes.shape[2:]
+        heads, width = codes.shape[2], head_size(codes)
         if self.mode == _CHANNEL and factors.numel() == 1:
             return factors.reshape(1, 1, 1, 1)
         if self.mode in (_HEAD, _CHANNEL):

@@ -25,6 +25,7 @@ from anynpu.compat.attention_layouts import (
 )
 from anynpu.compat.attention_masks import Mask
 from anynpu.ops.fused_attention import composite
+from anynpu.ops.fused_attention.spec import head_size
 
 
 def refuse(**arguments: object) -> None:
@@ -33,7 +34,7 @@ def refuse(**arguments: object) -> None:
         if value is not None and not (isinstance(value, int) and value == 0):
             raise NotImplementedError(
                 f"{name} is not supported by anynpu, supported: float query, key and value of one dtype, atten_mask, "
-                "lengths of sequences, paged caches, query_rope and key_rope, int8 key and value"
+                "lengths of sequences, paged caches, query_rope and key_rope, int8 and int4 key and value"
             )
 
 
@@ -56,7 +57,7 @@ class Attention:
         counts = len(self.q_lengths) if self.packed else self.query.shape[0], self._kv_sequences()
         require(op, counts[0] > 0, "query must have at least one sequence")
         require(op, counts[0] == counts[1], f"query has {counts[0]} sequences, key {counts[1]}")
-        sizes = self.query.shape[3], self.key.shape[3]
+        sizes = self.query.shape[3], head_size(self.key)
         require(op, sizes[0] == sizes[1], f"the heads of key must be as long as query's, {sizes[0]}, got {sizes[1]}")
         sizes = self.key.shape[1], self.value.shape[1]
         require(op, sizes[0] == sizes[1], f"value must have as many tokens as key, {sizes[0]}, got {sizes[1]}")
@@ -80,7 +81,7 @@ class Attention:
         return replace(self, further={**self.further, "q_rope": query, "k_rope": key})
 
     def with_antiquant(self, op: str, antiquant: tuple[AntiQuant, AntiQuant]) -> Attention:
-        """The same with the scales and offsets of int8 key and value."""
+        """The same with the scales and offsets of int8 or int4 key and value."""
         by_sequence = any(codes.of_sequences for codes in antiquant)
         attention = self._by_sequence() if by_sequence else self
         arguments = {}
@@ -96,7 +97,7 @@ class Attention:
         if scale is None:
             require(op, offset is None, f"{names[1]} needs {names[0]}")
             return self
-        heads, size = self.query.shape[2], self.value.shape[3]
+        heads, size = self.query.shape[2], head_size(self.value)
         placed = []
         for name, tensor in factors.items():
             if tensor is None:

@@ -135,7 +135,7 @@ def _fused_infer(
     shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
     attention = attention_of(op, query, key, value, *shared, antiquant).with_int8_result(op, result_factors)
     if antiquant[0] is not None and query_rope is not None:
-        raise NotImplementedError(f"{op}: query_rope is not supported by anynpu with int8 key and value")
+        raise NotImplementedError(f"{op}: query_rope is not supported by anynpu with int8 or int4 key and value")
     require(op, (query_rope is None) == (key_rope is None), "query_rope and key_rope must be given together")
     if query_rope is not None:
         ropes = attention_of(op, query_rope, key_rope, key_rope, *shared)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of torch_npu to int8 keys and values, in every published mode."""
+"""Attention of torch_npu to int8 and int4 keys and values, in every published mode."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def factors(shape, seed, dtype=torch.float32):
 def blocks_of(cache, b):
     """Blocks (blocks, N, BLOCK, ...) of a sequence in order: (N, S, ...)."""
     return torch.cat([cache[block] for block in BLOCK_TABLE[b, : -(-LENGTHS[b] // BLOCK)].tolist()], 1)[:, : LENGTHS[b]]
+
+
+def packed(values):
+    """int4 along the last axis, eight a word."""
+    words = torch_npu.npu_convert_weight_to_int4pack(values.flatten(0, -2).int().npu())
+    return words.unflatten(0, values.shape[:-1])
 
 
 def spread(values, mode, b):
@@ -71,6 +77,52 @@ def test_int8_keys_and_values_with_every_mode(modes, rows, with_offset):
         )  # fmt: skip
         assert torch.equal(again, result) or not with_lse
         assert_near(again, expected, error, torch.float32)
+
+
+@pytest.mark.parametrize("modes", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (0, 1)])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_int4_keys_and_values_are_the_same_in_int8(modes, rows):
+    query = reals(2, HEADS, rows, D)
+    caches = [codes(10, KV_HEADS, BLOCK, D, seed=i) // 16 for i in (1, 2)]
+    words = [packed(x) for x in caches]
+    pairs = [factors(FACTORS[mode], seed=3 + i) for i, mode in enumerate(modes)]
+    names = "key_antiquant_scale", "key_antiquant_offset", "value_antiquant_scale", "value_antiquant_offset"
+    given = dict(zip(names, [part for pair in pairs for part in pair], strict=True))
+    options = {
+        "block_table": BLOCK_TABLE, "block_size": BLOCK, "input_layout": "BNSD", "num_key_value_heads": KV_HEADS,
+        "num_heads": HEADS, "scale": SCALE, "actual_seq_lengths_kv": LENGTHS, "softmax_lse_flag": True,
+        **given, **dict(zip(MODES, modes, strict=True)),
+    }  # fmt: skip
+    results, again = (torch_npu.npu_fused_infer_attention_score(query, *kv, **options) for kv in (caches, words))
+    assert all(map(torch.equal, results, again))  # with the log-sum-exp int8 becomes float32 too
+    if rows == 1 and modes == (0, 0):
+        stacked = [torch.stack([pair[i] for pair in pairs]) for i in range(2)]
+        incre = torch_npu.npu_incre_flash_attention(
+            query, *words, antiquant_scale=stacked[0], antiquant_offset=stacked[1], block_table=BLOCK_TABLE,
+            block_size=BLOCK, actual_seq_lengths=LENGTHS, num_heads=HEADS, num_key_value_heads=KV_HEADS,
+            input_layout="BNSD", scale_value=SCALE,
+        )  # fmt: skip
+        assert torch.equal(incre, results[0])
+
+
+def test_int4_keys_and_values_without_blocks():
+    """(B, S, H / 8) words, one scale; in graphs and on the device meta."""
+    query, tensors = reals(2, 1, HEADS * D), [codes(2, 9, KV_HEADS * D, seed=i) // 16 for i in (1, 2)]
+    words = [packed(x) for x in tensors]
+
+    def attend(query, key, value, scale):
+        return torch_npu.npu_fused_infer_attention_score(
+            query, key, value, num_heads=HEADS, num_key_value_heads=KV_HEADS, scale=SCALE, input_layout="BSH",
+            antiquant_scale=scale, softmax_lse_flag=True,
+        )  # fmt: skip
+
+    scale = torch.tensor([0.25, 0.5]).npu()
+    expected = attend(query, *tensors, scale)
+    torch.compiler.reset()
+    for function in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+        assert all(map(torch.equal, function(query, *words, scale), expected))
+    shapes = [x.shape for x in attend(*[x.to("meta") for x in (query, *words, scale)])]
+    assert shapes == [x.shape for x in expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over float or int8 keys and values of sequences of their own lengths."""
+"""Attention over float, int8 or int4 keys and values of sequences of their own lengths."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def fused_attention(
     out_scale: torch.Tensor | None = None,
     out_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``softmax(q @ k^T * softmax_scale, hidden) @ v`` where keys and values lie, float or int8, in float32.
+    """``softmax(q @ k^T * softmax_scale, hidden) @ v`` where keys and values lie, float or codes, in float32.
 
-    Query head h reads kv head ``h // (Nq / Nkv)``. int8 keys and values are ``(code + offset) * scale``.
+    Query head h reads kv head ``h // (Nq / Nkv)``. int8 and int4 keys and values are ``(code + offset) * scale``.
 
     Args:
         q: float16, bfloat16 or float32 ``[B, S, Nq, D]``.
-        k, v: of q's dtype or int8, ``[B, T, Nkv, D]`` and ``[B, T, Nkv, Dv]``. As q they may have any strides but that
-            of the last axis, 1.
+        k, v: of q's dtype or int8, ``[B, T, Nkv, D]`` and ``[B, T, Nkv, Dv]``, or int32, eight int4 a word as
+            ``int4_pack`` has them, ``[B, T, Nkv, D / 8]``. As q any strides but that of the last axis, 1.
         q_lengths, kv_lengths: int64 ``[B]``, rows of each sequence; all by default.
         block_table: int32 ``[B, blocks]``: k and v are ``[P, T, ..]``, row r of sequence b is
             ``[block_table[b, r // T], r % T]``. Entries behind kv_lengths, which it needs, are not read.
@@ -79,7 +79,7 @@ def fused_attention(
     Raises:
         TypeError: a dtype.
         ValueError: a shape; a length or used block out of range.
-        NotImplementedError: ropes beside int8 keys, a mask for packed sequences.
+        NotImplementedError: ropes beside int8 or int4 keys, a mask for packed sequences.
 
     >>> import torch, anynpu
     >>> q, k = torch.zeros(1, 2, 1, 2), torch.tensor([[[[4.0, 2.0]], [[8.0, -6.0]]]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from anynpu import _device_errors
-from anynpu.ops.fused_attention.spec import ALL, OP, check
+from anynpu.ops.fused_attention.spec import ALL, OP, check, unpacked
 
 _Q_LENGTHS = _device_errors.new_rule(OP, "q_lengths", "must be in the rows of q, running sums if packed")
 _KV_LENGTHS = _device_errors.new_rule(OP, "kv_lengths", "must be in the rows of k, running sums if packed")
@@ -52,7 +52,7 @@ def _floats(
     used: torch.Tensor,
 ) -> torch.Tensor:
     """float32 [B, T, N, D], 0 where no sequence has a row: what lies there may be NaN."""
-    values = _gathered(x, planes, x).float()
+    values = unpacked(_gathered(x, planes, x)).float()
     if scale is not None:
         factors = [None if each is None else _gathered(each, planes, x)[: values.shape[0]] for each in (scale, offset)]
         values = (values if offset is None else values + factors[1]) * factors[0].float()

@@ -7,7 +7,7 @@ import torch
 
 from anynpu import _native
 from anynpu._repeat import Plan, PlannedKernel
-from anynpu.ops.fused_attention.spec import ALL, check, out_dtype
+from anynpu.ops.fused_attention.spec import ALL, check, head_size, out_dtype
 
 _call = _native.Call("fused_attention", tensors=18, scalars="qqfiii")
 
@@ -42,7 +42,7 @@ def _plan(
     out_factors = out_scale, out_offset
     check(*tensors, packed=packed, out_scale=out_scale, out_offset=out_offset)
     scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
-    shape = (*q.shape[:3], v.shape[3])
+    shape = (*q.shape[:3], head_size(v))
     outputs = [(shape, out_dtype(q, out_scale)), (q.shape[:3], torch.float32) if with_lse else None]
     run = _call.plan((*tensors, *out_factors), outputs, (before, after, scale, from_end, packed, 0))
     if with_lse:

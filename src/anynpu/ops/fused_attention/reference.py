@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anynpu.ops.fused_attention.spec import ALL, OP, named_arguments, out_dtype
+from anynpu.ops.fused_attention.spec import ALL, OP, named_arguments, out_dtype, unpacked
 from anynpu.ops.kv_cache_attention.reference import weight_rounding
 
 
@@ -195,9 +195,15 @@ def _codes(out: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None) 
     return (out * scale.double() + (0 if offset is None else offset.double())).round().clamp(-128, 127)
 
 
+def _arguments(*args, **kwargs) -> dict:
+    """Those of a call, with the int4 of k and v one by one."""
+    named = named_arguments(*args, **kwargs)
+    return {**named, "k": unpacked(named["k"]), "v": unpacked(named["v"])}
+
+
 def fused_attention(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequence by sequence, with all keys and values as float64."""
-    named = named_arguments(*args, **kwargs)
+    named = _arguments(*args, **kwargs)
     out, lse = _all(named, lambda attention: (attention.result, attention.lse))
     if named["out_scale"] is not None:
         out = _codes(out, named["out_scale"], named["out_offset"])
@@ -222,11 +228,11 @@ def error_bound(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     of the largest weight near it, see ``kv_cache_attention``. Each weight is then off by a factor of at most
     1 + 2 max(e) + 9 u and by the steps in which sums follow the maximum, and sums have as many terms as there are rows.
     """
-    named = named_arguments(*args, **kwargs)
+    named = _arguments(*args, **kwargs)
     error, lse_error = _all(named, lambda attention: (attention.error, attention.lse_error))
     if named["out_scale"] is not None:
         return _code_error(named, error), lse_error
-    expected, _ = fused_attention(**named)
+    expected, _ = fused_attention(*args, **kwargs)
     limits = torch.finfo(expected.dtype)
     exponent = expected.double().abs().clamp(limits.smallest_normal, limits.max).log2().floor()
     return error + torch.exp2(exponent) * limits.eps, lse_error

@@ -23,6 +23,7 @@ SCHEMA = (
     "-> (Tensor, Tensor)"
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+CODES = (torch.int8, torch.int32)  # of k and v; int32: eight int4
 MASKS = (torch.bool, torch.int8, torch.uint8)
 MOST = 1 << 16  # heads, and values of one
 
@@ -31,13 +32,25 @@ def _require_axes(name: str, tensor: torch.Tensor, axes: int) -> None:
     require(OP, tensor.dim() == axes, f"{name} must have {axes} axes, got shape {tuple(tensor.shape)}")
 
 
+def head_size(x: torch.Tensor) -> int:
+    """Values of a head: int32 words hold eight int4."""
+    return x.shape[3] * (8 if x.dtype == torch.int32 else 1)
+
+
+def unpacked(x: torch.Tensor) -> torch.Tensor:
+    """The int4 of int32 words, the first in the lowest bits, each in an int32; other tensors as they are."""
+    if x.dtype != torch.int32:
+        return x
+    return (x.unsqueeze(-1) << torch.arange(28, -4, -4, dtype=torch.int32, device=x.device) >> 28).flatten(-2)
+
+
 def _check_heads(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     require_tensor(OP, name, tensor)
     require_dtype(OP, name, tensor, dtypes)
     _require_axes(name, tensor, 4)
     shape = tuple(tensor.shape)
     require(OP, shape[2] >= 1 and shape[3] >= 1, f"{name} must have heads with values, got shape {shape}")
-    few = shape[2] <= MOST and shape[3] <= MOST
+    few = shape[2] <= MOST and head_size(tensor) <= MOST
     require(OP, few, f"{name} must have at most {MOST} heads of at most as many values, got shape {shape}")
     require(OP, shape[3] == 1 or tensor.stride(3) == 1, f"the last axis of {name} should be contiguous")
 
@@ -50,10 +63,10 @@ def _check_same(name: str, tensor: torch.Tensor, like_name: str, like: torch.Ten
 
 def _check_q_k_v(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     _check_heads("q", q, FLOATS)
-    _check_heads("k", k, (q.dtype, torch.int8))
+    _check_heads("k", k, (q.dtype, *CODES))
     _check_heads("v", v, (k.dtype,))
     _check_same("v", v, "k", k, 0, 3)
-    sizes = q.shape[3], k.shape[3]
+    sizes = q.shape[3], head_size(k)
     require(OP, sizes[0] == sizes[1], f"the heads of k must be as long as those of q, {sizes[0]}, got {sizes[1]}")
     heads = q.shape[2], k.shape[2]
     require(
@@ -65,8 +78,8 @@ def _check_rope(q: torch.Tensor, k: torch.Tensor, q_rope: torch.Tensor | None, k
     require(OP, (q_rope is None) == (k_rope is None), "q_rope and k_rope must be given together")
     if q_rope is None:
         return
-    if k.dtype == torch.int8:
-        raise NotImplementedError(f"{OP}: q_rope is not implemented with int8 k and v")
+    if k.dtype in CODES:
+        raise NotImplementedError(f"{OP}: q_rope is not implemented with int8 or int4 k and v")
     for name, rope, like_name, like in (("q_rope", q_rope, "q", q), ("k_rope", k_rope, "k", k)):
         _check_heads(name, rope, (q.dtype,))
         _check_same(name, rope, like_name, like, 0, 3)
@@ -74,16 +87,16 @@ def _check_rope(q: torch.Tensor, k: torch.Tensor, q_rope: torch.Tensor | None, k
 
 
 def _check_factors(name: str, factors: torch.Tensor | None, codes: torch.Tensor, required: bool) -> None:
-    if codes.dtype != torch.int8:
+    if codes.dtype not in CODES:
         if factors is not None:
-            raise TypeError(f"{OP}: {name} is for int8 k and v")
+            raise TypeError(f"{OP}: {name} is for int8 or int4 k and v")
         return
     if factors is None and not required:
         return
     require_tensor(OP, name, factors)
     require_dtype(OP, name, factors, FLOATS)
     _require_axes(name, factors, 4)
-    got, whole = tuple(factors.shape), tuple(codes.shape)
+    got, whole = tuple(factors.shape), (*codes.shape[:3], head_size(codes))
     of_tokens = got[0] != 1 or got[1] != 1
     fits = all(size == 1 or size >= all_ for size, all_ in zip(got[:2], whole[:2], strict=True))
     fits = fits and all(size in (1, all_) for size, all_ in zip(got[2:], whole[2:], strict=True))
@@ -190,7 +203,7 @@ def check(
     require(OP, out_offset is None or out_scale is not None, "out_scale must be given for an out_offset")
     for name, factors in (("out_scale", out_scale), ("out_offset", out_offset)):
         if factors is not None:
-            _check_out_factors(name, factors, q.shape[2], v.shape[3])
+            _check_out_factors(name, factors, q.shape[2], head_size(v))
 
 
 def named_arguments(*args, **kwargs) -> dict[str, Any]:
@@ -211,7 +224,7 @@ def fake(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     named = named_arguments(*args, **kwargs)
     q = named["q"]
     lse = q.new_empty(q.shape[:3] if named["with_lse"] else (0,), dtype=torch.float32)
-    return q.new_empty((*q.shape[:3], named["v"].shape[3]), dtype=out_dtype(q, named["out_scale"])), lse
+    return q.new_empty((*q.shape[:3], head_size(named["v"])), dtype=out_dtype(q, named["out_scale"])), lse
 
 
 def samples() -> Iterator[Sample]:
@@ -244,6 +257,8 @@ def samples() -> Iterator[Sample]:
     yield Sample("int8 by tokens, mask", (*rows, None, None, tokens, tokens, tokens, None, None, mask))
     to_codes = (*[None] * 3, ALL, ALL, False, False, False, reals(6, 24).abs() * 50, reals(1, 1))
     yield Sample("decode, int8 result", (*decode, *none, *to_codes))
+    words = [torch.randint(-(2**31), 2**31, (5, 8, 2, 4), generator=generator, dtype=torch.int32) for _ in range(2)]
+    yield Sample("int4 in blocks", (cache[0], *words, *factors, table, None, None, None, numbers(20, 3)))
     packed = (reals(1, 10, 4, 8), reals(1, 14, 2, 8), reals(1, 14, 2, 8), reals(1, 10, 4, 4), reals(1, 14, 2, 4))
     ends = (numbers(4, 10), numbers(8, 14), 0.3, 3, 0, True, True)
     yield Sample("packed with ropes and sinks", (*packed, *[None] * 6, reals(4), *ends))
