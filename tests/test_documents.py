@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links between the documents lead somewhere, and the code on the first pages runs."""
+"""Links between the documents lead somewhere, variables are listed, and the code on the first pages runs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def test_every_document_is_in_the_list_of_documents():
     linked = re.findall(r"\]\(([^)#\s]+)", (folder / "README.md").read_text())
     pages = {str(page.relative_to(folder)) for page in folder.rglob("*.md")} - {"README.md"}
     assert pages <= set(linked), pages - set(linked)
+
+
+def test_environment_variables():
+    """Those that the code reads are those of the table."""
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "csrc").rglob("*.cc")]
+    read = {name for source in sources for name in re.findall(r'"(ANYNPU_[A-Z_]+)"', source.read_text())}
+    assert read == set(re.findall(r"^\| `(ANYNPU_\w+)`", (ROOT / "docs/setup.md").read_text(), re.MULTILINE))
 
 
 def blocks(page: str) -> list[str]:

@@ -55,6 +55,13 @@ def test_runs_the_captured_graph_otherwise(monkeypatch, caplog, reason):
     assert reason in caplog.text
 
 
+def test_says_that_headers_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert torchair.get_npu_backend().description == (
+        "runs the captured graph, because Python's headers are missing (Python.h)"
+    )
+
+
 def test_custom_decompositions_reach_inductor():
     backend = torchair.get_npu_backend(
         custom_decompositions={torch.ops.aten.cosh.default: lambda x: torch.full_like(x, 7.0)}

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ def _why_not_inductor() -> str | None:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
         return "no C++ compiler was found"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():  # Debian has it in a package of its own
+        return "Python's headers are missing (Python.h)"
     return None
 
 
@@ -53,8 +57,8 @@ def get_npu_backend(
 ) -> NpuBackend:
     """The backend for ``torch.compile(model, backend=...)``.
 
-    Graphs are compiled with Inductor where it has a C++ compiler (or Triton, when npu stands for CUDA), else run as
-    captured; ``description`` of the result and the logger ``torchair`` say which.
+    Graphs are compiled with Inductor where it has a C++ compiler and Python's headers (or Triton, when npu stands for
+    CUDA), else run as captured; ``description`` of the result and the logger ``torchair`` say which.
 
     Args:
         compiler_config: see ``CompilerConfig``.
