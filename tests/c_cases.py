@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import c_front_end
 import case_table
@@ -48,3 +52,18 @@ def assert_equal(results, expected):
 def assert_refused(outcome, case):
     assert outcome.status == case.error["status"], outcome
     assert re.search(case.error["match"], outcome.sentence), outcome
+
+
+def strict_lines(chip, module):
+    """Status and sentence of each outcome of ``beyond()`` in ``module``, from a process in strict mode: C asks once."""
+    program = (
+        f"import anynpu, {module}\n"
+        "anynpu.strict(None)  # of Python\n"
+        f"for outcome in {module}.beyond():\n"
+        "    print(outcome.status, outcome.sentence)\n"
+    )
+    tests = Path(__file__).parent
+    path = os.pathsep.join(map(str, (tests / "capi", tests)))
+    environment = os.environ | {"ANYNPU_STRICT": chip, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()

@@ -77,10 +77,19 @@ class strict:
 def require_limit(op: str, condition: bool, sentence: str) -> None:
     """``condition`` holds, when strict mode is on; otherwise a ValueError that names the chip and quotes the rule."""
     soc = strict_soc()
-    if soc is None or condition:
-        return
-    series = next(series for name, series in STRICT_SERIES.items() if soc.startswith(name))
-    raise ValueError(f"{op}: {soc} ({series}) {sentence}")
+    if soc is not None and not condition:
+        raise ValueError(f"{op}: {soc} ({_series(soc)}) {sentence}")
+
+
+def _series(soc: str) -> str:
+    return next(series for name, series in STRICT_SERIES.items() if soc.startswith(name))
+
+
+def require_series(op: str, series: str) -> None:
+    """In strict mode, the chip is one of ``series``, to which alone the document gives the operator."""
+    soc = strict_soc()
+    sentence = f"lacks this operator, which the document gives to {series} alone"
+    require_limit(op, soc is not None and _series(soc) == series, sentence)
 
 
 def check_int4_pack_limits(weight: torch.Tensor) -> None:
@@ -131,6 +140,7 @@ def check_rope_kv_cache_limits(
     op = "rope_kv_cache"
     if strict_soc() is None:
         return
+    require_series(op, "Atlas A2")
     batch, width = x.shape[0], x.shape[-1]
     require_limit(op, width <= 4096, f"wants x.shape[-1] <= 4096, got {width}")
     require_limit(op, width % 64 == 0, f"wants x.shape[-1] to be a multiple of 64, got {width}")
@@ -160,8 +170,7 @@ def check_rope_kv_cache_index_limits(indices: torch.Tensor, cache_mode: str) -> 
 
 def check_compressed_matmul_chip() -> None:
     """No chip of strict mode has compressed_matmul."""
-    sentence = "lacks this operator, which the document gives to Atlas inference products alone"
-    require_limit("compressed_matmul", False, sentence)
+    require_series("compressed_matmul", "Atlas inference products")
 
 
 def check_grouped_matmul_combine_limits(

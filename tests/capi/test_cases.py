@@ -6,15 +6,18 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import c_front_end
 import case_table
 import pytest
 import torch
+from c_cases import strict_lines
 from c_front_end import INT4, DeviceTensor, Outcome, Session
 
 import anynpu
 from anynpu import _native
+from anynpu.ops.rope_kv_cache.spec import sample_arguments
 
 OPERATORS = ("int4_pack", "weight_quant_matmul", "cast", "trans_quant_param", "quantize", "anti_quant", "rope_kv_cache")
 # dtype, sharedInputWeight, sharedInputOffset, transposeX, transposeW, groupListType
@@ -301,3 +304,55 @@ def test_weight_quant_matmul_takes_the_words_of_trans_quant_param(words):
         assert y.tensor([2, 8], torch.int8).eq(64 * 0.25 * 0.5).all()
     finally:
         make.close()
+
+
+ROPE_SIZES = {
+    "leading": (2, 1), "heads": (2, 1), "head_size": 64, "dtype": torch.int32, "cos_dtype": torch.float16,
+    "cache": (3, 8), "indices": [0, 1],
+}  # fmt: skip
+FLOAT32 = {"dtype": torch.float32, "cos_dtype": torch.float32}
+# The rule, other sizes, other arguments.
+BEYOND = [
+    ("the last axis of x to be at most 4096 and a multiple of 64, got 520", {"head_size": 130}, {}),
+    ("the last axis of x to be at most 4096 and a multiple of 64, got 4352", {"heads": (66, 1)}, {}),
+    ("cos in float16 or bfloat16, got float32", FLOAT32, {}),
+    ("kCacheRef.shape[0] > B = 2 in contiguous mode, got 2", {"cache": (2, 8)}, {}),
+    *(
+        ("2-D scales and offsets, got 1 axes", {}, {name: torch.ones(64)})
+        for name in ("scale_k", "scale_v", "offset_k", "offset_v")
+    ),
+    ("2 elements of activationScale, got 3", {}, {"activation_scale": torch.ones(3)}),
+    ("256 elements of bias, got 257", {}, {"bias": torch.ones(257)}),
+]
+
+
+def rope_outcome(sizes, arguments):
+    args = sample_arguments(**(ROPE_SIZES | sizes))
+    args |= {"weight_scale": torch.ones(args["x"].shape[-1]), **arguments}
+    with c_front_end.session() as make:
+        return rope_kv_cache(SimpleNamespace(args=args), make)[0]
+
+
+def within():
+    """What the chip has: exact sizes, and in page mode as many planes as sequences."""
+    exact = {"activation_scale": torch.ones(2), "bias": torch.ones(256), "offset_k": torch.ones(1, 64)}
+    return [rope_outcome({}, exact), rope_outcome({"cache": (2, 8)}, {"cache_mode": "page"})]
+
+
+def beyond():
+    return [*within(), *(rope_outcome(sizes, arguments) for _, sizes, arguments in BEYOND)]
+
+
+def test_limits_of_rope_kv_cache_in_strict_mode():
+    assert all(outcome.status == 0 for outcome in beyond())
+    good, also_good, *lines = strict_lines("Ascend910B", "test_cases")
+    assert (good.strip(), also_good.strip()) == ("0", "0")
+    for line, (rule, _, _) in zip(lines, BEYOND, strict=True):
+        assert line.startswith("161002 "), line
+        assert f"Ascend910B (Atlas A2) wants {rule}" in line
+
+
+def test_atlas_a3_lacks_rope_kv_cache_in_strict_mode():
+    for line in strict_lines("Ascend910_9391", "test_cases"):
+        assert line.startswith("161002 "), line
+        assert "(Atlas A3) lacks this operator, which the document gives to Atlas A2 alone" in line

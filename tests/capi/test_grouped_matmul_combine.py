@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import c_front_end
 import case_table
 import pytest
 import torch
+from c_cases import strict_lines
 from c_front_end import INT4
 
 import anynpu
@@ -143,46 +140,40 @@ def test_attributes_that_the_document_excludes(options, text):
     assert text in outcome.sentence
 
 
-def call_of(m=4, k=8, n=8, experts=1, batch=4, shared=0, int4=True):
+def call_of(m=4, k=8, n=8, experts=1, batch=4, shared=0, int4=True, groups=1, layout="ND"):
     """A call whose first stage is all that is wanted."""
     weight = torch.zeros(experts, k, n // 8, dtype=torch.int32) if int4 else torch.zeros(experts, k, n).to(torch.int8)
     args = {
         "x": torch.zeros(m, k, dtype=torch.int8),
         "weight": weight,
-        "scale": torch.zeros(experts, 1, n, dtype=torch.int64) if int4 else torch.ones(experts, n),
+        "scale": torch.zeros(experts, groups, n, dtype=torch.int64) if int4 else torch.ones(experts, n),
         "group_list": torch.zeros(experts, dtype=torch.int64),
         "row_index": torch.zeros(m, dtype=torch.int64),
         "output_bs": batch,
         **({"shared_input": torch.zeros(shared, n, dtype=torch.bfloat16)} if shared else {}),
     }
-    return SimpleNamespace(args=args, spec={"args": {"weight": {}}})
+    return SimpleNamespace(args=args, spec={"args": {"weight": {"format": layout}}})
 
 
-BEYOND = {
-    "wants m in [1, 16 * 1024 * 8 = 131072], got 131073": {"m": 131073},
-    "wants e in [1, 256], got 257": {"experts": 257},
-    "wants at most 16 * 1024 = 16384 rows of y, got 16385": {"batch": 16385},
-    "with int4 weights wants k = 2048, got 64": {"k": 64},
-    "with int4 weights wants n = 7168, got 16": {"k": 2048, "n": 16},
-    "wants 1 to 2 * 1024 = 2048 rows of sharedInput, got 2049": {"batch": 2049, "shared": 2049, "int4": False},
-}
+BEYOND = [
+    ("wants m in [1, 16 * 1024 * 8 = 131072], got 131073", "", {"m": 131073}),
+    ("wants e in [1, 256], got 257", "", {"experts": 257}),
+    ("wants at most 16 * 1024 = 16384 rows of y, got 16385", "", {"batch": 16385}),
+    ("with int4 weights wants k = 2048, got 64", "", {"k": 64}),
+    ("with int4 weights wants n = 7168, got 16", "V2", {"k": 2048, "n": 16}),
+    ("wants 1 to 2 * 1024 = 2048 rows of sharedInput, got 2049", "V2", {"batch": 2049, "shared": 2049, "int4": False}),
+    ("wants w in int32 or int4, got int8", "", {"int4": False}),
+    ("wants w in ND (2), got format 29", "", {"layout": "NZ"}),
+    ("wants scale of shape (e, 1, n), got (1, 2, 8)", "", {"groups": 2}),
+]
+
+
+def beyond():
+    return [run(call_of(**sizes), version)[0] for _, version, sizes in BEYOND]
 
 
 def test_limits_of_a_chip_in_strict_mode():
-    """The variable is read once, so a process of its own makes the calls."""
-    for sizes in BEYOND.values():
-        assert run(call_of(**sizes), "")[0].status == 0
-    program = (
-        "import anynpu\n"
-        "anynpu.strict(None)  # of Python; C asks the environment\n"
-        "import test_grouped_matmul_combine as t\n"
-        "for sizes in t.BEYOND.values():\n"
-        "    outcome, _ = t.run(t.call_of(**sizes), '')\n"
-        "    print(outcome.status, outcome.sentence)\n"
-    )
-    here = Path(__file__).parent
-    environment = os.environ | {"ANYNPU_STRICT": "Ascend910B", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    for line, rule in zip(done.stdout.splitlines(), BEYOND, strict=True):
+    assert all(outcome.status == 0 for outcome in beyond())
+    for line, (rule, _, _) in zip(strict_lines("Ascend910B", "test_grouped_matmul_combine"), BEYOND, strict=True):
         assert line.startswith("161002 "), line
         assert f"Ascend910B (Atlas A2) {rule}" in line

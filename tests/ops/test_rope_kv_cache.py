@@ -280,6 +280,15 @@ def test_strict_mode(change, match):
             anynpu.rope_kv_cache(**args)
 
 
+def test_atlas_a3_lacks_it_in_strict_mode():
+    args = sample_arguments((2, 1), (2, 1), 64, torch.float16, torch.float16, (3, 8), [0, 1])
+    rule = (
+        r"^rope_kv_cache: Ascend910_9391 \(Atlas A3\) lacks this operator, which the document gives to Atlas A2 alone"
+    )
+    with strict("Ascend910_9391"), pytest.raises(ValueError, match=rule):
+        anynpu.rope_kv_cache(**args)
+
+
 @pytest.mark.parametrize(
     ("indices", "match"),
     [([1, 1], "wants indices that do not repeat"), ([0, -1], "wants every index to be at least 0")],

@@ -461,6 +461,12 @@ void Stage::limit(bool holds, const char* format, ...) {
   status_ = report(ACLNN_ERR_PARAM_INVALID, "%s: %s", call_.c_str(), sentence.c_str());
 }
 
+void Stage::limit_to(const char* series) {
+  const char* chip = strict_chip();
+  const bool has_it = chip == nullptr || !ok() || std::strcmp(series_of(chip), series) == 0;
+  limit(has_it, "lacks this operator, which the document gives to %s alone", series);
+}
+
 aclnnStatus Stage::finish(uint64_t* workspace_size, aclOpExecutor** executor) {
   if (ok() && (workspace_size == nullptr || executor == nullptr)) {
     status_ = report(ACLNN_ERR_PARAM_NULLPTR, "%s: %s is a null pointer", call_.c_str(),

@@ -73,6 +73,8 @@ class ACL_FUNC_VISIBILITY Stage {
   void require(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
   // A limit that only the chips have, enforced in strict mode; the sentence goes on after the name of the chip.
   void limit(bool holds, const char* format, ...) __attribute__((format(printf, 3, 4)));
+  // As a limit: the document gives the operator to one series of chips alone.
+  void limit_to(const char* series);
   bool ok() const { return status_ == ACLNN_SUCCESS; }
   aclnnStatus finish(uint64_t* workspace_size, aclOpExecutor** executor);
 

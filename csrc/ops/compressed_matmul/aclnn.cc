@@ -57,7 +57,7 @@ extern "C" aclnnStatus aclnnMatmulCompressDequantGetWorkspaceSize(const aclTenso
     stage.require(offsetX == 0, "offsetX must be 0, got %d", offsetX);
     check_dtypes(stage);
     check_info(stage, compressInfo);
-    stage.limit(false, "lacks this operator, which the document gives to Atlas inference products alone");
+    stage.limit_to("Atlas inference products");
   });
 }
 

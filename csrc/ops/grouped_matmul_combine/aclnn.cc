@@ -5,7 +5,7 @@
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_v3.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_weight_nz.h"
 #include "aclnnop/aclnn_grouped_matmul_finalize_routing_weight_nz_v2.h"
-#include "core/status.h"
+#include "core/tensor.h"
 
 namespace {
 
@@ -37,6 +37,16 @@ struct Attributes {
   bool nz, has_offsets;  // a weight in FRACTAL_NZ; offsetOptional and the two reserved tensors after it
 };
 
+// The document of the first version, which later ones widen.
+void limit_first_version(Stage& stage) {
+  const anynpu_tensor &weight = stage.args.weight, &scale = stage.args.scale;
+  if (!stage.ok()) return;
+  stage.limit(weight.dtype != ANYNPU_INT8, "wants w in int32 or int4, got int8");
+  stage.limit(weight.format == ANYNPU_ND, "wants w in ND (2), got format %d", weight.format);
+  stage.limit(scale.ndim == 3 && scale.shape[1] == 1, "wants scale of shape (e, 1, n), got %s",
+              anynpu::shape_text(scale));
+}
+
 // The documented limits of Atlas A2 and A3, as src/anynpu/_strict.py states them for Python.
 void limit(Stage& stage) {
   const Args& args = stage.args;
@@ -50,7 +60,7 @@ void limit(Stage& stage) {
     stage.limit(n == 7168, "with int4 weights wants n = 7168, got %lld", wide(n));
   }
   const anynpu_tensor& shared = args.shared_input;
-  if (shared.format != 0 && shared.ndim == 2) {
+  if (anynpu::present(shared) && shared.ndim == 2) {
     stage.limit(shared.shape[0] >= 1 && shared.shape[0] <= 2048,
                 "wants 1 to 2 * 1024 = 2048 rows of sharedInput, got %lld", wide(shared.shape[0]));
   }
@@ -87,6 +97,7 @@ aclnnStatus first_stage(const anynpu::acl::Operator& op, const Tensors& tensors,
     stage.args.shared_input_weight = attributes.shared_input_weight;
     stage.args.shared_input_offset = attributes.shared_input_offset;
     stage.args.group_list_type = static_cast<int32_t>(type);
+    if (&op == &kV1) limit_first_version(stage);
     limit(stage);
   });
 }

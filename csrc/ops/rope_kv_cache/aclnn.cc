@@ -3,7 +3,7 @@
 
 #include "acl/executor/executor.h"
 #include "aclnnop/aclnn_dequant_rope_quant_kvcache.h"
-#include "core/status.h"
+#include "core/tensor.h"
 
 namespace {
 
@@ -22,20 +22,31 @@ void require_text(Stage& stage, const char* name, const char* text, bool known, 
 
 bool is(const char* text, const char* value) { return text != nullptr && std::strcmp(text, value) == 0; }
 
-// The document's limits of Atlas A2 that do not need the data, as src/anynpu/_strict.py states them for Python.
+// Longer tensors than needed are taken outside of strict mode.
+void limit_size(Stage& stage, const char* name, const anynpu_tensor& tensor, int64_t count) {
+  if (!anynpu::present(tensor)) return;
+  const int64_t elements = anynpu::element_count(tensor);
+  stage.limit(elements == count, "wants %lld elements of %s, got %lld", wide(count), name, wide(elements));
+}
+
+// The document's limits that do not need the data, as src/anynpu/_strict.py states them for Python.
 void limit(Stage& stage) {
-  const anynpu_tensor &x = stage.args.x, &cache = stage.args.k_cache;
-  if (!stage.ok() || x.ndim < 1 || cache.ndim < 1) return;
-  const auto width = wide(x.shape[x.ndim - 1]);
-  const auto batch = wide(x.shape[0]), planes = wide(cache.shape[0]);
+  const Args& args = stage.args;
+  const anynpu_tensor &x = args.x, &cache = args.k_cache;
+  stage.limit_to("Atlas A2");
+  if (!stage.ok() || x.ndim < 2 || x.ndim > 3 || cache.ndim < 1) return;
+  const int64_t width = x.shape[x.ndim - 1], batch = x.shape[0], planes = cache.shape[0];
   stage.limit(width <= 4096 && width % 64 == 0,
-              "wants the last axis of x to be at most 4096 and a multiple of 64, got %lld", width);
-  stage.limit(stage.args.cos.dtype != ANYNPU_FLOAT32, "wants cos in float16 or bfloat16, got float32");
-  stage.limit(stage.args.cache_mode == ANYNPU_CACHE_PAGE || planes > batch,
-              "wants kCacheRef.shape[0] > B = %lld in contiguous mode, got %lld", batch, planes);
-  for (const anynpu_tensor* scale : {&stage.args.scale_k, &stage.args.scale_v}) {
-    stage.limit(scale->ndim == 2, "wants 2-D scales, got %d axes", scale->ndim);
+              "wants the last axis of x to be at most 4096 and a multiple of 64, got %lld", wide(width));
+  stage.limit(args.cos.dtype != ANYNPU_FLOAT32, "wants cos in float16 or bfloat16, got float32");
+  stage.limit(args.cache_mode == ANYNPU_CACHE_PAGE || planes > batch,
+              "wants kCacheRef.shape[0] > B = %lld in contiguous mode, got %lld", wide(batch), wide(planes));
+  for (const anynpu_tensor* each : {&args.scale_k, &args.scale_v, &args.offset_k, &args.offset_v}) {
+    stage.limit(!anynpu::present(*each) || each->ndim == 2, "wants 2-D scales and offsets, got %d axes", each->ndim);
   }
+  if (x.dtype != ANYNPU_INT32) return;
+  limit_size(stage, "activationScale", args.activation_scale, x.ndim == 3 ? batch * x.shape[1] : batch);
+  limit_size(stage, "bias", args.bias, width);
 }
 
 }  // namespace
