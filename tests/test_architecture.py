@@ -77,7 +77,7 @@ def test_vendor_names_stay_in_their_places():
 
 def test_kernel_units_define_no_weak_symbols():
     """A weak (inline) symbol of an AVX-512 unit could be kept by the linker for everybody and crash an older CPU."""
-    built = [path for path in (ROOT / "build").glob("*/CMakeFiles/anynpu.dir") if "emulated" not in path.parts]
+    built = list((ROOT / "build").glob("*/CMakeFiles/anynpu.dir"))
     if not built or shutil.which("nm") is None:
         pytest.skip("needs nm and the objects of an editable install under build/")
     for objects in built:

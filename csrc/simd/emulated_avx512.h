@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AVX-512 intrinsics that the kernels use, in AVX2: with ANYNPU_EMULATE_AVX512 the build includes this file first in
-// every AVX-512 unit, and the tests of those tiers run on any CPU with AVX2. A name in namespace anynpu hides the one of
+// The AVX-512 intrinsics that the kernels use, in AVX2: the library anynpu_emulated includes this file first in every
+// AVX-512 unit, and the tests of those tiers run on any CPU with AVX2. A name in namespace anynpu hides the one of
 // <immintrin.h>. Where one is missing, GCC finds no conversion or says "target specific option mismatch": add it here,
 // and to tests/native/avx512_calls.inc, with which both are compared on a CPU that has both.
 #pragma once
