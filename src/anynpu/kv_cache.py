@@ -7,11 +7,8 @@ Importing this module imports transformers; ``import anynpu`` alone does not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 try:
@@ -28,42 +25,15 @@ try:
 except ImportError as error:
     raise ImportError("anynpu.kv_cache: needs the package transformers: pip install 'anynpu[demo]'") from error
 
-from anynpu._check import path_of, require, require_module, require_type
-from anynpu._read import read_tensors
+from anynpu._check import require_module, require_type
+from anynpu.kv_scales import KVScales
 from anynpu.ops.kv_cache_attention import kv_cache_attention
 from anynpu.ops.rope_kv_cache import rope_kv_cache
 
 ATTENTION = "anynpu_int8"
-SCALES_FILE = "kv_cache_scales.safetensors"
 _FIRST_ROWS = 256  # of a layer; doubled whenever they are full
 # Arguments with which models change what attention computes, and that neither kernels nor "sdpa" take.
 _NOT_TAKEN = ("softcap", "s_aux", "sinks", "indices", "block_indices")
-
-
-@dataclass(frozen=True)
-class KVScales:
-    """Static scales of an INT8 KV cache: ``k`` and ``v`` are float32 ``[layers, Nkv, D]``."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes them as a file beside the model in ``folder``; returns its path."""
-        path = path_of("KVScales.save", "folder", folder) / SCALES_FILE
-        safetensors.torch.save_file({"k": self.k, "v": self.v}, path)
-        return path
-
-    @classmethod
-    def load(cls, folder: str | Path) -> KVScales:
-        """Reads what :meth:`save` wrote."""
-        op = "KVScales.load"
-        tensors = read_tensors(op, path_of(op, "folder", folder) / SCALES_FILE)
-        require(op, tensors.keys() == {"k", "v"}, f"the file must hold k and v, got {sorted(tensors)}")
-        scales = cls(**tensors)
-        shapes = f"{tuple(scales.k.shape)} and {tuple(scales.v.shape)}"
-        same = scales.k.dim() == 3 and scales.k.shape == scales.v.shape
-        require(op, same, f"k and v must have the same shape [layers, Nkv, D], got {shapes}")
-        return scales
 
 
 class _Recorder(DynamicCache):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import anynpu
 from anynpu.checkpoints import convert_checkpoint
 from anynpu.cli import app
+from anynpu.kv_cache import KVScales
 
 SOURCES = {
     "gptq": lambda folder: folders.gptq(model_of("qwen2"), folder),
@@ -93,6 +94,48 @@ def test_own_folders(case, tmp_path):
     assert torch.equal(logits(got), logits(want))
     convert_checkpoint(tmp_path / "own", tmp_path / "ascend", "msmodelslim")
     assert torch.equal(logits(anynpu.load_checkpoint(tmp_path / "ascend")), logits(want))
+
+
+def test_scales_of_the_kv_cache_go_along(tmp_path):
+    SOURCES["W8A8 dynamic"](tmp_path / "in")
+    convert_checkpoint(tmp_path / "in", tmp_path / "own", "anynpu")
+    scales = KVScales(*(torch.rand(2, 2, 16, generator=torch.manual_seed(seed)) for seed in (0, 1)))
+    scales.save(tmp_path / "own")
+    convert_checkpoint(tmp_path / "own", tmp_path / "c8", "msmodelslim")
+    convert_checkpoint(tmp_path / "c8", tmp_path / "again", "msmodelslim")
+    convert_checkpoint(tmp_path / "again", tmp_path / "back", "anynpu")
+    convert_checkpoint(tmp_path / "c8", tmp_path / "plain", "compressed-tensors")
+    got, want = KVScales.load(tmp_path / "back"), logits(anynpu.load_checkpoint(tmp_path / "in"))
+    assert torch.equal(got.k, scales.k) and torch.equal(got.v, scales.v)
+    for name in ("c8", "back", "plain"):
+        assert torch.equal(logits(anynpu.load_checkpoint(tmp_path / name)), want)
+
+    (file,) = (tmp_path / "c8").glob("quant_model_weight*.safetensors")
+    description, tensors = json.loads((tmp_path / "c8" / "quant_model_description.json").read_text()), load_file(file)
+    own = "model.layers.1.self_attn.v_proj."
+    assert description["kv_cache_type"] == description[own + "kv_cache_scale"] == "C8"
+    assert description[own + "weight"] == description["model_quant_type"] == "W8A8_DYNAMIC"
+    assert torch.equal(tensors[own + "kv_cache_scale"], scales.v[1].flatten())
+    assert torch.equal(tensors[own + "kv_cache_offset"], torch.zeros(32))
+
+
+def test_refused_scales_of_the_kv_cache(tmp_path):
+    SOURCES["W8A8 dynamic"](tmp_path / "in")
+    convert_checkpoint(tmp_path / "in", tmp_path / "own", "anynpu")
+    KVScales(torch.ones(1, 2, 16), torch.ones(1, 2, 16)).save(tmp_path / "own")
+    with pytest.raises(ValueError, match="scales of the KV cache must be those of 2 layers with a k_proj, got 1"):
+        convert_checkpoint(tmp_path / "own", tmp_path / "out", "msmodelslim")
+    KVScales(torch.ones(2, 2, 16), torch.ones(2, 2, 16)).save(tmp_path / "own")
+    convert_checkpoint(tmp_path / "own", tmp_path / "c8", "msmodelslim")
+    (file,) = (tmp_path / "c8").glob("quant_model_weight*.safetensors")
+    tensors, name = load_file(file), "model.layers.0.self_attn.k_proj.kv_cache_"
+    for key, value, rule in (
+        ("offset", torch.ones(32), "k_proj.kv_cache_offset must be 0 everywhere, got other values"),
+        ("scale", torch.ones(1), "k_proj.kv_cache_scale must have a scale for each channel, got 1"),
+    ):
+        save_file(tensors | {name + key: value}, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=rule):
+            convert_checkpoint(tmp_path / "c8", tmp_path / "out", "anynpu")
 
 
 def test_the_layout_that_vllm_ascend_reads(tmp_path):

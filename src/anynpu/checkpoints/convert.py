@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,12 +18,14 @@ from safetensors.torch import save_file
 
 from anynpu._check import path_of, require
 from anynpu._read import read_object
+from anynpu.checkpoints.cache_scales import cache_tensors, read_scales
 from anynpu.checkpoints.compressed_tensors import CompressedTensorsWriter
 from anynpu.checkpoints.experts import divide_experts, float_experts, name_in_files, routers
 from anynpu.checkpoints.folder import CONFIG
 from anynpu.checkpoints.load import Progress, load
 from anynpu.checkpoints.model import empty_model
 from anynpu.checkpoints.msmodelslim import DESCRIPTION, MsModelSlimWriter
+from anynpu.kv_scales import KVScales
 from anynpu.nn import CompressedLinear, QuantizedLayer, QuantizedLinear, QuantLinear
 from anynpu.quantization import save_quantized
 
@@ -37,7 +40,9 @@ def convert_checkpoint(
 ) -> int:
     """Writes a model that :func:`load_checkpoint` reads as another kind of folder; codes and scales stay as they are.
 
-    The folder appears under its name only when it is complete. The tokenizer's files are copied.
+    The folder appears under its name only when it is complete. The tokenizer's files are copied. Scales of an INT8 KV
+    cache (:class:`KVScales` saved beside the model, the type C8 of msModelSlim) go along to ``"msmodelslim"`` and
+    ``"anynpu"``; ``"compressed-tensors"`` has none.
 
     Args:
         source: a folder for :func:`load_checkpoint`.
@@ -68,7 +73,7 @@ def convert_checkpoint(
         folder.mkdir()
         for path in _side_files(source):
             shutil.copyfile(path, folder / path.name)
-        count = WRITERS[to](model, folder, config, progress)
+        count = WRITERS[to](model, folder, config, read_scales(source, model), progress)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         os.rename(folder, target)
     return count
@@ -89,23 +94,32 @@ def _layers(model: torch.nn.Module) -> dict[str, QuantizedLinear]:
     return layers
 
 
-def _anynpu(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
+def _anynpu(
+    model: torch.nn.Module, folder: Path, config: dict[str, Any], scales: KVScales | None, progress: Progress
+) -> int:
     save_quantized(model, folder)
+    if scales is not None:
+        scales.save(folder)
     return sum(isinstance(module, QuantizedLayer) for module in model.modules())
 
 
-def _msmodelslim(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
+def _msmodelslim(
+    model: torch.nn.Module, folder: Path, config: dict[str, Any], scales: KVScales | None, progress: Progress
+) -> int:
+    cache = {} if scales is None else cache_tensors(model, scales)
     layers, int8_activations = _layers_for_files(model, config)
     writer = MsModelSlimWriter(layers, model.dtype, int8_activations)
-    names = _write_tensors(model, layers, writer, folder, "quant_model_weight", progress)
+    names = _write_tensors(model, layers, writer, folder, "quant_model_weight", progress, cache)
     (folder / DESCRIPTION).write_text(json.dumps(writer.description(names), indent=2) + "\n")
     return len(layers)
 
 
-def _compressed_tensors(model: torch.nn.Module, folder: Path, config: dict[str, Any], progress: Progress) -> int:
+def _compressed_tensors(
+    model: torch.nn.Module, folder: Path, config: dict[str, Any], scales: KVScales | None, progress: Progress
+) -> int:
     layers, int8_activations = _layers_for_files(model, config)
     writer = CompressedTensorsWriter(int8_activations)
-    _write_tensors(model, layers, writer, folder, "model", progress)
+    _write_tensors(model, layers, writer, folder, "model", progress, {})
     floats = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
     ignored = [name_in_files(model, name) for name in (*floats, *routers(model))]
     config["quantization_config"] = writer.quantization_config(ignored)
@@ -129,8 +143,9 @@ def _write_tensors(
     folder: Path,
     stem: str,
     progress: Progress,
+    cache: dict[str, torch.Tensor],
 ) -> list[str]:
-    """Writes all tensors of the model into safetensors files of some 4 GiB with an index; returns their names."""
+    """Writes the tensors of model and cache into safetensors files of some 4 GiB with an index; returns their names."""
     shards = _Shards(folder, stem)
     for name, layer in layers.items():
         try:
@@ -140,7 +155,7 @@ def _write_tensors(
         for key, tensor in own.items():
             shards.add(f"{name}.{key}", tensor)
         progress(name)
-    for name, tensor in _floats(model, layers):
+    for name, tensor in itertools.chain(_floats(model, layers), cache.items()):
         shards.add(name, tensor)
     return shards.close()
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,10 @@ class Tensors:
             return self.files[name].get_tensor(name)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{OP}: {name} cannot be read: {error}") from error
+
+    def only(self, chosen: Callable[[str], bool]) -> Tensors:
+        """Those whose names are chosen."""
+        return Tensors({name: file for name, file in self.files.items() if chosen(name)})
 
     def require_float_weights(self) -> None:
         """Refuses weights of integers, which transformers would take for their values.

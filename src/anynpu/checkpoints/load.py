@@ -74,7 +74,8 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
     if is_saved(config) or (described is None and config.get("quantization_config") is None):
         return _load_by_transformers(path, config, dtype)
     producer = producer_of(config) if described is None else MsModelSlim.of(described)
-    with open_folder(path) as tensors:
+    with open_folder(path) as opened:
+        tensors = opened.only(producer.is_of_model)
         quantized = {name: own for name, own in tensors.by_module().items() if producer.is_quantized(name, own)}
         model = empty_model(config, dtype, "lm_head" in quantized, len(tensors.files))
         layers = {name_in_model(model, name): name for name in quantized if not is_left_out(model, name)}

@@ -26,6 +26,8 @@ from anynpu.nn import QuantizedLinear, QuantLinear, StaticQuantLinear, WeightQua
 
 DESCRIPTION = "quant_model_description.json"
 _FLOAT = "FLOAT"
+_CACHE = "C8"  # the type of an INT8 KV cache
+CACHE_SCALE, CACHE_OFFSET = "kv_cache_scale", "kv_cache_offset"  # of the layers that make keys and values
 _ROW_PARALLEL = (
     "o_proj",
     "down_proj",
@@ -49,6 +51,9 @@ class MsModelSlim(Producer):
     def of(cls, path: Path) -> MsModelSlim:
         """The producer of a folder with the description ``path``."""
         return cls(read_object("load_checkpoint", path))
+
+    def is_of_model(self, tensor: str) -> bool:
+        return tensor.rpartition(".")[2] not in (CACHE_SCALE, CACHE_OFFSET)
 
     def is_quantized(self, name: str, own: set[str]) -> bool:
         types = {self._type(f"{name}.{key}" if name else key) for key in own}
@@ -184,7 +189,12 @@ class MsModelSlimWriter:
         """What the description says of the tensors ``names`` of the whole model."""
         kinds = sorted(set(self._types.values()))
         head = {"version": "1.0.0", "model_quant_type": kinds[0] if kinds else _FLOAT, "group_size": self._group_size}
-        return head | {name: self._types.get(name, _FLOAT) for name in names}
+        cache = dict.fromkeys(
+            (name for name in names if name.rpartition(".")[2] in (CACHE_SCALE, CACHE_OFFSET)), _CACHE
+        )
+        if cache:
+            head["kv_cache_type"] = _CACHE
+        return head | {name: self._types.get(name, _FLOAT) for name in names} | cache
 
     def _written(self, name: str, layer: QuantizedLinear) -> tuple[str, dict[str, torch.Tensor]]:
         if isinstance(layer, StaticQuantLinear):

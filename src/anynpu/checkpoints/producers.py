@@ -30,6 +30,10 @@ class Producer(abc.ABC):
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
+    def is_of_model(self, tensor: str) -> bool:
+        """Whether the tensor of this name belongs to the model, and not to its KV cache."""
+        return True
+
     @abc.abstractmethod
     def is_quantized(self, name: str, own: set[str]) -> bool:
         """Whether the module ``name``, whose tensors are called ``own``, is a quantised layer."""
