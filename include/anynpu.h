@@ -255,7 +255,11 @@ ANYNPU_API int32_t anynpu_kv_cache_attention(const anynpu_kv_cache_attention_arg
  * not 0. sink, of any of the float dtypes, [Nq] or absent: of each head the score of one more column, which all rows see,
  * whose value is 0 and which lse leaves out. Rows behind their sequence give 0 (lse 0), and rows that see nothing 0 (lse
  * -infinity). out_scale, out_offset (may be absent), of any of the float dtypes, [Nq or 1, Dv or 1] with values of a head side
- * by side: out is INT8, the float32 result * out_scale + out_offset, rounded to even and saturated. */
+ * by side: out is INT8, the float32 result * out_scale + out_offset, rounded to even and saturated. bias, of any of the float
+ * dtypes, [B or 1, Nq or 1, rows, columns] with columns side by side, is added to the scaled scores.
+ * q INT8, with INT8 k and v whose scales are [1, 1, Nkv or 1, 1] and without offsets: its values are the codes, weights w become
+ * the int8 saturate(rint(w * p_scale)), p_scale [1] of any of the float dtypes, before they meet the codes of v; out is FLOAT16 or
+ * INT8. */
 typedef struct {
   anynpu_tensor q;
   anynpu_tensor k;
@@ -273,6 +277,8 @@ typedef struct {
   anynpu_tensor kv_lengths;
   anynpu_tensor out_scale;
   anynpu_tensor out_offset;
+  anynpu_tensor bias;
+  anynpu_tensor p_scale;
   anynpu_tensor out;
   anynpu_tensor lse;
   int64_t before;

@@ -24,10 +24,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def attend(q, k, v, hidden, scale):
+def attend(q, k, v, hidden, scale, shift=0):
     """One sequence in float64: q (N, R, D), k (Nkv, C, D), v (Nkv, C, Dv), hidden (N, R, C). Also the log-sum-exp."""
     k, v = (x.double().repeat_interleave(q.shape[0] // k.shape[0], 0) for x in (k, v))
-    scores = (q.double() @ k.mT * scale).masked_fill(hidden, -torch.inf)
+    scores = (q.double() @ k.mT * scale + shift).masked_fill(hidden, -torch.inf)
     lse = scores.logsumexp(-1)
     weights = (scores - lse.unsqueeze(-1)).exp().masked_fill(hidden, 0)
     return weights.nan_to_num(0) @ v, lse
@@ -57,6 +57,8 @@ class Problem:
     mask: torch.Tensor | None = None
     rope: int = 0
     lse: bool = False
+    shift: torch.Tensor | None = None
+    products: bool = False  # of int8 queries
     quantised: str = ""  # result: "one" factor or those of "channels", in int8
     options: dict = field(default_factory=dict)
 
@@ -70,6 +72,13 @@ class Problem:
         self.result_factors = [random(*shape, seed=9).abs() * 40, random(*shape, seed=10) * 9]
         sizes = (self.size + self.rope, self.value_size)
         shapes = [(batch, self.t, n_kv, size) for size in sizes]
+        if self.products:
+            generator = torch.Generator().manual_seed(7)
+            self.q, *self.kv = (
+                torch.randint(-128, 128, shape, generator=generator).to(INT8) for shape in (self.q.shape, *shapes)
+            )
+            self.product_scales = [torch.tensor([x]) for x in (2.0**-11, 127.0, 2.0**-5)]
+            return
         if not self.codes:
             self.kv = [random(*shape, seed=at + 1).to(self.dtype) for at, shape in enumerate(shapes)]
             self.values = self.kv
@@ -113,13 +122,30 @@ class Problem:
 
     def expected(self):
         """(B, S, N, Dv) and (B, S, N)."""
+        batch = len(self.rows)
         out = torch.zeros(*self.q.shape[:3], self.value_size, dtype=torch.float64)
         lse = torch.zeros(self.q.shape[:3], dtype=torch.float64)
         for b, (rows, columns) in enumerate(zip(self.rows, self.columns, strict=True)):
+            if self.products:
+                out[b, :rows] = self.attend_in_integers(b).transpose(0, 1)
+                continue
             k, v = (x[b, :columns].transpose(0, 1) for x in self.values)
-            result, sums = attend(self.q[b, :rows].transpose(0, 1), k, v, self.hidden(b), self.scale)
+            shift = 0 if self.shift is None else self.shift.double().expand(batch, -1, -1, -1)[b, :, :rows, :columns]
+            result, sums = attend(self.q[b, :rows].transpose(0, 1), k, v, self.hidden(b), self.scale, shift)
             out[b, :rows], lse[b, :rows] = result.transpose(0, 1), sums.mT
         return out, lse
+
+    def attend_in_integers(self, b):
+        """Weights become int8 between the products."""
+        score_scale, weight_scale, value_scale = (x.double() for x in self.product_scales)
+        query = self.q[b, : self.rows[b]].transpose(0, 1).double()
+        key, value = (
+            x[b, : self.columns[b]].transpose(0, 1).double().repeat_interleave(self.heads[0] // self.heads[1], 0)
+            for x in self.kv
+        )
+        scores = (query @ key.mT * score_scale * self.scale).masked_fill(self.hidden(b), -torch.inf)
+        codes = (scores.softmax(-1).nan_to_num(0) * weight_scale).round().clamp(-128, 127)
+        return codes @ value * value_scale
 
     def bound(self, out):
         """Scores are off by at most e, weights by a factor of 1 + 2 e, and the mean of values by 2 e of the largest.
@@ -127,6 +153,8 @@ class Problem:
         For int8 codes with factors of channels q and weights are rounded to 15 bits and a sign (16-bit q; twice as many
         for float32) of the largest, of a query and of 128 rows.
         """
+        if self.products:  # float32 may round one weight of a row to another code
+            return 128 * self.product_scales[2] + out.abs() * 2.0**-10
         rounding = 0 if not self.codes else 2.0**-15 if self.dtype != FLOAT else 2.0**-30
         largest = [x.abs().max().item() for x in (self.q, *self.values)]
         e = self.scale * self.q.shape[-1] * largest[0] * largest[1] * ((self.q.shape[-1] + 12) * 2.0**-24 + rounding)
@@ -191,6 +219,10 @@ class Problem:
         key, value = self.cache(keys[0]), self.cache(kv[1])
         shape = self.laid_out(torch.empty(*self.q.shape[:3], self.value_size), target or source, self.rows).shape
         out = make.output(list(shape), INT8 if self.quantised else self.dtype)
+        products = [make.tensor(x) for x in self.product_scales] if self.products else [None] * 3
+        if self.products and function[-1] == "3":  # the words that the chips want
+            products[::2] = [make.tensor(self.product_scales[at].view(torch.int32).long()) for at in (0, 2)]
+        shift = make.tensor(self.shift)
         result_factors = [make.tensor(x) for x in self.result_factors] if self.quantised else [None, None]
         lse_shape = [sum(self.rows), self.heads[0], 1] if packed else [len(self.rows), self.heads[0], self.s, 1]
         lse = make.output(lse_shape if self.lse else [1], FLOAT)
@@ -219,10 +251,10 @@ class Problem:
             arguments = [
                 make.tensor(query),
                 *lists,
-                None,
+                shift,
                 make.tensor(mask),
                 lengths,
-                *[None] * 3,
+                *products,
                 *result_factors,
                 *stacked,
                 table,
@@ -231,7 +263,7 @@ class Problem:
             arguments += [*sizes, texts, number(self.heads[1]), number(self.block_size), number(1), out.handle]
             return arguments, out, lse
         rope = [make.tensor(x if x is None else f(x)) for f, x in ((self.query_rope, parts[1]), (self.cache, keys[1]))]
-        arguments = [make.tensor(query), *lists, None, make.tensor(mask), *map(make.ints, sums), *[None] * 3]
+        arguments = [make.tensor(query), *lists, shift, make.tensor(mask), *map(make.ints, sums), *products]
         arguments += [
             *result_factors,
             *stacked,
@@ -358,6 +390,14 @@ PROBLEMS = {
     ),
     "prefill int4": replace(PREFILL, codes=True, int4="words", sparse=3, lse=True),
     "prefill int4 TND": replace(PREFILL, codes=True, int4="tensors", sparse=3, layout="TND", quantised="one"),
+    "decode shift": replace(DECODE, shift=random(1, 4, 1, 80).half()),
+    "decode int8 shift": replace(DECODE, codes=True, shift=random(3, 4, 1, 96)),
+    "prefill shift": replace(PREFILL, sparse=3, shift=random(2, 6, 9, 40).half(), layout="BNSD", lse=True),
+    "decode int8 products": replace(DECODE, products=True),
+    "decode int8 products paged": replace(DECODE, products=True, layout="BSH", block_size=32),
+    "prefill int8 products": replace(PREFILL, products=True, sparse=3, value_size=8),
+    "prefill int8 products, result": replace(PREFILL, products=True, mask=random(9, 40) > 0, quantised="channels"),
+    "prefill int8 products TND": replace(PREFILL, products=True, sparse=3, layout="TND"),
     "decode int8 result": replace(DECODE, quantised="one"),
     "decode int8 result by channels": replace(DECODE, quantised="channels", layout="BNSD", codes=True, stacked=True),
     "prefill int8 result": replace(PREFILL, quantised="one", sparse=3, lse=True),
@@ -428,13 +468,13 @@ def test_every_tier(name, isa):
 
 
 def test_results_do_not_depend_on_threads(each_thread_count):
-    call = _native.Call("fused_attention", tensors=18, scalars="qqfiii")
+    call = _native.Call("fused_attention", tensors=20, scalars="qqfiii")
     q, k, v = random(2, 70, 6, 24).half(), random(2, 300, 2, 24).half(), random(2, 300, 2, 40).half()
     lengths = torch.tensor([70, 33]), torch.tensor([300, 190])
 
     def attend():
         out = torch.empty(2, 70, 6, 40, dtype=HALF)
-        call(q, k, v, *[None] * 9, *lengths, None, None, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
+        call(q, k, v, *[None] * 9, *lengths, *[None] * 4, out, None, scalars=(ALL, 0, 0.2, 1, 0, 0))
         return out
 
     first, *others = each_thread_count(attend)
@@ -468,8 +508,16 @@ REFUSALS = {
     "no key": (DECODE, {1: None}, 161001, "key is a null pointer"),
     "no value": (DECODE, {2: None}, 161001, "value is a null pointer"),
     "no output": (DECODE, {OUT: None}, 161001, "attentionOut is a null pointer"),
-    "pse": (DECODE, {3: torch.ones(1)}, 161002, "pseShiftOptional must be null or an empty tensor"),
-    "quantised": (DECODE, {8: torch.ones(1)}, 161002, "quantScale1Optional must be null or an empty tensor"),
+    "shift": (DECODE, {3: torch.ones(1)}, 161002, "bias must have 4 axes"),
+    "small shift": (DECODE, {3: torch.ones(1, 4, 1, 79)}, 361001, "bias must have at least 1 rows and 80 columns"),
+    "quantised": (DECODE, {8: torch.ones(1)}, 161002, "quantScale1Optional and deqScale2Optional must be given for an"),
+    "no products": (PROBLEMS["decode int8 products"], {9: None}, 161002, "must be given for an int8 query"),
+    "products": (
+        PROBLEMS["decode int8 products"],
+        {8: torch.ones(2)},
+        161002,
+        "the scale of weights must hold one value",
+    ),
     "result scale": (DECODE, {10: torch.ones(1)}, 161002, "out must be int8, got float16"),
     "result scales": (DECODE, {10: torch.ones(16)}, 161002, "quantScale2 must hold 1 or 64 values side by side"),
     "result offset alone": (DECODE, {11: torch.ones(1)}, 161001, "out_scale must be given for an out_offset"),
@@ -482,7 +530,12 @@ REFUSALS = {
     "kv heads": (DECODE, {KV_HEADS: 3}, 161002, "axis 2 of key must be its 3 heads, got 2"),
     "axes": (DECODE, {0: torch.ones(3, 64).half()}, 161002, "query must have 4 axes in layout BSND"),
     "dtypes": (DECODE, {0: torch.ones(3, 1, 4, 16)}, 161002, "k must be float32 or int8 or int4, got float16"),
-    "integers": (DECODE, {0: torch.ones(3, 1, 4, 16).int()}, 161002, "q must be float16 or bfloat16 or float32"),
+    "integers": (
+        DECODE,
+        {0: torch.ones(3, 1, 4, 16).int()},
+        161002,
+        "q must be float16 or bfloat16 or float32 or int8",
+    ),
     "head size": (DECODE, {0: torch.ones(3, 1, 4, 8).half()}, 161002, "heads of k must be as long as those of q, 8"),
     "batch": (DECODE, {0: torch.ones(2, 1, 4, 16).half(), 5: None, 6: None}, 161002, "k must have 2 sequences"),
     "out": (DECODE, {OUT: torch.ones(3, 1, 4, 8).half()}, 161002, "out must have axes 3 to 3 of v"),
@@ -584,13 +637,17 @@ def test_prompt_flash_attention(name, function):
     "changes, status, sentence",
     [
         ({1: None}, 161001, "key is a null pointer"),
-        ({3: torch.ones(1)}, 161002, "pseShift must be null or an empty tensor"),
-        ({8: torch.ones(1)}, 161002, "quantScale1 must be null or an empty tensor"),
+        ({3: torch.ones(1)}, 161002, "bias must have 4 axes"),
+        (
+            {8: torch.ones(1)},
+            161002,
+            "deqScale1, quantScale1 and deqScale2 must be given for an int8 query, and for no",
+        ),
         ({LAYOUT: b"TND"}, 161002, "inputLayout must be one of BSH, BSND, BNSD, BNSD_BSND, got TND"),
         ({5: [1, 2, 3]}, 161002, "must have 1 or 2 values, got 3"),
         ({6: [41, 4]}, 361001, r"kv_lengths must be in \[0, 40\], got 41"),
         ({SPARSE: 7}, 161002, "sparseMode must be 0, 1, 2, 3 or 4, got 7"),
-        ({0: torch.ones(2, 9, 6, 16, dtype=INT8)}, 161002, "q must be float16 or bfloat16 or float32, got int8"),
+        ({0: torch.ones(2, 9, 6, 16, dtype=INT8)}, 161002, "must be given for an int8 query"),
     ],
 )
 def test_prompt_flash_attention_refuses(changes, status, sentence):

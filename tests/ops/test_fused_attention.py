@@ -91,6 +91,21 @@ def test_int8_results_are_rounded_float32_results(isa):
     assert torch.equal(result.float(), expected)
 
 
+def test_reference_of_int8_products():
+    """Their definition, spelled out for one head."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randint(-128, 128, (1, rows, 1, 8), generator=generator).to(torch.int8) for rows in (3, 20, 20))
+    scale, p_scale, v_scale = torch.tensor(2.0**-9), torch.tensor([127.0]), torch.tensor(2.0**-4)
+    result, _ = anynpu.reference.fused_attention(
+        q, k, v, k_scale=scale.reshape(1, 1, 1, 1), v_scale=v_scale.reshape(1, 1, 1, 1), p_scale=p_scale,
+        softmax_scale=0.5,
+    )  # fmt: skip
+    products = q[0, :, 0].long() @ k[0, :, 0].long().mT
+    weights = (products.double() * scale * 0.5).softmax(-1)
+    sums = (weights * 127).round().long() @ v[0, :, 0].long()
+    assert torch.equal(result[0, :, 0], (sums.double() * v_scale).half())
+
+
 def test_gradients_flow_through_torch_operators():
     q, k, v = (reals(1, 5, 2, 8, seed=seed).requires_grad_() for seed in range(3))
     composite.fused_attention(q, k, v, after=0)[0].sum().backward()

@@ -85,6 +85,11 @@ def fused_attention(draw: Draw) -> dict:
             "q_rope": draw.floats([*leading, heads, width], dtype),
             "k_rope": draw.floats([*planes, kv_heads, width], dtype),
         }
+    if codes and not int4 and draw.chance(0.3):
+        args["q"], args["p_scale"] = draw.codes(args["q"].shape), draw.positive([1], torch.float32) * 100
+        for name, factor in (("k", 1e-3), ("v", 0.03)):
+            by_head = [1, 1, draw.one_of(1, kv_heads), 1]
+            args |= {f"{name}_scale": draw.positive(by_head, torch.float32) * factor, f"{name}_offset": None}
     if draw.chance(0.3):
         like = [draw.one_of(1, heads), draw.one_of(1, value_size)]
         args["out_scale"] = draw.floats(like, draw.one_of(*FLOATS), 50)
@@ -93,6 +98,7 @@ def fused_attention(draw: Draw) -> dict:
         shape = [draw.one_of(1, batch), draw.one_of(1, heads), most + draw.number(0, 2), capacity + draw.number(0, 9)]
         shape[3] = max(shape[3], planes[1]) if not paged else max(shape[3], -(-capacity // block) * block)
         args["mask"] = draw.integers(shape, 0, 1, draw.one_of(torch.bool, torch.int8, torch.uint8))
+        args["bias"] = draw.maybe(lambda: draw.floats(shape, draw.one_of(*FLOATS)))
     return args
 
 

@@ -36,6 +36,10 @@ anynpu_fused_attention_args flat(const Args& args) {
     made.k_scale.data = half(args.all_scales, 0);
     made.v_scale.data = half(args.all_scales, 1);
   }
+  if (present(args.score_scale)) {
+    made.k_scale.data = args.score_scale.data;
+    made.v_scale.data = args.value_scale.data;
+  }
   if (present(args.all_offsets)) {
     made.k_offset.data = half(args.all_offsets, 0);
     made.v_offset.data = half(args.all_offsets, 1);
@@ -202,6 +206,45 @@ void take_optional(Stage& stage, const char* name, const aclTensor* handle, anyn
   if (stage.ok() && element_count(stage.args.*field) == 0) stage.args.*field = {};
 }
 
+// The names of what belongs to int8 queries, in the order of the products.
+struct ProductNames {
+  const char *score_scale, *weight_scale, *value_scale;
+};
+
+template <typename Call>
+void take_products(Stage& stage, const ProductNames& names, const Call& call) {
+  take_optional(stage, names.score_scale, call.deq_scale1, &Args::score_scale);
+  take_optional(stage, names.weight_scale, call.quant_scale1, &Args::p_scale);
+  take_optional(stage, names.value_scale, call.deq_scale2, &Args::value_scale);
+  if (!stage.ok()) return;
+  const Args& args = stage.args;
+  const bool all = present(args.score_scale) && present(args.p_scale) && present(args.value_scale);
+  const bool none = !present(args.score_scale) && !present(args.p_scale) && !present(args.value_scale);
+  const bool is_int8 = args.q.dtype == ANYNPU_INT8;
+  stage.require(is_int8 ? all : none, "%s, %s and %s must be given for an int8 query, and for no other",
+                names.score_scale, names.weight_scale, names.value_scale);
+}
+
+// One value, of a float dtype or, as the chips' words have it, in the low half of 64 bits.
+anynpu_tensor one_value(Stage& stage, const char* name, anynpu_tensor value) {
+  stage.require(element_count(value) == 1, "%s must hold one value, got shape %s", name, shape_text(value));
+  if (value.dtype == ANYNPU_UINT64 || value.dtype == ANYNPU_INT64) value.dtype = ANYNPU_FLOAT32;
+  value.ndim = 4;
+  std::fill_n(value.shape, 4, int64_t{1});
+  make_contiguous(value);
+  return value;
+}
+
+void arrange_products(Stage& stage) {
+  Args& args = stage.args;
+  if (!stage.ok() || !present(args.score_scale)) return;
+  stage.require(!present(args.k_scale) && !present(args.k_offset), "an int8 query excludes scales of antiquantisation");
+  args.k_scale = one_value(stage, "the scale of scores", args.score_scale);
+  args.v_scale = one_value(stage, "the scale of values", args.value_scale);
+  args.p_scale = one_value(stage, "the scale of weights", args.p_scale);
+  args.p_scale.ndim = 1;
+}
+
 // (S, Skv), (B or 1, S, Skv) or (B or 1, N or 1, S, Skv), and (B or 1, Skv) where queries have one token.
 void arrange_mask(Stage& stage, anynpu_tensor& mask, bool one_row) {
   if (!stage.ok() || !present(mask)) return;
@@ -289,14 +332,12 @@ void take_inputs(Stage& stage, const FusedCall& call) {
   stage.input("query", call.query, &Args::q);
   stage.input("key", stage.only("key", call.key), &Args::k);
   stage.input("value", stage.only("value", call.value), &Args::v);
-  stage.reserved("pseShiftOptional", call.pse_shift);
+  take_optional(stage, "pseShiftOptional", call.pse_shift, &Args::bias);
   stage.optional("attenMaskOptional", call.mask,
                  call.visible.mode >= kCausalFromTopLeft ? &Args::triangle : &Args::mask);
   stage.args.q_values = stage.ints("actualSeqLengthsOptional", call.q_lengths);
   stage.args.kv_values = stage.ints("actualSeqLengthsKvOptional", call.kv_lengths);
-  stage.reserved("deqScale1Optional", call.deq_scale1);
-  stage.reserved("quantScale1Optional", call.quant_scale1);
-  stage.reserved("deqScale2Optional", call.deq_scale2);
+  take_products(stage, {"deqScale1Optional", "quantScale1Optional", "deqScale2Optional"}, call);
   take_optional(stage, "quantScale2Optional", call.quant_scale2, &Args::out_scale);
   take_optional(stage, "quantOffset2Optional", call.quant_offset2, &Args::out_offset);
   if (separate) {
@@ -331,6 +372,7 @@ void arrange_all(Stage& stage, const FusedCall& call, const Form& form) {
   } else {
     arrange_separate(stage, call.key_mode, call.value_mode, form);
   }
+  arrange_products(stage);
   arrange(stage, "attentionOut", args.out, form.target, form.heads);
   arrange_result_factors(stage, "quantScale2", args.out_scale);
   arrange_result_factors(stage, "quantOffset2", args.out_offset);
@@ -389,12 +431,10 @@ aclnnStatus increment(const acl::Operator& op, const IncreCall& call, uint64_t* 
     stage.input("query", call.query, &Args::q);
     stage.input("key", stage.only("key", call.key), &Args::k);
     stage.input("value", stage.only("value", call.value), &Args::v);
-    stage.reserved("pseShift", call.pse_shift);
+    take_optional(stage, "pseShift", call.pse_shift, &Args::bias);
     stage.optional("attenMask", call.mask, &Args::mask);
     stage.args.kv_values = stage.ints("actualSeqLengths", call.lengths);
-    stage.reserved("dequantScale1", call.deq_scale1);
-    stage.reserved("quantScale1", call.quant_scale1);
-    stage.reserved("dequantScale2", call.deq_scale2);
+    take_products(stage, {"dequantScale1", "quantScale1", "dequantScale2"}, call);
     take_optional(stage, "quantScale2", call.quant_scale2, &Args::out_scale);
     take_optional(stage, "quantOffset2", call.quant_offset2, &Args::out_offset);
     stage.optional("antiquantScale", call.scale, &Args::all_scales);
@@ -422,13 +462,11 @@ aclnnStatus prompt(const acl::Operator& op, const PromptCall& call, uint64_t* wo
     stage.input("query", call.query, &Args::q);
     stage.input("key", call.key, &Args::k);
     stage.input("value", call.value, &Args::v);
-    stage.reserved("pseShift", call.pse_shift);
+    take_optional(stage, "pseShift", call.pse_shift, &Args::bias);
     stage.optional("attenMask", call.mask, call.visible.mode >= kCausalFromTopLeft ? &Args::triangle : &Args::mask);
     stage.args.q_values = stage.ints("actualSeqLengths", call.q_lengths);
     stage.args.kv_values = stage.ints("actualSeqLengthsKv", call.kv_lengths);
-    stage.reserved("deqScale1", call.deq_scale1);
-    stage.reserved("quantScale1", call.quant_scale1);
-    stage.reserved("deqScale2", call.deq_scale2);
+    take_products(stage, {"deqScale1", "quantScale1", "deqScale2"}, call);
     take_optional(stage, "quantScale2", call.quant_scale2, &Args::out_scale);
     take_optional(stage, "quantOffset2", call.quant_offset2, &Args::out_offset);
     stage.output("attentionOut", call.out, &Args::out);

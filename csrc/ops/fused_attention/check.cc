@@ -65,8 +65,12 @@ int32_t check_bytes(const char* name, const anynpu_tensor& tensor) {
 
 int32_t check_q_k_v(const Args& args) {
   const anynpu_tensor &q = args.q, &k = args.k, &v = args.v;
-  ANYNPU_TRY(check_heads("q", q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32}));
-  ANYNPU_TRY(check_heads("k", k, {q.dtype, ANYNPU_INT8, ANYNPU_INT4}));
+  ANYNPU_TRY(check_heads("q", q, {ANYNPU_FLOAT16, ANYNPU_BFLOAT16, ANYNPU_FLOAT32, ANYNPU_INT8}));
+  if (has_integer_products(args)) {
+    ANYNPU_TRY(check_heads("k", k, {ANYNPU_INT8}));
+  } else {
+    ANYNPU_TRY(check_heads("k", k, {q.dtype, ANYNPU_INT8, ANYNPU_INT4}));
+  }
   ANYNPU_TRY(check_heads("v", v, {k.dtype}));
   ANYNPU_TRY(check_same("v", v, "k", k, 0, 3));
   ANYNPU_TRY(check_bytes("k", k));
@@ -164,14 +168,38 @@ int32_t check_places(const Args& args) {
   return fail(ANYNPU_NULL_ARG, "%s: kv_lengths must be given for a block_table", kOp);
 }
 
-int32_t check_mask(const Args& args) {
-  if (!present(args.mask)) return ANYNPU_OK;
-  ANYNPU_TRY(check_view("mask", args.mask, {ANYNPU_BOOL, ANYNPU_INT8, ANYNPU_UINT8}, 4));
-  const int64_t planes = args.mask.shape[0], heads = args.mask.shape[1];
-  if (is_packed(args)) return fail(ANYNPU_UNSUPPORTED, "%s: mask is not implemented for packed sequences", kOp);
+// A mask or bias.
+int32_t check_planes(const char* name, const anynpu_tensor& tensor, std::initializer_list<int32_t> dtypes,
+                     const Args& args) {
+  if (!present(tensor)) return ANYNPU_OK;
+  ANYNPU_TRY(check_view(name, tensor, dtypes, 4));
+  const int64_t planes = tensor.shape[0], heads = tensor.shape[1];
+  if (is_packed(args)) return fail(ANYNPU_UNSUPPORTED, "%s: %s is not implemented for packed sequences", kOp, name);
   if ((planes == 1 || planes == batch_size(args)) && (heads == 1 || heads == q_heads(args))) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: mask must have 1 or %lld sequences and 1 or %lld heads, got shape %s", kOp,
-              wide(batch_size(args)), wide(q_heads(args)), shape_text(args.mask));
+  return fail(ANYNPU_BAD_SHAPE, "%s: %s must have 1 or %lld sequences and 1 or %lld heads, got shape %s", kOp, name,
+              wide(batch_size(args)), wide(q_heads(args)), shape_text(tensor));
+}
+
+int32_t check_bias(const Args& args) {
+  ANYNPU_TRY(check_planes("bias", args.bias, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}, args));
+  if (!present(args.bias) || args.bias.shape[3] <= 1 || args.bias.strides[3] == 1) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: the last axis of bias should be contiguous", kOp);
+}
+
+// An int8 q with what its products are multiplied by.
+int32_t check_integer_products(const Args& args) {
+  if (!has_integer_products(args)) {
+    if (!present(args.p_scale)) return ANYNPU_OK;
+    return fail(ANYNPU_BAD_DTYPE, "%s: p_scale is for int8 q, got %s", kOp, dtype_name(args.q.dtype));
+  }
+  ANYNPU_TRY(check_view("p_scale", args.p_scale, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}, 1));
+  if (args.p_scale.shape[0] != 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: p_scale must have shape (1,), got %s", kOp, shape_text(args.p_scale));
+  }
+  const bool by_head = !of_tokens(args.k_scale) && !of_tokens(args.v_scale) && args.k_scale.shape[3] == 1 &&
+                       args.v_scale.shape[3] == 1 && !present(args.k_offset) && !present(args.v_offset);
+  if (by_head) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_SHAPE, "%s: k and v of int8 q must have one scale for each head and no offsets", kOp);
 }
 
 int32_t check_sink(const Args& args) {
@@ -202,7 +230,8 @@ int32_t check_result_quantisation(const Args& args) {
 }
 
 int32_t check_results(const Args& args) {
-  const int32_t dtype = present(args.out_scale) ? static_cast<int32_t>(ANYNPU_INT8) : args.q.dtype;
+  const int32_t of_floats = has_integer_products(args) ? static_cast<int32_t>(ANYNPU_FLOAT16) : args.q.dtype;
+  const int32_t dtype = present(args.out_scale) ? static_cast<int32_t>(ANYNPU_INT8) : of_floats;
   ANYNPU_TRY(check_heads("out", args.out, {dtype}, Access::write));
   ANYNPU_TRY(check_same("out", args.out, "q", args.q, 0, 3));
   ANYNPU_TRY(check_same("out", args.out, "v", args.v, 3, 4));
@@ -224,8 +253,10 @@ int32_t check_fused_attention(const FusedArgs& args) {
   ANYNPU_TRY(check_q_k_v(args));
   ANYNPU_TRY(check_rope(args));
   ANYNPU_TRY(check_antiquant(args));
+  ANYNPU_TRY(check_integer_products(args));
   ANYNPU_TRY(check_places(args));
-  ANYNPU_TRY(check_mask(args));
+  ANYNPU_TRY(check_planes("mask", args.mask, {ANYNPU_BOOL, ANYNPU_INT8, ANYNPU_UINT8}, args));
+  ANYNPU_TRY(check_bias(args));
   ANYNPU_TRY(check_sink(args));
   ANYNPU_TRY(check_result_quantisation(args));
   return check_results(args);
@@ -251,6 +282,8 @@ int32_t check_fused_data(const FusedArgs& args) {
                  {"kv_lengths", &args.kv_lengths},
                  {"out_scale", &args.out_scale},
                  {"out_offset", &args.out_offset},
+                 {"bias", &args.bias},
+                 {"p_scale", &args.p_scale},
                  {"out", &args.out},
                  {"lse", &args.lse}};
   for (const auto& entry : tensors) ANYNPU_TRY(check_data(kOp, entry.name, *entry.tensor));

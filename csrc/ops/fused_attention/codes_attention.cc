@@ -124,7 +124,7 @@ int64_t codes_attention_bytes(const FusedArgs& args) { return CodesRun::bytes(ar
 bool codes_attention_takes(const FusedArgs& args) {
   if (args.k.dtype != ANYNPU_INT8 || args.q.shape[3] != args.v.shape[3] || present(args.mask) || present(args.lse))
     return false;
-  if (present(args.sink) || present(args.out_scale)) return false;
+  if (present(args.sink) || present(args.out_scale) || present(args.bias)) return false;
   if (of_tokens(args.k_scale) || of_tokens(args.k_offset) || of_tokens(args.v_scale) || of_tokens(args.v_offset)) {
     return false;
   }

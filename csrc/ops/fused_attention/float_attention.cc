@@ -27,7 +27,7 @@ constexpr int64_t kTileBytes = 256 << 10;  // of rows of all heads, so that thos
 constexpr int64_t kLeastTileRows = 16;
 constexpr int64_t kItemsOfThread = 2;  // at least, so that a thread that is disturbed does less
 constexpr int64_t kFinishFloats = 1 << 15;
-constexpr int64_t kQuantisedTogether = 64;  // values of the result
+constexpr int64_t kTogether = 64;  // values that become floats
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 using Args = FusedArgs;
 using Sequence = FusedSequence;
@@ -171,10 +171,7 @@ class FloatRun {
     int64_t first_head, heads, first, last;
     int64_t rows() const { return std::max<int64_t>(0, std::min(last, sequence.rows) - first); }
   };
-  struct Columns {
-    int64_t first, last;
-    int64_t count() const { return std::max<int64_t>(0, last - first); }
-  };
+  using Columns = FusedColumns;
 
   static Block heads_of(const Sequence& sequence, int64_t head, int64_t heads) {
     return {sequence, head, heads, 0, sequence.slots};
@@ -189,16 +186,11 @@ class FloatRun {
     return states_ + (first * kv_heads(args_) + head * sequence.slots) * plan_.group * plan_.state_size;
   }
 
-  // What position `row` sees before the mask.
-  Columns seen(const Sequence& sequence, int64_t row) const {
-    const int64_t at = row + (args_.from_end ? sequence.columns - sequence.rows : 0);
-    return {std::max<int64_t>(0, at - limit(args_.before)), std::min(sequence.columns, at + limit(args_.after) + 1)};
-  }
   // What any row of a block sees.
   Columns range(const Block& block) const {
     if (block.rows() == 0) return {0, 0};
-    Columns range = seen(block.sequence, block.first);
-    range.last = std::max(range.last, seen(block.sequence, block.first + block.rows() - 1).last);
+    Columns range = seen_columns(args_, block.sequence, block.first);
+    range.last = std::max(range.last, seen_columns(args_, block.sequence, block.first + block.rows() - 1).last);
     return range;
   }
   // Some of the parts of its columns.
@@ -279,20 +271,15 @@ class FloatRun {
   void hide(const Block& block, int64_t kv_head, int64_t column, const FusedTile& tile) const {
     float* scores = tile.scores;
     for (int64_t row = block.first; row < block.first + block.rows(); ++row) {
-      const Columns range = seen(block.sequence, row);
+      const Columns range = seen_columns(args_, block.sequence, row);
       const int64_t first = std::clamp<int64_t>(range.first - column, 0, tile.rows);
       const int64_t last = std::clamp<int64_t>(range.last - column, first, tile.rows);
       for (int64_t g = 0; g < plan_.group; ++g, scores += kFusedRows) {
         std::fill(scores, scores + first, kHidden);
         std::fill(scores + last, scores + kFusedRows, kHidden);
-        if (!present(args_.mask)) continue;
-        const int64_t head = kv_head * plan_.group + g;
-        const int64_t from = block.sequence.batch * step(args_.mask, 0) + head * step(args_.mask, 1) +
-                             row * args_.mask.strides[2] + column * args_.mask.strides[3];
-        const auto* hidden = static_cast<const uint8_t*>(args_.mask.data) + from;
-        for (int64_t i = first; i < last; ++i) {
-          if (hidden[i * args_.mask.strides[3]] != 0) scores[i] = kHidden;
-        }
+        const int64_t head = kv_head * plan_.group + g, batch = block.sequence.batch;
+        add_bias(args_, batch, head, row, column + first, last - first, scores + first);
+        hide_masked(args_, batch, head, row, column + first, last - first, scores + first);
       }
     }
   }
@@ -309,38 +296,6 @@ class FloatRun {
     to.maximum[query] = most;
   }
 
-  // The weight of the sink beside those of scores up to `maximum`.
-  float sunk(int64_t head, float maximum) const {
-    return present(args_.sink) ? std::exp(factor_at(args_.sink, head * args_.sink.strides[0]) - maximum) : 0.0f;
-  }
-
-  // One row of a head, sums / divisor, which overwrites the sums.
-  void put(float* sums, float divisor, int64_t head, void* to) const {
-    const int64_t size = args_.out.shape[3];
-    if (!present(args_.out_scale)) return kernel_.narrow(args_.out.dtype, sums, divisor, size, to);
-    kernel_.narrow(ANYNPU_FLOAT32, sums, divisor, size, sums);
-    auto* codes = static_cast<int8_t*>(to);
-    float scales[kQuantisedTogether], offsets[kQuantisedTogether];
-    for (int64_t first = 0; first < size; first += kQuantisedTogether) {
-      const int64_t count = std::min(kQuantisedTogether, size - first);
-      load(args_.out_scale, head, first, count, scales);
-      load(args_.out_offset, head, first, count, offsets);
-      for (int64_t i = 0; i < count; ++i) codes[first + i] = int8_from_float(sums[first + i] * scales[i] + offsets[i]);
-    }
-  }
-
-  // Scales or offsets of some values of a head of the result; 0 if absent.
-  void load(const anynpu_tensor& factors, int64_t head, int64_t first, int64_t count, float* to) const {
-    if (!present(factors)) {
-      std::fill_n(to, count, 0.0f);
-      return;
-    }
-    const void* from = element(factors, head * step(factors, 0) + first * step(factors, 1));
-    if (factors.shape[1] != 1) return kernel_.widen(factors.dtype, from, count, to);
-    kernel_.widen(factors.dtype, from, 1, to);
-    std::fill_n(to + 1, count - 1, to[0]);
-  }
-
   // Positions behind the sequence and those that see nothing become 0; their sums of exponentials are 1 and 0.
   void store(const Block& block, int64_t kv_head, const State& state) const {
     anynpu_tensor out = args_.out, lse = args_.lse;
@@ -351,8 +306,9 @@ class FloatRun {
                       at = block.sequence.first_row + row;
         const bool own = row < block.sequence.rows;
         const float sum = state.weight_sum[query];
-        const float divisor = sum == 0 ? 1 : sum + sunk(head, state.maximum[query]);
-        put(state.accumulator + query * plan_.value_size, divisor, head, element(out, offset_of(out, plane, at, head)));
+        const float divisor = sum == 0 ? 1 : sum + sunk_weight(args_, head, state.maximum[query]);
+        store_row(args_, state.accumulator + query * plan_.value_size, divisor, head,
+                  element(out, offset_of(out, plane, at, head)));
         if (!present(lse)) continue;
         *static_cast<float*>(element(lse, offset_of(lse, plane, at, head))) =
             own ? state.maximum[query] + std::log(sum) : 0.0f;
@@ -369,7 +325,63 @@ class FloatRun {
   int64_t items_ = 0;
 };
 
+// Scales or offsets of some values of a head of the result; 0 if absent.
+void load(const anynpu_tensor& factors, int64_t head, int64_t first, int64_t count, float* to) {
+  if (!present(factors)) {
+    std::fill_n(to, count, 0.0f);
+    return;
+  }
+  const FusedKernel& kernel = pick(kKernels);
+  const void* from = element(factors, head * step(factors, 0) + first * step(factors, 1));
+  if (factors.shape[1] != 1) return kernel.widen(factors.dtype, from, count, to);
+  kernel.widen(factors.dtype, from, 1, to);
+  std::fill_n(to + 1, count - 1, to[0]);
+}
+
 }  // namespace
+
+void add_bias(const FusedArgs& args, int64_t batch, int64_t head, int64_t row, int64_t column, int64_t count,
+              float* scores) {
+  if (!present(args.bias)) return;
+  const anynpu_tensor& bias = args.bias;
+  const int64_t at = batch * step(bias, 0) + head * step(bias, 1) + row * bias.strides[2] + column;
+  float values[kTogether];
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t some = std::min(kTogether, count - first);
+    pick(kKernels).widen(bias.dtype, element(bias, at + first), some, values);
+    for (int64_t i = 0; i < some; ++i) scores[first + i] += values[i];
+  }
+}
+
+void hide_masked(const FusedArgs& args, int64_t batch, int64_t head, int64_t row, int64_t column, int64_t count,
+                 float* scores) {
+  if (!present(args.mask)) return;
+  const anynpu_tensor& mask = args.mask;
+  const int64_t at = batch * step(mask, 0) + head * step(mask, 1) + row * mask.strides[2] + column * mask.strides[3];
+  const auto* hidden = static_cast<const uint8_t*>(mask.data) + at;
+  for (int64_t i = 0; i < count; ++i) {
+    if (hidden[i * mask.strides[3]] != 0) scores[i] = kHidden;
+  }
+}
+
+float sunk_weight(const FusedArgs& args, int64_t head, float maximum) {
+  return present(args.sink) ? std::exp(factor_at(args.sink, head * args.sink.strides[0]) - maximum) : 0.0f;
+}
+
+void store_row(const FusedArgs& args, float* sums, float divisor, int64_t head, void* to) {
+  const int64_t size = args.out.shape[3];
+  const FusedKernel& kernel = pick(kKernels);
+  if (!present(args.out_scale)) return kernel.narrow(args.out.dtype, sums, divisor, size, to);
+  kernel.narrow(ANYNPU_FLOAT32, sums, divisor, size, sums);
+  auto* codes = static_cast<int8_t*>(to);
+  float scales[kTogether], offsets[kTogether];
+  for (int64_t first = 0; first < size; first += kTogether) {
+    const int64_t count = std::min(kTogether, size - first);
+    load(args.out_scale, head, first, count, scales);
+    load(args.out_offset, head, first, count, offsets);
+    for (int64_t i = 0; i < count; ++i) codes[first + i] = int8_from_float(sums[first + i] * scales[i] + offsets[i]);
+  }
+}
 
 float factor_at(const anynpu_tensor& factors, int64_t offset) {
   float value;

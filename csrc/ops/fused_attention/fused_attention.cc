@@ -9,6 +9,7 @@
 #include "core/scratch.h"
 #include "ops/fused_attention/codes_attention.h"
 #include "ops/fused_attention/float_attention.h"
+#include "ops/fused_attention/integer_attention.h"
 
 namespace anynpu {
 namespace {
@@ -27,6 +28,7 @@ int threads_for(const Args& args) {
 
 size_t workspace_size(const Args& args) {
   if (element_count(args.out) == 0) return 0;
+  if (has_integer_products(args)) return sequence_bytes(args) + integer_attention_bytes(args, threads_for(args));
   const int64_t floats = float_attention_bytes(args, threads_for(args));
   return sequence_bytes(args) + (codes_attention_takes(args) ? std::max(floats, codes_attention_bytes(args)) : floats);
 }
@@ -40,6 +42,10 @@ int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
   const uintptr_t rest = reinterpret_cast<uintptr_t>(memory) + sequence_bytes(args);
   for (int64_t batch = 0; batch < batch_size(args); ++batch) {
     ANYNPU_TRY(place_sequence(args, batch, &sequences[batch]));
+  }
+  if (has_integer_products(args)) {
+    attend_in_integers(args, sequences, threads_for(args), rest);
+    return ANYNPU_OK;
   }
   if (codes_attention_takes(args) && codes_attention_takes(args, sequences)) {
     return attend_to_codes(args, sequences, rest);

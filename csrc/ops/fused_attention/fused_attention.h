@@ -18,6 +18,7 @@ inline int64_t kv_heads(const FusedArgs& args) { return args.k.shape[2]; }
 inline bool is_paged(const FusedArgs& args) { return present(args.block_table); }
 inline bool is_packed(const FusedArgs& args) { return args.packed != 0; }
 inline bool has_codes(const FusedArgs& args) { return args.k.dtype == ANYNPU_INT8 || args.k.dtype == ANYNPU_INT4; }
+inline bool has_integer_products(const FusedArgs& args) { return args.q.dtype == ANYNPU_INT8; }
 inline int64_t rope_size(const FusedArgs& args) { return present(args.q_rope) ? args.q_rope.shape[3] : 0; }
 // Rows that one sequence can have.
 inline int64_t capacity(const FusedArgs& args) {
@@ -59,6 +60,16 @@ inline int64_t step(const anynpu_tensor& tensor, int axis) {
 }
 float factor_at(const anynpu_tensor& factors, int64_t offset);
 
+// Where a row of keys and values lies.
+struct FusedPlace {
+  int64_t plane, row;
+};
+inline FusedPlace place_of(const FusedArgs& args, const FusedSequence& sequence, int64_t column) {
+  if (!is_paged(args)) return {sequence.kv_plane, sequence.first_column + column};
+  const int64_t block_size = args.k.shape[1];
+  return {block_at(args, sequence.batch, column / block_size), column % block_size};
+}
+
 constexpr int64_t kEverywhere = int64_t{1} << 61;  // from a row to any column, and sums of such stay in range
 // Limits of what a row sees.
 inline int64_t limit(int64_t tokens) { return tokens >= INT32_MAX ? kEverywhere : std::max(tokens, -kEverywhere); }
@@ -66,6 +77,26 @@ inline int64_t limit(int64_t tokens) { return tokens >= INT32_MAX ? kEverywhere 
 // Keys and values of INT32 are the INT4 that they hold.
 FusedArgs with_int4(const FusedArgs& args);
 int32_t check_fused_attention(const FusedArgs& args);
+// What row `row` of a sequence sees before the mask.
+struct FusedColumns {
+  int64_t first, last;
+  int64_t count() const { return std::max<int64_t>(0, last - first); }
+};
+inline FusedColumns seen_columns(const FusedArgs& args, const FusedSequence& sequence, int64_t row) {
+  const int64_t at = row + (args.from_end ? sequence.columns - sequence.rows : 0);
+  return {std::max<int64_t>(0, at - limit(args.before)), std::min(sequence.columns, at + limit(args.after) + 1)};
+}
+
+// Of a row of one head, from `column` on: adds the bias to the scores, and makes those -infinity that the mask hides.
+void add_bias(const FusedArgs& args, int64_t batch, int64_t head, int64_t row, int64_t column, int64_t count,
+              float* scores);
+void hide_masked(const FusedArgs& args, int64_t batch, int64_t head, int64_t row, int64_t column, int64_t count,
+                 float* scores);
+// The weight of the sink beside those of scores up to `maximum`.
+float sunk_weight(const FusedArgs& args, int64_t head, float maximum);
+// One row of a head of the result, sums / divisor, which overwrites the sums.
+void store_row(const FusedArgs& args, float* sums, float divisor, int64_t head, void* to);
+
 int32_t check_fused_data(const FusedArgs& args);
 // Where sequence `batch` lies, all but its first item of work; refuses lengths and blocks outside of the tensors.
 int32_t place_sequence(const FusedArgs& args, int64_t batch, FusedSequence* sequence);

@@ -58,12 +58,6 @@ bool KvRows::takes_in_place(const FusedArgs& args) {
          args.v.shape[3] % kFusedPadding == 0;
 }
 
-KvRows::Place KvRows::place(int64_t column) const {
-  if (!is_paged(args_)) return {sequence_.kv_plane, sequence_.first_column + column};
-  const int64_t block_size = args_.k.shape[1];
-  return {block_at(args_, sequence_.batch, column / block_size), column % block_size};
-}
-
 void KvRows::go_to(int64_t column, int64_t count, int64_t next_count) {
   count_ = count;
   for (int64_t i = 0; i < count; ++i) places_[i] = place(column + i);

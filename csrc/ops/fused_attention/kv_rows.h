@@ -29,9 +29,7 @@ class KvRows {
   void load(int64_t head, FusedTile* tile);
 
  private:
-  struct Place {
-    int64_t plane, row;
-  };
+  using Place = FusedPlace;
   // Keys or values, in bytes.
   struct View {
     const char* data;
@@ -42,7 +40,7 @@ class KvRows {
     }
   };
 
-  Place place(int64_t column) const;
+  Place place(int64_t column) const { return place_of(args_, sequence_, column); }
   void look_ahead(FusedTile* tile);
   void load_row(Place from, int64_t head, const FusedTile& tile, float* k, float* v) const;
   void load_channels(int64_t head) const;

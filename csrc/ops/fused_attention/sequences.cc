@@ -35,6 +35,13 @@ int32_t check_blocks(const Args& args, const Sequence& sequence) {
   return ANYNPU_OK;
 }
 
+// Of a mask or bias.
+int32_t check_sides(const char* name, const anynpu_tensor& plane, const Sequence& sequence) {
+  if (!present(plane) || (plane.shape[2] >= sequence.rows && plane.shape[3] >= sequence.columns)) return ANYNPU_OK;
+  return fail(ANYNPU_BAD_VALUE, "%s: %s must have at least %lld rows and %lld columns, got shape %s", kOp, name,
+              wide(sequence.rows), wide(sequence.columns), shape_text(plane));
+}
+
 }  // namespace
 
 int32_t place_sequence(const FusedArgs& args, int64_t batch, FusedSequence* sequence) {
@@ -48,11 +55,8 @@ int32_t place_sequence(const FusedArgs& args, int64_t batch, FusedSequence* sequ
   ANYNPU_TRY(cut("kv_lengths", args.kv_lengths, packed_kv, batch, capacity(args), &sequence->first_column,
                  &sequence->columns));
   if (is_paged(args)) ANYNPU_TRY(check_blocks(args, *sequence));
-  if (!present(args.mask) || (args.mask.shape[2] >= sequence->rows && args.mask.shape[3] >= sequence->columns)) {
-    return ANYNPU_OK;
-  }
-  return fail(ANYNPU_BAD_VALUE, "%s: mask must have at least %lld rows and %lld columns, got shape %s", kOp,
-              wide(sequence->rows), wide(sequence->columns), shape_text(args.mask));
+  ANYNPU_TRY(check_sides("mask", args.mask, *sequence));
+  return check_sides("bias", args.bias, *sequence);
 }
 
 }  // namespace anynpu

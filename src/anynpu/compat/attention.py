@@ -22,6 +22,7 @@ from anynpu.compat.attention_layouts import (
     require_ends,
     require_lengths,
     require_table,
+    side_by_side,
 )
 from anynpu.compat.attention_masks import Mask
 from anynpu.ops.fused_attention import composite
@@ -90,6 +91,42 @@ class Attention:
             scale, offset = codes.factors(op, tensor, counts, attention.packed, attention.block_table is not None)
             arguments |= {f"{letter}_scale": scale, f"{letter}_offset": offset}
         return replace(attention, further={**attention.further, **arguments})
+
+    def with_int8_products(self, op: str, factors: dict[str, torch.Tensor | None]) -> Attention:
+        """The same with what the products of an int8 query need: ``factors`` by their names, in order of the products.
+
+        They are those of the scores, of the weights and of the result. Dequantisation may be given as 64-bit words.
+        """
+        if self.query.dtype != torch.int8:
+            refuse(**factors)
+            return self
+        placed = []
+        for name, factor in factors.items():
+            if factor is None:
+                raise TypeError(f"{op}: {name} must be given for an int8 query")
+            words = (torch.int64, torch.uint64) if name.startswith("deq") else ()
+            require_dtype(op, name, factor, (*FLOATS, *words))
+            require(op, factor.numel() == 1, f"{name} must have 1 element, got shape {tuple(factor.shape)}")
+            factor = factor.reshape(1)
+            placed.append(factor.view(torch.float32)[:1] if factor.dtype in words else factor)  # the low half
+        scores, weights, values = placed
+        scales = {"k_scale": scores.reshape(1, 1, 1, 1), "v_scale": values.reshape(1, 1, 1, 1), "p_scale": weights}
+        return replace(self, further={**self.further, **scales})
+
+    def with_shift(self, op: str, name: str, shift: torch.Tensor | None) -> Attention:
+        """The same with ``shift`` (1 or B, N, S, Skv) added to the scaled scores."""
+        if shift is None:
+            return self
+        require_dtype(op, name, shift, FLOATS)
+        if self.packed:
+            raise NotImplementedError(f"{op}: {name} is not supported by anynpu in layout TND")
+        rows, columns = (max(axis) for axis in zip(*self._sizes(), strict=True))
+        heads, shape = (self.query.shape[0], self.query.shape[2]), tuple(shift.shape)
+        fits = len(shape) == 4 and shape[0] in (1, heads[0]) and shape[1] == heads[1]
+        fits = fits and shape[2] >= rows and shape[3] >= columns
+        expected = f"({heads[0]} or 1, {heads[1]}, {rows}, {columns})"
+        require(op, fits, f"{name} must have shape {expected}, or larger in the last two axes, got {shape}")
+        return replace(self, further={**self.further, "bias": side_by_side(shift)})
 
     def with_int8_result(self, op: str, factors: dict[str, torch.Tensor | None]) -> Attention:
         """The same with an int8 result, where the first of ``factors``, scale and offset by their names, is there."""
@@ -187,6 +224,7 @@ def attention_of(
     block_table: torch.Tensor | None = None,
     block_size: int = 0,
     antiquant: tuple[AntiQuant | None, AntiQuant | None] = NONE,
+    takes_int8: bool = False,
 ) -> Attention:
     """``lengths`` of the queries and of the keys, by the names of their arguments; ``kv_heads`` 0: ``heads``."""
     require(op, layout in layouts, f"Layout {layout} is not supported! input_layout must be {' or '.join(layouts)}")
@@ -194,7 +232,9 @@ def attention_of(
     kv_heads = kv_heads or heads
     whole = kv_heads > 0 and heads % kv_heads == 0
     require(op, whole, f"num_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
-    require_dtype(op, "query", query, FLOATS)
+    require_dtype(op, "query", query, (*FLOATS, torch.int8) if takes_int8 else FLOATS)
+    if query.dtype == torch.int8:
+        require(op, antiquant[0] is None, "an int8 query excludes scales of antiquantisation")
     for name, tensor, codes in zip(("key", "value"), (key, value), antiquant, strict=True):
         if codes is None:
             require_dtype(op, name, tensor, (query.dtype,))

@@ -30,10 +30,10 @@ def by_tokens(op: str, name: str, x: torch.Tensor, layout: str, heads: int) -> t
     require(op, x.shape[axis] == heads, f"axis {axis} of {name} must be its {heads} heads, got shape {shape}")
     if "T" in layout:
         x, layout = x.unsqueeze(0), "B" + layout.replace("T", "S")
-    return _side_by_side(x.permute([layout.index(axis) for axis in "BSND"]))
+    return side_by_side(x.permute([layout.index(axis) for axis in "BSND"]))
 
 
-def _side_by_side(x: torch.Tensor) -> torch.Tensor:
+def side_by_side(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -46,14 +46,13 @@ def npu_prompt_flash_attention(
 ) -> torch.Tensor:
     """``softmax(scale_value * query @ key.T, masked) @ value``, of whole prompts."""
     op = "npu_prompt_flash_attention"
-    refuse(
-        pse_shift=pse_shift, padding_mask=padding_mask, deq_scale1=deq_scale1, quant_scale1=quant_scale1,
-        deq_scale2=deq_scale2,
-    )  # fmt: skip
+    refuse(padding_mask=padding_mask)
     attention = attention_of(
         op, query, key, value, input_layout, ("BSH", "BSND", "BNSD", "BNSD_BSND"), num_heads, num_key_value_heads,
-        {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv},
+        {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv}, takes_int8=True,
     )  # fmt: skip
+    products = {"deq_scale1": deq_scale1, "quant_scale1": quant_scale1, "deq_scale2": deq_scale2}
+    attention = attention.with_int8_products(op, products).with_shift(op, "pse_shift", pse_shift)
     attention = attention.with_int8_result(op, {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2})
     mask = Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return attention.attend(op, mask, scale_value)[0]
@@ -95,16 +94,15 @@ def npu_incre_flash_attention(
 ) -> torch.Tensor:
     """The same for one new token of each sequence; ``actual_seq_lengths`` are those of the keys."""
     op = "npu_incre_flash_attention"
-    refuse(
-        padding_mask=padding_mask, pse_shift=pse_shift, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1,
-        dequant_scale2=dequant_scale2, kv_padding_size=kv_padding_size,
-    )  # fmt: skip
+    refuse(padding_mask=padding_mask, kv_padding_size=kv_padding_size)
     stacked = {"antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset}
     attention = attention_of(
         op, query, key, value, input_layout, ("BSH", "BSND", "BNSD"), num_heads, num_key_value_heads,
         {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}, block_table, block_size,
-        antiquant_of.stacked(op, stacked),
+        antiquant_of.stacked(op, stacked), takes_int8=True,
     )  # fmt: skip
+    products = {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2}
+    attention = attention.with_int8_products(op, products).with_shift(op, "pse_shift", pse_shift)
     attention = attention.with_int8_result(op, {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2})
     tokens = attention.query.shape[1]
     require(op, tokens == 1, f"query must have one token for each sequence, got {tokens}")

@@ -15,6 +15,7 @@ from anynpu.compat.attention import attention_of, refuse
 from anynpu.compat.attention_layouts import FLOATS, Lengths
 from anynpu.compat.attention_masks import ALL, Mask
 from anynpu.compat.published import published
+from anynpu.ops.fused_attention.spec import CODES
 
 
 @published(
@@ -84,7 +85,6 @@ def npu_fused_infer_attention_score(
     """
     op = "npu_fused_infer_attention_score"
     refuse(
-        pse_shift=pse_shift, dequant_scale1=dequant_scale1, quant_scale1=quant_scale1, dequant_scale2=dequant_scale2,
         query_padding_size=query_padding_size, kv_padding_size=kv_padding_size, key_shared_prefix=key_shared_prefix,
         value_shared_prefix=value_shared_prefix, actual_shared_prefix_len=actual_shared_prefix_len,
         key_rope_antiquant_scale=key_rope_antiquant_scale,
@@ -104,7 +104,8 @@ def npu_fused_infer_attention_score(
     return _fused_infer(
         op, query, key, value, input_layout, num_heads, num_key_value_heads, lengths, block_table, block_size, mask,
         scale, softmax_lse_flag, query_rope, key_rope, antiquant,
-        {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2},
+        {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2}, pse_shift,
+        {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2},
     )  # fmt: skip
 
 
@@ -126,6 +127,8 @@ def _fused_infer(
     key_rope: torch.Tensor | None,
     antiquant: tuple[AntiQuant | None, AntiQuant | None],
     result_factors: dict[str, torch.Tensor | None],
+    shift: torch.Tensor | None,
+    products: dict[str, torch.Tensor | None] | None = None,
     sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     layouts = (
@@ -133,8 +136,11 @@ def _fused_infer(
         "TND_NTD", "NTD_TND",
     )  # fmt: skip
     shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
-    attention = attention_of(op, query, key, value, *shared, antiquant).with_int8_result(op, result_factors)
-    if antiquant[0] is not None and query_rope is not None:
+    takes_int8 = products is not None
+    attention = attention_of(op, query, key, value, *shared, antiquant, takes_int8)
+    attention = attention.with_int8_result(op, result_factors).with_shift(op, "pse_shift", shift)
+    attention = attention.with_int8_products(op, products) if takes_int8 else attention
+    if attention.key.dtype in CODES and query_rope is not None:
         raise NotImplementedError(f"{op}: query_rope is not supported by anynpu with int8 or int4 key and value")
     require(op, (query_rope is None) == (key_rope is None), "query_rope and key_rope must be given together")
     if query_rope is not None:
@@ -218,12 +224,14 @@ def npu_fused_infer_attention_score_v2(
     modes = others.pop("key_quant_mode", 0), others.pop("value_quant_mode", 0)
     antiquant = antiquant_of.separate(op, separate, modes)
     result_factors = {name: others.pop(name, None) for name in ("quant_scale_out", "quant_offset_out")}
+    shift = others.pop("pse_shift", None)
     refuse(**others)
     lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
     mask = Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
-        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, result_factors, learnable_sink,
+        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, result_factors, shift, None,
+        learnable_sink,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
 @pytest.mark.parametrize(
     "tensors, options, kind, text",
     [
-        ((Q.double(), K, V), {}, TypeError, "query must be float32 or float16 or bfloat16, got float64"),
+        ((Q.double(), K, V), {}, TypeError, "query must be float32 or float16 or bfloat16 or int8, got float64"),
         ((Q.half(), K.half().to(torch.int8), V.half()), {}, TypeError, "key must be float16, got int8"),
         ((Q, K, V.half()), {}, TypeError, "value must be float32, got float16"),
         (
@@ -71,9 +71,9 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
         ),
         (
             (Q, K, V),
-            {"pse_shift": Q},
+            {"kv_padding_size": Q},
             NotImplementedError,
-            "pse_shift is not supported by anynpu, supported: float query",
+            "kv_padding_size is not supported by anynpu, supported: float query",
         ),
         (
             (Q, K, V),
@@ -158,7 +158,7 @@ def test_what_fused_refuses(tensors, options, kind, text):
             "kv_padding_size is not supported by anynpu",
         ),
         (
-            lambda: torch_npu.npu_prompt_flash_attention(Q, K, V, deq_scale1=Q),
+            lambda: torch_npu.npu_prompt_flash_attention(Q, K, V, deq_scale1=Q, input_layout="BNSD", **PROMPT),
             NotImplementedError,
             "deq_scale1 is not supported by anynpu",
         ),

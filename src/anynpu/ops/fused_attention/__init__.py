@@ -46,13 +46,15 @@ def fused_attention(
     with_lse: bool = False,
     out_scale: torch.Tensor | None = None,
     out_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    p_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``softmax(q @ k^T * softmax_scale, hidden) @ v`` where keys and values lie, float or codes, in float32.
 
     Query head h reads kv head ``h // (Nq / Nkv)``. int8 and int4 keys and values are ``(code + offset) * scale``.
 
     Args:
-        q: float16, bfloat16 or float32 ``[B, S, Nq, D]``.
+        q: float16, bfloat16, float32 or int8 ``[B, S, Nq, D]``.
         k, v: of q's dtype or int8, ``[B, T, Nkv, D]`` and ``[B, T, Nkv, Dv]``, or int32, eight int4 a word as
             ``int4_pack`` has them, ``[B, T, Nkv, D / 8]``. As q any strides but that of the last axis, 1.
         q_lengths, kv_lengths: int64 ``[B]``, rows of each sequence; all by default.
@@ -71,15 +73,19 @@ def fused_attention(
         with_lse: the log-sum-exp of the scores is wanted, without that of the sink.
         out_scale, out_offset: ``[Nq or 1, Dv or 1]`` of any of these float dtypes: the result is the int8
             ``saturate(rint(out * out_scale + out_offset))`` of the float32 one.
+        bias: ``[B or 1, Nq or 1, S or more, T or more]`` of any of these float dtypes, added to the scaled scores.
+        p_scale: ``[1]``, of int8 q alone, whose k and v are int8 with one scale for each head: the weights become the
+            int8 ``saturate(rint(weights * p_scale))`` before they meet the codes of v.
 
     Returns:
-        ``[B, S, Nq, Dv]`` in the dtype of q, or int8, and float32 ``[B, S, Nq]``, empty unless ``with_lse``. Rows
-        behind their sequence give 0 and 0, rows that see nothing 0 and -inf. The same bits for any number of threads.
+        ``[B, S, Nq, Dv]`` in the dtype of q (int8: float16) or int8, and float32 ``[B, S, Nq]``, empty unless
+        ``with_lse``. Rows behind their sequence give 0 and 0, rows that see nothing 0 and -inf. The same bits for any
+        number of threads.
 
     Raises:
         TypeError: a dtype.
         ValueError: a shape; a length or used block out of range.
-        NotImplementedError: ropes beside int8 or int4 keys, a mask for packed sequences.
+        NotImplementedError: ropes beside int8 or int4 keys, a mask or bias for packed sequences.
 
     >>> import torch, anynpu
     >>> q, k = torch.zeros(1, 2, 1, 2), torch.tensor([[[[4.0, 2.0]], [[8.0, -6.0]]]])
@@ -88,5 +94,5 @@ def fused_attention(
     """
     return _fused_attention(
         q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
-        softmax_scale, before, after, from_end, packed, with_lse, out_scale, out_offset,
+        softmax_scale, before, after, from_end, packed, with_lse, out_scale, out_offset, bias, p_scale,
     )  # fmt: skip

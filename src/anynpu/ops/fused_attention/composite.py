@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from anynpu import _device_errors
-from anynpu.ops.fused_attention.spec import ALL, OP, check, unpacked
+from anynpu.ops.fused_attention.spec import ALL, OP, check, out_dtype, unpacked
 
 _Q_LENGTHS = _device_errors.new_rule(OP, "q_lengths", "must be in the rows of q, running sums if packed")
 _KV_LENGTHS = _device_errors.new_rule(OP, "kv_lengths", "must be in the rows of k, running sums if packed")
@@ -87,10 +87,12 @@ def fused_attention(
     with_lse: bool = False,
     out_scale: torch.Tensor | None = None,
     out_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    p_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``anynpu.fused_attention``."""
     check(q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
-          packed=packed, out_scale=out_scale, out_offset=out_offset)  # fmt: skip
+          packed=packed, out_scale=out_scale, out_offset=out_offset, bias=bias, p_scale=p_scale)  # fmt: skip
     scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
     paged, planes = block_table is not None, None
     own_row, row, rows = _spans(q_lengths, q.shape[1], q.shape[0], packed, _Q_LENGTHS, q.device)
@@ -120,15 +122,24 @@ def fused_attention(
     if after < ALL:
         seen = seen & (column[:, None] <= (at + after)[:, :, None])
     seen = seen[:, None]
+    sides = q.shape[1], capacity
     if mask is not None:
-        sides = (0, max(0, capacity - mask.shape[3]), 0, max(0, q.shape[1] - mask.shape[2]))
-        seen = seen & ~torch.nn.functional.pad(mask.bool(), sides)[:, :, : q.shape[1], :capacity]
-    out, lse = _attend(query, key, value, seen, scale, sink, with_lse)
+        seen = seen & ~_of_sides(mask.bool(), *sides)
+    if bias is not None:
+        bias = _of_sides(bias.float(), *sides)
+        seen = seen & (bias != -torch.inf)
+    out, lse = _attend(query, key, value, seen, scale, sink, bias, p_scale, with_lse)
     lse = lse.masked_fill((own_row < 0)[:, :, None], 0) if with_lse else lse
     if out_scale is not None:
         out = out * out_scale.float() + (0 if out_offset is None else out_offset.float())
         return out.round().clamp(-128, 127).to(torch.int8), lse
-    return out.to(q.dtype), lse
+    return out.to(out_dtype(q, None)), lse
+
+
+def _of_sides(planes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """A mask or bias of these sides."""
+    sides = (0, max(0, columns - planes.shape[3]), 0, max(0, rows - planes.shape[2]))
+    return torch.nn.functional.pad(planes, sides)[:, :, :rows, :columns]
 
 
 def _attend(
@@ -138,15 +149,29 @@ def _attend(
     seen: torch.Tensor,
     scale: float,
     sink: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    p_scale: torch.Tensor | None,
     with_lse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, S, N, Dv] and [B, S, N]."""
     out, lse = query.new_zeros(*query.shape[:3], value.shape[3]), query.new_empty(0)
-    if key.shape[2]:
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+    if key.shape[2] and p_scale is None:
+        hidden = seen if bias is None else torch.where(seen, bias, -torch.inf)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scale)
         out = out.masked_fill(~seen.any(-1, keepdim=True), 0)
-    if with_lse or sink is not None:
-        lse = (query @ key.mT * scale).masked_fill(~seen, -torch.inf).logsumexp(-1)
-        if sink is not None:
-            out = out * torch.sigmoid(lse - sink.float()[:, None]).unsqueeze(-1)
+    if with_lse or sink is not None or p_scale is not None:
+        scores = query @ key.mT * scale + (0 if bias is None else bias)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        lse = scores.logsumexp(-1)
+        if p_scale is not None:
+            weights = (scores - lse.unsqueeze(-1)).exp().masked_fill(~seen, 0)
+            weights = weights if sink is None else weights * _share(lse, sink)
+            out = (weights * p_scale.float()).round().clamp(-128, 127) @ value
+        elif sink is not None:
+            out = out * _share(lse, sink)
     return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous() if with_lse else query.new_empty(0)
+
+
+def _share(lse: torch.Tensor, sink: torch.Tensor) -> torch.Tensor:
+    """Of the weights, what the sinks leave to the keys."""
+    return torch.sigmoid(lse - sink.float()[:, None]).unsqueeze(-1)

@@ -9,7 +9,7 @@ from anynpu import _native
 from anynpu._repeat import Plan, PlannedKernel
 from anynpu.ops.fused_attention.spec import ALL, check, head_size, out_dtype
 
-_call = _native.Call("fused_attention", tensors=18, scalars="qqfiii")
+_call = _native.Call("fused_attention", tensors=20, scalars="qqfiii")
 
 
 def _plan(
@@ -35,16 +35,18 @@ def _plan(
     with_lse: bool = False,
     out_scale: torch.Tensor | None = None,
     out_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    p_scale: torch.Tensor | None = None,
 ) -> Plan:
     tensors = (
         q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
     )  # fmt: skip
-    out_factors = out_scale, out_offset
-    check(*tensors, packed=packed, out_scale=out_scale, out_offset=out_offset)
+    further = {"out_scale": out_scale, "out_offset": out_offset, "bias": bias, "p_scale": p_scale}
+    check(*tensors, packed=packed, **further)
     scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
     shape = (*q.shape[:3], head_size(v))
     outputs = [(shape, out_dtype(q, out_scale)), (q.shape[:3], torch.float32) if with_lse else None]
-    run = _call.plan((*tensors, *out_factors), outputs, (before, after, scale, from_end, packed, 0))
+    run = _call.plan((*tensors, *further.values()), outputs, (before, after, scale, from_end, packed, 0))
     if with_lse:
         return run
     return lambda *present: (run(*present), _native.allocate((0,), (1,), torch.float32))

@@ -48,10 +48,10 @@ def _sequences(
     q_lengths: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
     table: torch.Tensor | None,
-    mask: torch.Tensor | None,
+    planes: dict[str, torch.Tensor | None],  # of scores: mask and bias
     packed: bool,
 ) -> Iterator[_Sequence]:
-    planes, size = k.shape[:2]
+    blocks, size = k.shape[:2]
     capacity = size if table is None else table.shape[1] * size
     for batch in range(len(q_lengths) if packed else q.shape[0]):
         first, end = _cut("q_lengths", q_lengths, packed, batch, q.shape[1])
@@ -61,10 +61,11 @@ def _sequences(
             plane = 0 if packed else batch
             of = _rows_of(plane, start, last)
         else:
-            of = _rows_of_blocks(_blocks(table, batch, columns, planes, size), columns)
-        if mask is not None and (mask.shape[2] < rows or mask.shape[3] < columns):
-            sides = f"at least {rows} rows and {columns} columns"
-            raise ValueError(f"{OP}: mask must have {sides}, got shape {tuple(mask.shape)}")
+            of = _rows_of_blocks(_blocks(table, batch, columns, blocks, size), columns)
+        for name, scores in planes.items():
+            if scores is not None and (scores.shape[2] < rows or scores.shape[3] < columns):
+                sides = f"at least {rows} rows and {columns} columns"
+                raise ValueError(f"{OP}: {name} must have {sides}, got shape {tuple(scores.shape)}")
         yield _Sequence(batch, 0 if packed else batch, first, rows, columns, of)
 
 
@@ -121,8 +122,8 @@ class _Attention:
 
     sequence: _Sequence
     result: torch.Tensor  # [Nq, rows, Dv]
-    lse: torch.Tensor  # [Nq, rows, 1]
     error: torch.Tensor
+    lse: torch.Tensor  # [Nq, rows, 1]
     lse_error: torch.Tensor
 
 
@@ -145,7 +146,8 @@ def _attend(args: dict, sequence: _Sequence) -> _Attention:
     group = q.shape[2] // k.shape[2]
     key, key_sizes, value, value_sizes = (x.repeat_interleave(group, 0) for x in (key, key_sizes, value, value_sizes))
     hidden = ~_visible(sequence, args["mask"], args["before"], args["after"], args["from_end"])
-    scores = (query @ key.mT * scale).masked_fill(hidden, -torch.inf)
+    bias = _bias(args["bias"], sequence)
+    scores = (query @ key.mT * scale + bias).masked_fill(hidden, -torch.inf)
     lse = (
         scores.logsumexp(-1, keepdim=True) if sequence.columns else scores.new_full((*scores.shape[:2], 1), -torch.inf)
     )
@@ -156,9 +158,9 @@ def _attend(args: dict, sequence: _Sequence) -> _Attention:
 
     # What float32 makes of it.
     magnitudes = query.abs() @ key_sizes.mT * abs(scale)
-    error = (size + 12) * _U * magnitudes
+    error = (size + 13) * _U * magnitudes + _U * bias.abs().nan_to_num(0, 0, 0)
     fraction = 0.0
-    if k.dtype == torch.int8:
+    if k.dtype == torch.int8 and q.dtype != torch.int8:
         fraction = 1.001 * (2.0**-31 if q.dtype == torch.float32 else 2.0**-16)
         factors = _factors(args["k_scale"], k, sequence).abs().transpose(0, 1).expand(k.shape[2], -1, -1)
         largest = query.abs() * factors.amax(1, keepdim=True).repeat_interleave(group, 0) if sequence.columns else query
@@ -173,7 +175,28 @@ def _attend(args: dict, sequence: _Sequence) -> _Attention:
         rounding = weight_rounding(weights.unsqueeze(1), value_sizes).squeeze(1)
         wrong = wrong + fraction * rounding
     lse_error = worst + (sequence.columns + 8) * _U * (1 + lse.abs().nan_to_num(0, 0, 0))
-    return _Attention(sequence, weights @ value, lse, wrong, lse_error)
+    if args["p_scale"] is not None:
+        return _Attention(sequence, *_integer_products(args["p_scale"], weights, relative, value), lse, lse_error)
+    return _Attention(sequence, weights @ value, wrong, lse, lse_error)
+
+
+def _bias(bias: torch.Tensor | None, sequence: _Sequence) -> torch.Tensor:
+    """float64 [1 or Nq, rows, columns], or one 0."""
+    if bias is None:
+        return torch.zeros(1, 1, 1, dtype=torch.float64)
+    plane = bias[0 if bias.shape[0] == 1 else sequence.batch]
+    return plane[:, : sequence.rows, : sequence.columns].double()
+
+
+def _integer_products(
+    p_scale: torch.Tensor, weights: torch.Tensor, relative: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result of weights in int8, and how far it may be off: a weight near a half may become another code."""
+    codes = _codes(weights, p_scale, None)
+    wrong = relative * weights + 3 * _U * weights + _UNDERFLOW
+    others = torch.maximum(*[(_codes(weights + sign * wrong, p_scale, None) - codes).abs() for sign in (1, -1)])
+    roundings = (value.shape[1] + 8) * _U * ((codes.abs() + others) @ value.abs())
+    return codes @ value, others @ value.abs() + roundings
 
 
 def _all(args: dict, pick: Callable[[_Attention], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
@@ -181,8 +204,9 @@ def _all(args: dict, pick: Callable[[_Attention], tuple[torch.Tensor, torch.Tens
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=torch.float64)
     lse = torch.zeros(*q.shape[:3], dtype=torch.float64)
     sequences = _sequences(
-        q, args["k"], args["q_lengths"], args["kv_lengths"], args["block_table"], args["mask"], args["packed"]
-    )
+        q, args["k"], args["q_lengths"], args["kv_lengths"], args["block_table"],
+        {"mask": args["mask"], "bias": args["bias"]}, args["packed"],
+    )  # fmt: skip
     for sequence in list(sequences):
         place = sequence.plane, slice(sequence.first, sequence.first + sequence.rows)
         result, sums = pick(_attend(args, sequence))

@@ -19,7 +19,7 @@ SCHEMA = (
     "Tensor? k_offset=None, Tensor? v_scale=None, Tensor? v_offset=None, Tensor? block_table=None, Tensor? mask=None, "
     "Tensor? sink=None, Tensor? q_lengths=None, Tensor? kv_lengths=None, float? softmax_scale=None, "
     f"int before={ALL}, int after={ALL}, bool from_end=False, bool packed=False, bool with_lse=False, "
-    "Tensor? out_scale=None, Tensor? out_offset=None) "
+    "Tensor? out_scale=None, Tensor? out_offset=None, Tensor? bias=None, Tensor? p_scale=None) "
     "-> (Tensor, Tensor)"
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -62,8 +62,8 @@ def _check_same(name: str, tensor: torch.Tensor, like_name: str, like: torch.Ten
 
 
 def _check_q_k_v(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    _check_heads("q", q, FLOATS)
-    _check_heads("k", k, (q.dtype, *CODES))
+    _check_heads("q", q, (*FLOATS, torch.int8))
+    _check_heads("k", k, (torch.int8,) if q.dtype == torch.int8 else (q.dtype, *CODES))
     _check_heads("v", v, (k.dtype,))
     _check_same("v", v, "k", k, 0, 3)
     sizes = q.shape[3], head_size(k)
@@ -137,15 +137,34 @@ def _check_block_table(table: torch.Tensor, batch: int, kv_lengths: torch.Tensor
     require(OP, kv_lengths is not None, "kv_lengths must be given for a block_table")
 
 
-def _check_mask(mask: torch.Tensor, batch: int, heads: int, packed: bool) -> None:
-    require_tensor(OP, "mask", mask)
-    require_dtype(OP, "mask", mask, MASKS)
-    _require_axes("mask", mask, 4)
+def _check_planes(
+    name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], batch: int, heads: int, packed: bool
+) -> None:
+    """A mask or bias."""
+    require_tensor(OP, name, tensor)
+    require_dtype(OP, name, tensor, dtypes)
+    _require_axes(name, tensor, 4)
     if packed:
-        raise NotImplementedError(f"{OP}: mask is not implemented for packed sequences")
-    shape = tuple(mask.shape)
+        raise NotImplementedError(f"{OP}: {name} is not implemented for packed sequences")
+    shape = tuple(tensor.shape)
     fits = shape[0] in (1, batch) and shape[1] in (1, heads)
-    require(OP, fits, f"mask must have 1 or {batch} sequences and 1 or {heads} heads, got shape {shape}")
+    require(OP, fits, f"{name} must have 1 or {batch} sequences and 1 or {heads} heads, got shape {shape}")
+
+
+def _check_integer_products(
+    q: torch.Tensor, p_scale: torch.Tensor | None, factors: tuple[torch.Tensor | None, ...]
+) -> None:
+    """``factors``: k_scale, v_scale and the offsets."""
+    if q.dtype != torch.int8:
+        if p_scale is not None:
+            raise TypeError(f"{OP}: p_scale is for int8 q")
+        return
+    require_tensor(OP, "p_scale", p_scale)
+    require_dtype(OP, "p_scale", p_scale, FLOATS)
+    require(OP, tuple(p_scale.shape) == (1,), f"p_scale must have shape (1,), got {tuple(p_scale.shape)}")
+    by_head = factors[2] is None and factors[3] is None and all(x.shape[:2] == (1, 1) for x in factors[:2])
+    by_head = by_head and all(x.shape[3] == 1 for x in factors[:2])
+    require(OP, by_head, "k and v of int8 q must have one scale for each head and no offsets")
 
 
 def _check_out_factors(name: str, factors: torch.Tensor, heads: int, size: int) -> None:
@@ -181,6 +200,8 @@ def check(
     with_lse: bool = False,
     out_scale: torch.Tensor | None = None,
     out_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    p_scale: torch.Tensor | None = None,
 ) -> None:
     """Checks what can be checked without data."""
     _check_q_k_v(q, k, v)
@@ -189,12 +210,17 @@ def check(
         _check_factors(name, factors, codes, required=True)
     for name, factors, codes in (("k_offset", k_offset, k), ("v_offset", v_offset, v)):
         _check_factors(name, factors, codes, required=False)
+    _check_integer_products(q, p_scale, (k_scale, v_scale, k_offset, v_offset))
     lengths = {"q_lengths": q_lengths, "kv_lengths": kv_lengths}
     batch = _check_lengths(q, k, lengths, block_table is not None, packed)
     if block_table is not None:
         _check_block_table(block_table, batch, kv_lengths)
     if mask is not None:
-        _check_mask(mask, batch, q.shape[2], packed)
+        _check_planes("mask", mask, MASKS, batch, q.shape[2], packed)
+    if bias is not None:
+        _check_planes("bias", bias, FLOATS, batch, q.shape[2], packed)
+        dense = bias.shape[3] <= 1 or bias.stride(3) == 1
+        require(OP, dense, "the last axis of bias should be contiguous")
     if sink is not None:
         require_tensor(OP, "sink", sink)
         require_dtype(OP, "sink", sink, FLOATS)
@@ -216,7 +242,9 @@ def named_arguments(*args, **kwargs) -> dict[str, Any]:
 
 def out_dtype(q: torch.Tensor, out_scale: torch.Tensor | None) -> torch.dtype:
     """That of the result."""
-    return q.dtype if out_scale is None else torch.int8
+    if out_scale is not None:
+        return torch.int8
+    return torch.float16 if q.dtype == torch.int8 else q.dtype
 
 
 def fake(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -257,6 +285,10 @@ def samples() -> Iterator[Sample]:
     yield Sample("int8 by tokens, mask", (*rows, None, None, tokens, tokens, tokens, None, None, mask))
     to_codes = (*[None] * 3, ALL, ALL, False, False, False, reals(6, 24).abs() * 50, reals(1, 1))
     yield Sample("decode, int8 result", (*decode, *none, *to_codes))
+    numbers_8 = codes(2, 3, 4, 16), codes(2, 20, 2, 16), codes(2, 20, 2, 16)
+    products = (None, None, reals(1, 1, 1, 1).abs() / 500, None, reals(1, 1, 1, 1).abs() / 9)
+    rest = (*[None] * 6, ALL, 0, True, False, True, None, None, reals(1, 4, 3, 20), torch.tensor([127.0]))
+    yield Sample("int8 products, bias", (*numbers_8, *products, None, *rest))
     words = [torch.randint(-(2**31), 2**31, (5, 8, 2, 4), generator=generator, dtype=torch.int32) for _ in range(2)]
     yield Sample("int4 in blocks", (cache[0], *words, *factors, table, None, None, None, numbers(20, 3)))
     packed = (reals(1, 10, 4, 8), reals(1, 14, 2, 8), reals(1, 14, 2, 8), reals(1, 10, 4, 4), reals(1, 14, 2, 4))
