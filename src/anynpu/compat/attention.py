@@ -25,6 +25,7 @@ from anynpu.compat.attention_layouts import (
     side_by_side,
 )
 from anynpu.compat.attention_masks import Mask
+from anynpu.compat.attention_padding import padded_mask, padding_size
 from anynpu.ops.fused_attention import composite
 from anynpu.ops.fused_attention.spec import head_size
 
@@ -51,6 +52,7 @@ class Attention:
     q_lengths: Sequence[int] | None = None
     kv_lengths: Sequence[int] | None = None
     block_table: torch.Tensor | None = None
+    paddings: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # rows behind queries and behind keys
     further: dict[str, Any] = field(default_factory=dict)  # arguments of fused_attention
 
     def check(self, op: str) -> None:
@@ -128,6 +130,32 @@ class Attention:
         require(op, fits, f"{name} must have shape {expected}, or larger in the last two axes, got {shape}")
         return replace(self, further={**self.further, "bias": side_by_side(shift)})
 
+    def with_padding(self, op: str, **sizes: torch.Tensor | None) -> Attention:
+        """The same with sequences at the right ends of their rows, but for so many: of queries, then of keys."""
+        pairs = zip(sizes.items(), (self.q_lengths, self.kv_lengths), strict=True)
+        paddings = tuple(padding_size(op, *each, lengths) for each, lengths in pairs)
+        if paddings[0] is None and paddings[1] is None:
+            return self
+        by_tokens = any(
+            self.further[name].shape[:2] != (1, 1) for name in ("k_scale", "v_scale") if name in self.further
+        )
+        if self.packed or self.block_table is not None or by_tokens:
+            names = " and ".join(name for name, size in sizes.items() if size is not None)
+            rule = "in layout TND, with a block_table or with scales of tokens"
+            raise NotImplementedError(f"{op}: {names} is not supported by anynpu {rule}")
+        return replace(self, paddings=paddings)
+
+    def _hidden_by_padding(self, op: str, hidden: dict[str, Any]) -> dict[str, Any]:
+        """What ``hidden`` and the lengths of padded sequences hide, as a mask."""
+        sides = self.query.shape[1], self.key.shape[1]
+        mask = hidden.get("mask")
+        if mask is not None:
+            got = tuple(mask.shape[2:])
+            fits = got[0] >= sides[0] and got[1] >= sides[1]
+            require(op, fits, f"atten_mask must have all rows and columns, {sides}, beside padding sizes, got {got}")
+        lengths = self._on_device(self.q_lengths), self._on_device(self.kv_lengths)
+        return {"mask": padded_mask(sides, lengths, self.paddings, self.query.device, **hidden)}
+
     def with_int8_result(self, op: str, factors: dict[str, torch.Tensor | None]) -> Attention:
         """The same with an int8 result, where the first of ``factors``, scale and offset by their names, is there."""
         (scale, offset), names = factors.values(), tuple(factors)
@@ -191,10 +219,12 @@ class Attention:
         hidden = {}
         if mask.tensor is not None or mask.sparse_mode != 0:
             hidden = mask.arguments(op, self._sizes(), self.query.shape[2], self.packed, self.one_row)
+        lengths = {"q_lengths": self._on_device(self.q_lengths), "kv_lengths": self._on_device(self.kv_lengths)}
+        if any(padding is not None for padding in self.paddings):
+            hidden, lengths = self._hidden_by_padding(op, hidden), {}
         arguments = {
             "q": self.query, "k": self.key, "v": self.value, "block_table": self.block_table, "sink": sink,
-            "q_lengths": self._on_device(self.q_lengths), "kv_lengths": self._on_device(self.kv_lengths),
-            "softmax_scale": scale, "packed": self.packed, "with_lse": with_lse, **hidden, **self.further,
+            "softmax_scale": scale, "packed": self.packed, "with_lse": with_lse, **lengths, **hidden, **self.further,
         }  # fmt: skip
         tensors = (self.query, self.key, self.value)
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -94,13 +94,14 @@ def npu_incre_flash_attention(
 ) -> torch.Tensor:
     """The same for one new token of each sequence; ``actual_seq_lengths`` are those of the keys."""
     op = "npu_incre_flash_attention"
-    refuse(padding_mask=padding_mask, kv_padding_size=kv_padding_size)
+    refuse(padding_mask=padding_mask)
     stacked = {"antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset}
     attention = attention_of(
         op, query, key, value, input_layout, ("BSH", "BSND", "BNSD"), num_heads, num_key_value_heads,
         {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}, block_table, block_size,
         antiquant_of.stacked(op, stacked), takes_int8=True,
     )  # fmt: skip
+    attention = attention.with_padding(op, **{"of the queries": None, "kv_padding_size": kv_padding_size})
     products = {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2}
     attention = attention.with_int8_products(op, products).with_shift(op, "pse_shift", pse_shift)
     attention = attention.with_int8_result(op, {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2})

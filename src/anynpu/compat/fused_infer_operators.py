@@ -85,9 +85,8 @@ def npu_fused_infer_attention_score(
     """
     op = "npu_fused_infer_attention_score"
     refuse(
-        query_padding_size=query_padding_size, kv_padding_size=kv_padding_size, key_shared_prefix=key_shared_prefix,
-        value_shared_prefix=value_shared_prefix, actual_shared_prefix_len=actual_shared_prefix_len,
-        key_rope_antiquant_scale=key_rope_antiquant_scale,
+        key_shared_prefix=key_shared_prefix, value_shared_prefix=value_shared_prefix,
+        actual_shared_prefix_len=actual_shared_prefix_len, key_rope_antiquant_scale=key_rope_antiquant_scale,
     )  # fmt: skip
     separate = {
         "key_antiquant_scale": key_antiquant_scale,
@@ -106,6 +105,7 @@ def npu_fused_infer_attention_score(
         scale, softmax_lse_flag, query_rope, key_rope, antiquant,
         {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2}, pse_shift,
         {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2},
+        {"query_padding_size": query_padding_size, "kv_padding_size": kv_padding_size},
     )  # fmt: skip
 
 
@@ -129,6 +129,7 @@ def _fused_infer(
     result_factors: dict[str, torch.Tensor | None],
     shift: torch.Tensor | None,
     products: dict[str, torch.Tensor | None] | None = None,
+    paddings: dict[str, torch.Tensor | None] | None = None,
     sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     layouts = (
@@ -140,6 +141,7 @@ def _fused_infer(
     attention = attention_of(op, query, key, value, *shared, antiquant, takes_int8)
     attention = attention.with_int8_result(op, result_factors).with_shift(op, "pse_shift", shift)
     attention = attention.with_int8_products(op, products) if takes_int8 else attention
+    attention = attention.with_padding(op, **paddings) if paddings else attention
     if attention.key.dtype in CODES and query_rope is not None:
         raise NotImplementedError(f"{op}: query_rope is not supported by anynpu with int8 or int4 key and value")
     require(op, (query_rope is None) == (key_rope is None), "query_rope and key_rope must be given together")
@@ -231,7 +233,7 @@ def npu_fused_infer_attention_score_v2(
     return _fused_infer(
         op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
         mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, result_factors, shift, None,
-        learnable_sink,
+        None, learnable_sink,
     )  # fmt: skip
 
 

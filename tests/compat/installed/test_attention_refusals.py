@@ -71,9 +71,9 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
         ),
         (
             (Q, K, V),
-            {"kv_padding_size": Q},
+            {"key_shared_prefix": Q},
             NotImplementedError,
-            "kv_padding_size is not supported by anynpu, supported: float query",
+            "key_shared_prefix is not supported by anynpu, supported: float query",
         ),
         (
             (Q, K, V),
@@ -153,9 +153,9 @@ def test_what_fused_refuses(tensors, options, kind, text):
             "input_layout must be BSH or BSND or BNSD",
         ),
         (
-            lambda: torch_npu.npu_incre_flash_attention(ROW, K, V, kv_padding_size=Q),
+            lambda: torch_npu.npu_incre_flash_attention(ROW, K, V, padding_mask=Q),
             NotImplementedError,
-            "kv_padding_size is not supported by anynpu",
+            "padding_mask is not supported by anynpu",
         ),
         (
             lambda: torch_npu.npu_prompt_flash_attention(Q, K, V, deq_scale1=Q, input_layout="BNSD", **PROMPT),
