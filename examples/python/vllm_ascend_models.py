@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models with random weights in vLLM, with vllm-ascend, beside transformers: ``anynpu run FILE NAME``.
+"""Small models with random weights in vLLM, with vllm-ascend, beside transformers: ``anynpu run FILE NAME [SCHEME]``.
 
-It prints how far the log-probabilities of a prompt's tokens differ. See docs/vllm_ascend.md for what must be installed.
+It prints how far the log-probabilities of the tokens of a prompt and of its answer differ. With a scheme vLLM loads a
+folder that ``anynpu.convert_checkpoint`` wrote for it, and transformers has the same weights as floats, activations
+too. See docs/vllm_ascend.md for what must be installed.
 """
 
+import copy
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
+
+import anynpu
 
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 LATENT = {
@@ -28,6 +34,7 @@ LATENT = {
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
 MODELS = {
     "qwen2": ATTENTION,
+    "qwen3": ATTENTION,
     "mixtral": {**ATTENTION, "num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen3_moe": {**ATTENTION, **EXPERTS, "num_experts": 8, "norm_topk_prob": True},
     "deepseek_v2": {**LATENT, **EXPERTS, "q_lora_rank": None, "n_group": 1, "topk_method": "greedy"},
@@ -46,39 +53,100 @@ SIZES = {
 }  # fmt: skip
 
 
-def expected(folder: str, prompt: list[int]) -> list[float]:
+# What quantises linear layers, and experts.
+SCHEMES = {
+    "W8A16": (anynpu.W8A16(), None),
+    "W8A16-C8": (anynpu.W8A16(), None),  # with an INT8 KV cache
+    "W4A16": (anynpu.W4A16(64), None),
+    "W8A8": (anynpu.W8A8(), anynpu.W8A8()),
+    "W4A8": (anynpu.W8A8(), anynpu.W4A8(0)),
+    "W4A8-groups": (anynpu.W8A8(), anynpu.W4A8(64)),
+}
+# Rounded activations would now and then choose another expert, whose share is a jump: quantised models take them all.
+EVERY_EXPERT = {"num_experts_per_tok": 8, "n_group": 1}
+STATIC = "W8A8-static"  # linear layers whose activations get the scales of the prompt
+FLOAT = ("lm_head", "kv_b_proj")
+
+
+def on_grid(weight: torch.Tensor, config: anynpu.W8A8 | anynpu.W4A8 | anynpu.W4A16 | anynpu.W8A16) -> torch.Tensor:
+    """What quantisation makes of the weight of a layer, or of experts, with scales that bfloat16 holds."""
+    rounding = anynpu.W4A8(config.group_size) if config.bits == 4 else anynpu.W8A8()
+    codes, scale = rounding.quantize_experts(weight.reshape(-1, *weight.shape[-2:]))
+    groups = codes.float().unflatten(-1, (scale.shape[-1], -1)) * scale.bfloat16().float().unsqueeze(-1)
+    return groups.reshape(weight.shape)
+
+
+def quantized(model: torch.nn.Module, scheme: str, prompt: list[int]) -> torch.nn.Module:
+    """A quantised copy of the model, which itself gets the weights of the copy."""
+    linear, experts = SCHEMES.get(scheme, (anynpu.W8A8(), None))
+
+    def is_linear(module: torch.nn.Module, name: str) -> bool:
+        return type(module) is torch.nn.Linear and name.rpartition(".")[2] not in FLOAT
+
+    for name, module in model.named_modules():
+        if experts and hasattr(module, "gate_up_proj"):
+            module.gate_up_proj.data = on_grid(module.gate_up_proj, experts)
+            module.down_proj.data = on_grid(module.down_proj, experts)
+        elif is_linear(module, name):
+            module.weight.data = on_grid(module.weight, experts if experts and "shared_expert" in name else linear)
+    if scheme == STATIC:
+        linear = anynpu.W8A8(activations=anynpu.calibrate_activations(model, [torch.tensor([prompt])]))
+    result = copy.deepcopy(model)
+    if experts:
+        anynpu.quantize_(result, experts, filter_fn=lambda module, name: type(module) is not torch.nn.Linear)
+    return anynpu.quantize_(result, linear, filter_fn=is_linear)
+
+
+def expected(model: torch.nn.Module, tokens: list[int]) -> list[float]:
     """Log-probabilities by transformers in float32."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
-    return [float(scores[place, token]) for place, token in enumerate(prompt[1:])]
+        scores = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    return [float(scores[place, token]) for place, token in enumerate(tokens[1:])]
 
 
-def measured(folder: str, prompt: list[int]) -> list[float]:
-    """Log-probabilities by vLLM."""
+def measured(folder: Path, prompt: list[int], quantization: str | None) -> tuple[list[int], list[float]]:
+    """The tokens of the prompt and of vLLM's answer, and their log-probabilities. The prompt takes two steps."""
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
     llm = LLM(
-        folder, skip_tokenizer_init=True, enforce_eager=True, max_model_len=256, max_num_seqs=4,
-        max_num_batched_tokens=32, gpu_memory_utilization=0.1,
+        str(folder), quantization=quantization, dtype="bfloat16", skip_tokenizer_init=True, enforce_eager=True,
+        max_model_len=256, max_num_seqs=4, max_num_batched_tokens=32, gpu_memory_utilization=0.1,
     )  # fmt: skip
-    options = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-    (answer,) = llm.generate(TokensPrompt(prompt_token_ids=prompt), options)
-    return [scores[token].logprob for scores, token in zip(answer.prompt_logprobs[1:], prompt[1:], strict=True)]
+    options = SamplingParams(
+        temperature=0, max_tokens=8, prompt_logprobs=0, logprobs=0, ignore_eos=True, detokenize=False
+    )
+    (result,) = llm.generate(TokensPrompt(prompt_token_ids=prompt), options)
+    (answer,) = result.outputs
+    tokens = prompt + list(answer.token_ids)
+    scores = [*result.prompt_logprobs[1:], *answer.logprobs]
+    return tokens, [each[token].logprob for each, token in zip(scores, tokens[1:], strict=True)]
 
 
-def main(name: str) -> None:
+def main(name: str, scheme: str | None = None) -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     transformers.set_seed(0)
-    prompt = torch.randint(3, SIZES["vocab_size"], (20,)).tolist()
-    with tempfile.TemporaryDirectory() as folder:
-        config = AutoConfig.for_model(name, **SIZES, **MODELS[name])
-        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
-        differences = torch.tensor(measured(folder, prompt)) - torch.tensor(expected(folder, prompt))
+    prompt = torch.randint(3, SIZES["vocab_size"], (40,)).tolist()
+    routing = EVERY_EXPERT if scheme and "num_experts_per_tok" in MODELS[name] else {}
+    config = AutoConfig.for_model(name, **SIZES, **MODELS[name] | routing)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")
+        if scheme is None:
+            model.save_pretrained(folder)
+        else:
+            anynpu.save_quantized(quantized(model.float(), scheme, prompt), Path(temporary, "quantized"))
+            model.config.architectures = [type(model).__name__]  # as save_pretrained notes it
+            model.config.save_pretrained(Path(temporary, "quantized"))
+            if scheme.endswith("C8"):
+                anynpu.calibrate_kv(model, [torch.tensor(prompt)]).save(Path(temporary, "quantized"))
+            anynpu.convert_checkpoint(Path(temporary, "quantized"), folder, "msmodelslim")
+        tokens, got = measured(folder, prompt, None if scheme is None else "ascend")
+    differences = torch.tensor(got) - torch.tensor(expected(model.float(), tokens))
     mean = differences.square().mean().sqrt()
-    print(f"{name}: largest difference {differences.abs().max():.3f}, root of the mean square {mean:.3f}")
+    what = name if scheme is None else f"{name} {scheme}"
+    print(f"{what}: largest difference {differences.abs().max():.3f}, root of the mean square {mean:.3f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -112,3 +112,38 @@ def test_shared_experts_of_vllm_ascend():
     assert ((codes.double() * scale.double()[:, None] - y).abs() <= 0.501 * scale.double()[:, None]).all()
     with pytest.raises(NotImplementedError, match="swiglu_mode must be 0 or 1, got 2"):
         fused(x=sums, **named, swiglu_mode=2)
+
+
+def test_int8_cache_of_vllm_ascend():
+    """Its type C8: keys and values of channels with a scale each, in FRACTAL_NZ blocks with heads of their own."""
+    heads, kv_heads, width, block, lengths = 4, 2, 64, 32, [5, 40]
+    places = torch.cat([3 * block + torch.arange(5), block + torch.arange(32), 5 * block + torch.arange(8)]).int()
+    rows, caches = {}, {}
+    for seed, name in enumerate(("key", "value")):
+        floats = reals(45, kv_heads, width, seed=seed)
+        scale = (floats.abs().amax(0) / 127).bfloat16()
+        rows[name] = (floats / scale.float()).round().clamp(-128, 127).to(torch.int8), scale
+        caches[name] = torch.zeros(6, block, kv_heads, width, dtype=torch.int8, device="npu").view(
+            6, kv_heads, 2, block, 32
+        )
+    torch_npu.npu_scatter_pa_kv_cache(
+        key=rows["key"][0], value=rows["value"][0], key_cache=caches["key"], value_cache=caches["value"],
+        slot_mapping=places,
+    )  # fmt: skip
+    query = reals(2, heads, width, seed=2).bfloat16()
+    scales = {f"{name}_antiquant_scale": scale.view(kv_heads, 1, width) for name, (_, scale) in rows.items()}
+    got, _ = torch_npu.npu_fused_infer_attention_score(
+        query.unsqueeze(2), caches["key"], caches["value"], **scales, input_layout="BNSD", num_heads=heads,
+        block_table=torch.tensor([[3, 0], [1, 5]], dtype=torch.int32).npu(), actual_seq_lengths_kv=lengths,
+        num_key_value_heads=kv_heads, scale=width**-0.5, block_size=block, antiquant_mode=0, key_antiquant_mode=0,
+        value_antiquant_mode=0, inner_precise=1, sparse_mode=0,
+    )  # fmt: skip
+    parts = [
+        (codes.double() * scale.double()).repeat_interleave(heads // kv_heads, 1).split(lengths)
+        for codes, scale in rows.values()
+    ]
+    for row, key, value, result in zip(query.double(), *parts, got, strict=True):
+        share = (torch.einsum("nd,snd->ns", row, key) * width**-0.5).softmax(-1)
+        expected = torch.einsum("ns,snd->nd", share, value)
+        # Rounded to bfloat16 once; scores of 64 float32 products that sum up to some 10 are off by 4e-5 at most.
+        torch.testing.assert_close(result[:, 0].double(), expected, rtol=2.0**-8, atol=1e-4 * float(value.abs().max()))
