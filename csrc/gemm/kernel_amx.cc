@@ -4,17 +4,8 @@
 #include "gemm/bf16_amx.inc"
 
 namespace anynpu {
-namespace {
 
-constexpr GemmKernel amx_kernel() {
-  GemmKernel kernel = avx512_kernel(Isa::amx);
-  kernel.bf16 = {3, kAmxRows, pack_bf16_planes, panel_bf16, multiply_bf16_planes};
-  return kernel;
-}
-
-}  // namespace
-
-extern const GemmKernel gemm_amx;
-const GemmKernel gemm_amx = amx_kernel();
+extern const Bf16Scheme bf16_amx;
+const Bf16Scheme bf16_amx = {3, kAmxRows, pack_bf16_planes, panel_bf16, multiply_bf16_planes};
 
 }  // namespace anynpu

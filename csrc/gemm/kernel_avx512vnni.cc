@@ -4,6 +4,6 @@
 namespace anynpu {
 
 extern const GemmKernel gemm_avx512vnni;
-const GemmKernel gemm_avx512vnni = avx512_kernel(Isa::avx512vnni);
+const GemmKernel gemm_avx512vnni = avx512_kernel();
 
 }  // namespace anynpu

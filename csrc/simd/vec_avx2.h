@@ -23,6 +23,7 @@ inline Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec absolute(Vec value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
 inline float largest(Vec value) {
   const __m128 quad = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));

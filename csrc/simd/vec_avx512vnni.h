@@ -23,6 +23,7 @@ inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec minimum(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec absolute(Vec value) { return _mm512_abs_ps(value); }
 inline float largest(Vec value) { return _mm512_reduce_max_ps(value); }
 // value * 2^n for n = exponent - 1.5 * 2^23, as a rounding addition of that constant leaves it.

@@ -23,6 +23,7 @@ inline Vec divide(Vec a, Vec b) { return vdivq_f32(a, b); }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline Vec minimum(Vec a, Vec b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 inline Vec absolute(Vec value) { return vabsq_f32(value); }
 inline float largest(Vec value) { return vmaxvq_f32(value); }
 // value * 2^n for n = exponent - 1.5 * 2^23, as a rounding addition of that constant leaves it.

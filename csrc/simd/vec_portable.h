@@ -25,6 +25,7 @@ inline Vec divide(Vec a, Vec b) { return a / b; }
 
 // b where either is NaN.
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec absolute(Vec value) { return value < 0 ? -value : value; }
 inline float largest(Vec value) {
   const float low = value[0] > value[1] ? value[0] : value[1];

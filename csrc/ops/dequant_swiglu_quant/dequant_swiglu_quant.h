@@ -7,7 +7,7 @@
 
 namespace anynpu {
 
-constexpr int64_t kSwigluPadding = 16;  // activate takes whole vectors of every tier
+constexpr int64_t kSwigluPadding = 64;  // activate takes some whole vectors of every tier at once
 
 // gate * sigmoid(gate) * linear, or with `clamped` both limited, then gate * sigmoid(alpha * gate) * (linear + bias).
 struct SwigluForm {

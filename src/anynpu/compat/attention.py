@@ -130,16 +130,59 @@ class Attention:
         require(op, fits, f"{name} must have shape {expected}, or larger in the last two axes, got {shape}")
         return replace(self, further={**self.further, "bias": side_by_side(shift)})
 
+    def with_prefix(
+        self, op: str, parts: dict[str, torch.Tensor | None], lengths: Lengths, layout: str, kv_heads: int
+    ) -> Attention:
+        """The same with ``parts``, keys and values that all sequences share, copied in front of their own.
+
+        ``lengths``: one, of how many of the shared tokens count; all if None.
+        """
+        (key, value), names = parts.values(), tuple(parts)
+        require(op, (key is None) == (value is None), f"{names[0]} and {names[1]} must be given together")
+        if key is None:
+            require(op, not lengths, f"actual_shared_prefix_len needs {names[0]}")
+            return self
+        scales_of_tokens = any(not of_channels(self.further.get(f"{letter}_scale")) for letter in "kv")
+        if self.packed or self.block_table is not None or scales_of_tokens:
+            rule = "in layout TND, with a block_table or with scales of tokens"
+            raise NotImplementedError(f"{op}: {names[0]} is not supported by anynpu {rule}")
+        key, value = (
+            self._shared(op, names[0], key, layout, kv_heads),
+            self._shared(op, names[1], value, layout, kv_heads),
+        )
+        counts = key.shape[1], value.shape[1]
+        require(
+            op,
+            counts[0] == counts[1],
+            f"{names[1]} must have as many tokens as {names[0]}, {counts[0]}, got {counts[1]}",
+        )
+        lengths = require_lengths(op, "actual_shared_prefix_len", listed(lengths), 1, counts[0]) or [counts[0]]
+        joined = (
+            torch.cat([shared[:, : lengths[0]].expand(own.shape[0], -1, -1, -1), own], 1)
+            for shared, own in ((key, self.key), (value, self.value))
+        )
+        kv_lengths = self.kv_lengths and [length + lengths[0] for length in self.kv_lengths]
+        return replace(self, **dict(zip(("key", "value"), joined, strict=True)), kv_lengths=kv_lengths)
+
+    def _shared(self, op: str, name: str, part: torch.Tensor, layout: str, kv_heads: int) -> torch.Tensor:
+        """[1, S, N, D] like key, or value."""
+        own = self.key if name.startswith("key") else self.value
+        require_dtype(op, name, part, (own.dtype,))
+        part = by_tokens(op, name, part, layout, kv_heads)
+        expected, got = (1, own.shape[3]), (part.shape[0], part.shape[3])
+        require(
+            op, expected == got, f"{name} must have one sequence of heads of {expected[1]}, got {got[0]} of {got[1]}"
+        )
+        return part
+
     def with_padding(self, op: str, **sizes: torch.Tensor | None) -> Attention:
         """The same with sequences at the right ends of their rows, but for so many: of queries, then of keys."""
         pairs = zip(sizes.items(), (self.q_lengths, self.kv_lengths), strict=True)
         paddings = tuple(padding_size(op, *each, lengths) for each, lengths in pairs)
         if paddings[0] is None and paddings[1] is None:
             return self
-        by_tokens = any(
-            self.further[name].shape[:2] != (1, 1) for name in ("k_scale", "v_scale") if name in self.further
-        )
-        if self.packed or self.block_table is not None or by_tokens:
+        scales_of_tokens = any(not of_channels(self.further.get(f"{letter}_scale")) for letter in "kv")
+        if self.packed or self.block_table is not None or scales_of_tokens:
             names = " and ".join(name for name, size in sizes.items() if size is not None)
             rule = "in layout TND, with a block_table or with scales of tokens"
             raise NotImplementedError(f"{op}: {names} is not supported by anynpu {rule}")
@@ -235,6 +278,11 @@ class Attention:
             return laid_out(out, self.layout), lse.new_zeros(1)
         lse = lse.squeeze(0) if self.packed else lse.transpose(1, 2)
         return laid_out(out, self.layout), lse.unsqueeze(-1).contiguous()
+
+
+def of_channels(scale: torch.Tensor | None) -> bool:
+    """Whether a scale, as ``fused_attention`` takes it, is the same for all tokens."""
+    return scale is None or tuple(scale.shape[:2]) == (1, 1)
 
 
 def _differences(ends: Sequence[int]) -> list[int]:

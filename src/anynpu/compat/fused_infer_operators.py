@@ -84,10 +84,7 @@ def npu_fused_infer_attention_score(
     0, their log-sum-exp is 0 and -inf.
     """
     op = "npu_fused_infer_attention_score"
-    refuse(
-        key_shared_prefix=key_shared_prefix, value_shared_prefix=value_shared_prefix,
-        actual_shared_prefix_len=actual_shared_prefix_len, key_rope_antiquant_scale=key_rope_antiquant_scale,
-    )  # fmt: skip
+    refuse(key_rope_antiquant_scale=key_rope_antiquant_scale)
     separate = {
         "key_antiquant_scale": key_antiquant_scale,
         "key_antiquant_offset": key_antiquant_offset,
@@ -106,6 +103,7 @@ def npu_fused_infer_attention_score(
         {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2}, pse_shift,
         {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2},
         {"query_padding_size": query_padding_size, "kv_padding_size": kv_padding_size},
+        {"key_shared_prefix": key_shared_prefix, "value_shared_prefix": value_shared_prefix}, actual_shared_prefix_len,
     )  # fmt: skip
 
 
@@ -130,6 +128,8 @@ def _fused_infer(
     shift: torch.Tensor | None,
     products: dict[str, torch.Tensor | None] | None = None,
     paddings: dict[str, torch.Tensor | None] | None = None,
+    prefix: dict[str, torch.Tensor | None] | None = None,
+    prefix_length: Lengths = None,
     sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     layouts = (
@@ -139,6 +139,9 @@ def _fused_infer(
     shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
     takes_int8 = products is not None
     attention = attention_of(op, query, key, value, *shared, antiquant, takes_int8)
+    if prefix:
+        source = layout.partition("_")[0]
+        attention = attention.with_prefix(op, prefix, prefix_length, source, kv_heads or heads)
     attention = attention.with_int8_result(op, result_factors).with_shift(op, "pse_shift", shift)
     attention = attention.with_int8_products(op, products) if takes_int8 else attention
     attention = attention.with_padding(op, **paddings) if paddings else attention
@@ -232,8 +235,8 @@ def npu_fused_infer_attention_score_v2(
     mask = Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
     return _fused_infer(
         op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
-        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, result_factors, shift, None,
-        None, learnable_sink,
+        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, result_factors, shift,
+        sink=learnable_sink,
     )  # fmt: skip
 
 

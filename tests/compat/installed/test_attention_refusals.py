@@ -71,9 +71,9 @@ TABLE, CACHE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), torch.zeros(4,
         ),
         (
             (Q, K, V),
-            {"key_shared_prefix": Q},
+            {"key_rope_antiquant_scale": Q},
             NotImplementedError,
-            "key_shared_prefix is not supported by anynpu, supported: float query",
+            "key_rope_antiquant_scale is not supported by anynpu, supported: float query",
         ),
         (
             (Q, K, V),
