@@ -212,7 +212,7 @@ class FloatRun {
     tile.scores = scratch.scores;
     load_q(block, scratch.q);
     KvRows rows(args_, kernel_, scratch.kv, block.sequence, block.first_head, block.heads,
-                tile.queries <= kFewQueries && KvRows::takes_in_place(args_));
+                (kernel_.copies || tile.queries <= kFewQueries) && KvRows::takes_in_place(args_));
     const Columns range = this->range(block);
     const int64_t most = tile_rows(block), end = splits.columns(range, splits.last - 1).last;
     for (int64_t split = splits.first; split < splits.last; ++split, memory += split_floats) {

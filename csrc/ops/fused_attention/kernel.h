@@ -46,6 +46,7 @@ struct FusedCodes {
 
 struct FusedKernel {
   Isa isa;
+  bool copies;  // rows itself where queries are many, so that they need not be in float32
   void (*widen)(int32_t dtype, const void* from, int64_t count, float* to);
   void (*dequantise)(const int8_t* from, const FusedCodes& codes, int64_t count, float* to);
   void (*score)(const FusedTile& tile, float softmax_scale);

@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#define ANYNPU_KERNEL_TIER portable
 #include "simd/vec_portable.h"
 
 #include "ops/fused_attention/kernel.inc"
+
+namespace anynpu {
+
+extern const FusedKernel fused_attention_portable;
+const FusedKernel fused_attention_portable = {Isa::portable, false, widen, dequantise, score, add_tile, join, narrow};
+
+}  // namespace anynpu
