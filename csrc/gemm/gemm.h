@@ -43,11 +43,12 @@ struct WeightPart {
   int64_t n_count;
 };
 
-// 64 columns of weights as a product reads them: a canonical panel, or two strips of w8p32 where they lie.
+// 64 columns of weights as a product reads them: a canonical panel, or two strips of w4p32 or w8p32 where they lie.
 struct Panel {
   const uint8_t* data;
   int64_t step_bytes = 4 * kPanelColumns;  // from one step to the next
   int64_t half_bytes = 2 * kPanelColumns;  // from columns 0 to 31 of a step to the others
+  int32_t bits = 8;                        // 4 in w4p32
 };
 
 // The k of one epilogue: at most kSpan of them, all in one group.
@@ -121,6 +122,25 @@ struct PanelProduct {
   bool rests;      // x is two digits and rests
   int32_t planes;  // of bfloat16
   Ahead ahead;
+};
+
+// One panel times rows of x in float32, over the k of some blocks, kSpan at most.
+struct FloatProduct {
+  Panel panel;
+  float bias;  // of its codes
+  const KBlock* k_blocks;
+  int64_t block_count;
+  int64_t steps;   // k of all blocks
+  const float* x;  // tiles, of which tile t begins at row rows * t / tiles: none is much lower than the others
+  int64_t rows;
+  int64_t tiles;
+  int64_t tile;  // [tile, tile_end) of them
+  int64_t tile_end;
+  const float* scale;   // [blocks][channel_stride]
+  const float* offset;  // likewise, or null
+  int64_t channel_stride;
+  float* c;  // [rows][c_stride], added to
+  int64_t c_stride;
 };
 
 // Strips of 32 outputs in the packed32 format times rows of x, over the k of some blocks. But for the scheme pairs and
@@ -206,12 +226,9 @@ struct GemmKernel {
   void (*unpack)(const WeightSource& weight, const WeightPart& part, uint8_t* panels);
   void (*store_row)(const float* c, const RowOutput& output);
 
-  // Scheme f32: the panel holds (q + offset) * scale in float32, [tiles of columns][steps][columns of the tile], and
-  // products are accumulated in c. panel_f32 fills the k of one block, which are counted from those of the panel.
-  int64_t f32_tile_rows;
-  void (*panel_f32)(const uint8_t* panel, const KBlock& block, float bias, const float* scale, const float* offset,
-                    int64_t steps, float* out);
-  void (*multiply_f32)(const PanelProduct& product);
+  // Scheme f32: weights are (q + offset) * scale in float32, and products are accumulated in c.
+  int64_t f32_tile_rows;  // at most
+  void (*multiply_f32)(const FloatProduct& product);
   // The same for int8 weights and at most few_rows rows of x, which are floats; null where the tier has none.
   int64_t few_rows;
   void (*stream_f32)(const StreamProduct& product);

@@ -22,7 +22,6 @@ const GemmKernel gemm_neon = {
     unpack_neon,
     store_row,
     kTileRows,
-    panel_f32,
     multiply_f32,
     0,
     nullptr,

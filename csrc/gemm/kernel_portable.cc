@@ -21,7 +21,6 @@ const GemmKernel gemm_portable = {
     unpack_any,
     store_row,
     kTileRows,
-    panel_f32,
     multiply_f32,
     0,
     nullptr,

@@ -59,11 +59,11 @@ inline Vec load_int32_sum(const int32_t* from_a, const int32_t* from_b) {
   return load(lanes);
 }
 
-// Byte `index` of each of kLanes dwords, as a float.
-inline Vec float_of_byte(const uint8_t* from, int index) {
+// The bits of `mask` from bit `first` on of each of kLanes dwords, as a float.
+inline Vec float_of_bits(const uint8_t* from, int first, int mask) {
   const __m256i dwords = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  const __m256i shifted = _mm256_srl_epi32(dwords, _mm_cvtsi32_si128(8 * index));
-  return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(255)));
+  const __m256i shifted = _mm256_srl_epi32(dwords, _mm_cvtsi32_si128(first));
+  return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(mask)));
 }
 
 inline Vec load_half(const uint16_t* from) {

@@ -56,10 +56,10 @@ inline Vec load_int32_sum(const int32_t* from_a, const int32_t* from_b) {
   return load(lanes);
 }
 
-// Byte `index` of each of kLanes dwords, as a float.
-inline Vec float_of_byte(const uint8_t* from, int index) {
-  const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(8 * index));
-  return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(255)));
+// The bits of `mask` from bit `first` on of each of kLanes dwords, as a float.
+inline Vec float_of_bits(const uint8_t* from, int first, int mask) {
+  const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(first));
+  return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(mask)));
 }
 
 inline Vec load_half(const uint16_t* from) {

@@ -50,10 +50,10 @@ inline Vec load_int32_sum(const int32_t* from_a, const int32_t* from_b) {
   return vcvt_high_f32_f64(vcvt_f32_f64(low), vcvtq_f64_s64(vaddl_high_s32(a, b)));
 }
 
-// Byte `index` of each of kLanes dwords, as a float.
-inline Vec float_of_byte(const uint8_t* from, int index) {
+// The bits of `mask` from bit `first` on of each of kLanes dwords, as a float.
+inline Vec float_of_bits(const uint8_t* from, int first, uint32_t mask) {
   const uint32x4_t dwords = vreinterpretq_u32_u8(vld1q_u8(from));
-  return vcvtq_f32_u32(vandq_u32(vshlq_u32(dwords, vdupq_n_s32(-8 * index)), vdupq_n_u32(255)));
+  return vcvtq_f32_u32(vandq_u32(vshlq_u32(dwords, vdupq_n_s32(-first)), vdupq_n_u32(mask)));
 }
 
 inline Vec load_half(const uint16_t* from) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }

@@ -64,12 +64,12 @@ inline Vec load_int32_sum(const int32_t* from_a, const int32_t* from_b) {
   return sum;
 }
 
-// Byte `index` of each of kLanes dwords, as a float.
-inline Vec float_of_byte(const uint8_t* from, int index) {
+// The bits of `mask` from bit `first` on of each of kLanes dwords, as a float.
+inline Vec float_of_bits(const uint8_t* from, int first, int mask) {
   typedef int32_t Ints __attribute__((vector_size(16)));
   Ints dwords;
   memcpy(&dwords, from, sizeof(dwords));
-  return __builtin_convertvector((dwords >> (8 * index)) & 255, Vec);
+  return __builtin_convertvector((dwords >> first) & mask, Vec);
 }
 
 inline Vec load_half(const uint16_t* from) {

@@ -118,6 +118,10 @@ bool packs_by_thread(const WeightQuantProblem& problem, const WeightQuantPlan& p
 
 }  // namespace
 
+int64_t part_rows(const WeightQuantPlan& plan, int64_t rows) {
+  return round_up(ceil_divide(rows, plan.row_parts), plan.row_multiple);
+}
+
 WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel) {
   WeightQuantPlan plan = {};
   plan.scheme = choose_scheme(problem, kernel);

@@ -28,6 +28,9 @@ struct WeightQuantPlan {
   int64_t threads;       // of a share
 };
 
+// The height of all parts but the last of so many rows of x.
+int64_t part_rows(const WeightQuantPlan& plan, int64_t rows);
+
 WeightQuantPlan make_plan(const WeightQuantProblem& problem, const GemmKernel& kernel);
 
 }  // namespace anynpu

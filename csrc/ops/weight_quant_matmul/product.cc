@@ -9,7 +9,7 @@
 namespace anynpu {
 namespace {
 
-constexpr int64_t kRowsAtHand = 96;  // rows of x in float32 that pass by the operands of a span
+constexpr int64_t kTilesAtHand = 16;  // of rows of x in float32, which stay in the second cache while columns pass by
 
 bool is_plain(const Channels& channels) { return channels.dtype == ANYNPU_FLOAT32 && channels.column_stride == 1; }
 
@@ -41,7 +41,7 @@ bool WeightQuantProduct::streams(const PackedX& x) const { return plan_.stream &
 void WeightQuantProduct::multiply(const PackedX& x) const {
   const int64_t block = streams(x) ? plan_.stream_block : plan_.column_block;
   const int64_t column_tasks = ceil_divide(problem_.n, block);
-  const int64_t part = round_up(ceil_divide(x.rows, plan_.row_parts), plan_.row_multiple);
+  const int64_t part = part_rows(plan_, x.rows);
   const int64_t tasks = column_tasks * ceil_divide(x.rows, part);
   const int64_t own = tasks * share_ / plan_.shares, own_end = tasks * (share_ + 1) / plan_.shares;
   parallel_slices(
@@ -188,37 +188,39 @@ void WeightQuantProduct::load_scales(const BlockSpan& span, int64_t column, int6
   }
 }
 
-// All operands of a span stay in the second cache while blocks of rows pass by.
 void WeightQuantProduct::add_f32(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                                  const ThreadScratch& scratch) const {
-  const float* packed = reinterpret_cast<const float*>(x.data);
-  PanelProduct product = {};
-  product.c_stride = plan_.column_block;
+  const bool packed = weight_.order == WeightOrder::packed32;
+  FloatProduct product;
+  product.bias = static_cast<float>(problem_.panel_bias());
+  product.rows = rows;
+  product.tiles = ceil_divide(rows, kernel_.f32_tile_rows);
+  product.channel_stride = product.c_stride = plan_.column_block;
   for (BlockSpan span = next_span(0); span.count > 0; span = next_span(span.last)) {
-    load_span(span, column, columns, scratch);
-    for (int64_t panel = 0; panel < columns; panel += kPanelColumns) fill_operand(span, panel, scratch);
+    packed ? load_scales(span, column, columns, scratch) : load_span(span, column, columns, scratch);
+    product.k_blocks = storage_.blocks + span.first;
+    product.block_count = span.last - span.first;
     product.steps = span.count;
-    for (int64_t first = 0; first < rows; first += kRowsAtHand) {
-      product.x = packed + span.k * x.rows + (row + first) * span.count;
-      product.rows = std::min(kRowsAtHand, rows - first);
+    product.x = reinterpret_cast<const float*>(x.data) + span.k * x.rows + row * span.count;
+    for (product.tile = 0; product.tile < product.tiles; product.tile = product.tile_end) {
+      product.tile_end = std::min(product.tile + kTilesAtHand, product.tiles);
       for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-        product.panel = scratch.operand + panel * span.count;
-        product.c = scratch.c + first * plan_.column_block + panel;
+        product.panel = packed ? packed_panel(span, column + panel, columns - panel)
+                               : Panel{scratch.panels + panel * round_up(span.count, 4)};
+        product.scale = scratch.scale + panel;
+        product.offset = problem_.has_offset ? scratch.offset + panel : nullptr;
+        product.c = scratch.c + panel;
         kernel_.multiply_f32(product);
       }
     }
   }
 }
 
-void WeightQuantProduct::fill_operand(const BlockSpan& span, int64_t panel, const ThreadScratch& scratch) const {
-  const uint8_t* bytes = scratch.panels + panel * round_up(span.count, 4);
-  float* operand = reinterpret_cast<float*>(scratch.operand) + panel * span.count;
-  for (int64_t block = span.first; block < span.last; ++block) {
-    const int64_t channels = (block - span.first) * plan_.column_block + panel;
-    const KBlock k = {storage_.blocks[block].k - span.k, storage_.blocks[block].count};
-    kernel_.panel_f32(bytes, k, static_cast<float>(problem_.panel_bias()), scratch.scale + channels,
-                      problem_.has_offset ? scratch.offset + channels : nullptr, span.count, operand);
-  }
+// The strip of the last columns stands for one that is not there.
+Panel WeightQuantProduct::packed_panel(const BlockSpan& span, int64_t column, int64_t columns) const {
+  const int64_t step_bytes = weight_.bits * 16, strip_bytes = ceil_divide(problem_.k, 4) * step_bytes;
+  return {weight_.data + column / kStreamColumns * strip_bytes + span.k / 4 * step_bytes, step_bytes,
+          columns > kStreamColumns ? strip_bytes : 0, weight_.bits};
 }
 
 void WeightQuantProduct::add_panels(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,

@@ -40,7 +40,7 @@ class WeightQuantProduct {
   void load_span(const BlockSpan& span, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void add_f32(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                const ThreadScratch& scratch) const;
-  void fill_operand(const BlockSpan& span, int64_t panel, const ThreadScratch& scratch) const;
+  Panel packed_panel(const BlockSpan& span, int64_t column, int64_t columns) const;
   void add_panels(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                   const ThreadScratch& scratch) const;
   void load_scales(int64_t block, int64_t slot, int64_t column, int64_t columns, const ThreadScratch& scratch) const;

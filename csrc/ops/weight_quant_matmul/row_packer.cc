@@ -122,12 +122,16 @@ void RowPacker::pack_byte_row(const int8_t* from, int64_t stride, const PackedRo
   }
 }
 
+// The rows of a part are shared out evenly among its tiles: one of very few rows would cost as much as a whole one.
 PackedX RowPacker::pack_f32(int64_t count, int32_t* packed) const {
-  const int64_t height = kernel_.f32_tile_rows;
   parallel_slices(storage_, threads(count), count, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
     for (int64_t row = begin; row < end; ++row) {
       load_row(storage_.row_of[row], scratch.row);
-      const int64_t tile = row / height * height, tile_rows = std::min(height, count - tile);
+      const int64_t part = row / part_rows(plan_, count) * part_rows(plan_, count);
+      const int64_t rows = std::min(part_rows(plan_, count), count - part),
+                    tiles = ceil_divide(rows, kernel_.f32_tile_rows);
+      const int64_t index = ((row - part + 1) * tiles - 1) / rows, tile = part + rows * index / tiles;
+      const int64_t tile_rows = part + rows * (index + 1) / tiles - tile;
       for (BlockSpan span = span_from(storage_.blocks, plan_.block_count, 0); span.count > 0;
            span = span_from(storage_.blocks, plan_.block_count, span.last)) {
         float* to = reinterpret_cast<float*>(packed) + span.k * count + span.count * tile + (row - tile);

@@ -46,16 +46,15 @@ WeightQuantStorage lay_out(const WeightQuantProblem& problem, const WeightQuantP
   const int64_t span = std::min(kSpan, round_up(problem.k, 4));
   const int64_t scale_blocks =
       std::max(plan.stream ? plan.block_count : 0, kSpan / 32);  // only the last block is under 32
-  const int64_t part_rows = round_up(ceil_divide(plan.chunk_rows, plan.row_parts), plan.row_multiple);
   for (int64_t thread = 0; thread < plan.threads; ++thread) {
     ThreadScratch scratch = {};
     scratch.row = carver.take<float>(round_up(problem.k, 64) + 64);
     scratch.panels = carver.take<uint8_t>(plan.column_block * span);
-    scratch.operand = carver.take<int32_t>(plan.column_block * span);
+    if (plan.scheme == Scheme::bf16) scratch.operand = carver.take<int32_t>(kPanelColumns * span);
     if (plan.direct) scratch.sums = carver.take<int32_t>(plan.column_block * plan.chunk_rows * plan.digits);
     scratch.scale = carver.take<float>(plan.column_block * scale_blocks);
     scratch.offset = carver.take<float>(plan.column_block * scale_blocks);
-    scratch.c = carver.take<float>(plan.column_block * part_rows);
+    scratch.c = carver.take<float>(plan.column_block * part_rows(plan, plan.chunk_rows));
     if (base != nullptr) storage.threads[thread] = scratch;
   }
   storage.bytes = carver.used();

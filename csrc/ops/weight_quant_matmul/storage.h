@@ -12,7 +12,7 @@ namespace anynpu {
 struct ThreadScratch {
   float* row;        // one row of x, padded to whole steps
   uint8_t* panels;   // one span of a block of columns
-  int32_t* operand;  // a panel in the operand form of the scheme, or all of a span in float32
+  int32_t* operand;  // a panel in bfloat16
   int32_t* sums;     // of direct products
   float* scale;      // of the blocks of a span
   float* offset;
