@@ -57,8 +57,8 @@ int32_t check_smooth(const anynpu_dynamic_quant_args& args, const Shape& shape) 
   const bool fits = present(groups)
                         ? smooth.ndim == 2 && smooth.shape[0] == groups.shape[0] && smooth.shape[1] == length
                         : smooth.ndim == 1 && smooth.shape[0] == length;
-  if (!fits || smooth.format != ANYNPU_ND || !is_contiguous(smooth)) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: smooth_scales must be contiguous, of shape %s%lld), got %s", kOp,
+  if (!fits || smooth.format != ANYNPU_ND) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: smooth_scales must be ND of shape %s%lld), got %s", kOp,
                 present(groups) ? "(G, " : "(", wide(length), shape_text(smooth));
   }
   return ANYNPU_OK;
@@ -150,19 +150,21 @@ class Quantizer {
     gemm_kernel().load_floats(static_cast<const uint8_t*>(x.data) + elements * bytes, x.dtype, x.strides[x.ndim - 1],
                               count, to);
     if (!present(args_.smooth_scales)) return;
-    const auto* smooth = static_cast<const uint8_t*>(args_.smooth_scales.data);
+    const anynpu_tensor& smooth = args_.smooth_scales;
+    const auto* scales = static_cast<const uint8_t*>(smooth.data);
+    const int64_t step = smooth.strides[smooth.ndim - 1];
     float factors[kTile];
     if (args_.quant_mode == ANYNPU_PER_CHANNEL) {
-      gemm_kernel().load_floats(smooth + row % shape_.m * bytes, x.dtype, 1, 1, factors);
+      gemm_kernel().load_floats(scales + row % shape_.m * step * bytes, x.dtype, 1, 1, factors);
       std::fill(factors + 1, factors + count, factors[0]);
     } else {
-      gemm_kernel().load_floats(smooth + (group_of(row) * shape_.k + at) * bytes, x.dtype, 1, count, factors);
+      const int64_t group = present(args_.group_index) ? group_of(row) * smooth.strides[0] : 0;
+      gemm_kernel().load_floats(scales + (group + at * step) * bytes, x.dtype, step, count, factors);
     }
     kernel_.multiply(to, factors, count);
   }
 
   int64_t group_of(int64_t row) const {
-    if (!present(args_.group_index)) return 0;
     const auto* ends = static_cast<const int32_t*>(args_.group_index.data);
     return std::upper_bound(ends, ends + args_.group_index.shape[0], row) - ends;
   }

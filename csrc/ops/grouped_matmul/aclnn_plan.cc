@@ -227,6 +227,39 @@ int32_t check_rows(const Args& args) {
   return fail(ANYNPU_BAD_SHAPE, "out must have the %lld rows of x, got %s", wide(rows), shape_text(args.y[0]));
 }
 
+int32_t check_bias(const Args& args, Mode mode) {
+  if (args.bias_count == 0) return ANYNPU_OK;
+  const int32_t bias = args.bias[0].dtype, y = args.y[0].dtype;
+  const bool is_float32 = bias == ANYNPU_FLOAT32;
+  if (mode == Mode::int4) return check_dtype("biasOptional of int4 weights", bias, is_float32, "float32");
+  if (mode == Mode::int8) {
+    if (!is_half(y)) return check_dtype("biasOptional of int8 x", bias, bias == ANYNPU_INT32, "int32");
+    return check_dtype("biasOptional of int8 x", bias, is_float32 || bias == ANYNPU_INT32, "int32 or float32");
+  }
+  if (y == ANYNPU_FLOAT16) {
+    return check_dtype("biasOptional of float16 x", bias, is_float32 || bias == y, "float16 or float32");
+  }
+  return check_dtype("biasOptional of bfloat16 or float32 x", bias, is_float32, "float32");
+}
+
+// int8 weights have a scale and an offset for each column, int4 weights for each group of k of it, too.
+int32_t check_antiquant(const Args& args) {
+  const struct {
+    const char* name;
+    const anynpu_tensor* tensors;
+    size_t count;
+  } lists[] = {
+      {"antiquantScaleOptional", args.antiquant_scale, args.antiquant_scale_count},
+      {"antiquantOffsetOptional", args.antiquant_offset, args.antiquant_offset_count},
+  };
+  for (const auto& list : lists) {
+    for (size_t i = 0; i < list.count && args.weight[i].dtype == ANYNPU_INT8; ++i) {
+      ANYNPU_TRY(check_axes(list.name, list.tensors[i], args.weight[i].ndim - 1, args.weight[i].ndim - 1));
+    }
+  }
+  return ANYNPU_OK;
+}
+
 // No products but those of floats have groups of columns.
 int32_t check_columns(const Args& args, const Plan& plan) {
   if (args.group_type != kColumns) return ANYNPU_OK;
@@ -256,8 +289,10 @@ int32_t make_plan(const Args& args, Plan* plan) {
   ANYNPU_TRY(check_lists(args));
   ANYNPU_TRY(check_grouping(args, plan));
   ANYNPU_TRY(find_mode(args, &plan->mode));
+  ANYNPU_TRY(check_bias(args, plan->mode));
   ANYNPU_TRY(check_ranks(args, *plan));
   ANYNPU_TRY(check_stacked(args, *plan));
+  ANYNPU_TRY(check_antiquant(args));
   ANYNPU_TRY(check_columns(args, *plan));
   return check_rows(args);
 }

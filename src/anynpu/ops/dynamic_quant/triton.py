@@ -150,7 +150,7 @@ def dynamic_quant(
         return y, scale
     options = {"SMOOTH": smooth_scales is not None, "PACKED": dtype == torch.int32}
     options["MOST"] = 127.0 if dtype == torch.int8 else 7.0
-    smooth = scale if smooth_scales is None else smooth_scales  # what is absent is not read
+    smooth = scale if smooth_scales is None else smooth_scales.contiguous()  # what is absent is not read
     if quant_mode == "perchannel":
         _channels(x, smooth, y, scale, options)
     else:
