@@ -18,8 +18,7 @@ ANYNPU_KERNELS(FusedKernel, fused_attention)
 
 namespace {
 
-constexpr int64_t kBlockQueries = 64;  // of one kv head, that share a work item
-constexpr int64_t kFewQueries = 16;  // up to here all kv heads share one, which takes their rows in the order of memory
+constexpr int64_t kBlockQueries = 64;   // of one kv head, that share a work item
 constexpr int64_t kSplitColumns = 128;  // of a sequence with few queries, and more where there are many
 constexpr int64_t kMostSplits = 16;     // of all sequences, as long as they are fewer
 constexpr int64_t kMostSplitSequences = 4096;
@@ -46,10 +45,10 @@ struct Plan {
     splits = batch > kMostSplitSequences ? 0 : std::max<int64_t>(1, kMostSplits / std::max<int64_t>(1, batch));
     split_rows = splits == 0 ? 0 : std::min(args.q.shape[0] * rows, batch * positions);
   }
-  int64_t queries() const { return std::max(positions * group, kFewQueries); }
+  int64_t queries() const { return std::max(positions * group, kFusedFewQueries); }
   // Whether one item takes all heads, and whether more than one takes the columns.
   bool has_few_queries(const Args& args, const Sequence& sequence) const {
-    return sequence.slots * group <= kFewQueries && !has_codes(args);
+    return sequence.slots * group <= kFusedFewQueries && !has_codes(args);
   }
   bool may_split(const Sequence& sequence) const { return splits > 0 && sequence.slots <= positions; }
 };
@@ -69,7 +68,7 @@ struct Scratch {
   uintptr_t end;
 
   Scratch(const Plan& plan, int64_t kv_heads, uintptr_t memory) : end(memory) {
-    q = take(std::max(plan.positions * plan.group, kFewQueries * kv_heads) * plan.key_size);
+    q = take(std::max(plan.positions * plan.group, kFusedFewQueries * kv_heads) * plan.key_size);
     scores = take(plan.queries() * kFusedRows);
     state = take(plan.queries() * plan.state_size);
     kv.k = take(kFusedRows * plan.key_size);
@@ -212,7 +211,7 @@ class FloatRun {
     tile.scores = scratch.scores;
     load_q(block, scratch.q);
     KvRows rows(args_, kernel_, scratch.kv, block.sequence, block.first_head, block.heads,
-                (kernel_.copies || tile.queries <= kFewQueries) && KvRows::takes_in_place(args_));
+                (kernel_.copies || tile.queries <= kFusedFewQueries) && KvRows::takes_in_place(args_));
     const Columns range = this->range(block);
     const int64_t most = tile_rows(block), end = splits.columns(range, splits.last - 1).last;
     for (int64_t split = splits.first; split < splits.last; ++split, memory += split_floats) {

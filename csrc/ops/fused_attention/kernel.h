@@ -9,6 +9,8 @@ namespace anynpu {
 
 constexpr int kFusedRows = 64;         // of keys and values that are taken together
 constexpr int64_t kFusedPadding = 16;  // rows of floats are padded to a multiple of this, with zeros
+// Up to here all kv heads share a work item, which takes their rows in the order of memory; more pay for copies of rows.
+constexpr int64_t kFusedFewQueries = 16;
 
 // Rows of keys or values of one kv head, in a float dtype and padded. Past the last one it is repeated.
 struct FusedRows {

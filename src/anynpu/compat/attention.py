@@ -142,10 +142,7 @@ class Attention:
         if key is None:
             require(op, not lengths, f"actual_shared_prefix_len needs {names[0]}")
             return self
-        scales_of_tokens = any(not of_channels(self.further.get(f"{letter}_scale")) for letter in "kv")
-        if self.packed or self.block_table is not None or scales_of_tokens:
-            rule = "in layout TND, with a block_table or with scales of tokens"
-            raise NotImplementedError(f"{op}: {names[0]} is not supported by anynpu {rule}")
+        self._require_rows(op, names[0])
         key, value = (
             self._shared(op, names[0], key, layout, kv_heads),
             self._shared(op, names[1], value, layout, kv_heads),
@@ -181,12 +178,15 @@ class Attention:
         paddings = tuple(padding_size(op, *each, lengths) for each, lengths in pairs)
         if paddings[0] is None and paddings[1] is None:
             return self
-        scales_of_tokens = any(not of_channels(self.further.get(f"{letter}_scale")) for letter in "kv")
+        self._require_rows(op, " and ".join(name for name, size in sizes.items() if size is not None))
+        return replace(self, paddings=paddings)
+
+    def _require_rows(self, op: str, names: str) -> None:
+        """A plane for each sequence, whose rows can move: they have no scales that would have to move along."""
+        scales_of_tokens = any(not _of_channels(self.further.get(f"{letter}_scale")) for letter in "kv")
         if self.packed or self.block_table is not None or scales_of_tokens:
-            names = " and ".join(name for name, size in sizes.items() if size is not None)
             rule = "in layout TND, with a block_table or with scales of tokens"
             raise NotImplementedError(f"{op}: {names} is not supported by anynpu {rule}")
-        return replace(self, paddings=paddings)
 
     def _hidden_by_padding(self, op: str, hidden: dict[str, Any]) -> dict[str, Any]:
         """What ``hidden`` and the lengths of padded sequences hide, as a mask."""
@@ -280,7 +280,7 @@ class Attention:
         return laid_out(out, self.layout), lse.unsqueeze(-1).contiguous()
 
 
-def of_channels(scale: torch.Tensor | None) -> bool:
+def _of_channels(scale: torch.Tensor | None) -> bool:
     """Whether a scale, as ``fused_attention`` takes it, is the same for all tokens."""
     return scale is None or tuple(scale.shape[:2]) == (1, 1)
 
