@@ -206,6 +206,19 @@ def test_compiles_without_graph_breaks(config, prepacked):
         assert torch.equal(compiled(x), copy.deepcopy(layer)(x))
 
 
+def test_a_compiled_layer_reads_the_weight_as_it_is():
+    """Not the copy of an earlier call: a graph does not see that the weight was changed in place."""
+    layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")
+    x = torch.randn(2, 128)
+    before = layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for seed in (1, 2):
+        layer.weight.copy_(anynpu.W4A16(group_size=32).layer(linear(seed=seed), "layer").weight)
+        after = compiled(x)
+        assert torch.equal(after, layer(x)) and not torch.equal(after, before)
+
+
 def test_runs_in_inference_mode():
     with torch.inference_mode():
         layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")

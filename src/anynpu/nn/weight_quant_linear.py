@@ -22,7 +22,8 @@ class WeightQuantLinear(PrepackedLinear):
     of :func:`anynpu.weight_quant_matmul`; see ``docs/quantization.md``. Scale, offset and bias are float32 and stay so
     when the module is cast (``half()``, ``bfloat16()``, ``to(dtype)``): they are valid with every dtype of x.
     On CPU the first call makes a rearranged copy of the weight. :meth:`prepack` makes it too and keeps it alone: then
-    ``weight`` is None, and :meth:`codes` and ``state_dict()`` compute it. The rearranged form is never saved.
+    ``weight`` is None, and :meth:`codes` and ``state_dict()`` compute it. The rearranged form is never saved. Compiled
+    layers read it where it is alone.
 
     Args:
         in_features, out_features: as in ``torch.nn.Linear``.
@@ -204,8 +205,8 @@ class WeightQuantLinear(PrepackedLinear):
         weight, prepacked = self._buffers["weight"], self._buffers["prepacked"]
         if weight is None:
             return prepacked
-        if torch.compiler.is_compiling():  # a graph must not contain the packing: prepack() before compiling
-            return self.matrix() if prepacked is None else prepacked
+        if torch.compiler.is_compiling():  # a graph would not see the weight change: prepack() leaves it the copy alone
+            return self.matrix()
         source = self._prepacked_from
         if source is not None and source[0] is weight and source[1] == _version(weight):
             return prepacked
