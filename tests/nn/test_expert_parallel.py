@@ -130,6 +130,10 @@ def alone(path):
         ExpertParallelMoE(layer(), dispatch="broadcast")
     text = repr(ExpertParallelMoE(layer()))
     assert "experts [0, 6) of 6, all_gather" in text
+    for dispatch in ("all_gather", "all_to_all"):
+        x = torch.randn(3, HIDDEN, requires_grad=True)
+        with pytest.raises(NotImplementedError, match="quantised experts have no gradient"):
+            (x + ExpertParallelMoE(layer(), dispatch=dispatch)(x)).sum().backward()
 
 
 def test_arguments(tmp_path):

@@ -265,6 +265,25 @@ def test_autocast_leaves_the_router_in_float32():
         assert all(map(torch.equal, layer.route(x.float()), layer.route(x)))
 
 
+def test_float_experts_learn_and_take_no_tokens():
+    layer = anynpu.nn.LinearExperts(4, 32, 16, torch.float32)
+    x, chosen, weights = torch.randn(5, 32), torch.tensor([[0, 2], [3, 0], [2, 3], [0, 3], [3, 2]]), torch.rand(5, 2)
+    expected = torch.stack(
+        [
+            sum(w * layer[e](row) for e, w in zip(*each, strict=True))
+            for row, *each in zip(x, chosen, weights, strict=True)
+        ]
+    )
+    y = layer(x, chosen, weights)
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    got = [layer[e].down_proj.weight.grad for e in (0, 2, 3)]
+    layer.zero_grad()
+    expected.sum().backward()
+    torch.testing.assert_close(got, [layer[e].down_proj.weight.grad for e in (0, 2, 3)])
+    assert layer(x[:0], chosen[:0], weights[:0]).shape == (0, 32)
+
+
 @pytest.mark.filterwarnings("ignore:anynpu..[a-z_]+. an autograd kernel was not registered")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gradient_through_experts_is_refused(compiled):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from anynpu._check import require, require_last_axis
-from anynpu.nn.quant_moe import QuantMoE, routed_sum
+from anynpu.nn.quant_moe import QuantMoE, routed_sum, without_gradient
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_finalize_routing import moe_finalize_routing
 from anynpu.ops.moe_init_routing import moe_init_routing
@@ -61,7 +61,8 @@ class ExpertParallelMoE(torch.nn.Module):
         codes, scale = dynamic_quant(flat)
         shared = self.local.shared_rows(flat, codes, scale)
         combine = self._gathered if self.dispatch == "all_gather" else self._exchanged
-        return combine(codes, scale, weights, experts, shared).to(x.dtype).reshape(x.shape)
+        y = combine(codes, scale, weights, experts, shared)
+        return without_gradient(y.to(x.dtype).reshape(x.shape), x)
 
     def _gathered(
         self,

@@ -231,7 +231,8 @@ class _WithoutGradient(torch.autograd.Function):
 # An operator, since torch.compile runs a backward pass when it traces one: only the call of this may raise.
 @torch.library.custom_op("anynpu::refused_gradient", mutates_args=())
 def _refused_gradient(gradient: torch.Tensor) -> torch.Tensor:
-    raise NotImplementedError("QuantMoE, RoutedExperts, LinearExperts: quantised experts have no gradient")
+    layers = "QuantMoE, ExpertParallelMoE, RoutedExperts, LinearExperts"
+    raise NotImplementedError(f"{layers}: quantised experts have no gradient")
 
 
 @_refused_gradient.register_fake

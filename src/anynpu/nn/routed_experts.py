@@ -79,14 +79,10 @@ class LinearExperts(torch.nn.ModuleList):
         rows, order, counts, _ = moe_init_routing(
             x.detach(), experts.int(), expert_num=len(self), expert_tokens_num_type=1, row_idx_type=1
         )
-        results = torch.empty_like(rows)
-        parts = rows.split(counts.tolist())
-        for expert, part, result in zip(self, parts, results.split(counts.tolist()), strict=True):
-            if len(part) > 0:
-                result.copy_(expert(part))
-        by_token = torch.empty_like(results)
-        by_token[order.long()] = results
-        y = (by_token.view(*weights.shape, -1) * weights.float().unsqueeze(-1)).sum(1).to(x.dtype)
+        parts = zip(self, rows.split(counts.tolist()), strict=True)
+        results = torch.cat([rows[:0], *(expert(part) for expert, part in parts if len(part) > 0)])
+        by_token = results[order.argsort()].view(*weights.shape, x.shape[-1])
+        y = (by_token * weights.float().unsqueeze(-1)).sum(1).to(x.dtype)
         return without_gradient(y, x)
 
 
