@@ -84,12 +84,16 @@ def test_scales_are_saved_and_loaded(scales, tmp_path):
 
 def test_foreign_scales_are_refused(scales, tmp_path):
     for tensors, match in (
-        ({"k": scales.k}, "must hold k and v, got"),
-        ({"k": scales.k, "v": scales.v[0]}, "must have the same shape"),
-        ({"k": scales.k, "v": scales.v, "x": scales.v + 1}, "must hold k and v, got"),
+        ({"k": scales.k}, "KVScales.load: .*must hold k and v, got"),
+        ({"k": scales.k, "v": scales.v, "x": scales.v + 1}, "KVScales.load: .*must hold k and v, got"),
+        ({"k": scales.k, "v": scales.v[0]}, "KVScales: .*must have the same shape"),
+        ({"k": scales.k.half(), "v": scales.v}, "KVScales: k must be float32, got float16"),
+        ({"k": scales.k, "v": scales.v * torch.nan}, "KVScales: every value of v must be finite and above 0"),
+        ({"k": scales.k * torch.inf, "v": scales.v}, "KVScales: every value of k must be finite and above 0"),
+        ({"k": scales.k * 0, "v": scales.v}, "KVScales: every value of k must be finite and above 0"),
     ):
         save_file(tensors, tmp_path / "kv_cache_scales.safetensors")
-        with pytest.raises(ValueError, match=f"KVScales.load: .*{match}"):
+        with pytest.raises((TypeError, ValueError), match=match):
             KVScales.load(tmp_path)
 
 

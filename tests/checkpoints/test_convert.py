@@ -138,6 +138,17 @@ def test_refused_scales_of_the_kv_cache(tmp_path):
             convert_checkpoint(tmp_path / "c8", tmp_path / "out", "anynpu")
 
 
+def test_a_bias_that_no_unit_makes_up_is_refused(tmp_path):
+    folders.compressed_int8(model_of("qwen2"), tmp_path / "in", static=True)
+    (file,) = (tmp_path / "in").glob("*.safetensors")
+    tensors, name = load_file(file), "model.layers.0.self_attn.q_proj."
+    tensors[name + "weight_scale"][3] = 0
+    tensors[name + "bias"][3] = 1
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"layer {name[:-1]}: .*bias must be an int32 in units of deq_scale"):
+        convert_checkpoint(tmp_path / "in", tmp_path / "out", "msmodelslim")
+
+
 def test_the_layout_that_vllm_ascend_reads(tmp_path):
     """Names, dtypes and shapes of its loader, for each type."""
     folders.gptq(model_of(), tmp_path / "w4")

@@ -274,6 +274,9 @@ def test_other_refusals():
         from_compressed_tensors(packed, scale, None, torch.tensor([N, K - 1]))
     with pytest.raises(ValueError, match="bits must be 4 or 8, got 3"):
         from_gptq(*good()["gptq"], bits=3)
+    for group_size in (0, -32):
+        with pytest.raises(ValueError, match=f"group_size must be greater than 0, got {group_size}"):
+            from_gptq(*good()["gptq"], group_size=group_size)
     with pytest.raises(ValueError, match="checkpoint_format"):
         from_gptq(*good()["gptq"], checkpoint_format="marlin")
     with pytest.raises(ValueError, match="block_type"):

@@ -268,6 +268,6 @@ def _bias_in_units(bias: torch.Tensor | None, deq_scale: torch.Tensor) -> torch.
     """A float bias in whole units of ``deq_scale``, to the nearest: one unit is one step of the int32 sum."""
     if bias is None:
         return torch.zeros(deq_scale.shape, dtype=torch.int32)
-    units = torch.where(deq_scale == 0, 0, bias.double() / deq_scale.double()).round()
+    units = torch.where(bias == 0, 0, bias.double() / deq_scale.double()).round()
     require("msmodelslim", bool((units.abs() < 2**31).all()), "bias must be an int32 in units of deq_scale, got more")
     return units.to(torch.int32)

@@ -312,8 +312,8 @@ def int8_layer(
     zero = None if input_zero is None else one_value("input_zero_point", input_zero, (torch.int8, *FLOAT_DTYPES))
     if zero is None or not bool(zero):
         return QuantLinear.from_codes(codes, scale, bias, step)
-    require(op, bias is None, f"bias must be absent beside input_zero_point = {int(zero)}, got a bias")
-    quant_bias = (-int(zero) * codes.sum(1, dtype=torch.int64)).to(torch.int32)
+    require(op, bias is None, f"bias must be absent beside input_zero_point = {float(zero):g}, got a bias")
+    quant_bias = (-zero.double() * codes.sum(1, dtype=torch.int64)).to(torch.int32)
     return StaticQuantLinear.from_codes(codes, quant_bias, step * scale, step, zero)
 
 

@@ -55,6 +55,7 @@ def from_gptq(
     require_matrix(op, "qzeros", qzeros, (torch.int32,), (groups, n // per_word))
     if group_size is None or groups == 1:
         group_size = group_size_of(op, k, groups)
+    require(op, group_size > 0, f"group_size must be greater than 0, got {group_size}")
     require(op, groups == -(-k // group_size), f"scales must have ceil({k} / {group_size}) rows, got {groups}")
     order = None if g_idx is None else order_of_groups(op, g_idx, k, group_size)
 
