@@ -107,13 +107,14 @@ int64_t widest_block(const WeightQuantProblem& problem, const GemmKernel& kernel
   return kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns;
 }
 
-// Whether each thread packs x for itself. That is more work, but threads then meet once less, and lines that another core
-// has written come late: on another core complex they cost more than packing.
+// Whether each thread packs x for itself and keeps to its own columns. That is more work, but threads then meet once less,
+// and lines that another core has written come late: on another core complex they cost more than packing. With panels the
+// product takes long beside both, and threads share its tasks out as they go.
 bool packs_by_thread(const WeightQuantProblem& problem, const WeightQuantPlan& plan) {
   constexpr int64_t kLeastColumns = 256;  // a thread
   constexpr int64_t kMostBytes = 1 << 18;
   const int64_t bytes = plan.chunk_rows * plan.row_dwords * static_cast<int64_t>(sizeof(int32_t));
-  return problem.n >= plan.threads * kLeastColumns && bytes <= kMostBytes;
+  return (plan.stream || plan.direct) && problem.n >= plan.threads * kLeastColumns && bytes <= kMostBytes;
 }
 
 }  // namespace

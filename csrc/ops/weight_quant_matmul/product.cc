@@ -44,14 +44,13 @@ void WeightQuantProduct::multiply(const PackedX& x) const {
   const int64_t part = part_rows(plan_, x.rows);
   const int64_t tasks = column_tasks * ceil_divide(x.rows, part);
   const int64_t own = tasks * share_ / plan_.shares, own_end = tasks * (share_ + 1) / plan_.shares;
-  parallel_slices(
-      storage_, plan_.threads, own_end - own, [&](int64_t begin, int64_t end, const ThreadScratch& scratch) {
-        if (streams(x)) fetch_scales((own + begin) % column_tasks * block, block);
-        for (int64_t task = own + begin; task < own + end; ++task) {
-          const int64_t column = task % column_tasks * block, row = task / column_tasks * part;
-          multiply_block(x, row, std::min(part, x.rows - row), column, std::min(block, problem_.n - column), scratch);
-        }
-      });
+  if (streams(x)) fetch_scales(own % column_tasks * block, block);
+  const int64_t count = own_end - own;
+  parallel_tasks(std::min(plan_.threads, count), count, [&](int64_t index, int64_t thread) {
+    const int64_t task = own + index, column = task % column_tasks * block, row = task / column_tasks * part;
+    multiply_block(x, row, std::min(part, x.rows - row), column, std::min(block, problem_.n - column),
+                   storage_.threads[thread]);
+  });
 }
 
 void WeightQuantProduct::multiply_block(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
