@@ -11,17 +11,14 @@ import torch
 
 import anynpu
 from anynpu._check import require, require_dtype
-from anynpu.compat.antiquant import NONE, AntiQuant
+from anynpu.compat.antiquant import AntiQuant
 from anynpu.compat.attention_layouts import (
     FLOATS,
     Lengths,
-    blocks_by_tokens,
     by_tokens,
     laid_out,
     listed,
-    require_ends,
     require_lengths,
-    require_table,
     side_by_side,
 )
 from anynpu.compat.attention_masks import Mask
@@ -269,7 +266,7 @@ class Attention:
             "q": self.query, "k": self.key, "v": self.value, "block_table": self.block_table, "sink": sink,
             "softmax_scale": scale, "packed": self.packed, "with_lse": with_lse, **lengths, **hidden, **self.further,
         }  # fmt: skip
-        tensors = (self.query, self.key, self.value)
+        tensors = (value for value in arguments.values() if isinstance(value, torch.Tensor))
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         out, lse = (composite if learns else anynpu).fused_attention(
             arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments
@@ -287,60 +284,3 @@ def _of_channels(scale: torch.Tensor | None) -> bool:
 
 def _differences(ends: Sequence[int]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def attention_of(
-    op: str,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: str,
-    layouts: Sequence[str],
-    heads: int,
-    kv_heads: int,
-    lengths: dict[str, Lengths],
-    block_table: torch.Tensor | None = None,
-    block_size: int = 0,
-    antiquant: tuple[AntiQuant | None, AntiQuant | None] = NONE,
-    takes_int8: bool = False,
-) -> Attention:
-    """``lengths`` of the queries and of the keys, by the names of their arguments; ``kv_heads`` 0: ``heads``."""
-    require(op, layout in layouts, f"Layout {layout} is not supported! input_layout must be {' or '.join(layouts)}")
-    require(op, heads > 0, f"numHeads should be greater than 0, but got {heads}")
-    kv_heads = kv_heads or heads
-    whole = kv_heads > 0 and heads % kv_heads == 0
-    require(op, whole, f"num_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
-    require_dtype(op, "query", query, (*FLOATS, torch.int8) if takes_int8 else FLOATS)
-    if query.dtype == torch.int8:
-        require(op, antiquant[0] is None, "an int8 query excludes scales of antiquantisation")
-    for name, tensor, codes in zip(("key", "value"), (key, value), antiquant, strict=True):
-        if codes is None:
-            require_dtype(op, name, tensor, (query.dtype,))
-        else:
-            codes.check(op, tensor)
-    source, _, target = layout.partition("_")
-    packed = source in ("TND", "NTD")
-    (q_name, q_lengths), (kv_name, kv_lengths) = ((name, listed(value)) for name, value in lengths.items())
-    query = by_tokens(op, "query", query, source, heads)
-    rows = query.shape[1]
-    if packed:
-        q_lengths = require_ends(op, q_name, q_lengths, rows)
-    else:
-        q_lengths = require_lengths(op, q_name, q_lengths, query.shape[0], rows)
-    if block_table is None:
-        key, value = (by_tokens(op, *each, source, kv_heads) for each in (("key", key), ("value", value)))
-        columns = key.shape[1]
-        if packed:
-            kv_lengths = require_ends(op, kv_name, kv_lengths, columns)
-        else:
-            kv_lengths = require_lengths(op, kv_name, kv_lengths, key.shape[0], columns)
-    else:
-        require_table(op, block_table)
-        key, value = (blocks_by_tokens(op, *each, kv_heads, block_size) for each in (("key", key), ("value", value)))
-        if kv_lengths is None:
-            raise TypeError(f"{op}: {kv_name} must be given for a block_table")
-        most = block_table.shape[1] * block_size
-        kv_lengths = require_lengths(op, kv_name, kv_lengths, block_table.shape[0], most)
-    attention = Attention(query, key, value, target or source, packed, q_lengths, kv_lengths, block_table)
-    attention.check(op)
-    return attention if antiquant[0] is None else attention.with_antiquant(op, antiquant)

@@ -6,6 +6,7 @@ Layout TND, sequences that lie one after the other, is [1, T, N, D].
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,6 +15,8 @@ import torch
 from anynpu._check import require, require_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+_INTS = (int, torch.SymInt, numbers.Integral)
 
 Lengths = Sequence[int] | torch.Tensor | None
 
@@ -63,12 +66,17 @@ def listed(lengths: Lengths) -> Sequence[int] | None:
     return lengths.tolist() if whole else lengths
 
 
+def _require_ints(op: str, name: str, lengths: object, where: str = "") -> None:
+    wrong = [each for each in lengths if not isinstance(each, _INTS)] if isinstance(lengths, Sequence) else [lengths]
+    if wrong:
+        raise TypeError(f"{op}: {name} must be a list of ints{where}, got {type(wrong[0]).__name__}")
+
+
 def require_lengths(op: str, name: str, lengths: Sequence[int] | None, batch: int, most: int) -> Sequence[int] | None:
     """The length of each of ``batch`` sequences: a list of one serves all."""
     if lengths is None:
         return None
-    if not isinstance(lengths, Sequence):
-        raise TypeError(f"{op}: {name} must be a list of ints, got {type(lengths).__name__}")
+    _require_ints(op, name, lengths)
     require(op, len(lengths) in (1, batch), f"{name} must have 1 or {batch} entries, got {len(lengths)}")
     for length in lengths:
         require(op, 0 <= length <= most, f"{name} must be in [0, {most}], got {length}")
@@ -77,8 +85,7 @@ def require_lengths(op: str, name: str, lengths: Sequence[int] | None, batch: in
 
 def require_ends(op: str, name: str, lengths: Sequence[int] | None, total: int) -> Sequence[int]:
     """Running sums of the lengths of sequences that lie one after the other."""
-    if not isinstance(lengths, Sequence):
-        raise TypeError(f"{op}: {name} must be a list of ints in layout TND, got {type(lengths).__name__}")
+    _require_ints(op, name, lengths, " in layout TND")
     ends = (0, *lengths)
     ordered = all(start <= end for start, end in pairwise(ends)) and ends[-1] == total
     require(op, ordered, f"{name} must be cumulative and end with T = {total} in layout TND, got {list(lengths)}")

@@ -7,7 +7,8 @@ import torch
 
 from anynpu._check import require
 from anynpu.compat import antiquant as antiquant_of
-from anynpu.compat.attention import attention_of, refuse
+from anynpu.compat.attention import refuse
+from anynpu.compat.attention_arguments import Placement, attention_of
 from anynpu.compat.attention_layouts import Lengths
 from anynpu.compat.attention_masks import ALL, Mask
 from anynpu.compat.published import published
@@ -47,10 +48,10 @@ def npu_prompt_flash_attention(
     """``softmax(scale_value * query @ key.T, masked) @ value``, of whole prompts."""
     op = "npu_prompt_flash_attention"
     refuse(padding_mask=padding_mask)
-    attention = attention_of(
-        op, query, key, value, input_layout, ("BSH", "BSND", "BNSD", "BNSD_BSND"), num_heads, num_key_value_heads,
-        {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv}, takes_int8=True,
-    )  # fmt: skip
+    lengths = {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv}
+    layouts = ("BSH", "BSND", "BNSD", "BNSD_BSND")
+    placement = Placement(input_layout, layouts, num_heads, num_key_value_heads, lengths)
+    attention = attention_of(op, query, key, value, placement, takes_int8=True)
     products = {"deq_scale1": deq_scale1, "quant_scale1": quant_scale1, "deq_scale2": deq_scale2}
     attention = attention.with_int8_products(op, products).with_shift(op, "pse_shift", pse_shift)
     attention = attention.with_int8_result(op, {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2})
@@ -96,11 +97,10 @@ def npu_incre_flash_attention(
     op = "npu_incre_flash_attention"
     refuse(padding_mask=padding_mask)
     stacked = {"antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset}
-    attention = attention_of(
-        op, query, key, value, input_layout, ("BSH", "BSND", "BNSD"), num_heads, num_key_value_heads,
-        {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}, block_table, block_size,
-        antiquant_of.stacked(op, stacked), takes_int8=True,
-    )  # fmt: skip
+    lengths = {"of the queries": None, "actual_seq_lengths": actual_seq_lengths}
+    heads = num_heads, num_key_value_heads
+    placement = Placement(input_layout, ("BSH", "BSND", "BNSD"), *heads, lengths, block_table, block_size)
+    attention = attention_of(op, query, key, value, placement, antiquant_of.stacked(op, stacked), takes_int8=True)
     attention = attention.with_padding(op, **{"of the queries": None, "kv_padding_size": kv_padding_size})
     products = {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2}
     attention = attention.with_int8_products(op, products).with_shift(op, "pse_shift", pse_shift)
@@ -149,17 +149,16 @@ def npu_fusion_attention(
         raise NotImplementedError(f"{op}: keep_prob must be 1.0, anynpu has no dropout here, got {keep_prob}")
     if input_layout != "TND" and not (actual_seq_qlen is None and actual_seq_kvlen is None):
         raise NotImplementedError(f"{op}: actual_seq_qlen and actual_seq_kvlen are for layout TND, got {input_layout}")
-    attention = attention_of(
-        op, query, key, value, input_layout, ("BSH", "SBH", "BSND", "BNSD", "TND"), head_num,
-        _kv_heads(op, query, key, head_num, input_layout),
-        {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen},
-    )  # fmt: skip
+    lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
+    heads = head_num, _kv_heads(query, key, head_num, input_layout)
+    placement = Placement(input_layout, ("BSH", "SBH", "BSND", "BNSD", "TND"), *heads, lengths)
+    attention = attention_of(op, query, key, value, placement)
     mask = Mask(atten_mask, sparse_mode, pre_tockens, next_tockens)
     unused = (query.new_empty(0, dtype=torch.float32) for _ in range(3))
     return attention.attend(op, mask, scale)[0], *unused, 0, 0, 0
 
 
-def _kv_heads(op: str, query: torch.Tensor, key: torch.Tensor, heads: int, layout: str) -> int:
+def _kv_heads(query: torch.Tensor, key: torch.Tensor, heads: int, layout: str) -> int:
     """How many heads key has; 0, as many as query, where that cannot be told: then the shapes are refused."""
     if key.dim() != len(layout) or heads <= 0:
         return 0

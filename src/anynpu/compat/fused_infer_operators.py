@@ -10,12 +10,17 @@ import torch
 
 from anynpu._check import require, require_dtype
 from anynpu.compat import antiquant as antiquant_of
-from anynpu.compat.antiquant import AntiQuant
-from anynpu.compat.attention import attention_of, refuse
+from anynpu.compat.attention import Attention, refuse
+from anynpu.compat.attention_arguments import Placement, attention_of
 from anynpu.compat.attention_layouts import FLOATS, Lengths
 from anynpu.compat.attention_masks import ALL, Mask
 from anynpu.compat.published import published
 from anynpu.ops.fused_attention.spec import CODES
+
+_LAYOUTS = (
+    "BSH", "BSND", "BNSD", "TND", "NTD", "BNSD_BSND", "BSH_BNSD", "BSND_BNSD", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD",
+    "TND_NTD", "NTD_TND",
+)  # fmt: skip
 
 
 @published(
@@ -96,66 +101,41 @@ def npu_fused_infer_attention_score(
         stacked = {"antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset}
         antiquant = antiquant_of.stacked(op, stacked, antiquant_mode)
     lengths = {"actual_seq_lengths": actual_seq_lengths, "actual_seq_lengths_kv": actual_seq_lengths_kv}
-    mask = Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
-    return _fused_infer(
-        op, query, key, value, input_layout, num_heads, num_key_value_heads, lengths, block_table, block_size, mask,
-        scale, softmax_lse_flag, query_rope, key_rope, antiquant,
-        {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2}, pse_shift,
-        {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2},
-        {"query_padding_size": query_padding_size, "kv_padding_size": kv_padding_size},
-        {"key_shared_prefix": key_shared_prefix, "value_shared_prefix": value_shared_prefix}, actual_shared_prefix_len,
-    )  # fmt: skip
+    heads = num_heads, num_key_value_heads
+    placement = Placement(input_layout, _LAYOUTS, *heads, lengths, block_table, block_size)
+    attention = attention_of(op, query, key, value, placement, antiquant, takes_int8=True)
+    prefix = {"key_shared_prefix": key_shared_prefix, "value_shared_prefix": value_shared_prefix}
+    attention = attention.with_prefix(op, prefix, actual_shared_prefix_len, placement.source, placement.key_heads)
+    attention = attention.with_int8_result(op, {"quant_scale2": quant_scale2, "quant_offset2": quant_offset2})
+    attention = attention.with_shift(op, "pse_shift", pse_shift)
+    products = {"dequant_scale1": dequant_scale1, "quant_scale1": quant_scale1, "dequant_scale2": dequant_scale2}
+    attention = attention.with_int8_products(op, products)
+    attention = attention.with_padding(op, query_padding_size=query_padding_size, kv_padding_size=kv_padding_size)
+    attention = _with_rope(op, attention, query_rope, key_rope, placement)
+    mask = _mask(op, attention, Mask(atten_mask, sparse_mode, pre_tokens, next_tokens))
+    return attention.attend(op, mask, scale, with_lse=softmax_lse_flag)
 
 
-def _fused_infer(
+def _with_rope(
     op: str,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: str,
-    heads: int,
-    kv_heads: int,
-    lengths: dict[str, Lengths],
-    block_table: torch.Tensor | None,
-    block_size: int,
-    mask: Mask,
-    scale: float,
-    with_lse: bool,
+    attention: Attention,
     query_rope: torch.Tensor | None,
     key_rope: torch.Tensor | None,
-    antiquant: tuple[AntiQuant | None, AntiQuant | None],
-    result_factors: dict[str, torch.Tensor | None],
-    shift: torch.Tensor | None,
-    products: dict[str, torch.Tensor | None] | None = None,
-    paddings: dict[str, torch.Tensor | None] | None = None,
-    prefix: dict[str, torch.Tensor | None] | None = None,
-    prefix_length: Lengths = None,
-    sink: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    layouts = (
-        "BSH", "BSND", "BNSD", "TND", "NTD", "BNSD_BSND", "BSH_BNSD", "BSND_BNSD", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD",
-        "TND_NTD", "NTD_TND",
-    )  # fmt: skip
-    shared = layout, layouts, heads, kv_heads, lengths, block_table, block_size
-    takes_int8 = products is not None
-    attention = attention_of(op, query, key, value, *shared, antiquant, takes_int8)
-    if prefix:
-        source = layout.partition("_")[0]
-        attention = attention.with_prefix(op, prefix, prefix_length, source, kv_heads or heads)
-    attention = attention.with_int8_result(op, result_factors).with_shift(op, "pse_shift", shift)
-    attention = attention.with_int8_products(op, products) if takes_int8 else attention
-    attention = attention.with_padding(op, **paddings) if paddings else attention
+    placement: Placement,
+) -> Attention:
+    """The same with the rotated parts of query and key, which lie as these do, if there are any."""
     if attention.key.dtype in CODES and query_rope is not None:
         raise NotImplementedError(f"{op}: query_rope is not supported by anynpu with int8 or int4 key and value")
     require(op, (query_rope is None) == (key_rope is None), "query_rope and key_rope must be given together")
-    if query_rope is not None:
-        ropes = attention_of(op, query_rope, key_rope, key_rope, *shared)
-        attention = attention.with_rope(op, ropes.query, ropes.key)
-    if attention.one_row:
-        mask = mask.of_one_token(op)
-    if sink is not None:
-        _check_sink(op, sink, heads, with_lse)
-    return attention.attend(op, mask, scale, sink, with_lse)
+    if query_rope is None:
+        return attention
+    ropes = attention_of(op, query_rope, key_rope, key_rope, placement)
+    return attention.with_rope(op, ropes.query, ropes.key)
+
+
+def _mask(op: str, attention: Attention, mask: Mask) -> Mask:
+    """``mask``, as it counts for these queries."""
+    return mask.of_one_token(op) if attention.one_row else mask
 
 
 def _check_sink(op: str, sink: torch.Tensor, heads: int, with_lse: bool) -> None:
@@ -232,12 +212,15 @@ def npu_fused_infer_attention_score_v2(
     shift = others.pop("pse_shift", None)
     refuse(**others)
     lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
-    mask = Mask(atten_mask, sparse_mode, pre_tokens, next_tokens)
-    return _fused_infer(
-        op, query, key, value, input_layout, num_query_heads, num_key_value_heads, lengths, block_table, block_size,
-        mask, softmax_scale, return_softmax_lse, query_rope, key_rope, antiquant, result_factors, shift,
-        sink=learnable_sink,
-    )  # fmt: skip
+    heads = num_query_heads, num_key_value_heads
+    placement = Placement(input_layout, _LAYOUTS, *heads, lengths, block_table, block_size)
+    attention = attention_of(op, query, key, value, placement, antiquant)
+    attention = attention.with_int8_result(op, result_factors).with_shift(op, "pse_shift", shift)
+    attention = _with_rope(op, attention, query_rope, key_rope, placement)
+    mask = _mask(op, attention, Mask(atten_mask, sparse_mode, pre_tokens, next_tokens))
+    if learnable_sink is not None:
+        _check_sink(op, learnable_sink, num_query_heads, return_softmax_lse)
+    return attention.attend(op, mask, softmax_scale, learnable_sink, return_softmax_lse)
 
 
 def _provide_out(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., torch.Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from anynpu._check import require, require_dtype
-from anynpu.compat.attention import Attention, attention_of
+from anynpu.compat.attention import Attention
+from anynpu.compat.attention_arguments import Placement, attention_of
 from anynpu.compat.attention_layouts import FLOATS, by_tokens, require_lengths, require_table
 from anynpu.compat.attention_masks import Mask
 from anynpu.compat.published import published, require_absent
@@ -159,14 +160,16 @@ def _npu_flash_attention(
     """
     op = "_npu_flash_attention"
     lengths = host_lengths(op, "seq_len", seq_len)
-    tokens = query.shape[0] if query.dim() else 0
-    require(op, sum(lengths) == tokens, f"seq_len must add up to T = {tokens}, got {sum(lengths)}")
-    most = max(lengths, default=0)
+    require(op, len(lengths) > 0, "query must have at least one sequence")
+    total, most = sum(lengths), max(lengths)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        tokens = x.shape[0] if x.dim() else 0
+        require(op, total == tokens, f"seq_len must add up to T = {tokens}, the tokens of {name}, got {total}")
     hidden = hidden_places(op, mask, most, most)
+    placement = Placement("BSND", ("BSND",), num_heads, num_kv_heads, {"of query": None, "of key": None})
     results = []
     for sequence in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
-        one = [x.unsqueeze(0) for x in sequence]
-        attention = attention_of(op, *one, "BSND", ("BSND",), num_heads, num_kv_heads, {"": None, "of key": None})
+        attention = attention_of(op, *(x.unsqueeze(0) for x in sequence), placement)
         size = sequence[0].shape[0]
         results.append(attention.attend(op, Mask(hidden[:size, :size]), scale_value)[0].squeeze(0))
     result = torch.cat(results)
@@ -221,10 +224,8 @@ def _npu_flash_attention_unpad(
     op = "_npu_flash_attention_unpad"
     lengths = host_lengths(op, "seq_len", seq_len)
     ends = torch.tensor(lengths).cumsum(0).tolist()
-    attention = attention_of(
-        op, query, key, value, "TND", ("TND",), num_heads, num_kv_heads, {"seq_len": ends, "seq_len of key": ends}
-    )
-    result, _ = attention.attend(op, Mask(None), scale_value)
+    placement = Placement("TND", ("TND",), num_heads, num_kv_heads, {"seq_len": ends, "seq_len of key": ends})
+    result, _ = attention_of(op, query, key, value, placement).attend(op, Mask(None), scale_value)
     require_out(op, "out", out, tuple(result.shape), query.dtype)
     out.copy_(result)
 

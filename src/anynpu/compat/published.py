@@ -115,8 +115,13 @@ def _wrong_argument(hints: Mapping[str, Any], arguments: Mapping[str, Any]) -> t
         if not _fits(value, hint):
             expected = " or ".join(map(_called, _kinds(hint)))
             article = "an" if expected.startswith("int") else "a"
-            return f"{name} must be {article} {expected}, got {type(value).__name__}", value
+            return f"{name} must be {article} {expected}, got {_kind(value)}", value
     return None
+
+
+def _kind(value: object) -> str:
+    entries = sorted({type(entry).__name__ for entry in value}) if isinstance(value, list | tuple) else []
+    return type(value).__name__ + (f" of {', '.join(entries)}" if entries else "")
 
 
 def published(schema: str, aclnn: str, code: Callable[..., int] = lambda **arguments: PARAM_INVALID) -> Callable:

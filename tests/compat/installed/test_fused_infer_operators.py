@@ -48,6 +48,23 @@ def test_the_second_version_has_other_names(rows, options):
         assert all(map(torch.equal, function.npu_fused_infer_attention_score_v2(*tensors, **renamed), expected))
 
 
+@pytest.mark.parametrize("name", ["pse_shift", "query_rope", "key_rope"])
+def test_gradients_of_what_stands_beside_query_key_and_value(name):
+    tensors = operands(2, 5, 9, torch.float32)
+    ropes = {"query_rope": reals(2, HEADS, 5, 8), "key_rope": reals(2, KV_HEADS, 9, 8, seed=1)}
+    beside = {"pse_shift": reals(2, HEADS, 5, 9, seed=2)} if name == "pse_shift" else ropes
+
+    def total(value):
+        options = {**FUSED, "input_layout": "BNSD", **beside, name: value}
+        return torch_npu.npu_fused_infer_attention_score(*tensors, **options)[0].square().sum()
+
+    value = beside[name].clone().requires_grad_()
+    total(value).backward()
+    step = reals(*value.shape, seed=3) * 2**-6
+    change = total(beside[name] + step) - total(beside[name] - step)
+    torch.testing.assert_close((value.grad * step).sum() * 2, change, rtol=2**-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_sinks_are_keys_without_a_value(dtype, masked):

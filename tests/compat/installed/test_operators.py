@@ -150,7 +150,7 @@ def test_arguments_of_another_kind_are_named_and_not_printed():
         (lambda: matmul(x.numpy(), weight, scale), "x must be a tensor, got ndarray"),
         (lambda: matmul(x, weight, scale, bias=1), "bias must be a tensor or None, got int"),
         (lambda: matmul(x, weight, scale, antiquant_group_size=32.0), "antiquant_group_size must be an int, got float"),
-        (lambda: torch_npu.npu_grouped_matmul([None], [weight]), "x must be a list of tensors, got list"),
+        (lambda: torch_npu.npu_grouped_matmul([None], [weight]), "x must be a list of tensors, got list of NoneType"),
         (lambda: torch_npu.npu_quantize(x, scale, None, "qint8"), "dtype must be an int or torch dtype, got str"),
         (lambda: torch_npu.npu_format_cast(x, None), "acl_format must be an int, got NoneType"),
         (lambda: torch_npu.get_npu_format(None), "self must be a tensor, got NoneType"),

@@ -119,8 +119,13 @@ def test_flash_attention_of_packed_sequences_with_a_mask(value):
     assert_near(out, expected, error, torch.float16)
     with pytest.raises(RuntimeError, match=r"mask must have shape \(7, 7\) or more, got \(6, 6\)"):
         torch_npu._npu_flash_attention(q, k, v, mask[:6, :6], lengths, SCALE, HEADS, KV_HEADS, out)
-    with pytest.raises(RuntimeError, match="seq_len must add up to T = 10, got 12"):
-        torch_npu._npu_flash_attention(q, k, v, mask, lengths + 1, SCALE, HEADS, KV_HEADS, out)
+    for tensors, lengths_given, text in (
+        ((q, k, v), lengths + 1, "seq_len must add up to T = 10, the tokens of query, got 12"),
+        ((q, k, v[:9]), lengths, "seq_len must add up to T = 9, the tokens of value, got 10"),
+        ((q[:0], k[:0], v[:0]), lengths[:0], "query must have at least one sequence"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            torch_npu._npu_flash_attention(*tensors, mask, lengths_given, SCALE, HEADS, KV_HEADS, out)
     with pytest.raises(NotImplementedError, match="no biases"):
         torch_npu._npu_flash_attention(q, k, v, mask - 0.5, lengths, SCALE, HEADS, KV_HEADS, out)
 
