@@ -33,8 +33,9 @@ def _places(op: str, cache: torch.Tensor, first: torch.Tensor, second: torch.Ten
 
 def _slot_places(op: str, cache: torch.Tensor, slots: torch.Tensor) -> Places:
     """The same in a cache (blocks, places of a block, ...): slot s is place ``s % places`` of block ``s // places``."""
-    blocks = slots.div(cache.shape[1], rounding_mode="floor").clamp_min(0)
-    return _places(op, cache, blocks, torch.where(slots < 0, -1, slots.remainder(cache.shape[1])))
+    places = max(cache.shape[1], 1)  # a block of none is refused with all others
+    blocks = slots.div(places, rounding_mode="floor").clamp_min(0)
+    return _places(op, cache, blocks, torch.where(slots < 0, -1, slots.remainder(places)))
 
 
 def _write(cache: torch.Tensor, places: Places, rows: torch.Tensor) -> None:

@@ -87,7 +87,7 @@ def npu_ffn(
         )
         inner = apply(inner.float()).to(x.dtype)
         y = experts.product(inner, weight2, bias2, antiquant_scale=antiquant_scale2, antiquant_offset=antiquant_offset2)
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _decoded(scale: torch.Tensor) -> torch.Tensor:

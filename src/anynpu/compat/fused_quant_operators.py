@@ -260,6 +260,7 @@ def npu_add_rms_norm_dynamic_quant(
             expected, got = tuple(gamma.shape), tuple(vector.shape)
             require(op, expected == got, f"{name} must have the shape of gamma, {expected}, got {got}")
     require(op, gamma.dim() == 1, f"gamma must have 1 axis, got {gamma.dim()}")
+    require(op, gamma.numel() > 0, "gamma must not be empty")
     y, _, x = add_rms_norm(op, x1, x2, gamma, epsilon)
     if beta is not None:
         y = y + beta.float()
@@ -300,6 +301,7 @@ def npu_dynamic_quant_asymmetric(
     require(op, dtype in (torch.int8, torch.qint8, torch.quint4x2), f"dst_type must be int8 or quint4x2, got {dtype}")
     require_dtype(op, "x", x, (torch.float16, torch.bfloat16, torch.float32))
     require(op, x.dim() > 1, f"Input shape dim should be greater than 1, got {x.dim()}")
+    require(op, x.shape[-1] > 0, f"the last axis of x must not be empty, got shape {tuple(x.shape)}")
     low, high = (-8, 7) if dtype == torch.quint4x2 else (-128, 127)
     values = _smoothed(op, x, smooth_scales, group_index)
     greatest = values.amax(-1, keepdim=True)
@@ -341,6 +343,7 @@ def npu_kronecker_quant(
     require(op, dtype in (torch.int32, torch.quint4x2), f"dst_dtype must be int32 (eight int4), got {dtype}")
     require_dtype(op, "x", x, (torch.float16, torch.bfloat16))
     require(op, x.dim() == 3, f"x must have shape (T, M, N), got {tuple(x.shape)}")
+    require(op, x.shape[1:].numel() > 0, f"M and N of x must be at least 1, got shape {tuple(x.shape)}")
     for name, factor, size in (("kronecker_p1", kronecker_p1, x.shape[1]), ("kronecker_p2", kronecker_p2, x.shape[2])):
         require_dtype(op, name, factor, (x.dtype,))
         expected, got = (size, size), tuple(factor.shape)
@@ -367,6 +370,7 @@ def _smoothed(
     if group_index is None:
         return x.float() * smooth_scales.float()
     rows = x.shape[:-1].numel()
+    require(op, group_index.numel() > 0, "group_index must not be empty")
     ascending = (group_index.diff() >= 0).all() & (group_index[0] >= 0) & (group_index[-1] == rows)
     torch._assert_async(ascending, f"{op}: group_index must be ends of groups in ascending order, the last {rows}")
     group = torch.searchsorted(group_index, torch.arange(rows, dtype=group_index.dtype, device=x.device), right=True)

@@ -208,7 +208,7 @@ def _rows_by_group(x: Tensors, weight: Tensors, options: dict[str, Any]) -> tupl
             f"Actual lengths: x [{len(x)}], weight [{len(weight)}], group_list [{len(ends)}]."
         )
     bounds = list(itertools.pairwise((0, *ends)))
-    if any(first > last for first, last in bounds) or ends[-1] > x[0].shape[0]:
+    if any(not first <= last <= x[0].shape[0] for first, last in bounds):
         raise ValueError(f"group_list must be running sums of at most {x[0].shape[0]}, the rows of x, got {list(ends)}")
 
     def cut(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -89,7 +89,9 @@ def _can_prepack(x: torch.Tensor, weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or weight.dtype not in (torch.int8, torch.int32):
         return False
     # Batches are not prepacked; with an axis of size 1, x has a say in what the layout is.
-    return weight.dim() == x.dim() == 2 and min(weight.shape) > 1
+    if not (weight.dim() == x.dim() == 2 and min(weight.shape) > 1):
+        return False
+    return weight.is_contiguous() or weight.t().is_contiguous()  # else the bytes from its address on are not its own
 
 
 def _prepack(weight: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -181,7 +181,8 @@ def npu_moe_finalize_routing(
     )  # fmt: skip
 
 
-def _require_axes(name: str, tensor: torch.Tensor, axes: int) -> None:
+def require_axes(name: str, tensor: torch.Tensor, axes: int) -> None:
+    """``tensor`` has so many axes."""
     if tensor.dim() != axes:
         raise ValueError(f"The dims of input {name} should be {axes} dimensional, but got {tensor.dim()}-dimensional.")
 
@@ -203,9 +204,9 @@ def npu_moe_token_unpermute(
     ``restore_shape`` has no effect: it belongs to padded_mode, which is not implemented.
     """
     require_absent(padded_mode=padded_mode or None)
-    _require_axes("permuted_tokens", permuted_tokens, 2)
-    _require_axes("sorted_indices", sorted_indices, 1)
+    require_axes("permuted_tokens", permuted_tokens, 2)
+    require_axes("sorted_indices", sorted_indices, 1)
     if probs is not None:
-        _require_axes("probs", probs, 2)
+        require_axes("probs", probs, 2)
     index = sorted_indices.masked_fill(sorted_indices >= permuted_tokens.shape[0], -1)
     return anynpu.moe_finalize_routing(permuted_tokens, None, None, None, probs, index, drop_pad_mode=2)

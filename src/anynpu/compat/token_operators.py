@@ -7,7 +7,7 @@ import torch
 
 from anynpu._check import require, require_dtype
 from anynpu.compat.published import published, require_absent
-from anynpu.compat.routing_operators import _require_axes
+from anynpu.compat.routing_operators import require_axes
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -58,7 +58,7 @@ def npu_moe_token_permute(
     """
     op = "npu_moe_token_permute"
     require_absent(padded_mode=padded_mode or None)
-    _require_axes("tokens", tokens, 2)
+    require_axes("tokens", tokens, 2)
     require_dtype(op, "indices", indices, _INTEGERS)
     axes = indices.dim()
     sentence = f"The dims of input indices should be 2 or 1 dimensional, but got {axes}-dimensional."

@@ -63,6 +63,7 @@ def test_refusals_of_pages():
         (slots(1, 2, 3), (cache, cache.float()), "value_cache must be float16, got float32"),
         (slots(1, 2, 3).float(), (cache, cache), "slots must be int32 or int64, got float32"),
         (slots(1, 2, 18), (cache, cache), r"indices must be less than the places of the cache, \(3, 6\)"),
+        (slots(1, 2, 3), (cache[:, :0], cache), r"indices must be less than the places of the cache, \(3, 0\)"),
     ):
         with pytest.raises(RuntimeError, match=text):
             torch_npu._npu_reshape_and_cache(key, key, *caches, places)

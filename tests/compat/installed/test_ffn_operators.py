@@ -113,6 +113,10 @@ def test_int8(words, experts, dtype):
     assert ((result.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + 1e-6).all()
 
 
+def test_no_rows():
+    assert torch_npu.npu_ffn(reals(0, 3, K), reals(K, N1), reals(N1, N2), "relu").shape == (0, 3, N2)
+
+
 def test_refusals():
     x, w1, w2 = reals(4, K), reals(K, N1), reals(N1, N2)
     stacked = w1.expand(2, -1, -1), w2.expand(2, -1, -1)

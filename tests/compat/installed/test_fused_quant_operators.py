@@ -141,6 +141,29 @@ def test_dequant_bias(output_dtype, bias_dtype, activated):
     assert ((y.double() - exact).abs() <= 4 * UNIT * terms + torch.finfo(y.dtype).eps / 2 * exact.abs() * 1.001).all()
 
 
+def test_rows_without_values_are_refused():
+    nothing, halves = torch.empty(2, 0).npu(), torch.empty(2, 0, 8, dtype=torch.float16).npu()
+    for call, text in (
+        (
+            lambda: torch_npu.npu_dynamic_quant_asymmetric(nothing),
+            r"last axis of x must not be empty, got shape \(2, 0\)",
+        ),
+        (lambda: torch_npu.npu_add_rms_norm_dynamic_quant(nothing, nothing, nothing[0]), "gamma must not be empty"),
+        (
+            lambda: torch_npu.npu_kronecker_quant(halves, halves[0, :, :0], halves.new_empty(8, 8)),
+            r"M and N of x must be at least 1, got shape \(2, 0, 8\)",
+        ),
+        (
+            lambda: torch_npu.npu_dynamic_quant_asymmetric(
+                torch.ones(2, 8), smooth_scales=torch.ones(0, 8), group_index=torch.empty(0, dtype=torch.int32)
+            ),
+            "group_index must not be empty",
+        ),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
 def test_refusals_of_dequant_bias():
     x, scale = integers(-9, 9, 5, 7, dtype=torch.int32), positive(7)
     for arguments, text in (

@@ -216,6 +216,17 @@ def test_a_task_group_takes_new_lengths(paged, update_first):
             decoder.graph.replay()
 
 
+def test_an_event_leaves_a_graph_alone_that_was_reset_while_it_waited():
+    event, graph, x = torch.npu.ExternalEvent(), torch.npu.NPUGraph(), torch.zeros(2, device="npu")
+    with torch.npu.graph(graph):
+        event.wait()
+        x.add_(1)
+    graph.replay()
+    graph.reset()
+    event.record()
+    assert x.tolist() == [0, 0]
+
+
 def test_wrong_orders_of_task_groups():
     decoder, stream = PagedDecoder(paged=False), torch.npu.current_stream()
     x = torch.ones(2, 8, device="npu")

@@ -112,6 +112,8 @@ def test_groups_that_do_not_fit_one_x():
     x, weight, options = groups_of_rows(False)
     with pytest.raises(ValueError, match=r"length of weight equals .* x \[1\], weight \[3\], group_list \[2\]"):
         torch_npu.npu_grouped_matmul([x], weight, group_list=[2, 9], **options)
+    with pytest.raises(ValueError, match="neither x nor weight could be empty"):
+        torch_npu.npu_grouped_matmul([x], [], group_list=[], **options)
     for ends in ([5, 2, 9], [2, 5, 10], [-1, 2, 3]):
         with pytest.raises(ValueError, match="group_list must be running sums of at most 9, the rows of x, got"):
             torch_npu.npu_grouped_matmul([x], weight, group_list=ends, **options)

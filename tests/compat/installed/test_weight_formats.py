@@ -11,7 +11,7 @@ import weakref
 import pytest
 import torch
 import torch_npu
-from npu_tensors import halves, nibbles, reals
+from npu_tensors import halves, integers, nibbles, reals
 
 import anynpu
 
@@ -118,6 +118,15 @@ def test_the_prepacked_copy_is_freed_with_the_weight(monkeypatch):
     del weight
     gc.collect()
     assert blobs[0]() is None
+
+
+def test_views_with_memory_of_others_are_not_prepacked(prepack_count):
+    """Of a row that all share, a copy would be compared with what lies behind it."""
+    row = torch_npu.npu_format_cast(integers(-9, 9, 1, 64, dtype=torch.int8).npu(), 29)
+    weight, x, scale = row.expand(4096, 64), torch.ones(2, 4096), torch.ones(64)
+    expected = 4096 * row.float().expand(2, 64)
+    assert torch.equal(torch_npu.npu_weight_quant_batchmatmul(x, weight, scale), expected)
+    assert prepack_count() == 0
 
 
 def test_a_tagged_weight_refuses_a_wrong_x_like_a_plain_one():

@@ -278,6 +278,8 @@ class NPUGraph:
                 tensor.copy_(results[place])
 
     def _go_on(self) -> None:
+        if self._left is None:  # the graph was reset while it waited
+            return
         left, self._left = self._left, None
         # The calls stand below autograd and autocast, and tensors of inference mode may be written to only there.
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
