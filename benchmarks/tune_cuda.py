@@ -48,8 +48,8 @@ def candidates_of_few_rows(kind: str, most_m: int) -> Iterator[dict[str, int]]:
     bits, along_k = KINDS_OF_FEW_ROWS[kind]
     widths = (16, 32, 64) if along_k else (256 // bits, 512 // bits)
     pieces = (512 // bits,) if along_k else (32, 64, 128)
-    for width, piece, warps in itertools.product(widths, pieces, (2, 4, 8)):
-        tile = {"BM": most_m, "BN": width, "PIECE": piece, "PIECES": warps, "num_warps": warps}
+    for width, piece, warps, stages in itertools.product(widths, pieces, (4, 8), (3, 4)):
+        tile = {"BM": most_m, "BN": width, "PIECE": piece, "PIECES": warps, "num_warps": warps, "num_stages": stages}
         yield from ({**tile, "programs": programs} for programs in (132, 264, 528))
 
 

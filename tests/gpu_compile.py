@@ -22,6 +22,8 @@ from triton.runtime.jit import mangle_type
 from anynpu import _device_errors
 from anynpu._triton import with_fewer_stages
 
+_REGISTERS = 1 << 16  # of a processor
+_SHARED_BY_SYSTEM = 1 << 10  # bytes of a program's shared memory
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -49,6 +51,21 @@ class Compiled:
     shared_bytes: int
     registers: int
     stack_bytes: int  # what does not fit into registers
+
+    def at_once(self, gpu: Gpu) -> int:
+        """How many programs a processor of ``gpu`` has room for."""
+        threads = int(re.search(r"\.reqntid (\d+)", self.ptx)[1])
+        of_a_thread = -(-self.registers // 8) * 8
+        return min(_REGISTERS // (of_a_thread * threads), gpu.shared_bytes // (self.shared_bytes + _SHARED_BY_SYSTEM))
+
+    def loop(self) -> list[str]:
+        """The instructions of the longest loop."""
+        lines = _tool("nvdisasm", "-c", self.cubin).splitlines()
+        begins = {line[:-1]: place for place, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
+        jumps = ((place, re.search(r"BRA `\((\.L_x_\d+)\)", line)) for place, line in enumerate(lines))
+        loops = (lines[begins[jump[1]] : place + 1] for place, jump in jumps if jump and begins[jump[1]] < place - 1)
+        longest = max(loops, key=len, default=[])
+        return [line for line in longest if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)]
 
 
 def compiled_by(monkeypatch, call: Callable[[], object], gpu: Gpu = HOPPER) -> list[Compiled]:
@@ -78,7 +95,8 @@ def replace_launches(monkeypatch, launch: Callable[..., None], gpu: Gpu) -> None
 
 def _compile(kernel: triton.JITFunction, programs: int, args: tuple, meta: dict, gpu: Gpu) -> Compiled:
     values = dict(zip(kernel.arg_names, args, strict=False)) | meta
-    options = {key: value for key, value in meta.items() if key not in kernel.arg_names} | {"enable_fp_fusion": True}
+    own = set(kernel.arg_names) - {"num_stages"}  # which is an option too where a kernel takes it
+    options = {key: value for key, value in meta.items() if key not in own} | {"enable_fp_fusion": True}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]

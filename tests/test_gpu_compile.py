@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from anynpu._register import operators
 
 triton = pytest.importorskip("triton")
 import gpu_compile  # noqa: E402
+
+from anynpu._triton import PROCESSORS  # noqa: E402
 
 HALF, BF16, FP32, INT8, INT32 = torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.int32
 
@@ -197,14 +200,17 @@ CALLS["compressed_matmul"] = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_compiles(call, monkeypatch):
+def test_compiles(call, monkeypatch, pytestconfig):
     operator, args, kwargs, instruction = CALLS[call]
     kernel = operators[operator].cuda_kernel
     found = gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, **kwargs))
     assert any(instruction in kernel.ptx for kernel in found)
     for kernel in found:
-        print(f"{kernel.name}: {kernel.programs} programs, {kernel.registers} registers, {kernel.stack_bytes} spilled, "
-              f"{kernel.shared_bytes} bytes shared")  # fmt: skip
+        if pytestconfig.getoption("capture") == "no":
+            room = kernel.at_once(gpu_compile.HOPPER)
+            print(f"{call}: {kernel.name}: {kernel.programs} programs, {room} a processor, "
+                  f"{kernel.registers} registers, {kernel.stack_bytes} spilled, {kernel.shared_bytes} bytes shared, "
+                  f"{len(kernel.loop())} instructions in the longest loop")  # fmt: skip
         assert kernel.cubin
         assert kernel.stack_bytes == 0, f"{kernel.name} keeps {kernel.stack_bytes} bytes outside registers"
 
@@ -215,6 +221,23 @@ def test_compiles_for_lesser_gpus(call, monkeypatch):
     kernel = operators[operator].cuda_kernel
     for each in gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, **kwargs), gpu_compile.LEAST):
         assert each.stack_bytes <= 64, f"{each.name} keeps {each.stack_bytes} bytes outside registers"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("along_k", [True, False], ids=["along K", "along N"])
+@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize(("k", "n"), [(4096, 14336), (14336, 4096)])
+def test_few_rows_stream(k, n, m, along_k, bits, monkeypatch):
+    """All programs are on the GPU at once, their loads ahead of the loop, and what a thread takes is what it uses."""
+    dtype, values = (INT32, 8) if bits == 4 else (INT8, 1)
+    weight = meta(n, k // values, dtype=dtype).t() if along_k else meta(k, n // values, dtype=dtype)
+    args = (meta(m, k, dtype=BF16), weight, meta(k // 128, n, dtype=BF16))
+    kernel = operators["weight_quant_matmul"].cuda_kernel
+    found = gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, group_size=128))
+    main, loop = found[0], found[0].loop()
+    assert main.programs <= PROCESSORS * main.at_once(gpu_compile.HOPPER)
+    assert any("HMMA" in each for each in loop) and any("LDGSTS" in each for each in loop)
+    assert not [each for each in loop if re.search(r" (LDG|STS|STSM|SHFL|LDL)\b", each)]
 
 
 @pytest.mark.parametrize("gpu", [gpu_compile.HOPPER, gpu_compile.LEAST], ids=["sm_90", "least"])

@@ -362,8 +362,9 @@ def weight_quant_matmul(
         bits, magic = (8, few_rows.MAGIC_OF_BYTES) if stored == INT8.value else (4, MAGIC)
         launch(
             few_rows.matmul_kernel, tiles * parts, rows, words, *factors, y, sums, m, n, words.shape[-1], k, y.numel(),
-            group_size or k, part_k // step, parts, magic[x.dtype], 1, *rows.stride(), *words.stride(), *strides,
-            BITS=bits, ALONG_K=along_k, WHOLE=k % step == 0, FULL=n % block["BN"] == 0, **overlapping(x.device), **meta,
+            part_k // step, parts, magic[x.dtype], *rows.stride(), *words.stride(), *strides, BITS=bits,
+            GROUP=group_size, ALONG_K=along_k, WHOLE=k % step == 0, FULL=n % block["BN"] == 0,
+            **overlapping(x.device), **meta,
         )  # fmt: skip
     elif stored in (WORDS_N.value, WORDS_K.value) and x.dtype != torch.float32:
         launch(
