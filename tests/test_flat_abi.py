@@ -27,6 +27,27 @@ TENSOR = struct.Struct("@P4i8q8q")
 OK, NULL_ARG, BAD_DTYPE, BAD_SHAPE = range(4)
 ND, NZ = 2, 29
 INT4 = 29
+BOOL, DOUBLE = 12, 11
+# Axes whose size nothing else in a call has, or only roughly: blocks of a compressed or prepacked weight, experts,
+# groups, rows to choose from, pages of a cache, values or factors of tokens beyond those that are read.
+FREE_AXES = {
+    "compressed_matmul": {("x", -1), ("stream", -1), ("y", -1)},
+    "dequant_swiglu_quant": {("group_index", -1)},
+    "fused_attention": {
+        ("block_table", -1),
+        *((name, axis) for name in ("k_scale", "k_offset", "v_scale", "v_offset") for axis in (-4, -3)),
+    },
+    "grouped_matmul_combine": {("scale", -2), ("shared_input", -2), ("y", -2)},
+    "kv_cache_attention": {("block_table", -1)},
+    "moe_finalize_routing": {("expanded_rows", -3), ("expanded_rows", -2), ("bias", -2)},
+    "moe_gating_topk_softmax": {("x", -1)},
+    "quant_matmul": {("x1", -1), ("y", -1)},
+    "rope_kv_cache": {("activation_scale", -1), ("bias", -1)},
+    "weight_compress": {("weight", -2), ("weight", -1)},
+    "weight_decompress": {("stream", -1), ("weight", -2), ("weight", -1)},
+    "weight_quant_matmul": {("x", -1), ("y", -1)},
+    "weight_quant_prepack": {("weight", -2), ("weight", -1)},
+}
 
 
 def run(name, arguments):
@@ -35,6 +56,10 @@ def run(name, arguments):
 
 def check(name, arguments):
     return getattr(_native.library, f"anynpu_{name}_check")(arguments, ctypes.byref(ctypes.c_size_t()))
+
+
+def sentence():
+    return _native.library.anynpu_last_error().decode()
 
 
 def view(tensor, dtype=None, shape=None, strides=None, format=ND, nz_c0=0):
@@ -72,7 +97,7 @@ def test_nonsense_is_refused_in_a_sentence(name):
         status = check(name, arguments)
         assert 0 <= status <= 7
         if status != OK:
-            assert re.match(r"\w+: .{8}", _native.library.anynpu_last_error().decode())
+            assert re.match(r"\w+: .{8}", sentence())
             assert run(name, arguments) == status
 
 
@@ -88,7 +113,9 @@ def recorded_structs(monkeypatch, name):
 
     with monkeypatch.context() as patched:
         patched.setattr(_native.Call, "_arguments", arguments)
-        for seed in range(12):
+        for sample in operators[name].samples():
+            operators[name].overload(*sample.args)
+        for seed in range(12) if name in OPERATORS else ():
             operators[name].overload(**draw_call(name, seed, 40))
     return recorded
 
@@ -123,6 +150,97 @@ def test_sizes_beyond_memory_are_refused_or_measured(monkeypatch, name):
             assert run(function, b"".join(tensors) + rest) in ((status,) if status != OK else (OK, NULL_ARG, BAD_SHAPE))
 
 
+def valid_structs(monkeypatch, name):
+    """As recorded_structs, and of the functions that Python does not call."""
+    absent, ones = bytes(TENSOR.size), torch.ones
+    for_c_alone = {
+        "float_elementwise": ([view(ones(3, 5)), view(ones(3, 5)), view(ones(3, 5))], struct.pack("if", 0, 1)),
+        "float_matmul": ([view(ones(2, 3, 5)), view(ones(5, 4)), view(ones(2, 3, 4))], b""),
+        "rms_norm": (
+            [view(ones(3, 5)), view(ones(3, 5)), view(ones(5)), view(ones(3, 5)), view(ones(3, 1)), view(ones(3, 5))],
+            struct.pack("fi", 1e-6, 0),
+        ),
+        "weight_decompress": (
+            [view(ones(256, dtype=torch.int8)), view(ones(8, dtype=torch.int8)), view(ones(8, 20, dtype=torch.int8))],
+            struct.pack("2i", 0, 0),
+        ),
+        "int8_linear": (
+            [view(ones(3, 64)), view(ones(64, 8, dtype=torch.int8)), view(ones(8)), view(ones(8)), view(ones(1))]
+            + [absent, absent, view(ones(3, 8))],
+            struct.pack("q2i", 0, 0, 0),
+        ),
+    }
+    if name not in for_c_alone:
+        return recorded_structs(monkeypatch, name)
+    tensors, rest = for_c_alone[name]
+    return [(name, [TENSOR.unpack(tensor) for tensor in tensors], rest)]
+
+
+def tensor_names(function):
+    """The tensors of its argument struct, in their order."""
+    [members] = re.findall(rf"typedef struct \{{([^{{}}]*)\}} anynpu_{CHECKS[function]}_args;", HEADER.read_text())
+    return re.findall(r"anynpu_tensor (\w+);", members)
+
+
+def wrong_members(function, argument, tensor):
+    """The tensor with one member exchanged for what the function does not take."""
+    data, dtype, format, ndim, c0, *sizes = tensor
+    yield data, 77, format, ndim, c0, *sizes
+    if function != "cast":
+        yield data, BOOL if dtype != BOOL else DOUBLE, format, ndim, c0, *sizes
+    yield data, dtype, 3, ndim, c0, *sizes
+    if argument not in ("weight", "x2"):  # of products
+        yield data, dtype, NZ, ndim, c0, *sizes
+    yield data, dtype, format, 9, c0, *sizes
+    yield data, dtype, format, -1, c0, *sizes
+    yield data, dtype, format, 2, c0, -1, *sizes[1:]
+    yield data, dtype, format, 2, c0, 2**62, 2**62, *sizes[2:]
+
+
+def wrong_sizes(function, argument, tensor):
+    """The tensor, contiguous, with one axis longer or shorter; not those of 1, which broadcast."""
+    data, dtype, format, ndim, c0, *sizes = tensor
+    for axis in range(ndim):
+        for size in (sizes[axis] + 1, sizes[axis] - 1):
+            free = (argument, axis - ndim) in FREE_AXES.get(function, ())
+            if min(size, sizes[axis]) > 1 and not free:
+                shape = [*sizes[:axis], size, *sizes[axis + 1 : ndim]]
+                strides = [math.prod(shape[i + 1 :]) for i in range(ndim)]
+                padding = [0] * (8 - ndim)
+                yield data, dtype, format, ndim, c0, *shape, *padding, *strides, *padding
+
+
+FUNCTIONS = sorted({*operators, *CHECKS} - {"format_cast", "weight_compress"})  # which others call
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_tensor_of_a_valid_call_is_checked(monkeypatch, name):
+    for function, views, rest in valid_structs(monkeypatch, name):
+        views = [(0, *each[1:]) for each in views]  # so that what is not refused is not read
+        tensors = [TENSOR.pack(*each) for each in views]
+        assert check(function, b"".join(tensors) + rest) == OK
+        for i, argument in enumerate(tensor_names(function)):
+            if views[i][2] == 0:
+                continue
+            for make in (wrong_members, wrong_sizes):
+                for changed in make(function, argument, views[i]):
+                    given = [*tensors[:i], TENSOR.pack(*changed), *tensors[i + 1 :]]
+                    status = run(function, b"".join(given) + rest)
+                    assert status != OK and not sentence().endswith("is a null pointer"), (function, argument, changed)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_tensor_of_a_valid_call_needs_data(monkeypatch, name):
+    for function, views, rest in valid_structs(monkeypatch, name):
+        tensors = [TENSOR.pack(*each) for each in views]
+        for i, argument in enumerate(tensor_names(function)):
+            _, _, format, ndim, _, *sizes = views[i]
+            if format != 0 and math.prod(sizes[:ndim]) > 0:
+                changed = TENSOR.pack(0, *views[i][1:])
+                assert run(function, b"".join([*tensors[:i], changed, *tensors[i + 1 :]]) + rest) == NULL_ARG
+                assert re.fullmatch(r"\w+: data of \w+ is a null pointer", sentence()), (function, argument)
+
+
 @pytest.mark.parametrize("name", sorted(CHECKS))
 def test_null_pointers_are_refused(name):
     assert check(name, None) == NULL_ARG
@@ -136,7 +254,7 @@ def test_present_tensor_without_data_is_refused():
     empty = view(torch.zeros(0, 4))
     arguments = b"\0" * 8 + view(torch.zeros(3, 4))[8:]
     assert run("cast", arguments + view(torch.zeros(3, 4))) == NULL_ARG
-    assert _native.library.anynpu_last_error() == b"cast: data of x is a null pointer"
+    assert sentence() == "cast: data of x is a null pointer"
     assert run("cast", b"\0" * 8 + empty[8:] + empty) == OK
 
 
@@ -156,7 +274,7 @@ def test_cast_into_a_strided_view_writes_nothing_else(strides, isa):
 def test_output_that_overlaps_itself_is_refused(strides):
     y = torch.zeros(100)
     assert check("cast", view(torch.zeros(7, 5)) + view(y, shape=(7, 5), strides=strides)) == BAD_SHAPE
-    assert b"y must not overlap itself" in _native.library.anynpu_last_error()
+    assert "y must not overlap itself" in sentence()
 
 
 def test_cast_reads_negative_strides():

@@ -75,6 +75,32 @@ def test_invalid_call_raises(case, function):
         function(**arguments(case))
 
 
+BYTES = torch.zeros(256, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "match"),
+    [
+        ({"stream": BYTES.int()}, TypeError, "stream must be int8 or uint8, got int32"),
+        ({"index": BYTES[:8].half()}, TypeError, "index must be int8 or uint8, got float16"),
+        ({"stream": BYTES[None]}, ValueError, r"stream must have one axis and be contiguous, got shape \(1, 256\)"),
+        ({"index": BYTES[:16:2]}, ValueError, r"index must have one axis and be contiguous, got shape \(8,\)"),
+        (
+            {"stream": torch.zeros(4097, dtype=torch.int8)},
+            ValueError,
+            "stream must have at most 4096 bytes .* got 4097",
+        ),
+        ({"x": torch.zeros(2, 0, dtype=torch.int8)}, ValueError, r"K must be in \[1, 131071\] .*, got 0"),
+        ({"x": torch.zeros(1, 131072, dtype=torch.int8)}, ValueError, r"K must be in \[1, 131071\] .*, got 131072"),
+    ],
+)
+@pytest.mark.parametrize("module", [anynpu, anynpu.reference], ids=["cpu", "reference"])
+def test_bytes_of_another_kind_are_refused(module, changed, error, match):
+    args = {"x": torch.zeros(2, 64, dtype=torch.int8), "stream": BYTES, "index": BYTES[:8], "bias": None}
+    with pytest.raises(error, match=f"compressed_matmul: {match}"):
+        module.compressed_matmul(**args | {"scale": as_words(torch.ones(1, 8))} | changed)
+
+
 def gaussian(n, k, sigma, seed=0):
     values = torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * sigma
     return values.round().clamp(-128, 127).to(torch.int8)

@@ -267,6 +267,21 @@ def test_single_word_without_x_is_plain():
     assert reference.unprepacked(anynpu.weight_quant_prepack(weight)).tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
+@pytest.mark.parametrize(
+    ("weight", "error", "match"),
+    [
+        (torch.zeros(8, dtype=torch.int8), ValueError, r"weight must have two axes, got shape \(8,\)"),
+        (torch.zeros(1, 8, 8, dtype=torch.int8), ValueError, r"weight must have two axes, got shape \(1, 8, 8\)"),
+        (torch.zeros(8, 8), TypeError, r"weight must be int8, int4 or int32 \(eight packed int4\), got float32"),
+        (torch.zeros(8, 8, dtype=torch.int8)[::2, ::2], ValueError, "weight must have stride 1 along one of its last"),
+    ],
+)
+@pytest.mark.parametrize("module", [anynpu, anynpu.reference], ids=["cpu", "reference"])
+def test_prepack_refuses(module, weight, error, match):
+    with pytest.raises(error, match=f"weight_quant_prepack: {match}"):
+        module.weight_quant_prepack(weight)
+
+
 def test_unprepack_refuses_what_is_no_blob():
     blob = anynpu.weight_quant_prepack(torch.ones(4, 3, dtype=torch.int8))
     with pytest.raises(

@@ -38,8 +38,9 @@ int32_t check_compress(const anynpu_weight_compress_args& args) {
   ANYNPU_TRY(codec::check_bytes(op, "stream", args.stream, codec::most_bytes(geometry)));
   ANYNPU_TRY(codec::check_bytes(op, "index", args.index, geometry.blocks() * kEntryBytes));
   ANYNPU_TRY(check_required(op, "stream_bytes", args.stream_bytes));
-  if (args.stream_bytes.dtype != ANYNPU_INT64 || element_count(args.stream_bytes) != 1) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: stream_bytes must be one int64, got %s of shape %s", op,
+  if (args.stream_bytes.dtype != ANYNPU_INT64 || args.stream_bytes.format != ANYNPU_ND ||
+      element_count(args.stream_bytes) != 1) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: stream_bytes must be one int64 in ND, got %s of shape %s", op,
                 dtype_name(args.stream_bytes.dtype), shape_text(args.stream_bytes));
   }
   return ANYNPU_OK;

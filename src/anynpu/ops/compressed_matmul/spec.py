@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from anynpu._check import require, require_allowed, require_dtype, require_tensor
+from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 from anynpu._strict import check_compressed_matmul_chip
 
@@ -50,8 +50,6 @@ def _infer_n(bias: torch.Tensor | None, scale: torch.Tensor, n: int | None) -> i
 
 
 def _require_dtypes(x, stream, index, bias, scale, pertoken_scale, output_dtype) -> None:
-    for name, tensor in (("x", x), ("stream", stream), ("index", index), ("scale", scale)):
-        require_tensor(OP, name, tensor)
     require_dtype(OP, "x", x, (torch.int8,))
     require_dtype(OP, "stream", stream, (torch.int8, torch.uint8))
     require_dtype(OP, "index", index, (torch.int8, torch.uint8))

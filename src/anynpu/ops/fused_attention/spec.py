@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
 OP = "fused_attention"
@@ -45,7 +45,6 @@ def unpacked(x: torch.Tensor) -> torch.Tensor:
 
 
 def _check_heads(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    require_tensor(OP, name, tensor)
     require_dtype(OP, name, tensor, dtypes)
     _require_axes(name, tensor, 4)
     shape = tuple(tensor.shape)
@@ -93,7 +92,6 @@ def _check_factors(name: str, factors: torch.Tensor | None, codes: torch.Tensor,
         return
     if factors is None and not required:
         return
-    require_tensor(OP, name, factors)
     require_dtype(OP, name, factors, FLOATS)
     _require_axes(name, factors, 4)
     got, whole = tuple(factors.shape), (*codes.shape[:3], head_size(codes))
@@ -113,7 +111,6 @@ def _check_lengths(
     for name, tensor in lengths.items():
         if tensor is None and not packed:
             continue
-        require_tensor(OP, name, tensor)
         require_dtype(OP, name, tensor, (torch.int64,))
         _require_axes(name, tensor, 1)
         batch = tensor.shape[0] if packed and name == "q_lengths" else batch
@@ -129,7 +126,6 @@ def _check_lengths(
 
 
 def _check_block_table(table: torch.Tensor, batch: int, kv_lengths: torch.Tensor | None) -> None:
-    require_tensor(OP, "block_table", table)
     require_dtype(OP, "block_table", table, (torch.int32,))
     _require_axes("block_table", table, 2)
     got = tuple(table.shape)
@@ -141,7 +137,6 @@ def _check_planes(
     name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], batch: int, heads: int, packed: bool
 ) -> None:
     """A mask or bias."""
-    require_tensor(OP, name, tensor)
     require_dtype(OP, name, tensor, dtypes)
     _require_axes(name, tensor, 4)
     if packed:
@@ -159,7 +154,6 @@ def _check_integer_products(
         if p_scale is not None:
             raise TypeError(f"{OP}: p_scale is for int8 q")
         return
-    require_tensor(OP, "p_scale", p_scale)
     require_dtype(OP, "p_scale", p_scale, FLOATS)
     require(OP, tuple(p_scale.shape) == (1,), f"p_scale must have shape (1,), got {tuple(p_scale.shape)}")
     by_head = factors[2] is None and factors[3] is None and all(x.shape[:2] == (1, 1) for x in factors[:2])
@@ -168,7 +162,6 @@ def _check_integer_products(
 
 
 def _check_out_factors(name: str, factors: torch.Tensor, heads: int, size: int) -> None:
-    require_tensor(OP, name, factors)
     require_dtype(OP, name, factors, FLOATS)
     _require_axes(name, factors, 2)
     shape = tuple(factors.shape)
@@ -222,7 +215,6 @@ def check(
         dense = bias.shape[3] <= 1 or bias.stride(3) == 1
         require(OP, dense, "the last axis of bias should be contiguous")
     if sink is not None:
-        require_tensor(OP, "sink", sink)
         require_dtype(OP, "sink", sink, FLOATS)
         shape = tuple(sink.shape)
         require(OP, shape == (q.shape[2],), f"sink must have shape ({q.shape[2]},), one score a head, got {shape}")

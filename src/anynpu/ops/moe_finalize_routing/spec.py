@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anynpu._check import require, require_dtype, require_tensor
+from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
 OP = "moe_finalize_routing"
@@ -42,8 +42,6 @@ def _require_matrix(name: str, tensor: torch.Tensor | None, shape: tuple, dtypes
 
 def sizes(expanded_rows, skip1, skip2, bias, scales, row_idx, expert_idx=None, drop_pad_mode=0, k=1) -> Sizes:
     """Checks everything that does not need data."""
-    require_tensor(OP, "expanded_rows", expanded_rows)
-    require_tensor(OP, "row_idx", row_idx)
     require_dtype(OP, "expanded_rows", expanded_rows, FLOATS)
     require_dtype(OP, "row_idx", row_idx, (torch.int32,))
     axes = expanded_rows.dim()
