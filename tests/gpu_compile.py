@@ -58,14 +58,16 @@ class Compiled:
         of_a_thread = -(-self.registers // 8) * 8
         return min(_REGISTERS // (of_a_thread * threads), gpu.shared_bytes // (self.shared_bytes + _SHARED_BY_SYSTEM))
 
-    def loop(self) -> list[str]:
-        """The instructions of the longest loop."""
+    def instructions(self) -> tuple[list[str], list[str]]:
+        """All, and those of the longest loop."""
         lines = _tool("nvdisasm", "-c", self.cubin).splitlines()
         begins = {line[:-1]: place for place, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
         jumps = ((place, re.search(r"BRA `\((\.L_x_\d+)\)", line)) for place, line in enumerate(lines))
         loops = (lines[begins[jump[1]] : place + 1] for place, jump in jumps if jump and begins[jump[1]] < place - 1)
-        longest = max(loops, key=len, default=[])
-        return [line for line in longest if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)]
+        return tuple(
+            [line for line in part if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)]
+            for part in (lines, max(loops, key=len, default=[]))
+        )
 
 
 def compiled_by(monkeypatch, call: Callable[[], object], gpu: Gpu = HOPPER) -> list[Compiled]:

@@ -69,12 +69,17 @@ def test_no_call_looks_at_values(name, monkeypatch):
                 pytest.fail(f"{name}, {call}: {error}")
 
 
+@pytest.mark.parametrize("far", ["x", "weight"])
 @pytest.mark.parametrize("name", ["quant_matmul", "weight_quant_matmul", "grouped_matmul_combine", "grouped_matmul"])
-def test_rows_far_apart_are_copied(name, monkeypatch):
+def test_rows_far_apart_are_copied(name, far, monkeypatch):
     """Offsets within a tile have 32 bits."""
     dtype = torch.float16 if name == "weight_quant_matmul" else torch.int8
-    x = torch.empty_strided((40, 64), (1 << 27, 1), dtype=dtype, device=META)
-    weight, scale = torch.empty(64, 8, dtype=torch.int8, device=META), torch.empty(1, 8, device=META)
+    x = torch.empty_strided((40, 64), (1 << 27 if far == "x" else 64, 1), dtype=dtype, device=META)
+    strides = (1 << 27 if far == "weight" else 24, 1)
+    weight, scale = (
+        torch.empty_strided((64, 24), strides, dtype=torch.int8, device=META),
+        torch.empty(1, 24, device=META),
+    )
     group_list, index = (torch.empty(size, dtype=torch.int64, device=META) for size in (1, 40))
     args = {
         "quant_matmul": (x, weight, scale[0]),
@@ -82,15 +87,16 @@ def test_rows_far_apart_are_copied(name, monkeypatch):
         "grouped_matmul_combine": (x, weight[None], scale, group_list, index),
         "grouped_matmul": ([x], [weight[None]], group_list),
     }[name]
-    kernel, strides = operators[name].cuda_kernel, []
+    kernel, matrices = operators[name].cuda_kernel, []
 
-    def note_rows(kernel, programs, first, *rest, **meta):
-        if first.dtype == dtype and first.shape[-1] == 64:
-            strides.append(first.stride(-2))
+    def note_matrices(kernel, programs, first, *rest, **meta):
+        matrices.extend(
+            tuple(each.stride()[-2:]) for each in (first, *rest[:1]) if each.shape[-2:] in ((40, 64), (64, 24))
+        )
 
-    gpu_compile.replace_launches(monkeypatch, note_rows, gpu_compile.LEAST)
+    gpu_compile.replace_launches(monkeypatch, note_matrices, gpu_compile.LEAST)
     kernel(*args, **{"split_item": 2, "group_type": 0} if name == "grouped_matmul" else {})
-    assert strides == [64]
+    assert matrices == [(64, 1), (24, 1)]
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def _products_of_many(x, ys, weight, lists) -> Iterator[_Product]:
 
 
 def _multiply_int8(product: _Product, mode: Mode) -> None:
-    x, y, weight = with_close_rows(product.x), product.y, product.weight
+    x, y, weight = with_close_rows(product.x), product.y, with_close_rows(product.weight)
     (m, k), groups, n = x.shape, weight.shape[0], y.shape[1]
     scale, bias, rows = (
         None if value is None else value.contiguous()
@@ -235,7 +235,7 @@ def _multiply_int4(product: _Product, mode: Mode) -> None:
 
 
 def _multiply_floats(product: _Product, mode: Mode) -> None:
-    x, y, weight = with_close_rows(product.x), product.y, product.weight
+    x, y, weight = with_close_rows(product.x), product.y, with_close_rows(product.weight)
     (m, k), groups, n = x.shape, weight.shape[0], y.shape[1]
     scale, offset = (
         None if value is None else value.reshape(groups, -1, n)

@@ -322,7 +322,7 @@ def multiply(
 ) -> None:
     """Into values [M, N] what the experts make of their rows, separated by bounds [E + 1], times the rows' factors."""
     (m, n), k, experts = values.shape, x.shape[1], weight.shape[0]
-    x = with_close_rows(x)
+    x, weight = with_close_rows(x), with_close_rows(weight)
     factors = [factor for factor in (pertoken_scale, logit) if factor is not None]
     if weight.dtype == torch.int8:
         factor = torch.mul(*factors) if len(factors) == 2 else factors[0] if factors else values

@@ -166,7 +166,7 @@ def quant_matmul(
     elif x2.dtype == torch.int32:
         x2 = unpacked_words(x2, k)
     first = with_close_rows(x1.expand(*batches, m, k).reshape(-1, m, k))
-    second = x2.expand(*batches, k, n).reshape(-1, k, n)
+    second = with_close_rows(x2).expand(*batches, k, n).reshape(-1, k, n)
     if scale.dtype == torch.uint64:
         scale = scale.view(torch.int64)
     multiply(first, second, y, scale, offset, pertoken_scale, bias, _BIAS, group_size)

@@ -60,18 +60,16 @@ def _dequantised(x_token, column, inside, column_stride, weight_scale_ptr, activ
 
 
 @triton.jit
-def _write(k_cache_ptr, v_cache_ptr, place, value, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr, of_k, of_v,
-           is_k, is_v, kv_width, OFFSET_K: tl.constexpr, OFFSET_V: tl.constexpr):  # fmt: skip
-    """The codes of k and v into a row of the caches; ``of_k`` and ``of_v`` are the places in [Nkv, D]."""
-    scale_k = tl.load(scale_k_ptr + of_k, mask=is_k, other=1.0)
-    code = tl.div_rn(value, tl.where(is_k, scale_k, tl.load(scale_v_ptr + of_v, mask=is_v, other=1.0)))
+def _codes(value, of_k, of_v, is_k, is_v, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr, OFFSET_K: tl.constexpr,
+           OFFSET_V: tl.constexpr):  # fmt: skip
+    """int8 of keys and values, whose places in [Nkv, D] are ``of_k`` and ``of_v``."""
+    scale = tl.load(tl.where(is_k, scale_k_ptr + of_k, scale_v_ptr + of_v), mask=is_k | is_v, other=1.0)
+    code = tl.div_rn(value, scale)
     if OFFSET_K:
         code += tl.load(offset_k_ptr + of_k, mask=is_k, other=0.0)
     if OFFSET_V:
         code += tl.load(offset_v_ptr + of_v, mask=is_v, other=0.0)
-    code = rounded(code, tl.int8)
-    tl.store(k_cache_ptr + place * kv_width + of_k, code, mask=is_k)
-    tl.store(v_cache_ptr + place * kv_width + of_v, code, mask=is_v)
+    return rounded(code, tl.int8)
 
 
 @triton.jit
@@ -119,12 +117,16 @@ def _rope_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, indices_ptr,
         tl.store(v + low, rounded(y_low, dtype), mask=is_v)
         tl.store(v + high, rounded(y_high, dtype), mask=is_v)
     if first_head + HEADS > q_heads:
+        is_kv, of_k, of_v = is_k | is_v, head * D - q_width + element, head * D - q_width - kv_width + element
+        code_low = _codes(y_low, of_k, of_v, is_k, is_v, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr, OFFSET_K,
+                          OFFSET_V)  # fmt: skip
+        code_high = _codes(y_high, of_k + D // 2, of_v + D // 2, is_k, is_v, scale_k_ptr, scale_v_ptr, offset_k_ptr,
+                           offset_v_ptr, OFFSET_K, OFFSET_V)  # fmt: skip
         place = _place(token, indices_ptr, error_ptr, tokens, length, rows, all_rows, IN_PLANE, IN_CACHE, PAGE, OTHERS)
         if place >= 0:
-            _write(k_cache_ptr, v_cache_ptr, place, y_low, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
-                   low - q_width, low - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
-            _write(k_cache_ptr, v_cache_ptr, place, y_high, scale_k_ptr, scale_v_ptr, offset_k_ptr, offset_v_ptr,
-                   high - q_width, high - q_width - kv_width, is_k, is_v, kv_width, OFFSET_K, OFFSET_V)  # fmt: skip
+            cache = tl.where(is_k, k_cache_ptr + of_k, v_cache_ptr + of_v) + place * kv_width
+            tl.store(cache, code_low, mask=is_kv)
+            tl.store(cache + D // 2, code_high, mask=is_kv)
 
 
 def rope_kv_cache(

@@ -333,7 +333,7 @@ def weight_quant_matmul(
     batch, m = rows.shape[:2]
     weight_strides = (0, 0, 0)
     if not spec.is_prepacked(weight):
-        weight = weight.reshape(-1, *weight.shape[-2:])
+        weight = with_close_rows(weight.reshape(-1, *weight.shape[-2:]))
         weight_strides = weight.stride()
     ending = {"BIAS": bias is not None, "QUANT": quant_scale is not None, "QUANT_OFFSET": quant_offset is not None}
     # What is absent is not read.
