@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 _NO_ERROR = 2**63 - 1
 _POSITION_BITS = 48
@@ -64,6 +65,11 @@ def within(values: torch.Tensor, low: int, limit: int, rule: int) -> torch.Tenso
 def note(wrong: torch.Tensor, rule: int) -> None:
     """Notes the first of ``wrong`` that is True as a position where ``rule`` is broken."""
     if wrong.numel() == 0:
+        return
+    if is_fake(wrong):  # of a graph that is traced, which reads no word: it raises where it runs
+        broken = _rules[rule >> _POSITION_BITS]
+        sentence = f"{broken.operator}: every value of {broken.argument} {broken.sentence}"
+        torch._assert_async(~wrong.any(), sentence)
         return
     position = torch.arange(wrong.numel(), device=wrong.device).view(wrong.shape)
     noted = word(wrong.device)

@@ -23,6 +23,7 @@ from anynpu.compat.attention_layouts import (
 )
 from anynpu.compat.attention_masks import Mask
 from anynpu.compat.attention_padding import padded_mask, padding_size
+from anynpu.compat.gradients import with_gradients
 from anynpu.ops.fused_attention import composite
 from anynpu.ops.fused_attention.spec import head_size
 
@@ -266,11 +267,8 @@ class Attention:
             "q": self.query, "k": self.key, "v": self.value, "block_table": self.block_table, "sink": sink,
             "softmax_scale": scale, "packed": self.packed, "with_lse": with_lse, **lengths, **hidden, **self.further,
         }  # fmt: skip
-        tensors = (value for value in arguments.values() if isinstance(value, torch.Tensor))
-        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        out, lse = (composite if learns else anynpu).fused_attention(
-            arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments
-        )
+        tensors = [arguments.pop(name) for name in "qkv"]
+        out, lse = with_gradients(anynpu.fused_attention, composite.fused_attention, *tensors, **arguments)
         if not with_lse:
             return laid_out(out, self.layout), lse.new_zeros(1)
         lse = lse.squeeze(0) if self.packed else lse.transpose(1, 2)

@@ -9,7 +9,10 @@ import torch
 
 import anynpu
 from anynpu._check import dtype_name
+from anynpu.compat.gradients import with_gradients
 from anynpu.compat.published import Dtype, published, require_absent, torch_dtype
+from anynpu.ops.moe_finalize_routing import composite as finalize
+from anynpu.ops.swiglu import composite as swiglu
 
 
 @published(
@@ -149,7 +152,7 @@ def npu_dequant_swiglu_quant(
 @published("npu_swiglu(Tensor self, int dim=-1) -> Tensor", "aclnnSwiGlu")
 def npu_swiglu(self: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """The first half activated, times the second; see :func:`anynpu.swiglu`."""
-    return anynpu.swiglu(self, dim)
+    return with_gradients(anynpu.swiglu, swiglu.swiglu, self, dim)
 
 
 def _require_int8(dst_type: Dtype | None) -> None:
@@ -175,10 +178,14 @@ def npu_moe_finalize_routing(
     k: int | None = 1,
 ) -> torch.Tensor:
     """Adds the experts' rows up by token; see :func:`anynpu.moe_finalize_routing`."""
-    return anynpu.moe_finalize_routing(
+    return _added_up(
         expanded_permuted_rows, skip1, skip2, bias, scales, expanded_src_to_dst_row, export_for_source_row,
-        drop_pad_mode or 0, 1 if k is None else k,
+        drop_pad_mode=drop_pad_mode or 0, k=1 if k is None else k,
     )  # fmt: skip
+
+
+def _added_up(*arguments: torch.Tensor | None, **options: int) -> torch.Tensor:
+    return with_gradients(anynpu.moe_finalize_routing, finalize.moe_finalize_routing, *arguments, **options)
 
 
 def require_axes(name: str, tensor: torch.Tensor, axes: int) -> None:
@@ -209,4 +216,4 @@ def npu_moe_token_unpermute(
     if probs is not None:
         require_axes("probs", probs, 2)
     index = sorted_indices.masked_fill(sorted_indices >= permuted_tokens.shape[0], -1)
-    return anynpu.moe_finalize_routing(permuted_tokens, None, None, None, probs, index, drop_pad_mode=2)
+    return _added_up(permuted_tokens, None, None, None, probs, index, drop_pad_mode=2)
