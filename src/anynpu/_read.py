@@ -50,7 +50,15 @@ def open_tensors(op: str, path: Path) -> safe_open:
         raise ValueError(f"{op}: {path} is no safetensors file or damaged: {error}") from error
 
 
+def read_tensor(op: str, file: safe_open, name: str) -> torch.Tensor:
+    """One tensor of a safetensors file, which may lack it or have it in a dtype that torch lacks."""
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{op}: {name} cannot be read: {error}") from error
+
+
 def read_tensors(op: str, path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file."""
     with open_tensors(op, path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: read_tensor(op, file, name) for name in file.keys()}

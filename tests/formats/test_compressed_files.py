@@ -197,6 +197,34 @@ def test_foreign_metadata_is_refused(tmp_path, record, match):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_damaged_files_are_refused(source, tmp_path):
+    out = tmp_path / "out.safetensors"
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) // 2])
+    for call in (compress_file, decompress_file):
+        with pytest.raises(ValueError, match=f"{source} is no safetensors file or damaged"):
+            call(source, out)
+        with pytest.raises(FileNotFoundError, match="missing.safetensors is missing"):
+            call(tmp_path / "missing.safetensors", out)
+    parts = {
+        "a.weight": torch.ones(3),
+        "a.index": torch.ones(8, dtype=torch.int8),
+        "a.info": torch.tensor([8, 8, 2, 2, 1]),
+    }
+    record = {"version": 1, "weights": {"a": {"layer": "a", "granularity": "int8"}}}
+    for left_out, kind, match in (
+        ("a.index", ValueError, "a.index cannot be read: File does not contain tensor a.index"),
+        (None, TypeError, "stream must be int8, got float32"),
+    ):
+        save_file(
+            {name: part for name, part in parts.items() if name != left_out}, source, {"anynpu.c8": json.dumps(record)}
+        )
+        with pytest.raises(kind, match=match):
+            decompress_file(source, out)
+        result = run("inspect", source)
+        assert result.exit_code == 1 and match in " ".join(result.output.split())
+
+
 def test_commands_refuse_what_they_cannot_do(source, tmp_path):
     for arguments, text in (
         (("inspect", source), "holds no weights compressed by anynpu"),

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from anynpu._check import require
-from anynpu._read import open_tensors, read_object, shard_names
+from anynpu._read import open_tensors, read_object, read_tensor, shard_names
 
 OP = "load_checkpoint"
 CONFIG = "config.json"
@@ -35,10 +35,7 @@ class Tensors:
         Raises:
             ValueError: the file is damaged.
         """
-        try:
-            return self.files[name].get_tensor(name)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{OP}: {name} cannot be read: {error}") from error
+        return read_tensor(OP, self.files[name], name)
 
     def only(self, chosen: Callable[[str], bool]) -> Tensors:
         """Those whose names are chosen."""

@@ -11,8 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from anynpu._read import open_tensors
 from anynpu.cli import consoles
 from anynpu.cli.errors import fail
 from anynpu.formats.compressed import decompress_weight, entropy_bits
@@ -23,6 +24,9 @@ from anynpu.formats.compressed_files import (
     decompress_file,
     is_up_to_date,
 )
+
+# Of what was read and, SafetensorError, of what could not be written.
+_REFUSALS = (TypeError, ValueError, OSError, SafetensorError)
 
 Source = Annotated[Path, typer.Argument(metavar="IN", exists=True, help="A safetensors file, or a folder of them.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The file, or folder, to write.")]
@@ -49,7 +53,7 @@ def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def _tensor_count(file: Path) -> int:
-    with safe_open(file, "pt") as opened:
+    with open_tensors("compress", file) as opened:
         return len(opened.keys())
 
 
@@ -115,7 +119,7 @@ def compress(
             prefix = "" if source.is_file() else f"{file.relative_to(source)}: "
             summaries += [dataclasses.replace(row, name=prefix + row.name) for row in made]
             written += 1
-        except (ValueError, OSError, SafetensorError) as error:
+        except _REFUSALS as error:
             _fail(file, error)
     if written:
         console.print(_table(summaries, timed=True))
@@ -129,7 +133,7 @@ def decompress(source: Source, target: Target) -> None:
             with consoles.progress() as bar:
                 task = bar.add_task(file.name, total=None)
                 count = decompress_file(file, output, lambda name, bar=bar, task=task: bar.advance(task))
-        except (ValueError, OSError, SafetensorError) as error:
+        except _REFUSALS as error:
             _fail(file, error)
         print(f"{output}: {_count(count)}")
 
@@ -144,7 +148,7 @@ def inspect(
         for name, granularity, weight in compressed_weights(source):
             bound = entropy_bits(decompress_weight(weight))
             rows.append(Summary(name, (weight.n, weight.k), granularity, weight.bits_per_weight, bound, 0.0))
-    except (ValueError, OSError, SafetensorError) as error:
+    except _REFUSALS as error:
         _fail(source, error)
     if as_json:
         fields = ("name", "shape", "granularity", "bits", "entropy")

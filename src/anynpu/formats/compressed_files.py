@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from anynpu._check import path_of, require, require_type
-from anynpu._read import parse_object
+from anynpu._read import open_tensors, parse_object, read_tensor
 from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, entropy_bits
 
 METADATA_KEY = "anynpu.c8"
@@ -128,7 +127,7 @@ def _fingerprint(source: Path, quantize: str | None) -> dict[str, object]:
 
 
 def _read_metadata(path: Path) -> dict | None:
-    with safe_open(path, "pt") as file:
+    with open_tensors("c8", path) as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     return None if text is None else parse_object("c8", f"metadata {METADATA_KEY} of {path}", text)
 
@@ -165,6 +164,10 @@ def compress_file(
 
     Returns:
         A summary of every compressed weight.
+
+    Raises:
+        FileNotFoundError: there is no ``source``.
+        ValueError: ``source`` is damaged, compressed already or the target, or two tensors would get one name.
     """
     source, target = path_of("compress", "source", source), path_of("compress", "target", target)
     if source.resolve() == target.resolve():
@@ -174,10 +177,10 @@ def compress_file(
     tensors: dict[str, torch.Tensor] = {}
     entries: dict[str, dict[str, str]] = {}
     summaries = []
-    with safe_open(source, "pt") as file:
+    with open_tensors("compress", source) as file:
         metadata = dict(file.metadata() or {})
         for name in file.keys():
-            tensor = file.get_tensor(name)
+            tensor = read_tensor("compress", file, name)
             coded = _codes(tensor, quantize)
             if coded is None:
                 made = {name: tensor}
@@ -204,9 +207,9 @@ def compress_file(
 def compressed_weights(path: Path) -> Iterator[tuple[str, str, CompressedWeight]]:
     """Name, granularity and parts of every compressed weight of a file."""
     record = _require_metadata(path)
-    with safe_open(path, "pt") as file:
+    with open_tensors("c8", path) as file:
         for name, entry in record["weights"].items():
-            parts = [file.get_tensor(f"{entry['layer']}.{part}") for part in ("weight", "index", "info")]
+            parts = [read_tensor("c8", file, f"{entry['layer']}.{part}") for part in ("weight", "index", "info")]
             yield name, entry["granularity"], CompressedWeight(*parts)
 
 
@@ -235,6 +238,10 @@ def decompress_file(
 
     Returns:
         The number of weights that were decompressed.
+
+    Raises:
+        FileNotFoundError: there is no ``source``.
+        TypeError, ValueError: ``source`` is damaged, not compressed or the target.
     """
     source, target = path_of("decompress", "source", source), path_of("decompress", "target", target)
     if source.resolve() == target.resolve():
@@ -245,8 +252,9 @@ def decompress_file(
         restored[name] = decompress_weight(weight)
         progress(name)
     parts = {f"{entry['layer']}.{part}" for entry in record["weights"].values() for part in ("weight", "index", "info")}
-    with safe_open(source, "pt") as file:
+    with open_tensors("decompress", source) as file:
         metadata = {key: value for key, value in (file.metadata() or {}).items() if key != METADATA_KEY}
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name not in parts}
+        names = [name for name in file.keys() if name not in parts]
+        tensors = {name: read_tensor("decompress", file, name) for name in names}
     _save(tensors | restored, target, metadata)
     return len(restored)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from anynpu._check import dtype_name, path_of, require, require_dtype, require_tensor, require_type
-from anynpu._read import open_tensors, shard_names
+from anynpu._read import open_tensors, read_tensor, shard_names
 from anynpu.formats.quantized_weight import QuantizedWeight
 from anynpu.ops.grouped_matmul_combine import make_w4a8_bias, pack_scale
 from anynpu.ops.int4_pack import int4_pack, int4_unpack
@@ -158,7 +158,7 @@ def _numbers(tensors: dict, name: str) -> Iterator[int]:
 
 
 def _expert(op: str, tensors: dict, prefix: str, convert: Callable[..., QuantizedWeight]) -> QuantizedWeight:
-    own = {key.removeprefix(prefix): tensors[key].get_tensor(key) for key in tensors if key.startswith(prefix)}
+    own = {key.removeprefix(prefix): read_tensor(op, tensors[key], key) for key in tensors if key.startswith(prefix)}
     require(op, len(own) > 0, f"no tensor is named {prefix}*")
     try:
         return convert(**own)
