@@ -22,6 +22,7 @@ _BLOCK = _device_errors.new_rule(OP, "the index (a block of 8 bytes)", "must bel
 _BIAS = _device_errors.new_rule(OP, "bias", "must be so small that int32 sums cannot overflow")
 _ENTRIES = 2048  # of the index at once
 _WARPS = 4
+_REGISTERS = 128  # of a thread: latency bounds the decoder, and a processor has room for four programs then, not three
 
 BLOCK_K, BLOCK_N, PANEL = (tl.constexpr(size) for size in (256, 128, 64))
 RAW, CONSTANT, CODED = (tl.constexpr(kind) for kind in range(3))
@@ -31,6 +32,7 @@ _SEED_MIX = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)
 _STEPS = tl.constexpr(16)  # of 4 k, and 64 columns, at once
 _LANES = tl.constexpr(256)  # of sixteen codes each, those of _STEPS
 _CHECKED = tl.constexpr(4)  # blocks whose checksums a program computes
+_FETCHED = tl.constexpr(128)  # sectors of the L2, of eight words, that are asked for at once
 _AHEAD = tl.constexpr(16)  # pieces of a payload that are on their way to the checksum
 # Scratch of a block in words: the symbols of two levels, the classes of all value tables, those of another level, the
 # bytes that ranks stand for, the lanes of the checksum.
@@ -515,6 +517,16 @@ def _decode_kernel(stream_ptr, words_ptr, index_ptr, begin_ptr, weight_ptr, scra
 
 
 @triton.jit
+def _fetch(words, count):
+    """Asks for a payload of ``count`` words, so that levels, one after the other, find it in the L2."""
+    if not INTERPRETED:
+        for first in range(0, count, _FETCHED * 8):
+            place = tl.minimum(first + tl.arange(0, _FETCHED) * 8, count - 1)
+            tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [words + place],
+                                      dtype=tl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@triton.jit
 def _decoded(stream_ptr, words_ptr, index_ptr, begin_ptr, weight_ptr, scratch_ptr, error_ptr, stream_bytes, blocks, n,
              k, row, number, RULE: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     """One block."""
@@ -532,6 +544,7 @@ def _decoded(stream_ptr, words_ptr, index_ptr, begin_ptr, weight_ptr, scratch_pt
     sound &= ((kind != CONSTANT) | (length == 8)) & ((kind != CODED) | ((length >= 16) & (length <= values)))
     payload, words, scratch = stream_ptr + begin, words_ptr + begin // 4, scratch_ptr + block * _SCRATCH
     if sound:
+        _fetch(words, length // 4)
         if kind == CODED:
             sound &= _coded(weight_ptr, payload, words, length, mark, panels, steps, first_step, first_n, n, row,
                             scratch, WHOLE)  # fmt: skip
@@ -562,7 +575,8 @@ def decompress(stream: torch.Tensor, index: torch.Tensor, n: int, k: int) -> tor
     target = weight.view(torch.int32) if k % 4 == 0 else weight
     launch(_decode_kernel, blocks + ceil_divide(blocks, _CHECKED.value), stream, words, index, begin, target, scratch,
            _device_errors.word(stream.device), stream.numel(), blocks, n, k, target.shape[1], _seed_of_matrix(k, n),
-           RULE=_BLOCK, WHOLE=k % (4 * _STEPS.value) == 0 and n % PANEL.value == 0, num_warps=_WARPS)  # fmt: skip
+           RULE=_BLOCK, WHOLE=k % (4 * _STEPS.value) == 0 and n % PANEL.value == 0, num_warps=_WARPS,
+           maxnreg=_REGISTERS)  # fmt: skip
     return weight
 
 
