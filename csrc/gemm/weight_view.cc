@@ -49,11 +49,11 @@ bool is_transposed(const anynpu_tensor& weight, const Matrix& m, int64_t expecte
   return !strictly_plain && m.row_stride == 1 && m.column_stride == m.rows;
 }
 
-int32_t check_nz_width(const char* op, const anynpu_tensor& weight, int64_t chunk, int32_t bits) {
+int32_t check_nz_width(const char* op, const char* name, const anynpu_tensor& weight, int64_t chunk, int32_t bits) {
   const int64_t multiple = bits == 4 ? 64 : 32;
   if (chunk > 0 && chunk % multiple == 0 && chunk <= 1024) return ANYNPU_OK;
-  return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of weight must be a multiple of %lld columns wide, got nz_c0 %d",
-              op, wide(multiple / values_per_element(weight.dtype)), weight.nz_c0);
+  return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of %s must be a multiple of %lld columns wide, got nz_c0 %d", op,
+              name, wide(multiple / values_per_element(weight.dtype)), weight.nz_c0);
 }
 
 constexpr char kMagic4[8] = {'A', 'N', 'P', 'U', 'w', '4', 'p', '3'};
@@ -71,26 +71,26 @@ static_assert(sizeof(PackedHeader) == kPackedHeaderBytes, "the header is 64 byte
 
 }  // namespace
 
-int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expected_k, WeightView* view) {
+int32_t view_weight(const char* op, const char* name, const anynpu_tensor& weight, int64_t expected_k,
+                    WeightView* view) {
   if (weight.dtype != ANYNPU_INT8 && weight.dtype != ANYNPU_INT4 && weight.dtype != ANYNPU_INT32) {
-    return fail(ANYNPU_BAD_DTYPE, "%s: weight must be int8, int4 or int32 (eight packed int4), got %s", op,
+    return fail(ANYNPU_BAD_DTYPE, "%s: %s must be int8, int4 or int32 (eight packed int4), got %s", op, name,
                 dtype_name(weight.dtype));
   }
   const Matrix m(weight);
   if (!fits_plain(weight, m) && !fits_transposed(weight, m)) {
-    return fail(
-        ANYNPU_BAD_SHAPE,
-        weight.format == ANYNPU_FRACTAL_NZ
-            ? "%s: FRACTAL_NZ weight must be contiguous or a transposed view of a contiguous one, got shape %s "
-              "strides (.., %lld, %lld)"
-            : "%s: weight must have stride 1 along one of its last two axes and whole bytes along the other, got "
-              "shape %s strides (.., %lld, %lld)",
-        op, shape_text(weight), wide(m.row_stride), wide(m.column_stride));
+    return fail(ANYNPU_BAD_SHAPE,
+                weight.format == ANYNPU_FRACTAL_NZ
+                    ? "%s: FRACTAL_NZ %s must be contiguous or a transposed view of a contiguous one, got shape %s "
+                      "strides (.., %lld, %lld)"
+                    : "%s: %s must have stride 1 along one of its last two axes and whole bytes along the other, got "
+                      "shape %s strides (.., %lld, %lld)",
+                op, name, shape_text(weight), wide(m.row_stride), wide(m.column_stride));
   }
   const bool transposed = is_transposed(weight, m, expected_k);
   const int64_t pack = values_per_element(weight.dtype);
   if (m.rows > kLargestAxis || m.columns > kLargestAxis) {
-    return fail(ANYNPU_BAD_SHAPE, "%s: axes of weight must be at most 2^40, got %s", op, shape_text(weight));
+    return fail(ANYNPU_BAD_SHAPE, "%s: axes of %s must be at most 2^40, got %s", op, name, shape_text(weight));
   }
   WeightSource& source = view->source;
   source.data = static_cast<const uint8_t*>(weight.data);
@@ -103,7 +103,7 @@ int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expecte
   if (weight.format == ANYNPU_FRACTAL_NZ) {
     const int64_t stored_rows = transposed ? source.n : source.k, stored_columns = transposed ? source.k : source.n;
     source.chunk = nz_c0(weight) * pack;
-    ANYNPU_TRY(check_nz_width(op, weight, source.chunk, source.bits));
+    ANYNPU_TRY(check_nz_width(op, name, weight, source.chunk, source.bits));
     source.row_bytes = source.chunk * source.bits / 8;
     source.chunk_bytes = round_up(stored_rows, 16) * source.row_bytes;
     matrix_bytes = round_up(stored_columns, source.chunk) / source.chunk * source.chunk_bytes;
@@ -115,7 +115,7 @@ int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expecte
   int64_t nz_planes = 1;
   for (int axis = weight.ndim - 3; axis >= 0; --axis) {
     if (!whole_bytes(weight.shape[axis], weight.strides[axis], weight.dtype)) {
-      return fail(ANYNPU_BAD_SHAPE, "%s: batch strides of an int4 weight must be even, got %lld", op,
+      return fail(ANYNPU_BAD_SHAPE, "%s: batch strides of int4 %s must be even, got %lld", op, name,
                   wide(weight.strides[axis]));
     }
     const bool nz = weight.format == ANYNPU_FRACTAL_NZ;
@@ -173,19 +173,19 @@ void write_packed32_header(int32_t bits, int64_t k, int64_t n, uint8_t* blob) {
   std::memcpy(blob, &header, sizeof(header));
 }
 
-int32_t view_packed32(const char* op, const uint8_t* blob, int64_t bytes, WeightSource* source) {
+int32_t view_packed32(const char* op, const char* name, const uint8_t* blob, int64_t bytes, WeightSource* source) {
   PackedHeader header = {};
   if (bytes >= kPackedHeaderBytes) std::memcpy(&header, blob, sizeof(header));
   const bool is4 = std::memcmp(header.magic, kMagic4, sizeof(kMagic4)) == 0;
   const bool is8 = std::memcmp(header.magic, kMagic8, sizeof(kMagic8)) == 0;
   if (!is4 && !is8) {
     return fail(ANYNPU_BAD_VALUE,
-                "%s: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), got %lld "
+                "%s: a uint8 %s must be a blob of weight_quant_prepack (w4p32 or w8p32), got %lld "
                 "bytes of something else",
-                op, wide(bytes));
+                op, name, wide(bytes));
   }
   if (header.version != 1 || header.bits != (is4 ? 4u : 8u)) {
-    return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight must be version 1, got version %u with %u bits", op,
+    return fail(ANYNPU_BAD_VALUE, "%s: prepacked %s must be version 1, got version %u with %u bits", op, name,
                 header.version, header.bits);
   }
   const uint64_t most = static_cast<uint64_t>(kLargestAxis);
@@ -194,7 +194,7 @@ int32_t view_packed32(const char* op, const uint8_t* blob, int64_t bytes, Weight
   const int64_t expected =
       sane ? packed32_bytes(is4 ? 4 : 8, static_cast<int64_t>(header.k), static_cast<int64_t>(header.n)) : -1;
   if (bytes != expected) {
-    return fail(ANYNPU_BAD_VALUE, "%s: prepacked weight of K %llu and N %llu must have %lld bytes, got %lld", op,
+    return fail(ANYNPU_BAD_VALUE, "%s: prepacked %s of K %llu and N %llu must have %lld bytes, got %lld", op, name,
                 static_cast<unsigned long long>(header.k), static_cast<unsigned long long>(header.n), wide(expected),
                 wide(bytes));
   }

@@ -17,8 +17,9 @@ struct WeightView {
 
 // Finds K, N and the layout of an int8, int4 or packed int32 weight. A weight is transposed when its strides say so:
 // packed int32 of shape (K / 8, N) with strides (1, K / 8) packs along K. Where an axis of size 1 lets the strides say
-// both, expected_k (that of x, or -1) decides, and else the plain form is taken.
-int32_t view_weight(const char* op, const anynpu_tensor& weight, int64_t expected_k, WeightView* view);
+// both, expected_k (that of x, or -1) decides, and else the plain form is taken. `name` is that of the argument.
+int32_t view_weight(const char* op, const char* name, const anynpu_tensor& weight, int64_t expected_k,
+                    WeightView* view);
 
 // What the product of panel `panel` of the current part and of its block `inside` k into it fetches ahead, so that
 // `next`, the part after it, is in the caches by the time it is unpacked.
@@ -30,6 +31,6 @@ constexpr int64_t kPackedHeaderBytes = 64;
 int64_t packed32_bytes(int32_t bits, int64_t k, int64_t n);
 void write_packed32_header(int32_t bits, int64_t k, int64_t n, uint8_t* blob);
 // Reads and checks the header of a blob of `bytes` bytes.
-int32_t view_packed32(const char* op, const uint8_t* blob, int64_t bytes, WeightSource* source);
+int32_t view_packed32(const char* op, const char* name, const uint8_t* blob, int64_t bytes, WeightSource* source);
 
 }  // namespace anynpu

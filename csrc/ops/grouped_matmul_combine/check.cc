@@ -89,7 +89,7 @@ int32_t check_matrices(const anynpu_grouped_matmul_combine_args& args, CombinePr
   if (weight.format == ANYNPU_ND) ANYNPU_TRY(check_strides(kOp, "weight", weight, Access::read));
   problem->m = x.shape[0];
   problem->k = x.shape[1];
-  ANYNPU_TRY(view_weight(kOp, weight, problem->k, &problem->weight));
+  ANYNPU_TRY(view_weight(kOp, "weight", weight, problem->k, &problem->weight));
   problem->experts = weight.shape[0];
   problem->n = problem->weight.source.n;
   if (problem->weight.source.k != problem->k) {

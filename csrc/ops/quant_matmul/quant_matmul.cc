@@ -116,7 +116,7 @@ int32_t check_weight(const anynpu_quant_matmul_args& args, Shape* shape) {
     return fail(ANYNPU_BAD_SHAPE, "%s: an int4 x2 must have 2 axes, got %d", kOp, x2.ndim);
   }
   if (x2.format == ANYNPU_ND) ANYNPU_TRY(check_strides(kOp, "x2", x2, Access::read));
-  ANYNPU_TRY(view_weight(kOp, x2, shape->k, &shape->weight));
+  ANYNPU_TRY(view_weight(kOp, "x2", x2, shape->k, &shape->weight));
   shape->n = shape->weight.source.n;
   if (shape->weight.source.k == shape->k) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE,
@@ -290,7 +290,7 @@ int64_t product(const int64_t* sizes, int count) {
 
 int32_t read_prepacked(const anynpu_tensor& x2, Shape* shape) {
   WeightSource& source = shape->weight.source;
-  ANYNPU_TRY(view_packed32(kOp, static_cast<const uint8_t*>(x2.data), x2.shape[0], &source));
+  ANYNPU_TRY(view_packed32(kOp, "x2", static_cast<const uint8_t*>(x2.data), x2.shape[0], &source));
   if (source.k == shape->k && source.n == shape->n) return ANYNPU_OK;
   return fail(ANYNPU_BAD_SHAPE, "%s: prepacked x2 is (%lld, %lld) in %d bits, but x1 has K %lld and y has N %lld", kOp,
               wide(source.k), wide(source.n), source.bits, wide(shape->k), wide(shape->n));

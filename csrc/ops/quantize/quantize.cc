@@ -23,7 +23,7 @@ int32_t check_x(const anynpu_tensor& x) {
   ANYNPU_TRY(check_required(kOp, "x", x));
   ANYNPU_TRY(check_dtype(kOp, "x", x, {ANYNPU_FLOAT32, ANYNPU_FLOAT16, ANYNPU_BFLOAT16}));
   if (x.format != ANYNPU_ND) return fail(ANYNPU_UNSUPPORTED, "%s: x in FRACTAL_NZ is not implemented, use ND", kOp);
-  if (x.ndim < 1) return fail(ANYNPU_BAD_SHAPE, "%s: x must have at least one axis", kOp);
+  if (x.ndim < 1) return fail(ANYNPU_BAD_SHAPE, "%s: x must have 1 to %d axes, got 0", kOp, ANYNPU_MAX_DIMS);
   return check_strides(kOp, "x", x, Access::read);
 }
 

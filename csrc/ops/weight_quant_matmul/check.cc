@@ -122,7 +122,7 @@ int32_t check_matrices(const anynpu_weight_quant_matmul_args& args, WeightQuantP
     problem->weight = {};
     problem->weight.source.bits = weight.shape[0] == packed32_bytes(4, problem->k, problem->n) ? 4 : 8;
   } else {
-    ANYNPU_TRY(view_weight(kOp, weight, problem->k, &problem->weight));
+    ANYNPU_TRY(view_weight(kOp, "weight", weight, problem->k, &problem->weight));
     problem->n = problem->weight.source.n;
     if (problem->weight.source.k != problem->k) {
       return fail(ANYNPU_BAD_SHAPE,

@@ -15,7 +15,7 @@ int32_t check_prepack(const anynpu_weight_quant_prepack_args& args, WeightView* 
   if (args.weight.ndim != 2) {
     return fail(ANYNPU_BAD_SHAPE, "%s: weight must have two axes, got shape %s", kOp, shape_text(args.weight));
   }
-  ANYNPU_TRY(view_weight(kOp, args.weight, -1, view));
+  ANYNPU_TRY(view_weight(kOp, "weight", args.weight, -1, view));
   *bytes = packed32_bytes(view->source.bits, view->source.k, view->source.n);
   return ANYNPU_OK;
 }

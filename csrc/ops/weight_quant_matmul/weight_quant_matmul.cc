@@ -44,7 +44,8 @@ int32_t check_all_data(const anynpu_weight_quant_matmul_args& args) {
 int32_t read_prepacked(WeightQuantProblem* problem) {
   const anynpu_weight_quant_matmul_args& args = *problem->args;
   WeightSource& source = problem->weight.source;
-  ANYNPU_TRY(view_packed32(kOp, static_cast<const uint8_t*>(args.weight.data), args.weight.shape[0], &source));
+  ANYNPU_TRY(
+      view_packed32(kOp, "weight", static_cast<const uint8_t*>(args.weight.data), args.weight.shape[0], &source));
   if (source.k != problem->k || source.n != problem->n) {
     return fail(ANYNPU_BAD_SHAPE, "%s: prepacked weight is (%lld, %lld), but x has K %lld and y has N %lld", kOp,
                 wide(source.k), wide(source.n), wide(problem->k), wide(problem->n));

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from anynpu.ops.quant_matmul.spec import is_int4, output_shape, require_int4_rules
+from anynpu.ops.quant_matmul.spec import OP, is_int4, output_shape, require_int4_rules
 from anynpu.ops.weight_quant_matmul.reference import unprepacked
 from anynpu.ops.weight_quant_matmul.spec import is_prepacked, is_transposed
 
@@ -53,9 +53,9 @@ def int4_values(words: torch.Tensor) -> torch.Tensor:
 def int8_weight(x2: torch.Tensor, k: int, n: int | None = None) -> torch.Tensor:
     """x2 as a matrix of int8."""
     if is_prepacked(x2):
-        weight = unprepacked(x2)
+        weight = unprepacked(x2, OP, "x2")
         if tuple(weight.shape) != (k, n):
-            raise ValueError(f"quant_matmul: prepacked x2 is {tuple(weight.shape)}, but x1 has K {k} and y has N {n}")
+            raise ValueError(f"{OP}: prepacked x2 is {tuple(weight.shape)}, but x1 has K {k} and y has N {n}")
         return weight
     if x2.dtype != torch.int32:
         return x2

@@ -99,7 +99,7 @@ def _weight_shape(x1: torch.Tensor, x2: torch.Tensor, n: int | None) -> tuple[in
         return k, n
     if x2.dtype == torch.int32:
         require(OP, x2.dim() == 2, f"an int4 x2 must have 2 axes, got {x2.dim()}")
-        shape = matrix_shape(OP, x2, k)
+        shape = matrix_shape(OP, x2, k, "x2")
     else:
         shape = x2.shape[-2], x2.shape[-1]
         strides = x2.stride()[-2:]

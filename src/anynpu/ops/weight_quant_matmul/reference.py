@@ -207,20 +207,20 @@ def _header(bits: int, k: int, n: int) -> torch.Tensor:
     return torch.frombuffer(bytearray(header), dtype=torch.uint8)
 
 
-def unprepacked(blob: torch.Tensor, op: str = spec.MATMUL) -> torch.Tensor:
-    """The weight in a blob of weight_quant_prepack, as int8 [K, N]; ``op`` is named in errors."""
+def unprepacked(blob: torch.Tensor, op: str = spec.MATMUL, name: str = "weight") -> torch.Tensor:
+    """The weight in a blob of weight_quant_prepack, as int8 [K, N]; errors name ``op`` and its argument ``name``."""
     header = bytes(blob[: spec.HEADER_BYTES].tolist())
     if blob.shape[0] < spec.HEADER_BYTES or header[:8] not in _MAGIC.values():
         raise ValueError(
-            f"{op}: a uint8 weight must be a blob of weight_quant_prepack (w4p32 or w8p32), "
+            f"{op}: a uint8 {name} must be a blob of weight_quant_prepack (w4p32 or w8p32), "
             f"got {blob.shape[0]} bytes of something else"
         )
     _, version, bits, k, n = struct.unpack_from("<8sIIQQ", header)
     if version != 1 or _MAGIC.get(bits) != header[:8]:
-        raise ValueError(f"{op}: prepacked weight must be version 1, got version {version} with {bits} bits")
+        raise ValueError(f"{op}: prepacked {name} must be version 1, got version {version} with {bits} bits")
     size = spec.prepacked_bytes(bits, k, n)
     if blob.shape[0] != size:
-        raise ValueError(f"{op}: prepacked weight of K {k} and N {n} must have {size} bytes, got {blob.shape[0]}")
+        raise ValueError(f"{op}: prepacked {name} of K {k} and N {n} must have {size} bytes, got {blob.shape[0]}")
     cells = blob[spec.HEADER_BYTES :].reshape(-(-n // spec.CELL_COLUMNS), -(-k // spec.CELL_K), -1, spec.CELL_K)
     if bits == 4:
         cells = torch.cat([cells & 15, cells >> 4], dim=2)

@@ -68,14 +68,14 @@ def is_transposed(weight: torch.Tensor, x_k: int | None = None) -> bool:
     return not strictly_plain and row_stride == 1 and column_stride == rows
 
 
-def matrix_shape(op: str, weight: torch.Tensor, x_k: int | None = None) -> tuple[int, int]:
-    """(K, N) of an int8 matrix or of packed int4 words, whose dtype and strides it checks."""
+def matrix_shape(op: str, weight: torch.Tensor, x_k: int | None = None, name: str = "weight") -> tuple[int, int]:
+    """(K, N) of an int8 matrix or of packed int4 words, the argument ``name``, whose dtype and strides it checks."""
     if weight.dtype not in MATRIX_DTYPES:
-        raise TypeError(f"{op}: weight must be int8, int4 or int32 (eight packed int4), got {dtype_name(weight.dtype)}")
+        raise TypeError(f"{op}: {name} must be int8, int4 or int32 (eight packed int4), got {dtype_name(weight.dtype)}")
     require(
         op,
         _fits_plain(weight) or _fits_transposed(weight),
-        f"weight must have stride 1 along one of its last two axes, got shape {tuple(weight.shape)} "
+        f"{name} must have stride 1 along one of its last two axes, got shape {tuple(weight.shape)} "
         f"strides {weight.stride()}",
     )
     rows, columns = weight.shape[-2:]
