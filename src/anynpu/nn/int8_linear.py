@@ -23,8 +23,6 @@ class Int8Linear(QuantizedLinear):
     own, its largest magnitude / 127.
     """
 
-    FLOAT32: ClassVar = ("scale", "bias", "input_scale")
-
     scale: torch.Tensor
     bias: torch.Tensor | None
     input_scale: torch.Tensor | None

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from anynpu._check import require, require_ints
+from anynpu.nn.float32_buffers import Float32Buffers
 from anynpu.ops.dequant_swiglu_quant import dequant_swiglu_quant
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine, make_w4a8_bias, pack_scale
 from anynpu.ops.grouped_matmul_combine.weights import unpack_scale
@@ -16,7 +17,7 @@ from anynpu.ops.int4_pack import int4_pack, int4_unpack
 _OP = "QuantExperts"
 
 
-class QuantExperts(torch.nn.Module):
+class QuantExperts(Float32Buffers):
     """``down(silu(gate(x)) * up(x))`` for E experts, in the operands of :func:`anynpu.grouped_matmul_combine`.
 
     A state dict holds ``gate_up`` (the gate's columns first) and ``down``, int8 ``[E, K, N]`` or int32
@@ -128,23 +129,9 @@ class QuantExperts(torch.nn.Module):
         buffers = self._buffers
         return buffers[name], buffers[f"{name}_scale"], counts, row_index, buffers.get(f"{name}_bias")
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantExperts:
-        return keep_float32(self, super()._apply, fn, recurse)
-
     def extra_repr(self) -> str:
         sizes = f"{self.experts}, hidden={self.hidden}, intermediate={self.intermediate}"
         return f"{sizes}, bits={self.bits}, group_size={self.group_size}"
-
-
-def keep_float32(module: torch.nn.Module, apply: Callable, fn: Callable, recurse: bool) -> torch.nn.Module:
-    """``Module._apply`` under which float32 buffers stay float32: they are valid with activations of every dtype."""
-    kept = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-    apply(fn, recurse)
-    for name, before in kept.items():
-        after = getattr(module, name)
-        if after.dtype != before.dtype:
-            setattr(module, name, before.to(after.device))
-    return module
 
 
 def _joined(name: str, key: str) -> str:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from anynpu._check import require, require_ints, require_last_axis
-from anynpu.nn.quant_experts import QuantExperts, keep_float32
+from anynpu.nn.float32_buffers import Float32Buffers
+from anynpu.nn.quant_experts import QuantExperts
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_gating_topk import moe_gating_topk
 from anynpu.ops.moe_gating_topk_softmax import moe_gating_topk_softmax
@@ -18,7 +19,7 @@ from anynpu.ops.moe_init_routing import moe_init_routing
 SCORINGS = ("softmax", "renormalised", "sigmoid")
 
 
-class QuantMoE(torch.nn.Module):
+class QuantMoE(Float32Buffers):
     """Routes each token to k experts, runs them on int8 tokens, and adds up their weighted results.
 
     The layer of the published call sequence: router in float32, :func:`anynpu.dynamic_quant`,
@@ -194,9 +195,6 @@ class QuantMoE(torch.nn.Module):
 
     def require_sound(self) -> None:
         """Refuses nothing: every value of the buffers is valid."""
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantMoE:
-        return keep_float32(self, super()._apply, fn, recurse)
 
     def extra_repr(self) -> str:
         chosen = {name: value for name, value in self.fields().items() if name in ("k", "scoring", "scaling")}

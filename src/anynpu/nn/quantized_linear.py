@@ -3,25 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from anynpu._check import require, require_ints
+from anynpu.nn.float32_buffers import Float32Buffers
 
 
-class QuantizedLinear(torch.nn.Module):
+class QuantizedLinear(Float32Buffers):
     """A linear layer that computes from quantised weights and takes the place of a ``torch.nn.Linear``.
 
     Attributes:
         FIELDS: the constructor's arguments besides ``device``, and their types: what a checkpoint says of a layer.
-        FLOAT32: buffers that stay float32 when the module is cast (``half()``, ``bfloat16()``, ``to(dtype)``), because
-            they are valid with every dtype of x.
     """
 
     FIELDS: ClassVar[Mapping[str, type]]
-    FLOAT32: ClassVar[tuple[str, ...]]
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -77,15 +75,6 @@ class QuantizedLinear(torch.nn.Module):
         if isinstance(value, torch.nn.Parameter):  # tie_weights() of transformers
             raise TypeError(f"{type(self).__name__}: {name} is quantised and cannot be a parameter, or tied to one")
         super().__setattr__(name, value)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
-        kept = {name: getattr(self, name) for name in self.FLOAT32}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            after = getattr(self, name)
-            if after is not None and after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        return self
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.fields().items())

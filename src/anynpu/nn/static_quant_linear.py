@@ -32,7 +32,6 @@ class StaticQuantLinear(PrepackedLinear):
     """
 
     FIELDS: ClassVar = {"in_features": int, "out_features": int}
-    FLOAT32: ClassVar = ("deq_scale", "input_scale", "input_offset")
 
     quant_bias: torch.Tensor
     deq_scale: torch.Tensor

@@ -53,7 +53,6 @@ class WeightQuantLinear(PrepackedLinear):
         "bias": bool,
         "reordered": bool,
     }
-    FLOAT32: ClassVar = ("scale", "offset", "bias")
 
     scale: torch.Tensor
     offset: torch.Tensor | None
