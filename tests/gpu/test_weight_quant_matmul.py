@@ -126,6 +126,24 @@ def test_parts_of_k_are_used_and_cover_it():
         assert (count - 1) * length < k <= count * length
 
 
+@pytest.mark.parametrize("along_k", [False, True])
+@pytest.mark.parametrize("k", [4096, 4000])
+def test_many_warps_share_out_k(k, along_k, kernel, device, monkeypatch):
+    """As on Hopper, where a program has more of them."""
+    kernels = importlib.import_module("anynpu.ops.weight_quant_matmul.triton")
+    monkeypatch.setattr(kernels, "capability", lambda device: 9)
+    pieces, launch = [], kernels.launch
+
+    def note_pieces(*args, **meta):
+        pieces.append(meta.get("PIECES"))
+        launch(*args, **meta)
+
+    monkeypatch.setattr(kernels, "launch", note_pieces)
+    args = matmul_args(2, k, 40, torch.bfloat16, 128, 4, along_k)
+    assert_within_bound(kernel("weight_quant_matmul")(**gpu_cases.on(device, args)), args)
+    assert pieces[0] == 16
+
+
 def test_not_finite_x_stays_in_its_row(kernel, device):
     args = matmul_args(3, 130, 24, torch.float16, 0, 4, False) | {"offset": None}
     clean = kernel("weight_quant_matmul")(**gpu_cases.on(device, args)).cpu()

@@ -12,6 +12,7 @@ from anynpu.ops.weight_quant_matmul.ending import finish_or_keep
 
 MOST_ROWS = 16  # that this kernel is faster with than others
 LEAST_STEPS = 2  # of a part of K: the second is loaded while the first is multiplied
+_MOST_WARPS = 16  # of a program of up to 8 rows, which then are alone on a processor
 MAGIC_OF_BYTES = {torch.float16: 0x64806480, torch.bfloat16: 0x43004300}  # as MAGIC, plus 128 where there is room
 
 
@@ -267,3 +268,9 @@ def matmul_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
     finish_or_keep(y_ptr, parts_ptr, (batch * M + row) * N + column, part, count, tl.sum(sums, axis=0), column,
                    (row < M) & (column < N), bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
                    quant_scale_stride, quant_offset_stride, BIAS, QUANT, QUANT_OFFSET, PARTED)  # fmt: skip
+
+
+def times_as_many_warps(block: dict[str, int], parts: int) -> int:
+    """How many of the parts of K the warps of one program take, which spares adding them up in another kernel."""
+    most = _MOST_WARPS // block["num_warps"] if block["BM"] == 8 else 1
+    return 1 << min(parts, most).bit_length() - 1

@@ -17,7 +17,9 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._triton import (
+    HOPPER,
     INTERPRETED,
+    capability,
     ceil_divide,
     dot,
     int4_to,
@@ -349,13 +351,18 @@ def weight_quant_matmul(
     block = dict(_configuration(m, x.dtype, stored, along_k if words is not None else None))
     tiles = batch * ceil_divide(m, block["BM"]) * ceil_divide(n, block["BN"])
     most_k = group_size & -group_size  # of a step, 0 without groups
+    programs = block.pop("programs")
     if words is not None:
         block["PIECE"] = min(block["PIECE"], most_k or block["PIECE"])
         step, least = block["PIECES"] * block["PIECE"], few_rows.LEAST_STEPS
+        if capability(x.device) >= HOPPER:
+            times = few_rows.times_as_many_warps(block, _parts(k, step, tiles, programs, least)[0])
+            block |= {name: times * block[name] for name in ("PIECES", "num_warps")}
+            step, programs = times * step, programs // times
     else:
         step, least = min(block["BK"], most_k or block["BK"]), _LEAST_STEPS
         block["BK"] = step
-    parts, part_k = _parts(k, step, tiles, block.pop("programs"), least)
+    parts, part_k = _parts(k, step, tiles, programs, least)
     sums = y if parts == 1 else x.new_empty((parts, batch, m, n), dtype=torch.float32)
     meta |= {"PARTED": parts > 1, **block}
     if words is not None:
