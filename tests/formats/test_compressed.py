@@ -10,6 +10,7 @@ import anynpu
 from anynpu.formats.compressed import (
     CompressedWeight,
     Int8Codec,
+    _Room,
     compress_weight,
     decompress_weight,
     entropy_bits,
@@ -297,6 +298,20 @@ def test_blocks_cannot_change_places():
     stream = torch.cat([compressed.stream[length:], compressed.stream[:length]])
     with pytest.raises(ValueError, match="block 0 .* is damaged: its checksum does not match"):
         decompress_weight(CompressedWeight(stream, entries.flip(0).flatten(), compressed.info))
+
+
+def test_another_default_device_changes_nothing(monkeypatch):
+    """The library takes addresses of the CPU."""
+    weight, expected = gaussian(130, 300, 8), compress_weight(gaussian(130, 300, 8))
+    data = weight.numpy().tobytes()
+    for most_kept in (1 << 26, 0):
+        monkeypatch.setattr(_Room, "_MOST_BYTES", most_kept)
+        with torch.device("meta"):
+            compressed, codec = compress_weight(weight), Int8Codec(300)
+            assert torch.equal(decompress_weight(compressed), weight)
+            assert codec.decode(codec.encode(data)) == data
+        for got, want in zip(vars(compressed).values(), vars(expected).values(), strict=True):
+            assert torch.equal(got, want)
 
 
 def test_foreign_streams_are_refused():

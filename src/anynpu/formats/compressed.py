@@ -35,6 +35,11 @@ def most_bytes(n: int, k: int) -> int:
     return _ceil_divide(n, 64) * 64 * _ceil_divide(k, 4) * 4
 
 
+def info_of(n: int, k: int) -> torch.Tensor:
+    """The info of an ``(n, k)`` weight, see :class:`CompressedWeight`; on the CPU."""
+    return torch.tensor([8, 8, k, n, 1], device="cpu")
+
+
 @dataclass(frozen=True)
 class CompressedWeight:
     """An int8 weight ``(n, k)`` without its redundancy.
@@ -81,7 +86,7 @@ class _Room(threading.local):
     def get(self, size: int) -> torch.Tensor:
         """int8 ``[size]``, valid until the next call of this thread."""
         if size > self._MOST_BYTES:
-            return torch.empty(size, dtype=torch.int8)
+            return torch.empty(size, dtype=torch.int8, device="cpu")
         if size > len(self._kept):
             self._kept = bytearray(size)
         return torch.frombuffer(self._kept, dtype=torch.int8, count=size)
@@ -115,11 +120,11 @@ def compress_weight(weight: torch.Tensor) -> CompressedWeight:
     require(op, weight.dim() == 2 and weight.numel() > 0, f"weight must have shape (n, k), not empty, got {shape}")
     n, k = shape
     stream = _room.get(most_bytes(n, k))
-    index = torch.empty(index_bytes(n, k), dtype=torch.int8)
-    used = torch.empty(1, dtype=torch.int64)
+    index = torch.empty(index_bytes(n, k), dtype=torch.int8, device="cpu")
+    used = torch.empty(1, dtype=torch.int64, device="cpu")
     _compress(weight.cpu(), stream, index, used)
     kept = stream[: int(used)].to(weight.device, copy=True)
-    return CompressedWeight(kept, index.to(weight.device), torch.tensor([8, 8, k, n, 1]))
+    return CompressedWeight(kept, index.to(weight.device), info_of(n, k))
 
 
 def decompress_weight(compressed: CompressedWeight) -> torch.Tensor:
@@ -207,7 +212,7 @@ class Int8Codec:
             raise ValueError(f"{self.codec_id}: a blob of n {n} and k {k} must have {expected} bytes, got {len(raw)}")
         rest = torch.frombuffer(bytearray(raw[self._header.size :]), dtype=torch.int8)
         index, stream = rest[: index_bytes(n, k)], rest[index_bytes(n, k) :]
-        weight = decompress_weight(CompressedWeight(stream, index, torch.tensor([8, 8, k, n, 1])))
+        weight = decompress_weight(CompressedWeight(stream, index, info_of(n, k)))
         return weight.numpy().tobytes()
 
     def get_config(self) -> dict[str, object]:

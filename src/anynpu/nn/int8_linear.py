@@ -8,7 +8,14 @@ from typing import ClassVar
 import torch
 
 from anynpu._check import require, require_ints, require_last_axis
-from anynpu.formats.compressed import CompressedWeight, compress_weight, decompress_weight, index_bytes, most_bytes
+from anynpu.formats.compressed import (
+    CompressedWeight,
+    compress_weight,
+    decompress_weight,
+    index_bytes,
+    info_of,
+    most_bytes,
+)
 from anynpu.nn.prepacked_linear import PrepackedLinear
 from anynpu.nn.quantized_linear import QuantizedLinear
 from anynpu.ops.quant_matmul.int8_linear import int8_linear
@@ -199,8 +206,7 @@ class CompressedLinear(Int8Linear):
 
     def compressed(self) -> CompressedWeight:
         """The weight as :mod:`anynpu.formats` has it."""
-        info = torch.tensor([8, 8, self.in_features, self.out_features, 1])
-        return CompressedWeight(self.stream, self.index, info)
+        return CompressedWeight(self.stream, self.index, info_of(self.out_features, self.in_features))
 
     def fields(self) -> dict[str, int | bool]:
         return {**super().fields(), "stream_bytes": self.stream_bytes}
