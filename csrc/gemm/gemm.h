@@ -110,6 +110,7 @@ struct Ahead {
 // One panel times packed rows of x, over the k of one block.
 struct PanelProduct {
   const void* panel;         // [steps][kPanelColumns] of 4 bytes
+  Panel codes;               // likewise, or of the scheme words where they lie
   const void* x;             // tiles
   const DigitBlock* blocks;  // [rows]
   const float* scale;        // [kPanelColumns]

@@ -224,15 +224,18 @@ Panel WeightQuantProduct::packed_panel(const BlockSpan& span, int64_t column, in
 
 void WeightQuantProduct::add_panels(const PackedX& x, int64_t row, int64_t rows, int64_t column, int64_t columns,
                                     const ThreadScratch& scratch) const {
+  const bool in_place = x.scheme == Scheme::words && weight_.order == WeightOrder::packed32;
   for (BlockSpan span = next_span(0); span.count > 0; span = next_span(span.last)) {
-    load_span(span, column, columns, scratch);
+    in_place ? load_scales(span, column, columns, scratch) : load_span(span, column, columns, scratch);
     for (int64_t panel = 0; panel < columns; panel += kPanelColumns) {
-      const uint8_t* bytes = scratch.panels + panel * round_up(span.count, 4);
+      Panel codes = in_place ? packed_panel(span, column + panel, columns - panel)
+                             : Panel{scratch.panels + panel * round_up(span.count, 4)};
       for (int64_t block = span.first; block < span.last; ++block) {
-        const int64_t inside = storage_.blocks[block].k - span.k;
+        const int64_t inside = storage_.blocks[block].k - span.k, steps = ceil_divide(storage_.blocks[block].count, 4);
         const Ahead ahead =
             look_ahead(weight_, {span.k + span.count, span.count, column, columns}, panel / kPanelColumns, inside);
-        multiply_panel(x, row, rows, block, block - span.first, panel, bytes + inside * kPanelColumns, ahead, scratch);
+        multiply_panel(x, row, rows, block, block - span.first, panel, codes, ahead, scratch);
+        codes.data += steps * codes.step_bytes;
       }
     }
   }
@@ -248,7 +251,7 @@ void WeightQuantProduct::load_scales(int64_t block, int64_t slot, int64_t column
 }
 
 void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t rows, int64_t block, int64_t slot,
-                                        int64_t panel, const uint8_t* bytes, const Ahead& ahead,
+                                        int64_t panel, const Panel& codes, const Ahead& ahead,
                                         const ThreadScratch& scratch) const {
   const KBlock& k = storage_.blocks[block];
   PanelProduct product;
@@ -265,11 +268,12 @@ void WeightQuantProduct::multiply_panel(const PackedX& x, int64_t row, int64_t r
   product.x = x.data + (k.k / plan_.step_k * x.rows + row * product.steps) * x.digits;
   product.blocks = storage_.digit_blocks + block * x.rows + row;
   if (x.scheme == Scheme::bf16) {
-    kernel_.bf16.panel(bytes, k.count, static_cast<float>(problem_.panel_bias()), scratch.operand);
+    kernel_.bf16.panel(codes.data, k.count, static_cast<float>(problem_.panel_bias()), scratch.operand);
     product.panel = scratch.operand;
     return kernel_.bf16.multiply(product);
   }
-  product.panel = bytes;
+  product.panel = codes.data;
+  product.codes = codes;
   if (x.scheme == Scheme::pairs) return kernel_.pairs.multiply(product);
   x.scheme == Scheme::words ? kernel_.multiply_words(product) : kernel_.multiply_digits[x.digits](product);
 }

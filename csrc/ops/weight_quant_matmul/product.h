@@ -45,7 +45,7 @@ class WeightQuantProduct {
                   const ThreadScratch& scratch) const;
   void load_scales(int64_t block, int64_t slot, int64_t column, int64_t columns, const ThreadScratch& scratch) const;
   void multiply_panel(const PackedX& x, int64_t row, int64_t rows, int64_t block, int64_t slot, int64_t panel,
-                      const uint8_t* bytes, const Ahead& ahead, const ThreadScratch& scratch) const;
+                      const Panel& codes, const Ahead& ahead, const ThreadScratch& scratch) const;
   void write_row(const PackedX& x, int64_t row, int64_t column, int64_t columns, float* c) const;
 
   const WeightQuantProblem& problem_;
