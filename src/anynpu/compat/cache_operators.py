@@ -269,10 +269,10 @@ def npu_quant_scatter(
     round_mode: str | None = "rint",
 ) -> torch.Tensor:
     """``scatter_update`` of an int8 tensor with ``round(updates / quant_scales + quant_zero_points)``."""
-    return _quant_scatter(
-        "npu_quant_scatter", self.clone(), indices, updates, quant_scales, quant_zero_points, axis, quant_axis, reduce,
-        dst_type, round_mode,
-    )  # fmt: skip
+    op = "npu_quant_scatter"
+    _require_int8_update(op, self, updates, quant_axis, reduce, dst_type, round_mode)
+    codes = _codes(op, updates, quant_scales, quant_zero_points)
+    return _scatter_update(op, self.clone(), indices, codes, axis)
 
 
 @published("npu_quant_scatter_" + _QUANT_SCATTER.format("(a!)", "(a!)"), "aclnnInplaceQuantScatter")
@@ -289,34 +289,34 @@ def npu_quant_scatter_(
     round_mode: str | None = "rint",
 ) -> torch.Tensor:
     """``npu_quant_scatter`` in place; returns ``self``."""
-    return _quant_scatter(
-        "npu_quant_scatter_", self, indices, updates, quant_scales, quant_zero_points, axis, quant_axis, reduce,
-        dst_type, round_mode,
-    )  # fmt: skip
+    op = "npu_quant_scatter_"
+    _require_int8_update(op, self, updates, quant_axis, reduce, dst_type, round_mode)
+    codes = _codes(op, updates, quant_scales, quant_zero_points)
+    return _scatter_update(op, self, indices, codes, axis)
 
 
-def _quant_scatter(
+def _require_int8_update(
     op: str,
     data: torch.Tensor,
-    indices: torch.Tensor,
     updates: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    axis: int,
     quant_axis: int,
     reduce: str,
     dst_type: Dtype | None,
     round_mode: str | None,
-) -> torch.Tensor:
-    """Into ``data`` int8 codes of ``updates``, with a scale and a zero point for each place of the last axis."""
+) -> None:
+    """int8 codes of the last axis take the place of others: all that ``npu_quant_scatter`` does here."""
     require_dtype(op, "self", data, (torch.int8,))
     require_dtype(op, "updates", updates, _FLOATS)
-    require_dtype(op, "quant_scales", scales, _FLOATS)
     require(op, reduce == "update", f"reduce must be 'update', got {reduce!r}")
     last = quant_axis in (-1, updates.dim() - 1)
     require(op, last, f"quant_axis must be the last of updates, got {quant_axis}")
     int8 = dst_type is None or torch_dtype("dst_type", dst_type) in (torch.int8, torch.qint8)
     require_absent(dst_type=None if int8 else dst_type, round_mode=None if round_mode in ("rint", None) else round_mode)
+
+
+def _codes(op: str, updates: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+    """int8 of ``updates``, with a scale and a zero point for each place of the last axis."""
+    require_dtype(op, "quant_scales", scales, _FLOATS)
     size = updates.shape[-1]
     for name, factors in (("quant_scales", scales), ("quant_zero_points", zero_points)):
         fits = factors is None or factors.numel() == size
@@ -325,7 +325,7 @@ def _quant_scatter(
     if zero_points is not None:
         require_dtype(op, "quant_zero_points", zero_points, (*_FLOATS, torch.int32))
         codes = codes + zero_points.float().flatten()
-    return _scatter_update(op, data, indices, codes.round().clamp(-128, 127).to(torch.int8), axis)
+    return codes.round().clamp(-128, 127).to(torch.int8)
 
 
 def _scatter_update(
@@ -350,5 +350,5 @@ def _scatter_update(
     torch._assert_async(inside, f"{op}: indices must be at least 0 and at most {room - count}")
     places = indices.long()[:, None] + torch.arange(count, device=data.device)
     batch = torch.arange(len(updates), device=data.device)[:, None]
-    data.movedim(axis, 1).index_put_((batch, places), updates.movedim(axis, 1))
+    data.movedim(axis, 1).index_put_((batch, places), updates.movedim(axis, 1).clone())  # which may be rows of data
     return data

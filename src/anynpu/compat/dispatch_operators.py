@@ -57,28 +57,35 @@ def _received_counts(ranks: Ranks, counts: torch.Tensor, tokens: int, global_bs:
     return table[:, :-1]
 
 
+def _check_dispatch(
+    op: str, x: torch.Tensor, expert_ids: torch.Tensor, scales: torch.Tensor | None, quant_mode: int, kind: int
+) -> None:
+    _require_matrix(op, "x", x, _FLOATS)
+    _require_matrix(op, "expert_ids", expert_ids, (torch.int32,), x.shape[0])
+    require(op, quant_mode in (0, 2), f"quant_mode must be 0 (none) or 2 (int8, a scale a token), got {quant_mode}")
+    require(op, scales is None or quant_mode == 2, "scales are for quant_mode 2")
+    require(op, kind in (0, 1), f"the expert_token_nums_type should be 0 or 1, got {kind}")
+
+
 def _dispatch(
     ranks: Ranks,
     x: torch.Tensor,
     expert_ids: torch.Tensor,
+    *,
     scales: torch.Tensor | None,
-    mask: torch.Tensor | None,
+    x_active_mask: torch.Tensor | None,
     expert_scales: torch.Tensor | None,
     quant_mode: int,
     global_bs: int,
     expert_token_nums_type: int,
     tp_world_size: int,
 ) -> tuple[torch.Tensor, ...]:
+    """Results of ``npu_moe_distribute_dispatch``, by the names of its arguments."""
     op, tokens = ranks.op, x.shape[0]
-    _require_matrix(op, "x", x, _FLOATS)
-    _require_matrix(op, "expert_ids", expert_ids, (torch.int32,), tokens)
-    require(op, quant_mode in (0, 2), f"quant_mode must be 0 (none) or 2 (int8, a scale a token), got {quant_mode}")
-    require(op, scales is None or quant_mode == 2, "scales are for quant_mode 2")
-    kinds = expert_token_nums_type in (0, 1)
-    require(op, kinds, f"the expert_token_nums_type should be 0 or 1, got {expert_token_nums_type}")
+    _check_dispatch(op, x, expert_ids, scales, quant_mode, expert_token_nums_type)
     most = _most_tokens(ranks, tokens, global_bs)
 
-    active = _active(op, mask, expert_ids)
+    active = _active(op, x_active_mask, expert_ids)
     known = ((expert_ids >= 0) & (expert_ids < ranks.experts) | ~active).all()
     torch._assert_async(known, f"{op}: expert_ids must be in [0, moe_expert_num - 1] = [0, {ranks.experts - 1}]")
     numbers, total = ranks.numbers(expert_ids), sum(ranks.per_rank)
@@ -184,12 +191,11 @@ def _with_shared(ranks: Ranks, index: torch.Tensor) -> torch.Tensor:
     return torch.stack([*index.long().unbind(1), *shared], dim=1)
 
 
-def _of_dispatch(
-    op: str, group: str, size: int, rank: int, experts: int, shared_experts: int, shared_ranks: int, tp_size: int,
-    shard_type: int,
-) -> Ranks:  # fmt: skip
-    require_absent(tp_world_size=tp_size if tp_size > 1 else None, expert_shard_type=shard_type or None)
-    return Ranks(op, group, size, rank, experts, shared_experts, shared_ranks)
+def _require_expert_parallel(tp_world_size: int, expert_shard_type: int) -> None:
+    """Nothing but experts is spread over ranks."""
+    require_absent(
+        tp_world_size=tp_world_size if tp_world_size > 1 else None, expert_shard_type=expert_shard_type or None
+    )
 
 
 @published(
@@ -229,13 +235,15 @@ def npu_moe_distribute_dispatch(
         ``ep_recv_counts`` int32, running sums over the experts and in each over the ranks; ``tp_recv_counts``; with
         ``expert_scales`` the weights of the rows.
     """
-    ranks = _of_dispatch(
+    _require_expert_parallel(tp_world_size, expert_shard_type)
+    ranks = Ranks(
         "npu_moe_distribute_dispatch", group_ep, ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num,
-        shared_expert_rank_num, tp_world_size, expert_shard_type,
+        shared_expert_rank_num,
     )  # fmt: skip
     return _dispatch(
-        ranks, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type,
-        tp_world_size,
+        ranks, x, expert_ids, scales=scales, x_active_mask=x_active_mask, expert_scales=expert_scales,
+        quant_mode=quant_mode, global_bs=global_bs, expert_token_nums_type=expert_token_nums_type,
+        tp_world_size=tp_world_size,
     )  # fmt: skip
 
 
@@ -285,13 +293,15 @@ def npu_moe_distribute_dispatch_v2(
         copy_expert_num=copy_expert_num or None, const_expert_num=const_expert_num or None, y_dtype=y_dtype,
         x_dtype=x_dtype, scales_dtype=scales_dtype,
     )  # fmt: skip
-    ranks = _of_dispatch(
+    _require_expert_parallel(tp_world_size, expert_shard_type)
+    ranks = Ranks(
         "npu_moe_distribute_dispatch_v2", group_ep, ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num,
-        shared_expert_rank_num, tp_world_size, expert_shard_type,
+        shared_expert_rank_num,
     )  # fmt: skip
     rows, row_scales, index, *others = _dispatch(
-        ranks, x, expert_ids, scales, x_active_mask, expert_scales, quant_mode, global_bs, expert_token_nums_type,
-        tp_world_size,
+        ranks, x, expert_ids, scales=scales, x_active_mask=x_active_mask, expert_scales=expert_scales,
+        quant_mode=quant_mode, global_bs=global_bs, expert_token_nums_type=expert_token_nums_type,
+        tp_world_size=tp_world_size,
     )  # fmt: skip
     more = max(len(rows) * _ASSIST_INTEGERS - len(index), 0)
     return rows, row_scales, torch.nn.functional.pad(index, (0, more)), *others
@@ -343,9 +353,10 @@ def npu_moe_distribute_combine(
         activation_scale=activation_scale, weight_scale=weight_scale, group_list=group_list,
         out_dtype=out_dtype or None, comm_quant_mode=comm_quant_mode or None, group_list_type=group_list_type or None,
     )  # fmt: skip
-    ranks = _of_dispatch(
+    _require_expert_parallel(tp_world_size, expert_shard_type)
+    ranks = Ranks(
         "npu_moe_distribute_combine", group_ep, ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num,
-        shared_expert_rank_num, tp_world_size, expert_shard_type,
+        shared_expert_rank_num,
     )  # fmt: skip
     return _combine(ranks, expand_x, expert_ids, expand_idx, ep_send_counts, expert_scales, None, global_bs)
 
@@ -402,9 +413,10 @@ def npu_moe_distribute_combine_v2(
         comm_quant_mode=comm_quant_mode or None, zero_expert_num=zero_expert_num or None,
         copy_expert_num=copy_expert_num or None, const_expert_num=const_expert_num or None,
     )  # fmt: skip
-    ranks = _of_dispatch(
+    _require_expert_parallel(tp_world_size, expert_shard_type)
+    ranks = Ranks(
         "npu_moe_distribute_combine_v2", group_ep, ep_world_size, ep_rank_id, moe_expert_num, shared_expert_num,
-        shared_expert_rank_num, tp_world_size, expert_shard_type,
+        shared_expert_rank_num,
     )  # fmt: skip
     index = assist_info_for_combine[: expert_ids.numel()]
     if shared_expert_x is not None:

@@ -189,6 +189,14 @@ def test_scatter_update(axis, dtype):
     assert torch_npu.scatter_update_(data, starts, updates, axis) is data and torch.equal(data, expected)
 
 
+def test_rows_move_within_a_tensor():
+    data = halves(2, 4, 5)
+    before = data.clone()
+    torch_npu.scatter_update_(data, slots(1, 2), data[:, :2], 1)
+    assert torch.equal(data[0, 1:3], before[0, :2]) and torch.equal(data[1, 2:4], before[1, :2])
+    assert torch.equal(data[0, ::3], before[0, ::3]) and torch.equal(data[1, :2], before[1, :2])
+
+
 def test_refusals_of_scatter_update():
     data, updates = halves(2, 4, 5), halves(2, 2, 5)
     for arguments, text in (
