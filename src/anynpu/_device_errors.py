@@ -44,9 +44,10 @@ def word(device: torch.device) -> torch.Tensor:
     if device not in _words:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("anynpu: call an operator once before capturing a CUDA graph that contains it")
-        _words[device] = torch.full((1,), _NO_ERROR, dtype=torch.int64, device=device)
+        made = torch.full((1,), _NO_ERROR, dtype=torch.int64, device=device)
         if device.type == "cuda":  # the next to report may be on another stream
             torch.cuda.current_stream(device).synchronize()
+        _words.setdefault(device, made)  # another thread may have been faster
     return _words[device]
 
 

@@ -206,6 +206,23 @@ def test_compiles_without_graph_breaks(config, prepacked):
         assert torch.equal(compiled(x), copy.deepcopy(layer)(x))
 
 
+def test_threads_may_make_the_copy_at_the_same_time(monkeypatch):
+    """One makes it while another one looks whether there is one."""
+    layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")
+    x, is_compiling = torch.randn(2, 128), torch.compiler.is_compiling
+    expected = copy.deepcopy(layer)(x)
+
+    others = [layer._rearrange]
+
+    def is_compiling_while_another_thread_runs():
+        while others:
+            others.pop()()
+        return is_compiling()
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", is_compiling_while_another_thread_runs)
+    assert torch.equal(layer(x), expected)
+
+
 def test_a_compiled_layer_reads_the_weight_as_it_is():
     """Not the copy of an earlier call: a graph does not see that the weight was changed in place."""
     layer = anynpu.W4A16(group_size=32).layer(linear(), "layer")

@@ -201,12 +201,12 @@ class WeightQuantLinear(PrepackedLinear):
         return _stored(packed(codes, self.bits), self.in_features, self.out_features)
 
     def _operand(self) -> torch.Tensor:
-        weight, prepacked = self._buffers["weight"], self._buffers["prepacked"]
+        # In this order: another thread writes the copy, then what it is of, then no weight.
+        weight, source, prepacked = self._buffers["weight"], self._prepacked_from, self._buffers["prepacked"]
         if weight is None:
             return prepacked
         if torch.compiler.is_compiling():  # a graph would not see the weight change: prepack() leaves it the copy alone
             return self.matrix()
-        source = self._prepacked_from
         if source is not None and source[0] is weight and source[1] == _version(weight):
             return prepacked
         self._rearrange()
