@@ -234,7 +234,8 @@ def test_compiles_for_lesser_gpus(call, monkeypatch):
 @pytest.mark.parametrize("m", [1, 16])
 @pytest.mark.parametrize(("k", "n"), [(4096, 14336), (14336, 4096)])
 def test_few_rows_stream(k, n, m, along_k, bits, monkeypatch):
-    """All programs are on the GPU at once, their loads ahead of the loop, and what a thread takes is what it uses."""
+    """All programs are on the GPU at once and ask for words before the kernel before has ended. Loads go ahead of the
+    loop, and what a thread loads it uses itself."""
     dtype, values = (INT32, 8) if bits == 4 else (INT8, 1)
     weight = meta(n, k // values, dtype=dtype).t() if along_k else meta(k, n // values, dtype=dtype)
     args = (meta(m, k, dtype=BF16), weight, meta(k // 128, n, dtype=BF16))
@@ -242,6 +243,8 @@ def test_few_rows_stream(k, n, m, along_k, bits, monkeypatch):
     found = gpu_compile.compiled_by(monkeypatch, lambda: kernel(*args, group_size=128))
     main, (_, loop) = found[0], found[0].instructions()
     assert main.programs <= PROCESSORS * main.at_once(gpu_compile.HOPPER)
+    order = [main.ptx.index(each) for each in ("prefetch.global.L2", "griddepcontrol.wait", "cp.async")]
+    assert order == sorted(order)
     assert len(found) == 1 or m > 8 or not along_k, "few tiles have programs of more warps instead of parts to add up"
     assert any("HMMA" in each for each in loop) and any("LDGSTS" in each for each in loop)
     assert not [each for each in loop if re.search(r" (LDG|STS|STSM|SHFL|LDL)\b", each)]

@@ -97,9 +97,17 @@ def wait_for_previous(OVERLAP: tl.constexpr):
 
 @triton.jit
 def start_next(OVERLAP: tl.constexpr):
-    """Lets the next kernel come onto the GPU, where it waits for the end of this one; after what takes long."""
+    """Lets the next kernel come onto the GPU when all programs of this one have, to wait there for their end."""
     if OVERLAP:
         gdc_launch_dependents()
+
+
+@triton.jit
+def fetch(ptr):
+    """Asks for the sectors of the L2 that pointers point into; whoever reads them later need not wait for memory."""
+    if not INTERPRETED:
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [ptr], dtype=tl.int32,
+                                  is_pure=False, pack=1)  # fmt: skip
 
 
 @triton.jit

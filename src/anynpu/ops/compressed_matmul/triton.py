@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
-from anynpu._triton import INTERPRETED, ceil_divide, launch, report
+from anynpu._triton import INTERPRETED, ceil_divide, fetch, launch, report
 from anynpu.ops.compressed_matmul.reference import MARKS
 from anynpu.ops.compressed_matmul.spec import OP, output_shape
 from anynpu.ops.quant_matmul.triton import multiply
@@ -517,16 +517,6 @@ def _decode_kernel(stream_ptr, words_ptr, index_ptr, begin_ptr, weight_ptr, scra
 
 
 @triton.jit
-def _fetch(words, count):
-    """Asks for a payload of ``count`` words, so that levels, one after the other, find it in the L2."""
-    if not INTERPRETED:
-        for first in range(0, count, _FETCHED * 8):
-            place = tl.minimum(first + tl.arange(0, _FETCHED) * 8, count - 1)
-            tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [words + place],
-                                      dtype=tl.int32, is_pure=False, pack=1)  # fmt: skip
-
-
-@triton.jit
 def _decoded(stream_ptr, words_ptr, index_ptr, begin_ptr, weight_ptr, scratch_ptr, error_ptr, stream_bytes, blocks, n,
              k, row, number, RULE: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     """One block."""
@@ -544,7 +534,8 @@ def _decoded(stream_ptr, words_ptr, index_ptr, begin_ptr, weight_ptr, scratch_pt
     sound &= ((kind != CONSTANT) | (length == 8)) & ((kind != CODED) | ((length >= 16) & (length <= values)))
     payload, words, scratch = stream_ptr + begin, words_ptr + begin // 4, scratch_ptr + block * _SCRATCH
     if sound:
-        _fetch(words, length // 4)
+        for first in range(0, length // 4, _FETCHED * 8):  # levels come one after the other
+            fetch(words + tl.minimum(first + tl.arange(0, _FETCHED) * 8, length // 4 - 1))
         if kind == CODED:
             sound &= _coded(weight_ptr, payload, words, length, mark, panels, steps, first_step, first_n, n, row,
                             scratch, WHOLE)  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from anynpu._triton import INTERPRETED, dot, encoded_scale, start_next, wait_for_previous
+from anynpu._triton import INTERPRETED, dot, encoded_scale, fetch, start_next, wait_for_previous
 from anynpu.ops.weight_quant_matmul.ending import finish_or_keep
 
 MOST_ROWS = 16  # that this kernel is faster with than others
@@ -71,6 +71,22 @@ def _words_along_k(words, first_k, first_column, K, N, words_k, words_column, WH
     wide = tl.zeros((), tl.int64)
     here = words + (wide + first_k // VALUES) * words_k + (wide + first_column) * words_column
     return tl.load(here + (word * words_k + column * words_column))
+
+
+@triton.jit
+def _fetch_words(words, first_k, first_column, K, N, row_words, words_k, words_column, VALUES: tl.constexpr,
+                 ALONG_K: tl.constexpr, BN: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    """Asks for the words of STEP k of BN columns, a pointer for each eight of them side by side."""
+    wide = tl.zeros((), tl.int64)
+    if ALONG_K:
+        word = tl.minimum(first_k // VALUES + 8 * tl.arange(0, STEP // VALUES // 8), K // VALUES - 1)[None, :]
+        column = tl.minimum(first_column + tl.arange(0, BN), N - 1)[:, None]
+        fetch(words + (wide + word) * words_k + (wide + column) * words_column)
+    else:
+        k = tl.minimum(first_k + tl.arange(0, STEP), K - 1)[:, None]
+        word = first_column // VALUES + 8 * tl.arange(0, max(1, BN // VALUES // 8))
+        word = tl.minimum(word, row_words - 1)[None, :]
+        fetch(words + (wide + k) * words_k + (wide + word) * words_column)
 
 
 @triton.jit
@@ -250,11 +266,16 @@ def matmul_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
     VALUES: tl.constexpr = 32 // BITS
     tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     batch, first_column = (tile // tl.cdiv(N, BN)).to(tl.int64), tile % tl.cdiv(N, BN) * BN
-    wait_for_previous(OVERLAP)
     x, words = x_ptr + batch * x_batch, words_ptr + batch * words_batch
-    sums = tl.zeros((PIECES, BN, BM), tl.float32)
     begin = part * steps
     end = tl.minimum(begin + steps, tl.cdiv(K, PIECES * PIECE))
+    start_next(OVERLAP)
+    if OVERLAP:
+        for step in tl.static_range(num_stages - 1):
+            _fetch_words(words, (begin + step) * PIECES * PIECE, first_column, K, N, row_words, words_k, words_column,
+                         VALUES, ALONG_K, BN, PIECES * PIECE)  # fmt: skip
+    wait_for_previous(OVERLAP)
+    sums = tl.zeros((PIECES, BN, BM), tl.float32)
     for step in tl.range(begin, end, num_stages=num_stages):
         word, odd, rows, scales, offsets = _load_step(
             step, x, words, scale_ptr, offset_ptr, first_column, M, N, row_words, K, x_row, x_k, words_k, words_column,
@@ -263,7 +284,6 @@ def matmul_kernel(x_ptr, words_ptr, scale_ptr, offset_ptr, bias_ptr, quant_scale
         )  # fmt: skip
         sums += _products_of_step(word, odd, rows, scales, offsets, magic, BITS, ALONG_K, OFFSET, BM, BN, PIECES,
                                   PIECE)  # fmt: skip
-    start_next(OVERLAP)
     row, column = tl.arange(0, BM)[None, :], (first_column + _column_order(VALUES, ALONG_K, BN))[:, None]
     finish_or_keep(y_ptr, parts_ptr, (batch * M + row) * N + column, part, count, tl.sum(sums, axis=0), column,
                    (row < M) & (column < N), bias_ptr, quant_scale_ptr, quant_offset_ptr, bias_stride,
