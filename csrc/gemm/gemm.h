@@ -261,6 +261,7 @@ struct GemmKernel {
   // Fills what a block of an int8 row is asked for; null: its compensation, by the caller.
   void (*sum_bytes)(const int8_t* x, int64_t count, int32_t bias, DigitBlock* info) = nullptr;
   int64_t direct_byte_rows_of_n = kStreamDigitRows;  // int8 rows that direct_digits takes at most of rows of n
+  int64_t panel_run = 0;                             // columns of raw rows of k at least that go into panels at once
 };
 
 // The kernels of the tier in force.

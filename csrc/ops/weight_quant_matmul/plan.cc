@@ -98,13 +98,18 @@ int64_t byte_tile_rows(const WeightQuantProblem& problem, const GemmKernel& kern
   return plan.stream || plan.direct ? kStreamDigitRows : kTileDigitRows;
 }
 
-// Most columns of a task.
+// Most columns of a task. Rows of k come from memory in runs of them, faster in long ones, which pays as long as the sums
+// stay near.
 int64_t widest_block(const WeightQuantProblem& problem, const GemmKernel& kernel, const WeightQuantPlan& plan) {
-  if (!plan.direct) return plan.stream || plan.chunk_rows > 16 ? 128 : 256;
+  constexpr int64_t kRowsOfRuns = 128;
   const WeightSource& source = problem.weight.source;
-  if (source.order != WeightOrder::rows_of_k || source.chunk_bytes != 0) return 64;
-  // Long runs of rows of k, as long as the sums stay near; the rest streams by itself.
-  return kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns;
+  const bool in_runs =
+      problem.args->weight.dtype != ANYNPU_UINT8 && source.order == WeightOrder::rows_of_k && source.chunk_bytes == 0;
+  if (plan.direct) {
+    return in_runs ? kernel.direct_sums / (plan.digits * problem.rows) / kPanelColumns * kPanelColumns : kPanelColumns;
+  }
+  const int64_t widest = plan.stream || plan.chunk_rows > 16 ? 128 : 256;
+  return in_runs && plan.chunk_rows <= kRowsOfRuns ? std::max(widest, kernel.panel_run) : widest;
 }
 
 // Whether each thread packs x for itself and keeps to its own columns. That is more work, but threads then meet once less,
