@@ -79,7 +79,7 @@ def compiled_by(monkeypatch, call: Callable[[], object], gpu: Gpu = HOPPER) -> l
             return _compile(kernel, programs, args, options, gpu)
 
         if programs:  # Hopper has the shared memory for all stages that kernels ask for
-            found.append(compiled(**meta) if gpu is HOPPER else with_fewer_stages(compiled, meta))
+            found.append(compiled(**meta) if gpu is HOPPER else with_fewer_stages(compiled, meta, kernel, gpu))
 
     replace_launches(monkeypatch, launch, gpu)
     call()

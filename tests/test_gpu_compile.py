@@ -276,6 +276,24 @@ def test_old_triton_is_refused_by_name():
     assert done.returncode == 1 and "kernels for CUDA need Triton 3.6 or newer, got 3.5.1" in done.stderr
 
 
+def test_stages_that_do_not_fit_are_tried_once(monkeypatch):
+    from anynpu import _triton
+
+    tried = []
+
+    def run(num_stages, BM):
+        tried.append(num_stages)
+        if num_stages > 2:
+            raise _triton.OutOfResources(1, 0, "shared memory")
+        return num_stages * BM
+
+    monkeypatch.setattr(_triton, "_fewer_stages", {})
+    for block, expected in ((16, [4, 3, 2]), (16, [2]), (32, [4, 3, 2])):
+        tried.clear()
+        assert _triton.with_fewer_stages(run, {"num_stages": 4, "BM": block}, "kernel", "gpu") == 2 * block
+        assert tried == expected
+
+
 def test_gpus_without_bfloat16_are_refused_by_name(monkeypatch):
     from anynpu import _triton
 

@@ -27,6 +27,7 @@ PROCESSORS = 132  # of an H100 or H200
 HOPPER = 9  # the major compute capability of both
 _AMPERE = 8  # the first with bfloat16
 _STAGES = 3  # of a loop, unless a kernel asks for others
+_fewer_stages: dict[tuple[Any, Any, str], int] = {}  # what kernels could have that asked for more
 _FARTHEST = 1 << 22  # elements from row to row of a tile, which has fewer than 512: its offsets are of 32 bits
 
 
@@ -42,19 +43,23 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
         )
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        with_fewer_stages(lambda **options: kernel[(programs,)](*args, enable_fp_fusion=True, **options), meta)
+        run = functools.partial(kernel[(programs,)], *args, enable_fp_fusion=True)
+        with_fewer_stages(run, meta, kernel, device)
 
 
-def with_fewer_stages(run: Callable[..., Any], meta: dict[str, Any]) -> Any:
+def with_fewer_stages(run: Callable[..., Any], meta: dict[str, Any], kernel: Any, gpu: Any) -> Any:
     """Runs ``run(**meta)``; with fewer stages of its loops if so many need more shared memory than the GPU has.
 
-    Blocks have 227 KiB on Hopper, 163 on an A100, and 99 on most other GPUs.
+    Blocks have 227 KiB on Hopper, 163 on an A100, and 99 on most other GPUs. How many ``kernel`` could have on ``gpu``
+    is kept: failing takes longer than a small kernel does.
     """
-    for stages in range(meta.get("num_stages", _STAGES), 1, -1):
+    asked = meta.get("num_stages", _STAGES)
+    kept = (kernel, gpu, str(meta)) if _fewer_stages else None
+    for stages in range(_fewer_stages.get(kept, asked), 1, -1):
         try:
             return run(**{**meta, "num_stages": stages})
         except OutOfResources:
-            pass
+            _fewer_stages[kernel, gpu, str(meta)] = stages - 1
     return run(**{**meta, "num_stages": 1})
 
 
