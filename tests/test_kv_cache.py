@@ -18,7 +18,7 @@ import transformers  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from anynpu.demo import measure  # noqa: E402
-from anynpu.kv_cache import ATTENTION, Int8Cache, Int8CacheModel, KVScales, calibrate_kv  # noqa: E402
+from anynpu.kv_cache import ATTENTION, Int8Cache, Int8CacheModel, KVScales, _starts, calibrate_kv  # noqa: E402
 
 VOCABULARY = 101
 
@@ -180,6 +180,14 @@ def test_other_masks(model, scales, mask):
     model.set_attn_implementation("sdpa")
     expected = model(ids, attention_mask=mask, past_key_values=cache).logits
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode(False)  # whose tensors have no versions
+def test_a_mask_that_was_changed_in_place():
+    mask = tril()
+    assert _starts(mask).tolist() == [0]
+    mask[..., :4] = False
+    assert _starts(mask).tolist() == [4]
 
 
 SMALL = {

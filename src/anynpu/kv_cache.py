@@ -286,9 +286,11 @@ class Int8CacheModel(torch.nn.Module):
 
 def _starts(mask: torch.Tensor) -> torch.Tensor | None:
     """The first row that each sequence sees by a mask of transformers, None unless that and causality are all it is."""
-    if not hasattr(mask, "_anynpu_starts"):  # every layer gets the same mask
-        mask._anynpu_starts = _first_rows(mask)
-    return mask._anynpu_starts
+    version = None if mask.is_inference() else mask._version
+    known = getattr(mask, "_anynpu_starts", None)  # every layer gets the same mask
+    if known is None or known[0] != version:
+        known = mask._anynpu_starts = version, _first_rows(mask)
+    return known[1]
 
 
 def _first_rows(mask: torch.Tensor) -> torch.Tensor | None:
