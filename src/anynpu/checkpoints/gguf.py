@@ -34,27 +34,15 @@ def load_gguf(path: Path, dtype: torch.dtype | None, progress: Callable[[str], N
         ImportError: transformers or gguf is not installed.
         TypeError, ValueError: a damaged file, another architecture, or a block type that no layer holds.
     """
-    try:
-        import gguf
-        from transformers import modeling_gguf_pytorch_utils as reading
-    except ImportError as error:
-        raise ImportError(f"{OP}: GGUF files need transformers and gguf: pip install 'anynpu[demo]'") from error
-    try:
-        reader = gguf.GGUFReader(path)
-        config = reading.load_gguf_checkpoint(str(path))["config"]
-        architecture = reader.fields["general.architecture"].contents()
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise ValueError(f"{OP}: {path} is no GGUF file that can be read: {error}") from error
-    known = architecture in ARCHITECTURES
-    require(OP, known, f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, got {architecture!r:.80}")
-    sizes = {own: reader.fields.get(f"{architecture}.{key}") for key, own in _EXPERT_SIZES.items()}
-    config |= {own: size.contents() for own, size in sizes.items() if size is not None}
-    model = empty_model(config, dtype, False, len(reader.tensors))
+    tensors, config, architecture = _read(path)
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    model = empty_model(config, dtype, False, len(tensors))
     names = reading.get_gguf_hf_weights_map(model, reading.TensorProcessor(config=config))
-    coded = [tensor.name for tensor in reader.tensors if tensor.tensor_type.name not in _FLOAT_TYPES]
+    coded = [tensor.name for tensor in tensors if tensor.tensor_type.name not in _FLOAT_TYPES]
     split_experts(model, [f"{_experts_of(name)}." for name in coded if _EXPERTS.fullmatch(name)])
     floats, layers = {}, {}
-    for tensor in reader.tensors:
+    for tensor in tensors:
         if tensor.name == "rope_freqs.weight":
             continue
         kind = tensor.tensor_type.name
@@ -75,6 +63,29 @@ def load_gguf(path: Path, dtype: torch.dtype | None, progress: Callable[[str], N
     stack_float_experts(model, floats)
     fill(model, floats)
     return model
+
+
+def _read(path: Path) -> tuple[list[Any], dict[str, Any], str]:
+    """The tensors of a file, what transformers takes its configuration for, and the architecture that it names."""
+    try:
+        import gguf
+        from transformers import modeling_gguf_pytorch_utils as reading
+    except ImportError as error:
+        raise ImportError(f"{OP}: GGUF files need transformers and gguf: pip install 'anynpu[demo]'") from error
+    try:
+        reader = gguf.GGUFReader(path)
+        config = reading.load_gguf_checkpoint(str(path))["config"]
+        architecture = reader.fields["general.architecture"].contents()
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise ValueError(f"{OP}: {path} is no GGUF file that can be read: {error}") from error
+    known = architecture in ARCHITECTURES
+    require(OP, known, f"architecture of {path} must be one of {', '.join(ARCHITECTURES)}, got {architecture!r:.80}")
+    sizes = {own: reader.fields.get(f"{architecture}.{key}") for key, own in _EXPERT_SIZES.items()}
+    return (
+        reader.tensors,
+        config | {own: size.contents() for own, size in sizes.items() if size is not None},
+        architecture,
+    )
 
 
 def _experts_of(name: str) -> str:
