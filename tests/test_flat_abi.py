@@ -323,6 +323,39 @@ def test_format_cast_of_int4_tensors(shape):
     assert torch.equal(back, x)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "status", "match"),
+    [
+        ({"dtype": 77}, {}, BAD_DTYPE, "x has an unknown dtype code 77"),
+        ({}, {"dtype": 77}, BAD_DTYPE, "y has an unknown dtype code 77"),
+        ({}, {"dtype": 3}, BAD_DTYPE, "y must be float32 as x is, got int32"),
+        ({}, {"shape": (20, 51)}, BAD_SHAPE, "y must have the shape of x, (20, 50), got (20, 51)"),
+        ({"shape": (50,)}, {"shape": (50,)}, BAD_SHAPE, "x must have at least two axes, got (50,)"),
+        ({"strides": (2**61, 1)}, {}, BAD_SHAPE, "a stride of x is too large"),
+        ({"shape": (2**30, 2**27)}, {"shape": (2**30, 2**27), "nz_c0": 2**31 - 1}, BAD_SHAPE, "is too large"),
+        ({"dtype": INT4, "shape": (20, 51)}, {"dtype": INT4, "shape": (20, 51)}, BAD_SHAPE, "must be even for int4"),
+        ({"dtype": INT4}, {"dtype": INT4, "nz_c0": 63}, BAD_SHAPE, "must be even for int4, got 50 and 63"),
+        ({"dtype": INT4, "strides": (52, 1)}, {"dtype": INT4}, BAD_SHAPE, "must be contiguous when it is int4"),
+    ],
+)
+def test_format_cast_refuses(x, y, status, match):
+    def described(changes, **more):
+        shape = changes.get("shape", (20, 50))
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        return view(torch.zeros(1), **{"shape": shape, "strides": strides} | changes | more)
+
+    assert check("format_cast", described(x) + described(y, format=NZ)) == status
+    assert match in sentence()
+
+
+def test_format_cast_needs_data():
+    tensors = [view(torch.zeros(20, 50)), view(torch.zeros(7, 2, 16, 8), shape=(20, 50), strides=(50, 1), format=NZ)]
+    for i, name in enumerate("xy"):
+        changed = [*tensors[:i], b"\0" * 8 + tensors[i][8:], *tensors[i + 1 :]]
+        assert run("format_cast", b"".join(changed)) == NULL_ARG
+        assert sentence() == f"format_cast: data of {name} is a null pointer"
+
+
 def test_format_cast_of_a_transposed_view():
     """Shape and strides of the FRACTAL_NZ tensor are those of w.t(), its bytes those of w."""
     w = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))

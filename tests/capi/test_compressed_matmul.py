@@ -84,14 +84,20 @@ def test_invalid_call_gives_its_status_and_leaves_outputs_untouched(case):
         ({"offset_w": torch.zeros(4, dtype=torch.int8)}, "offsetW must be null"),
         ({"info": [8, 8, 8, 64, 1]}, r"compressInfo must be \[8, 8, k, n, 1\] with k = 64 of x1 and n = 8 of out"),
         ({"info": [16, 8, 64, 8, 1]}, "got tilingK 16, tilingN 8, flag 1"),
+        ({"info": [8, 8, 64, 7, 1]}, r"with k = 64 of x1 and n = 8 of out, got k 64, n 7"),
+        ({"info": [8, 16, 64, 8, 1]}, "got tilingK 8, tilingN 16, flag 1"),
+        ({"info": [8, 8, 64, 8, 0]}, "got tilingK 8, tilingN 8, flag 0"),
         ({"info": [8, 8, 64, 8]}, "compressInfo"),
+        ({"bias": torch.ones(8)}, "bias must be int32, got float32"),
     ],
 )
 def test_rules_of_the_document(options, match):
+    options = dict(options)
     args = {
         "x": torch.ones(2, 64, dtype=torch.int8),
         "weight": torch.ones(8, 64, dtype=torch.int8),
         "scale": torch.ones(1, 8),
+        "bias": options.pop("bias", None),
     }
     outcome, _ = run(args, **options)
     assert outcome.status == 161002, outcome

@@ -15,7 +15,7 @@ import anynpu
 from anynpu import _native, nd_to_nz
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
-SHAPES = [(16, 32), (40, 70), (1, 5), (2, 3, 33, 17), (3, 0, 4)]
+SHAPES = [(1, 2, 1, 1, 20, 33), (16, 32), (40, 70), (1, 5), (2, 3, 33, 17), (3, 0, 4)]
 
 
 def values(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -79,7 +79,16 @@ def test_format_cast_refuses(source, target, sentence):
         outcome = c_front_end.call("aclnnNpuFormatCast", handle, make.tensor(target))
         assert outcome.status == 161002
         assert re.search(sentence, outcome.sentence)
-    assert operators.aclnnNpuFormatCastCalculateSizeAndFormat(None, NZ, -1, None, None, None) == 161001
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_shape_of_a_format_cast_has_pointers(missing):
+    results = [ctypes.pointer(kind()) for kind in (ctypes.POINTER(ctypes.c_int64), ctypes.c_uint64, ctypes.c_int)]
+    with c_front_end.session() as make:
+        pointers = [ctypes.c_void_p(make.tensor(torch.ones(2, 3))), *results]
+        pointers[missing] = None
+        tensor, *results = pointers
+        assert operators.aclnnNpuFormatCastCalculateSizeAndFormat(tensor, NZ, -1, *results) == 161001
 
 
 def weight_size(shape, dtype=None):
@@ -101,13 +110,16 @@ def test_weight_sizes():
         assert weight_size(list(shape)) == (0, nd_to_nz(torch.zeros(shape).half()).numel())
     for shape, dtype, sentence in (
         ([3], 1, "tensorShape must have 2 to 6 axes, got 1"),
+        ([1, 1, 1, 1, 1, 3, 4], 1, "tensorShape must have 2 to 6 axes, got 7"),
         ([3, 4], 9, "dataType must be FLOAT16, BF16, FLOAT or INT8, got 9"),
         ([-3, 4], 1, r"tensorShape must be that of a tensor, got \(-3, 4\)"),
         ([2**40, 2**40], 2, "tensorShape must be that of a tensor"),
     ):
         assert weight_size(shape, dtype) == (161002, 77)
         assert re.search(sentence, recent_error())
-    assert operators.aclnnCalculateMatmulWeightSize(None, None) == 161001
+    assert operators.aclnnCalculateMatmulWeightSize(None, ctypes.byref(ctypes.c_uint64())) == 161001
+    with c_front_end.session() as make:
+        assert operators.aclnnCalculateMatmulWeightSize(ctypes.c_void_p(make.ints([3, 4])), None) == 161001
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
