@@ -307,6 +307,29 @@ def test_quantize_into_a_transposed_view():
     assert torch.equal(y.t(), anynpu.reference.quantize(x, scales, None, torch.int8))
 
 
+@pytest.mark.parametrize(
+    ("name", "weight", "packed", "match"),
+    [
+        ("int4_pack", {}, {"strides": (4, 2)}, "packed should be contiguous"),
+        ("int4_pack", {}, {"format": NZ}, "format"),
+        ("int4_pack", {"format": NZ, "nz_c0": 48}, {"format": NZ, "nz_c0": 6}, "must be 8, 16, 32 or 64 columns wide"),
+        ("int4_pack", {"format": NZ, "nz_c0": 4}, {"format": NZ, "nz_c0": 8}, "must be 8, 16, 32 or 64 columns wide"),
+        ("int4_pack", {"format": NZ}, {"format": NZ, "nz_c0": 4}, "blocks of packed must be 64 int4 wide, got 32"),
+        ("int4_unpack", {}, {"strides": (4, 2)}, "packed should be contiguous"),
+        ("int4_unpack", {"strides": (32, 2)}, {}, "weight should be contiguous"),
+        ("int4_unpack", {"format": NZ}, {}, "ND"),
+    ],
+)
+def test_layouts_of_int4(name, weight, packed, match):
+    given = [
+        view(torch.zeros(3, 16, dtype=torch.int32), **weight),
+        view(torch.zeros(3, 2, dtype=torch.int32), **packed),
+    ]
+    scratch = struct.pack("2i", 0, 0) if name == "int4_pack" else b""
+    assert check(name, b"".join(given if name == "int4_pack" else given[::-1]) + scratch) == BAD_SHAPE
+    assert match in sentence()
+
+
 @pytest.mark.parametrize("shape", [(16, 64), (20, 130), (2, 33, 66)])
 def test_format_cast_of_int4_tensors(shape):
     values = torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(0)).to(torch.int32)

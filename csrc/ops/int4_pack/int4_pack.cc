@@ -19,6 +19,7 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // values a thread; below it a second thread costs more than it gives
 constexpr int64_t kRun = 512;        // values packed before more are fetched
 constexpr int64_t kAhead = 2048;     // values
+constexpr int64_t kBlock = 64;       // int4 columns of a block of FRACTAL_NZ
 
 // Values held by one element of the packed tensor.
 int values_per_element(int32_t dtype) { return dtype == ANYNPU_INT32 ? 8 : dtype == ANYNPU_UINT8 ? 2 : 1; }
@@ -62,6 +63,11 @@ int32_t check_pack(const anynpu_int4_pack_args& args) {
   if (args.weight.format == ANYNPU_FRACTAL_NZ && (64 % nz_c0(args.weight) != 0 || nz_c0(args.weight) % 8 != 0)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of weight must be 8, 16, 32 or 64 columns wide, got %lld", op,
                 wide(nz_c0(args.weight)));
+  }
+  const int64_t width = nz_c0(args.packed) * values_per_element(args.packed.dtype);
+  if (args.packed.format == ANYNPU_FRACTAL_NZ && width != kBlock) {
+    return fail(ANYNPU_BAD_SHAPE, "%s: FRACTAL_NZ blocks of packed must be %lld int4 wide, got %lld", op, wide(kBlock),
+                wide(width));
   }
   return ANYNPU_OK;
 }
@@ -121,7 +127,7 @@ struct Nz {
 
 bool pack_nz(const Int4PackKernel& kernel, const anynpu_int4_pack_args& args) {
   const Nz from(args.weight, nz_c0(args.weight));
-  const Nz to(args.weight, 64);
+  const Nz to(args.weight, kBlock);
   const auto* values = static_cast<const int32_t*>(args.weight.data);
   auto* packed = static_cast<uint8_t*>(args.packed.data);
   return any_bad(to.values(), [&](int64_t first, int64_t count) {
@@ -166,7 +172,7 @@ int32_t run_pack(const anynpu_int4_pack_args& args) {
   const Int4PackKernel& kernel = pick(kKernels);
   const bool nd = args.weight.format == ANYNPU_ND;
   const auto pack = [&] { return nd ? pack_nd(kernel, args) : pack_nz(kernel, args); };
-  const int64_t values = nd ? element_count(args.weight) : Nz(args.weight, 64).values();
+  const int64_t values = nd ? element_count(args.weight) : Nz(args.weight, kBlock).values();
   const Snapshot snapshot(args.packed.data, values / 2, args.packed_is_scratch != 0);
   if (!snapshot.ok()) return fail(ANYNPU_NO_MEMORY, "int4_pack: no memory to guard the output");
   if (!pack()) return ANYNPU_OK;
