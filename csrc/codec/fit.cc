@@ -21,6 +21,15 @@ constexpr int kMany = 4 * kClasses;  // codes
 // What 16 classes of 16 codes may lose to an ideal code of the values: their extra bits are nibbles, which take a fifth as
 // long to decode.
 constexpr int64_t kNibblesLose = 36;
+// A level is sparse that has less than a quarter of an extra bit for each code. Codes that have some then take as long to
+// decode as four bits more would, and to have fewer of them may cost this part of the whole.
+constexpr int64_t kSparsePart = 4;
+constexpr int kSparseBits = 4;
+constexpr int64_t kSparseLoses = 64;
+// Where one of more than 32 codes occurs more often than all others, 6 classes: extra bits cost no time in a level that
+// is not sparse, and pairs of few classes decode in half of it.
+constexpr int kFewCodes = 2 * kClasses;
+constexpr int kFewClasses = 6;
 
 // log2(count) * 2^16.
 int64_t log2_fixed(uint32_t count) {
@@ -66,22 +75,34 @@ int64_t entropy_bits(const uint32_t* histogram, int size) {
   return (terms[total] - weighted) >> kTermScale;
 }
 
+// What ranges are for: a level whose classes stay as they are, or go on to a next level (as they come, with few extra
+// bits, or in few classes), or ranks.
+enum class Purpose { last, coded, sparse, few, ranks };
+
+int64_t codes_of(const Counts& counts) { return 256 - std::count(counts.of, counts.of + 256, 0u); }
+
 // Finds the ranges that cover all codes at the least cost.
 class RangeFitter {
  public:
-  // The cost is that of the extra bits, and with `coded` half of what ideally codes the classes: then the next level
-  // does better, though not ideally. `consecutive` ranges follow each other from 0; others pass over codes that cannot
-  // occur, unless the counts are `smooth`: then ranges begin at multiples of about a 32nd and pass over nothing.
-  RangeFitter(const Counts& counts, bool coded, bool consecutive, bool smooth)
+  // The cost is that of the extra bits, and where classes go on half of what ideally codes them: then the next level
+  // does better, though not ideally. Few classes count in full, or there would always be as many as may be. Ranges of
+  // ranks follow each other from 0; others pass over codes that cannot occur, unless there are many folded ones, or
+  // ranks: then ranges begin at multiples of about a 32nd and pass over nothing.
+  RangeFitter(const Counts& counts, Purpose purpose, bool folded)
       : histogram_(counts.of),
-        gaps_(counts.complete && !smooth),
-        coded_(coded),
-        consecutive_(consecutive),
-        smooth_(smooth),
+        consecutive_(purpose == Purpose::ranks),
+        smooth_(consecutive_ ? counts.end > kMany : folded && codes_of(counts) > kMany),
+        gaps_(counts.complete && !smooth_),
+        anywhere_(purpose == Purpose::few || (purpose == Purpose::sparse && folded) ? 0 : -1),
+        most_(purpose == Purpose::few ? kFewClasses : kClasses),
+        coded_shift_(kTermScale - kUnitLog2 + shift_of(purpose)),
         low_(counts.first),
         high_(counts.end) {
     while (gaps_ && low_ < high_ && histogram_[low_] == 0) ++low_;
     while (gaps_ && low_ < high_ && histogram_[high_ - 1] == 0) --high_;
+    for (int bits = 0; bits <= kMaxClassBits; ++bits) {
+      bit_costs_[bits] = (bits + (purpose == Purpose::sparse && bits != 0 ? kSparseBits : 0)) << kUnitLog2;
+    }
     before_[0] = 0;
     for (int code = 0; code < 256; ++code) before_[code + 1] = before_[code] + static_cast<int32_t>(histogram_[code]);
     if (high_ <= low_) low_ = high_ = 0;  // nothing to cover: no range
@@ -93,7 +114,7 @@ class RangeFitter {
     Ranges ranges = {};
     std::iota(ranges.class_of, ranges.class_of + kClasses, uint8_t{0});
     const int32_t* const total = costs_[high_].of;
-    int used = high_ == 0 ? 0 : static_cast<int>(std::min_element(total, total + kClasses) - total) + 1;
+    int used = high_ == 0 ? 0 : static_cast<int>(std::min_element(total, total + most_) - total) + 1;
     ranges.count = used;
     for (int end = high_; used > 0;) {
       if (skips(end - 1) && cost(end - 1, used) == cost(end, used)) {
@@ -105,7 +126,7 @@ class RangeFitter {
       end = last_range(end, used, &bits);
       ranges.first[used] = static_cast<uint8_t>(end);
       ranges.table.mask[used] = mask_of_bits(bits);
-      ranges.table.base[used] = static_cast<uint8_t>(std::min(end, 256 - (1 << bits)));
+      ranges.table.base[used] = static_cast<uint8_t>(std::min(base_of(end, bits), 256 - (1 << bits)));
     }
     return ranges;
   }
@@ -119,15 +140,32 @@ class RangeFitter {
     return smooth_ && start >= 32 ? 1 << (27 - __builtin_clz(static_cast<unsigned>(start))) : 1;
   }
   bool skips(int code) const { return gaps_ && code >= low_ && histogram_[code] == 0; }
-  bool fits(int start, int bits) const { return !consecutive_ || start + (1 << bits) <= 256; }
+  // Ranks are looked up in 64, 128 or 256 entries.
+  bool fits(int start, int bits) const {
+    return !consecutive_ || start + (1 << bits) <= (high_ > 128 ? 256 : high_ > 64 ? 128 : 64);
+  }
+  // Aligned ranges lie between multiples of their size: extra bits change nothing else of their base, and codes that
+  // occur more often than their neighbours stay alone.
+  int base_of(int start, int bits) const { return start & (anywhere_ | -(1 << bits)); }
+  int end_of(int start, int bits) const { return std::min(base_of(start, bits) + (1 << bits), high_); }
+  // By how much what codes the classes ideally is shifted: not at all, by one, or away.
+  static int shift_of(Purpose purpose) {
+    switch (purpose) {
+      case Purpose::few: return 0;
+      case Purpose::coded:
+      case Purpose::sparse: return 1;
+      case Purpose::last:
+      case Purpose::ranks: return 31 - kTermScale + kUnitLog2;
+    }
+    return 0;
+  }
   // Of covering the codes below `end`.
   int32_t cost(int end, int used) const { return used == 0 ? none(end) : costs_[end].of[used - 1]; }
   int32_t none(int end) const { return end == low_ ? 0 : kNever; }
   // Of a range, without what all the ways have in common.
   int32_t cost_of(int start, int end, int bits) const {
     const int32_t codes = before_[end] - before_[start];
-    const int32_t coded = coded_ ? terms_[codes] >> (kTermScale - kUnitLog2 + 1) : 0;
-    return (bits * codes << kUnitLog2) - coded;
+    return bit_costs_[bits] * codes - (terms_[codes] >> coded_shift_);
   }
 
   void extend(int start) {
@@ -140,7 +178,7 @@ class RangeFitter {
     int32_t ends[kMaxClassBits + 1], extra[kMaxClassBits + 1], count = 0;
     for (int bits = __builtin_ctz(static_cast<unsigned>(step(start))); bits <= kMaxClassBits && fits(start, bits);
          ++bits) {
-      ends[count] = std::min(start + (1 << bits), high_);
+      ends[count] = end_of(start, bits);
       extra[count] = cost_of(start, ends[count], bits);
       if (ends[count++] == high_) break;
     }
@@ -150,9 +188,8 @@ class RangeFitter {
   // The start of a range that ends here and leaves `used` ranges before it.
   int last_range(int end, int used, int* range_bits) const {
     for (int bits = 0; bits <= kMaxClassBits; ++bits) {
-      const int width = 1 << bits;
-      for (int start = std::max(low_, end - width); start < end && (start == end - width || end == high_); ++start) {
-        if (skips(start) || !fits(start, bits)) continue;
+      for (int start = std::max(low_, end - (1 << bits)); start < end; ++start) {
+        if (skips(start) || !fits(start, bits) || end_of(start, bits) != end) continue;
         if (cost(start, used) + cost_of(start, end, bits) != cost(end, used + 1)) continue;
         *range_bits = bits;
         return start;
@@ -164,10 +201,13 @@ class RangeFitter {
   const Histogram& histogram_;
   const Kernel& kernel_ = kernel();
   const int32_t* const terms_ = n_log_n();
-  const bool gaps_;
-  const bool coded_;
   const bool consecutive_;
   const bool smooth_;
+  const bool gaps_;
+  const int anywhere_;  // all bits of where ranges that are not aligned may begin, or none
+  const int most_;      // classes
+  const int coded_shift_;
+  int32_t bit_costs_[kMaxClassBits + 1];  // of a code with so many extra bits
   int low_, high_;
   int32_t before_[257];
   RangeCosts costs_[257];
@@ -304,15 +344,41 @@ bool wants_fold(const Histogram& total) {
   return 8 * std::min(below, above) > std::max(below, above);
 }
 
-// Fits ranges to the codes of values and adds their classes to `counts`. Returns the bits of a first level.
-int64_t fit_values(const Counts& codes, bool folded, bool coded, Ranges* ranges, ClassCounts& counts) {
-  const bool many = 256 - std::count(codes.of, codes.of + 256, 0u) > kMany;
-  *ranges = RangeFitter(codes, coded, false, folded && many).best();
-  number_classes(codes.of, ranges);
-  ClassCounts own = {};
-  count_classes(codes.of, *ranges, own);
-  for (int i = 0; i < kClasses; ++i) counts[i] += own[i];
-  return extra_bits(ranges->table, own) + 4 * std::accumulate(own, own + kClasses, int64_t{0});
+// Ranges, how often their classes occur, and their extra bits.
+struct Fitted {
+  Ranges ranges;
+  ClassCounts counts;
+  int64_t extra;
+  int64_t codes() const { return std::accumulate(counts, counts + kClasses, int64_t{0}); }
+  bool sparse() const { return kSparsePart * extra < codes(); }
+  int64_t ideal_bits() const { return extra + entropy_bits(counts, kClasses); }
+};
+
+// Whether one code occurs more often than all others together.
+bool one_dominates(const Histogram& codes) {
+  return 2 * *std::max_element(codes, codes + 256) > std::accumulate(codes, codes + 256, 0u);
+}
+
+Fitted fit_to(const Counts& codes, Purpose purpose, bool folded) {
+  Fitted fitted = {RangeFitter(codes, purpose, folded).best(), {}, 0};
+  number_classes(codes.of, &fitted.ranges);
+  count_classes(codes.of, fitted.ranges, fitted.counts);
+  fitted.extra = extra_bits(fitted.ranges.table, fitted.counts);
+  return fitted;
+}
+
+// Fits ranges to the codes of values and adds their classes to `counts`. Returns the bits of a first level, which can be
+// sparse if this is its only table.
+int64_t fit_values(const Counts& codes, bool folded, bool coded, bool only, Ranges* ranges, ClassCounts& counts) {
+  const bool few = coded && codes.end - codes.first > kFewCodes && one_dominates(codes.of);
+  Fitted best = fit_to(codes, few ? Purpose::few : coded ? Purpose::coded : Purpose::last, folded);
+  if (coded && only && !few && best.sparse()) {
+    const Fitted sparse = fit_to(codes, Purpose::sparse, folded);
+    if ((sparse.ideal_bits() - best.ideal_bits()) * kSparseLoses <= best.ideal_bits()) best = sparse;
+  }
+  *ranges = best.ranges;
+  for (int i = 0; i < kClasses; ++i) counts[i] += best.counts[i];
+  return best.extra + 4 * best.codes();
 }
 
 // Of each value in two levels: four extra bits, and half a class nibble of the second.
@@ -382,17 +448,18 @@ Coding choose_tables(const Counts (&groups)[kColumnGroups], const Counts& total,
   Coding coding = {folded, 0, {}};
   std::fill_n(counts, kClasses, 0u);
   bool coded = surely_worth_coding(total.of);
-  int64_t together = fit_values(total, folded, coded, &coding.tables[0], counts);
+  int64_t together = fit_values(total, folded, coded, true, &coding.tables[0], counts);
   if (!coded && worth_coding(2, counts, together)) {
     coded = true;
     std::fill_n(counts, kClasses, 0u);
-    together = fit_values(total, folded, true, &coding.tables[0], counts);
+    together = fit_values(total, folded, true, true, &coding.tables[0], counts);
   }
   if (saved_by_groups(groups, coding.tables[0], counts) * kTablesSave < together) return coding;
   Coding apart = {folded, kGroupsLog2, {}};
   ClassCounts counts_apart = {};
   int64_t bits = 8 * kTableBytes * (kColumnGroups - 1);
-  for (int i = 0; i < kColumnGroups; ++i) bits += fit_values(groups[i], folded, coded, &apart.tables[i], counts_apart);
+  for (int i = 0; i < kColumnGroups; ++i)
+    bits += fit_values(groups[i], folded, coded, false, &apart.tables[i], counts_apart);
   if (bits >= together) return coding;
   std::copy_n(counts_apart, kClasses, counts);
   return apart;
@@ -442,7 +509,7 @@ void choose_order(const Histogram& pairs, uint8_t (&order)[kClasses]) {
 }
 
 Ranges fit_ranks(const Counts& by_rank, ClassCounts& counts) {
-  Ranges ranges = RangeFitter(by_rank, false, true, by_rank.end > kMany).best();
+  Ranges ranges = RangeFitter(by_rank, Purpose::ranks, false).best();
   set_rank_bases(&ranges.table);
   std::fill_n(counts, kClasses, 0u);
   count_classes(by_rank.of, ranges, counts);
