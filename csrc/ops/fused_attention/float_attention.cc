@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
+#include "core/carver.h"
 #include "core/integer.h"
 #include "core/parallel.h"
-#include "core/scratch.h"
 #include "ops/fused_attention/kernel.h"
 #include "ops/fused_attention/kv_rows.h"
 #include "simd/scalar.h"
@@ -65,28 +65,23 @@ struct State {
 struct Scratch {
   float *q, *scores, *state;
   KvScratch kv;
-  uintptr_t end;
+  int64_t size;  // bytes
 
-  Scratch(const Plan& plan, int64_t kv_heads, uintptr_t memory) : end(memory) {
-    q = take(std::max(plan.positions * plan.group, kFusedFewQueries * kv_heads) * plan.key_size);
-    scores = take(plan.queries() * kFusedRows);
-    state = take(plan.queries() * plan.state_size);
-    kv.k = take(kFusedRows * plan.key_size);
-    kv.v = take(kFusedRows * plan.value_size);
-    kv.k_scale = take(plan.key_size);
-    kv.k_offset = take(plan.key_size);
-    kv.v_scale = take(plan.value_size);
-    kv.v_offset = take(plan.value_size);
-    kv.codes = reinterpret_cast<int8_t*>(take(std::max(plan.key_size, plan.value_size) / 4));
+  Scratch(const Plan& plan, int64_t kv_heads, uintptr_t memory) {
+    Carver carver(memory);
+    q = carver.take<float>(std::max(plan.positions * plan.group, kFusedFewQueries * kv_heads) * plan.key_size);
+    scores = carver.take<float>(plan.queries() * kFusedRows);
+    state = carver.take<float>(plan.queries() * plan.state_size);
+    kv.k = carver.take<float>(kFusedRows * plan.key_size);
+    kv.v = carver.take<float>(kFusedRows * plan.value_size);
+    kv.k_scale = carver.take<float>(plan.key_size);
+    kv.k_offset = carver.take<float>(plan.key_size);
+    kv.v_scale = carver.take<float>(plan.value_size);
+    kv.v_offset = carver.take<float>(plan.value_size);
+    kv.codes = carver.take<int8_t>(std::max(plan.key_size, plan.value_size));
+    size = carver.used();
   }
-  static int64_t bytes(const Args& args) { return static_cast<int64_t>(Scratch(Plan(args), kv_heads(args), 0).end); }
-
- private:
-  float* take(int64_t count) {
-    float* part = reinterpret_cast<float*>(end);
-    end += round_up(count * sizeof(float), kScratchAlignment);
-    return part;
-  }
+  static int64_t bytes(const Args& args) { return Scratch(Plan(args), kv_heads(args), 0).size; }
 };
 
 // Attention of any kind, in float32.

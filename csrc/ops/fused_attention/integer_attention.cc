@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "core/carver.h"
 #include "core/integer.h"
 #include "core/parallel.h"
-#include "core/scratch.h"
 #include "ops/fused_attention/float_attention.h"
 #include "simd/scalar.h"
 
@@ -33,20 +33,14 @@ struct Scratch {
   float* scores;
   int64_t* sums;
   float* result;
-  uintptr_t end;
+  int64_t size;  // bytes
 
-  Scratch(const Args& args, uintptr_t memory) : end(memory) {
-    scores = take<float>(capacity(args));
-    sums = take<int64_t>(args.v.shape[3]);
-    result = take<float>(args.v.shape[3]);
-  }
-
- private:
-  template <typename T>
-  T* take(int64_t count) {
-    T* part = reinterpret_cast<T*>(end);
-    end += round_up(count * sizeof(T), kScratchAlignment);
-    return part;
+  Scratch(const Args& args, uintptr_t memory) {
+    Carver carver(memory);
+    scores = carver.take<float>(capacity(args));
+    sums = carver.take<int64_t>(args.v.shape[3]);
+    result = carver.take<float>(args.v.shape[3]);
+    size = carver.used();
   }
 };
 
@@ -123,9 +117,7 @@ class HeadRun {
 
 }  // namespace
 
-int64_t integer_attention_bytes(const FusedArgs& args, int64_t threads) {
-  return threads * static_cast<int64_t>(Scratch(args, 0).end);
-}
+int64_t integer_attention_bytes(const FusedArgs& args, int64_t threads) { return threads * Scratch(args, 0).size; }
 
 void attend_in_integers(const FusedArgs& args, const FusedSequence* sequences, int64_t threads, uintptr_t memory) {
   const int64_t heads = q_heads(args), items = heads * batch_size(args);

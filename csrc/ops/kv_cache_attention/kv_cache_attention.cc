@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/carver.h"
 #include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -70,30 +71,25 @@ struct Scratch {
   int8_t* pairs;
   int32_t* visible;
   int64_t* offsets;
-  uintptr_t end;
+  int64_t size;  // bytes
 
-  Scratch(const Plan& plan, uintptr_t memory) : end(memory) {
+  Scratch(const Plan& plan, uintptr_t memory) {
+    Carver carver(memory);
     const int64_t digit_rows = plan.queries * plan.digits;
-    take(&q, plan.heads * digit_rows * plan.padded);
-    take(&q_steps, plan.heads * digit_rows);
-    take(&states, plan.heads * plan.state_floats());
-    take(&scores, plan.heads * plan.queries * kAttentionTileRows);
-    take(&maxima, plan.queries);
-    take(&weights, plan.heads * digit_rows * kAttentionTileRows);
-    take(&weight_steps, plan.heads * digit_rows);
-    take(&totals, plan.heads * kAttentionFewRows * std::max<int64_t>(plan.padded, kAttentionTileRows));
-    take(&pairs, kAttentionTileRows * plan.padded);
-    take(&visible, plan.queries);
-    take(&offsets, kAttentionTileRows + kAttentionMostRowsAhead);
+    q = carver.take<int16_t>(plan.heads * digit_rows * plan.padded);
+    q_steps = carver.take<float>(plan.heads * digit_rows);
+    states = carver.take<float>(plan.heads * plan.state_floats());
+    scores = carver.take<float>(plan.heads * plan.queries * kAttentionTileRows);
+    maxima = carver.take<float>(plan.queries);
+    weights = carver.take<int16_t>(plan.heads * digit_rows * kAttentionTileRows);
+    weight_steps = carver.take<float>(plan.heads * digit_rows);
+    totals = carver.take<int32_t>(plan.heads * kAttentionFewRows * std::max<int64_t>(plan.padded, kAttentionTileRows));
+    pairs = carver.take<int8_t>(kAttentionTileRows * plan.padded);
+    visible = carver.take<int32_t>(plan.queries);
+    offsets = carver.take<int64_t>(kAttentionTileRows + kAttentionMostRowsAhead);
+    size = carver.used();
   }
-  static int64_t bytes(const Plan& plan) { return static_cast<int64_t>(Scratch(plan, 0).end); }
-
- private:
-  template <typename T>
-  void take(T** part, int64_t count) {
-    *part = reinterpret_cast<T*>(end);
-    end += round_up(count * sizeof(T), kScratchAlignment);
-  }
+  static int64_t bytes(const Plan& plan) { return Scratch(plan, 0).size; }
 };
 
 int threads_for(const Args& args, int64_t longest) {

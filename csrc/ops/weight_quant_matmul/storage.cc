@@ -1,33 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/weight_quant_matmul/storage.h"
 
+#include "core/carver.h"
 #include "core/integer.h"
-#include "core/scratch.h"
 
 namespace anynpu {
-namespace {
-
-// Hands out parts of one allocation; with a null base it only counts.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<uint8_t*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    T* part = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), kScratchAlignment);
-    return part;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  int64_t used_ = 0;
-};
-
-}  // namespace
 
 WeightQuantStorage lay_out(const WeightQuantProblem& problem, const WeightQuantPlan& plan, void* base) {
-  Carver carver(base);
+  Carver carver(reinterpret_cast<uintptr_t>(base));
   WeightQuantStorage storage = {};
   const int64_t columns = round_up(problem.n, 16);
   storage.blocks = carver.take<KBlock>(plan.block_count);
