@@ -56,12 +56,13 @@ class ExpertParallelMoE(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., hidden]`` of this rank's tokens -> the same shape and dtype."""
         require_last_axis("ExpertParallelMoE", x, self.local.hidden)
-        flat = x.reshape(-1, self.local.hidden)
-        weights, experts = self.local.route(flat)
-        codes, scale = dynamic_quant(flat)
-        shared = self.local.shared_rows(flat, codes, scale)
         combine = self._gathered if self.dispatch == "all_gather" else self._exchanged
-        y = combine(codes, scale, weights, experts, shared)
+        with torch.no_grad():  # collectives write into their results, which autograd may refuse
+            flat = x.reshape(-1, self.local.hidden)
+            weights, experts = self.local.route(flat)
+            codes, scale = dynamic_quant(flat)
+            shared = self.local.shared_rows(flat, codes, scale)
+            y = combine(codes, scale, weights, experts, shared)
         return without_gradient(y.to(x.dtype).reshape(x.shape), x)
 
     def _gathered(
