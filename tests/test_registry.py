@@ -16,6 +16,7 @@ import torch
 import anynpu
 from anynpu import _register
 from anynpu._register import operators
+from anynpu._repeat import PlannedKernel
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(operators)
@@ -72,11 +73,50 @@ def test_samples_equal_reference_when_compiled(name):
         torch.testing.assert_close(compiled(*sample.args), operator.overload(*sample.args), rtol=0, atol=0)
 
 
+NOT_IN_SCHEMA = {"anynpu.ops.rope_kv_cache": ("quant_mode", "input_layout")}  # of the public function, one value each
+
+
+def takers(name):
+    """The functions that are called with the arguments of an operator."""
+    operator = operators[name]
+    cpu = operator.cpu._plan if isinstance(operator.cpu, PlannedKernel) else operator.cpu
+    return [getattr(anynpu, name), operator.fake, cpu, operator.reference, operator.error_bound]
+
+
+def assert_takes(function, declared):
+    """The arguments in the order and with the defaults of the schema, but for a dtype, which has no default there."""
+    further = NOT_IN_SCHEMA.get(function.__module__, ())
+    parameters = inspect.signature(function).parameters.values()
+    given = {parameter.name: parameter.default for parameter in parameters if parameter.name not in further}
+    given = {name: None if isinstance(default, torch.dtype) else default for name, default in given.items()}
+    empty = inspect.Parameter.empty
+    defaults = {each.name: each.default_value if each.has_default_value() else empty for each in declared}
+    assert list(given.items()) == list(defaults.items()), f"{function.__module__}.{function.__name__}"
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_kernel_takes_the_operators_arguments(name):
+def test_all_functions_take_the_arguments_of_the_schema(name):
+    for function in takers(name):
+        kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()] if function else []
+        if function is not None and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            assert_takes(function, operators[name].overload._schema.arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_kernel_takes_the_arguments_of_the_schema(name):
     pytest.importorskip("triton")
-    declared = [argument.name for argument in operators[name].overload._schema.arguments]
-    assert list(inspect.signature(operators[name].cuda_kernel).parameters) == declared
+    assert_takes(operators[name].cuda_kernel, operators[name].overload._schema.arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_function_passes_each_argument_in_its_place(name, monkeypatch):
+    function = getattr(anynpu, name)
+    passed = []
+    for called in [called for called in function.__code__.co_names if called.startswith("_")]:
+        monkeypatch.setitem(function.__globals__, called, lambda *args: passed.extend(args) or (None,) * 3)
+    declared = [[argument.name] for argument in operators[name].overload._schema.arguments]
+    function(**{argument: [argument] for (argument,) in declared})
+    assert passed == declared
 
 
 def test_importing_anynpu_leaves_triton_alone():

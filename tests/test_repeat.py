@@ -57,15 +57,6 @@ def test_the_operators_of_a_model_are_planned():
 
 
 @pytest.mark.parametrize("name", PLANNED)
-def test_arguments_of_plan_and_schema_agree(name):
-    arguments = operators[name].overload._schema.arguments
-    parameters = inspect.signature(operators[name].cpu._plan).parameters.values()
-    assert [parameter.name for parameter in parameters] == [argument.name for argument in arguments]
-    for parameter, argument in zip(parameters, arguments, strict=True):
-        assert argument.has_default_value() == (parameter.default is not inspect.Parameter.empty), argument.name
-
-
-@pytest.mark.parametrize("name", PLANNED)
 def test_a_repeated_call_skips_the_dispatcher_and_gives_the_same(name):
     for sample in operators[name].samples():
         call = Watched(name)

@@ -95,7 +95,8 @@ def _with_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple | list):
-        return type(value)(_with_tensors(change, part) for part in value)
+        parts = [_with_tensors(change, part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
     return value
 
 

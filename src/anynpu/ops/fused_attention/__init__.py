@@ -8,7 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.fused_attention import cpu, reference, spec
 
-_fused_attention = register(
+_op = register(
     Operator(
         spec.OP,
         spec.SCHEMA,
@@ -92,7 +92,7 @@ def fused_attention(
     >>> anynpu.fused_attention(q, k, k, after=0)[0].tolist()
     [[[[4.0, 2.0]], [[6.0, -2.0]]]]
     """
-    return _fused_attention(
+    return _op(
         q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
         softmax_scale, before, after, from_end, packed, with_lse, out_scale, out_offset, bias, p_scale,
     )  # fmt: skip

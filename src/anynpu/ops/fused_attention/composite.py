@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from anynpu import _device_errors
-from anynpu.ops.fused_attention.spec import ALL, OP, check, out_dtype, unpacked
+from anynpu._arguments import takes
+from anynpu.ops.fused_attention.spec import ALL, OP, Arguments, check, unpacked
 
 _Q_LENGTHS = _device_errors.new_rule(OP, "q_lengths", "must be in the rows of q, running sums if packed")
 _KV_LENGTHS = _device_errors.new_rule(OP, "kv_lengths", "must be in the rows of k, running sums if packed")
@@ -64,76 +65,49 @@ def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.transpose(1, 2).repeat_interleave(heads // x.shape[2], 1)
 
 
-def fused_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_rope: torch.Tensor | None = None,
-    k_rope: torch.Tensor | None = None,
-    k_scale: torch.Tensor | None = None,
-    k_offset: torch.Tensor | None = None,
-    v_scale: torch.Tensor | None = None,
-    v_offset: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-    sink: torch.Tensor | None = None,
-    q_lengths: torch.Tensor | None = None,
-    kv_lengths: torch.Tensor | None = None,
-    softmax_scale: float | None = None,
-    before: int = ALL,
-    after: int = ALL,
-    from_end: bool = False,
-    packed: bool = False,
-    with_lse: bool = False,
-    out_scale: torch.Tensor | None = None,
-    out_offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    p_scale: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def fused_attention(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``anynpu.fused_attention``."""
-    check(q, k, v, q_rope, k_rope, k_scale, k_offset, v_scale, v_offset, block_table, mask, sink, q_lengths, kv_lengths,
-          packed=packed, out_scale=out_scale, out_offset=out_offset, bias=bias, p_scale=p_scale)  # fmt: skip
-    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
-    paged, planes = block_table is not None, None
-    own_row, row, rows = _spans(q_lengths, q.shape[1], q.shape[0], packed, _Q_LENGTHS, q.device)
+    check(a)
+    q, k, paged, planes = a.q, a.k, a.block_table is not None, None
+    own_row, row, rows = _spans(a.q_lengths, q.shape[1], q.shape[0], a.packed, _Q_LENGTHS, q.device)
     batch = rows.numel()
-    capacity = block_table.shape[1] * k.shape[1] if paged else k.shape[1]
+    capacity = a.block_table.shape[1] * k.shape[1] if paged else k.shape[1]
     own_column, column, columns = _spans(
-        kv_lengths, capacity, batch if paged else k.shape[0], packed and not paged, _KV_LENGTHS, q.device
+        a.kv_lengths, capacity, batch if paged else k.shape[0], a.packed and not paged, _KV_LENGTHS, q.device
     )
     if paged:
-        needed = torch.arange(block_table.shape[1], device=q.device) * k.shape[1] < columns[:, None]
-        planes = _device_errors.within(torch.where(needed, block_table, 0), 0, k.shape[0], _BLOCKS).long()
+        needed = torch.arange(a.block_table.shape[1], device=q.device) * k.shape[1] < columns[:, None]
+        planes = _device_errors.within(torch.where(needed, a.block_table, 0), 0, k.shape[0], _BLOCKS).long()
     used = own_column >= 0
-    key, value = _floats(k, k_scale, k_offset, planes, used), _floats(v, v_scale, v_offset, planes, used)
+    key, value = _floats(k, a.k_scale, a.k_offset, planes, used), _floats(a.v, a.v_scale, a.v_offset, planes, used)
     query = q.float()
-    if q_rope is not None:
-        query = torch.cat([query, q_rope.float()], -1)
-        key = torch.cat([key, _floats(k_rope, None, None, planes, used)], -1)
-    if packed:  # all sequences in one plane
+    if a.q_rope is not None:
+        query = torch.cat([query, a.q_rope.float()], -1)
+        key = torch.cat([key, _floats(a.k_rope, None, None, planes, used)], -1)
+    if a.packed:  # all sequences in one plane
         key, value = key.flatten(0, 1)[None], value.flatten(0, 1)[None]
         own_column, column = own_column.flatten()[None], column.flatten()[None]
     query = query.masked_fill((own_row < 0)[:, :, None, None], 0)
     key, value, query = _by_head(key, q.shape[2]), _by_head(value, q.shape[2]), query.transpose(1, 2)
-    at = row + ((columns - rows)[own_row.clamp(min=0)] if from_end and batch else 0)
+    at = row + ((columns - rows)[own_row.clamp(min=0)] if a.from_end and batch else 0)
     seen = (own_row[:, :, None] == own_column[:, None]) & (own_row >= 0)[:, :, None]
-    if before < ALL:
-        seen = seen & (column[:, None] >= (at - before)[:, :, None])
-    if after < ALL:
-        seen = seen & (column[:, None] <= (at + after)[:, :, None])
-    seen = seen[:, None]
-    sides = q.shape[1], capacity
-    if mask is not None:
-        seen = seen & ~_of_sides(mask.bool(), *sides)
-    if bias is not None:
-        bias = _of_sides(bias.float(), *sides)
+    if a.before < ALL:
+        seen = seen & (column[:, None] >= (at - a.before)[:, :, None])
+    if a.after < ALL:
+        seen = seen & (column[:, None] <= (at + a.after)[:, :, None])
+    seen, bias = seen[:, None], None
+    if a.mask is not None:
+        seen = seen & ~_of_sides(a.mask.bool(), q.shape[1], capacity)
+    if a.bias is not None:
+        bias = _of_sides(a.bias.float(), q.shape[1], capacity)
         seen = seen & (bias != -torch.inf)
-    out, lse = _attend(query, key, value, seen, scale, sink, bias, p_scale, with_lse)
-    lse = lse.masked_fill((own_row < 0)[:, :, None], 0) if with_lse else lse
-    if out_scale is not None:
-        out = out * out_scale.float() + (0 if out_offset is None else out_offset.float())
-        return out.round().clamp(-128, 127).to(torch.int8), lse
-    return out.to(out_dtype(q, None)), lse
+    out, lse = _attend(query, key, value, seen, bias, a)
+    lse = lse.masked_fill((own_row < 0)[:, :, None], 0) if a.with_lse else lse
+    if a.out_scale is not None:
+        out = out * a.out_scale.float() + (0 if a.out_offset is None else a.out_offset.float())
+        out = out.round().clamp(-128, 127)
+    return out.to(a.out_dtype), lse
 
 
 def _of_sides(planes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -147,29 +121,26 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     seen: torch.Tensor,
-    scale: float,
-    sink: torch.Tensor | None,
     bias: torch.Tensor | None,
-    p_scale: torch.Tensor | None,
-    with_lse: bool,
+    a: Arguments,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, S, N, Dv] and [B, S, N]."""
     out, lse = query.new_zeros(*query.shape[:3], value.shape[3]), query.new_empty(0)
-    if key.shape[2] and p_scale is None:
-        hidden = seen if bias is None else torch.where(seen, bias, -torch.inf)
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scale)
+    if key.shape[2] and a.p_scale is None:
+        mask = seen if bias is None else torch.where(seen, bias, -torch.inf)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=a.scale)
         out = out.masked_fill(~seen.any(-1, keepdim=True), 0)
-    if with_lse or sink is not None or p_scale is not None:
-        scores = query @ key.mT * scale + (0 if bias is None else bias)
+    if a.with_lse or a.sink is not None or a.p_scale is not None:
+        scores = query @ key.mT * a.scale + (0 if bias is None else bias)
         scores = scores.masked_fill(~seen, -torch.inf)
         lse = scores.logsumexp(-1)
-        if p_scale is not None:
+        if a.p_scale is not None:
             weights = (scores - lse.unsqueeze(-1)).exp().masked_fill(~seen, 0)
-            weights = weights if sink is None else weights * _share(lse, sink)
-            out = (weights * p_scale.float()).round().clamp(-128, 127) @ value
-        elif sink is not None:
-            out = out * _share(lse, sink)
-    return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous() if with_lse else query.new_empty(0)
+            weights = weights if a.sink is None else weights * _share(lse, a.sink)
+            out = (weights * a.p_scale.float()).round().clamp(-128, 127) @ value
+        elif a.sink is not None:
+            out = out * _share(lse, a.sink)
+    return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous() if a.with_lse else query.new_empty(0)
 
 
 def _share(lse: torch.Tensor, sink: torch.Tensor) -> torch.Tensor:

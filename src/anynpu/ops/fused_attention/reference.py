@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from anynpu.ops.fused_attention.spec import ALL, OP, named_arguments, out_dtype, unpacked
+from anynpu._arguments import takes
+from anynpu.ops.fused_attention.spec import ALL, OP, Arguments, check, unpacked
 from anynpu.ops.kv_cache_attention.reference import weight_rounding
 
 
@@ -42,31 +43,23 @@ def _blocks(table: torch.Tensor, batch: int, columns: int, planes: int, size: in
     return used
 
 
-def _sequences(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    q_lengths: torch.Tensor | None,
-    kv_lengths: torch.Tensor | None,
-    table: torch.Tensor | None,
-    planes: dict[str, torch.Tensor | None],  # of scores: mask and bias
-    packed: bool,
-) -> Iterator[_Sequence]:
-    blocks, size = k.shape[:2]
-    capacity = size if table is None else table.shape[1] * size
-    for batch in range(len(q_lengths) if packed else q.shape[0]):
-        first, end = _cut("q_lengths", q_lengths, packed, batch, q.shape[1])
-        start, last = _cut("kv_lengths", kv_lengths, packed and table is None, batch, capacity)
+def _sequences(a: Arguments) -> Iterator[_Sequence]:
+    blocks, size = a.k.shape[:2]
+    paged = a.block_table is not None
+    capacity = a.block_table.shape[1] * size if paged else size
+    for batch in range(len(a.q_lengths) if a.packed else a.q.shape[0]):
+        first, end = _cut("q_lengths", a.q_lengths, a.packed, batch, a.q.shape[1])
+        start, last = _cut("kv_lengths", a.kv_lengths, a.packed and not paged, batch, capacity)
         rows, columns = end - first, last - start
-        if table is None:
-            plane = 0 if packed else batch
-            of = _rows_of(plane, start, last)
+        if paged:
+            of = _rows_of_blocks(_blocks(a.block_table, batch, columns, blocks, size), columns)
         else:
-            of = _rows_of_blocks(_blocks(table, batch, columns, blocks, size), columns)
-        for name, scores in planes.items():
+            of = _rows_of(0 if a.packed else batch, start, last)
+        for name, scores in (("mask", a.mask), ("bias", a.bias)):
             if scores is not None and (scores.shape[2] < rows or scores.shape[3] < columns):
                 sides = f"at least {rows} rows and {columns} columns"
                 raise ValueError(f"{OP}: {name} must have {sides}, got shape {tuple(scores.shape)}")
-        yield _Sequence(batch, 0 if packed else batch, first, rows, columns, of)
+        yield _Sequence(batch, 0 if a.packed else batch, first, rows, columns, of)
 
 
 def _rows_of(plane: int, start: int, last: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -101,17 +94,17 @@ def _floats(
     return values.transpose(0, 1), sizes.transpose(0, 1)
 
 
-def _visible(sequence: _Sequence, mask: torch.Tensor | None, before: int, after: int, from_end: bool) -> torch.Tensor:
+def _visible(a: Arguments, sequence: _Sequence) -> torch.Tensor:
     """bool [1 or Nq, rows, columns]."""
-    row = torch.arange(sequence.rows)[:, None] + (sequence.columns - sequence.rows if from_end else 0)
+    row = torch.arange(sequence.rows)[:, None] + (sequence.columns - sequence.rows if a.from_end else 0)
     column = torch.arange(sequence.columns)
     seen = torch.ones(1, sequence.rows, sequence.columns, dtype=torch.bool)
-    if before < ALL:
-        seen = seen & (column >= row - before)
-    if after < ALL:
-        seen = seen & (column <= row + after)
-    if mask is not None:
-        plane = mask[0 if mask.shape[0] == 1 else sequence.batch]
+    if a.before < ALL:
+        seen = seen & (column >= row - a.before)
+    if a.after < ALL:
+        seen = seen & (column <= row + a.after)
+    if a.mask is not None:
+        plane = a.mask[0 if a.mask.shape[0] == 1 else sequence.batch]
         seen = seen & ~plane[:, : sequence.rows, : sequence.columns].bool()
     return seen
 
@@ -131,29 +124,28 @@ _U = 2.0**-24  # half a unit in the last place of float32
 _UNDERFLOW = 2.0**-125  # of a weight beside the largest
 
 
-def _attend(args: dict, sequence: _Sequence) -> _Attention:
-    q, k, v = args["q"], args["k"], args["v"]
-    size = q.shape[3] + (0 if args["q_rope"] is None else args["q_rope"].shape[3])
-    scale = q.shape[3] ** -0.5 if args["softmax_scale"] is None else args["softmax_scale"]
+def _attend(a: Arguments, sequence: _Sequence) -> _Attention:
+    q, k, scale = a.q, a.k, a.scale
+    size = q.shape[3] + (0 if a.q_rope is None else a.q_rope.shape[3])
     place = sequence.plane, slice(sequence.first, sequence.first + sequence.rows)
     query = q[place].double().transpose(0, 1)
-    key, key_sizes = _floats(k, args["k_scale"], args["k_offset"], sequence)
-    value, value_sizes = _floats(v, args["v_scale"], args["v_offset"], sequence)
-    if args["q_rope"] is not None:
-        query = torch.cat([query, args["q_rope"][place].double().transpose(0, 1)], -1)
-        rope = sequence.of(args["k_rope"]).double().transpose(0, 1)
+    key, key_sizes = _floats(k, a.k_scale, a.k_offset, sequence)
+    value, value_sizes = _floats(a.v, a.v_scale, a.v_offset, sequence)
+    if a.q_rope is not None:
+        query = torch.cat([query, a.q_rope[place].double().transpose(0, 1)], -1)
+        rope = sequence.of(a.k_rope).double().transpose(0, 1)
         key, key_sizes = torch.cat([key, rope], -1), torch.cat([key_sizes, rope.abs()], -1)
     group = q.shape[2] // k.shape[2]
     key, key_sizes, value, value_sizes = (x.repeat_interleave(group, 0) for x in (key, key_sizes, value, value_sizes))
-    hidden = ~_visible(sequence, args["mask"], args["before"], args["after"], args["from_end"])
-    bias = _bias(args["bias"], sequence)
+    hidden = ~_visible(a, sequence)
+    bias = _bias(a.bias, sequence)
     scores = (query @ key.mT * scale + bias).masked_fill(hidden, -torch.inf)
     lse = (
         scores.logsumexp(-1, keepdim=True) if sequence.columns else scores.new_full((*scores.shape[:2], 1), -torch.inf)
     )
     total = lse
-    if args["sink"] is not None:
-        total = torch.logaddexp(lse, args["sink"].double()[:, None, None])
+    if a.sink is not None:
+        total = torch.logaddexp(lse, a.sink.double()[:, None, None])
     weights = (scores - total).exp().masked_fill(hidden, 0).nan_to_num(0)
 
     # What float32 makes of it.
@@ -162,21 +154,21 @@ def _attend(args: dict, sequence: _Sequence) -> _Attention:
     fraction = 0.0
     if k.dtype == torch.int8 and q.dtype != torch.int8:
         fraction = 1.001 * (2.0**-31 if q.dtype == torch.float32 else 2.0**-16)
-        factors = _factors(args["k_scale"], k, sequence).abs().transpose(0, 1).expand(k.shape[2], -1, -1)
+        factors = _factors(a.k_scale, k, sequence).abs().transpose(0, 1).expand(k.shape[2], -1, -1)
         largest = query.abs() * factors.amax(1, keepdim=True).repeat_interleave(group, 0) if sequence.columns else query
         codes = sequence.of(k).double().abs().sum(-1).transpose(0, 1).repeat_interleave(group, 0)
         error = error + fraction * abs(scale) * largest.abs().amax(-1, keepdim=True) * codes[:, None]
     worst = torch.nn.functional.pad(error.masked_fill(hidden, 0), (0, 1)).amax(-1, keepdim=True)
-    if args["sink"] is not None:
-        worst = worst + 4 * _U * args["sink"].double().abs()[:, None, None]
+    if a.sink is not None:
+        worst = worst + 4 * _U * a.sink.double().abs()[:, None, None]
     relative = 2 * (worst + 9 * _U) + 2 * (sequence.columns + 8) * _U
     wrong = relative * (weights @ value_sizes) + _UNDERFLOW * value_sizes.sum(1, keepdim=True)
     if fraction and sequence.columns:
         rounding = weight_rounding(weights.unsqueeze(1), value_sizes).squeeze(1)
         wrong = wrong + fraction * rounding
     lse_error = worst + (sequence.columns + 8) * _U * (1 + lse.abs().nan_to_num(0, 0, 0))
-    if args["p_scale"] is not None:
-        return _Attention(sequence, *_integer_products(args["p_scale"], weights, relative, value), lse, lse_error)
+    if a.p_scale is not None:
+        return _Attention(sequence, *_integer_products(a.p_scale, weights, relative, value), lse, lse_error)
     return _Attention(sequence, weights @ value, wrong, lse, lse_error)
 
 
@@ -199,19 +191,14 @@ def _integer_products(
     return codes @ value, others @ value.abs() + roundings
 
 
-def _all(args: dict, pick: Callable[[_Attention], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-    q, v = args["q"], args["v"]
-    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=torch.float64)
-    lse = torch.zeros(*q.shape[:3], dtype=torch.float64)
-    sequences = _sequences(
-        q, args["k"], args["q_lengths"], args["kv_lengths"], args["block_table"],
-        {"mask": args["mask"], "bias": args["bias"]}, args["packed"],
-    )  # fmt: skip
-    for sequence in list(sequences):
+def _all(a: Arguments, pick: Callable[[_Attention], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+    out = torch.zeros(*a.q.shape[:3], a.v.shape[3], dtype=torch.float64)
+    lse = torch.zeros(*a.q.shape[:3], dtype=torch.float64)
+    for sequence in list(_sequences(a)):
         place = sequence.plane, slice(sequence.first, sequence.first + sequence.rows)
-        result, sums = pick(_attend(args, sequence))
+        result, sums = pick(_attend(a, sequence))
         out[place], lse[place] = result.transpose(0, 1), sums.squeeze(-1).transpose(0, 1)
-    return out, lse if args["with_lse"] else lse.new_empty(0)
+    return out, lse if a.with_lse else lse.new_empty(0)
 
 
 def _codes(out: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
@@ -219,32 +206,34 @@ def _codes(out: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None) 
     return (out * scale.double() + (0 if offset is None else offset.double())).round().clamp(-128, 127)
 
 
-def _arguments(*args, **kwargs) -> dict:
-    """Those of a call, with the int4 of k and v one by one."""
-    named = named_arguments(*args, **kwargs)
-    return {**named, "k": unpacked(named["k"]), "v": unpacked(named["v"])}
+def _checked(a: Arguments) -> Arguments:
+    """The arguments with the int4 of k and v one by one."""
+    check(a)
+    return a._replace(k=unpacked(a.k), v=unpacked(a.v))
 
 
-def fused_attention(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def fused_attention(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequence by sequence, with all keys and values as float64."""
-    named = _arguments(*args, **kwargs)
-    out, lse = _all(named, lambda attention: (attention.result, attention.lse))
-    if named["out_scale"] is not None:
-        out = _codes(out, named["out_scale"], named["out_offset"])
-    return out.to(out_dtype(named["q"], named["out_scale"])), lse.float()
+    a = _checked(a)
+    out, lse = _all(a, lambda attention: (attention.result, attention.lse))
+    if a.out_scale is not None:
+        out = _codes(out, a.out_scale, a.out_offset)
+    return out.to(a.out_dtype), lse.float()
 
 
-def _code_error(named: dict, error: torch.Tensor) -> torch.Tensor:
+def _code_error(a: Arguments, error: torch.Tensor) -> torch.Tensor:
     """How far an int8 result may be off where float32 is off by ``error`` and the product and sum are rounded."""
-    out, _ = _all(named, lambda attention: (attention.result, attention.lse))
-    scale, offset = named["out_scale"], named["out_offset"]
+    out, _ = _all(a, lambda attention: (attention.result, attention.lse))
+    scale, offset = a.out_scale, a.out_offset
     sizes = out.abs() * scale.double().abs() + (0 if offset is None else offset.double().abs())
     wrong = (error * scale.double().abs() + 3 * _U * sizes) / scale.double().abs().clamp(min=2.0**-126)
     expected = _codes(out, scale, offset)
     return torch.maximum(*[(_codes(out + sign * wrong, scale, offset) - expected).abs() for sign in (1, -1)])
 
 
-def error_bound(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def error_bound(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 rounding errors, those of fixed-point numbers over int8 codes, and one unit in the last place.
 
     A score is a sum of D (and Dr) products, off by at most (D + 12) u times the sum of their sizes; over codes, whose
@@ -252,11 +241,11 @@ def error_bound(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     of the largest weight near it, see ``kv_cache_attention``. Each weight is then off by a factor of at most
     1 + 2 max(e) + 9 u and by the steps in which sums follow the maximum, and sums have as many terms as there are rows.
     """
-    named = _arguments(*args, **kwargs)
-    error, lse_error = _all(named, lambda attention: (attention.error, attention.lse_error))
-    if named["out_scale"] is not None:
-        return _code_error(named, error), lse_error
-    expected, _ = fused_attention(*args, **kwargs)
+    expected, _ = fused_attention(*a)
+    a = _checked(a)
+    error, lse_error = _all(a, lambda attention: (attention.error, attention.lse_error))
+    if a.out_scale is not None:
+        return _code_error(a, error), lse_error
     limits = torch.finfo(expected.dtype)
     exponent = expected.double().abs().clamp(limits.smallest_normal, limits.max).log2().floor()
     return error + torch.exp2(exponent) * limits.eps, lse_error

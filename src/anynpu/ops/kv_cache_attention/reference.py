@@ -6,38 +6,36 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from anynpu.ops.kv_cache_attention.spec import OP, check
+from anynpu._arguments import takes
+from anynpu.ops.kv_cache_attention.spec import OP, Arguments, check
 
 
-def _check_values(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    block_table: torch.Tensor | None,
-    starts: torch.Tensor | None,
-    causal: bool,
-) -> None:
-    rows = k_cache.shape[1]
-    capacity = rows if block_table is None else block_table.shape[1] * rows
-    least, symbol = (q.shape[1], "S") if causal else (1, "1")
-    for batch, length in enumerate(lengths.tolist()):
+def _check_values(a: Arguments) -> None:
+    planes, rows = a.k_cache.shape[:2]
+    capacity = rows if a.block_table is None else a.block_table.shape[1] * rows
+    least, symbol = (a.q.shape[1], "S") if a.causal else (1, "1")
+    for batch, length in enumerate(a.lengths.tolist()):
         if not least <= length <= capacity:
             raise ValueError(
                 f"{OP}: lengths must be in [{least}, {capacity}], from {symbol} to the rows of the cache, "
                 f"got {length} at [{batch}]"
             )
-        start = 0 if starts is None else int(starts[batch])
+        start = _start(a, batch)
         if not 0 <= start <= length:
             raise ValueError(f"{OP}: starts must be in [0, lengths] = [0, {length}], got {start} at [{batch}]")
-        if block_table is None or length == 0:
+        if a.block_table is None or length == 0:
             continue
         for block in range(start // rows, -(-length // rows)):
-            index, planes = int(block_table[batch, block]), k_cache.shape[0]
+            index = int(a.block_table[batch, block])
             if not 0 <= index < planes:
                 raise ValueError(
                     f"{OP}: block_table must be in [0, C1) = [0, {planes}) where rows are used, "
                     f"got {index} at [{batch}, {block}]"
                 )
+
+
+def _start(a: Arguments, batch: int) -> int:
+    return 0 if a.starts is None else int(a.starts[batch])
 
 
 def _codes(cache: torch.Tensor, batch: int, first: int, last: int, block_table: torch.Tensor | None) -> torch.Tensor:
@@ -79,33 +77,20 @@ def _ungrouped(out: torch.Tensor) -> torch.Tensor:
     return out.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def kv_cache_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    starts: torch.Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = True,
-) -> torch.Tensor:
+@takes(Arguments)
+def kv_cache_attention(a: Arguments) -> torch.Tensor:
     """Sequence by sequence, with the cache dequantised as a whole."""
-    check(q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts)
-    _check_values(q, k_cache, lengths, block_table, starts, causal)
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    out = torch.empty(q.shape, dtype=torch.float64)
-    for batch, length in enumerate(lengths.tolist()):
-        start = 0 if starts is None else int(starts[batch])
-        k = _dequantise(_codes(k_cache, batch, start, length, block_table), scale_k, offset_k)
-        v = _dequantise(_codes(v_cache, batch, start, length, block_table), scale_v, offset_v)
-        scores = _grouped(q[batch], k.shape[0]) @ k.unsqueeze(1).transpose(-1, -2) * scale
-        weights = _weights(scores, _visible(length, start, q.shape[1], causal))
+    check(a)
+    _check_values(a)
+    out = torch.empty(a.q.shape, dtype=torch.float64)
+    for batch, length in enumerate(a.lengths.tolist()):
+        start = _start(a, batch)
+        k = _dequantise(_codes(a.k_cache, batch, start, length, a.block_table), a.scale_k, a.offset_k)
+        v = _dequantise(_codes(a.v_cache, batch, start, length, a.block_table), a.scale_v, a.offset_v)
+        scores = _grouped(a.q[batch], k.shape[0]) @ k.unsqueeze(1).transpose(-1, -2) * a.scale
+        weights = _weights(scores, _visible(length, start, a.q.shape[1], a.causal))
         out[batch] = _ungrouped(weights @ v.unsqueeze(1))
-    return out.to(q.dtype)
+    return out.to(a.q.dtype)
 
 
 _U = 2.0**-24  # half a unit in the last place of float32
@@ -126,20 +111,8 @@ def weight_rounding(weights: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     return 1.01 * (near @ sizes.unsqueeze(1) + near.sum(-1, keepdim=True) * mean)
 
 
-def error_bound(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    starts: torch.Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = True,
-) -> torch.Tensor:
+@takes(Arguments)
+def error_bound(a: Arguments) -> torch.Tensor:
     """float32 rounding errors, those of fixed-point numbers, and one unit in the last place of the output.
 
     q times its scales is rounded to f of its largest element, a weight to f of the largest weight near it: f is 2^-16
@@ -151,32 +124,30 @@ def error_bound(
     exponentials of relative error 4 u, their product) and by its rounding; numerator and denominator are sums of as
     many terms as there are rows, and the last steps round four times.
     """
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    q, scale = a.q, a.scale
     bound = torch.empty(q.shape, dtype=torch.float64)
-    result = kv_cache_attention(
-        q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts, softmax_scale, causal
-    )
+    result = kv_cache_attention(*a)
     fraction = 1.001 * (2.0**-31 if q.dtype == torch.float32 else 2.0**-16)  # a step is 1 / 32767, not 2^-15
-    for batch, length in enumerate(lengths.tolist()):
-        start = 0 if starts is None else int(starts[batch])
-        k_codes = _codes(k_cache, batch, start, length, block_table)
-        k = k_codes * scale_k.double().unsqueeze(1)
-        v_codes = _codes(v_cache, batch, start, length, block_table)
-        visible = _visible(length, start, q.shape[1], causal)
+    for batch, length in enumerate(a.lengths.tolist()):
+        start = _start(a, batch)
+        k_codes = _codes(a.k_cache, batch, start, length, a.block_table)
+        k = k_codes * a.scale_k.double().unsqueeze(1)
+        v_codes = _codes(a.v_cache, batch, start, length, a.block_table)
+        visible = _visible(length, start, q.shape[1], a.causal)
         grouped = _grouped(q[batch], k.shape[0])
         sizes = grouped.abs() @ k.abs().unsqueeze(1).transpose(-1, -2) * abs(scale)
-        largest = (grouped * scale_k.double()[:, None, None]).abs().amax(-1, keepdim=True) * abs(scale)
+        largest = (grouped * a.scale_k.double()[:, None, None]).abs().amax(-1, keepdim=True) * abs(scale)
         errors = (q.shape[-1] + 12) * _U * sizes + fraction * largest * k_codes.abs().sum(-1)[:, None, None]
         worst = errors.masked_fill(~visible, 0.0).amax(-1, keepdim=True) if length > start else errors.sum(-1, True)
         scores = grouped @ k.unsqueeze(1).transpose(-1, -2) * scale
         weights = _weights(scores, visible)
         rows = length - start
         relative = 2 * (worst + 9 * _U) + 2 * (rows + 4) * _U
-        offset = torch.zeros(v_codes.shape[0], v_codes.shape[-1]) if offset_v is None else offset_v
+        offset = torch.zeros_like(a.scale_v) if a.offset_v is None else a.offset_v
         size = weights @ v_codes.abs().unsqueeze(1)
         rounding = fraction * weight_rounding(weights, v_codes.abs())
         error = relative * size + rounding + 4 * _U * (size + offset.double().abs()[:, None, None])
-        bound[batch] = _ungrouped(error * scale_v.double().abs()[:, None, None])
+        bound[batch] = _ungrouped(error * a.scale_v.double().abs()[:, None, None])
     exponent = (
         result.double().abs().clamp(torch.finfo(q.dtype).smallest_normal, torch.finfo(q.dtype).max).log2().floor()
     )

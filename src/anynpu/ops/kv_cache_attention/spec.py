@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
@@ -17,6 +19,28 @@ SCHEMA = (
     "float? softmax_scale=None, bool causal=True) -> Tensor"
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    lengths: torch.Tensor
+    scale_k: torch.Tensor
+    scale_v: torch.Tensor
+    offset_k: torch.Tensor | None = None
+    offset_v: torch.Tensor | None = None
+    block_table: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+    softmax_scale: float | None = None
+    causal: bool = True
+
+    @property
+    def scale(self) -> float:
+        """``softmax_scale`` or what stands for it."""
+        return self.q.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
 
 
 def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
@@ -46,45 +70,30 @@ def _check_per_batch(name: str, tensor: torch.Tensor, batch: int) -> None:
     require(OP, shape == (batch,), f"{name} must have shape [B] = {(batch,)}, got {shape}")
 
 
-def _check_places(
-    lengths: torch.Tensor,
-    starts: torch.Tensor | None,
-    block_table: torch.Tensor | None,
-    planes: int,
-    batch: int,
-) -> None:
-    _check_per_batch("lengths", lengths, batch)
-    if starts is not None:
-        _check_per_batch("starts", starts, batch)
-    if block_table is None:
+def _check_places(a: Arguments) -> None:
+    planes, batch = a.k_cache.shape[0], a.q.shape[0]
+    _check_per_batch("lengths", a.lengths, batch)
+    if a.starts is not None:
+        _check_per_batch("starts", a.starts, batch)
+    if a.block_table is None:
         require(OP, planes >= batch, f"k_cache.shape[0] must be at least B = {batch}, got {planes}")
         return
-    require_dtype(OP, "block_table", block_table, (torch.int32,))
-    valid = block_table.dim() == 2 and block_table.shape[0] == batch
-    shape = tuple(block_table.shape)
-    require(OP, valid, f"block_table must be [B, blocks] with B = {batch}, got shape {shape}")
+    require_dtype(OP, "block_table", a.block_table, (torch.int32,))
+    shape = tuple(a.block_table.shape)
+    require(
+        OP,
+        shape[:1] == (batch,) and len(shape) == 2,
+        f"block_table must be [B, blocks] with B = {batch}, got shape {shape}",
+    )
 
 
-def check(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    starts: torch.Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = True,
-) -> None:
+def check(a: Arguments) -> None:
     """Checks what can be checked without data."""
-    _check_caches(k_cache, v_cache)
-    planes, _, kv_heads, head_size = k_cache.shape
-    _check_q(q, kv_heads, head_size)
-    _check_places(lengths, starts, block_table, planes, q.shape[0])
-    parameters = {"scale_k": scale_k, "scale_v": scale_v, "offset_k": offset_k, "offset_v": offset_v}
+    _check_caches(a.k_cache, a.v_cache)
+    kv_heads, head_size = a.k_cache.shape[2:]
+    _check_q(a.q, kv_heads, head_size)
+    _check_places(a)
+    parameters = {"scale_k": a.scale_k, "scale_v": a.scale_v, "offset_k": a.offset_k, "offset_v": a.offset_v}
     for name, parameter in parameters.items():
         if parameter is None and name.startswith("offset"):
             continue
@@ -93,10 +102,11 @@ def check(
         require(OP, shape == full, f"{name} must have shape [Nkv, D] = {full}, got {shape}")
 
 
-def fake(q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+@takes(Arguments)
+def fake(a: Arguments) -> torch.Tensor:
     """Fake kernel of kv_cache_attention."""
-    check(q, *args, **kwargs)
-    return q.new_empty(q.shape)
+    check(a)
+    return a.q.new_empty(a.q.shape)
 
 
 def sample_arguments(
@@ -135,6 +145,6 @@ def samples() -> Iterator[Sample]:
     yield Sample("chunked prefill, offsets", (*prefill.values(), offset, -offset))
     paged = sample_arguments(2, 2, (2, 2), 16, torch.float16, (9, 8), [30, 3])
     table = torch.tensor([[8, 0, 3, 5], [2, -1, -1, -1]], dtype=torch.int32)
-    yield Sample("paged", (*paged.values(), None, None, table, torch.tensor([9, 0], dtype=torch.int32)))
+    yield Sample("paged", Arguments(**paged, block_table=table, starts=torch.tensor([9, 0], dtype=torch.int32)))
     split = sample_arguments(1, 1, (4, 2), 64, torch.float16, (1, 700), [700])
-    yield Sample("split rows, not causal", (*split.values(), None, None, None, None, 0.1, False))
+    yield Sample("split rows, not causal", Arguments(**split, softmax_scale=0.1, causal=False))

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import (
     INTERPRETED,
     PROCESSORS,
@@ -26,7 +27,7 @@ from anynpu._triton import (
     rounded,
     upper_half,
 )
-from anynpu.ops.kv_cache_attention.spec import OP, check
+from anynpu.ops.kv_cache_attention.spec import OP, Arguments, check
 
 _LENGTHS = _device_errors.new_rule(OP, "lengths", "must be from S (1 if not causal) to the rows of the cache")
 _STARTS = _device_errors.new_rule(OP, "starts", "must be in [0, lengths]")
@@ -280,27 +281,16 @@ def _join_kernel(sums_ptr, scale_v_ptr, offset_v_ptr, out_ptr, S, kv_heads, G, O
            scale_v_ptr, offset_v_ptr, D, OFFSET, WIDTH)  # fmt: skip
 
 
-def kv_cache_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    lengths: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    starts: torch.Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = True,
-) -> torch.Tensor:
+@takes(Arguments)
+def kv_cache_attention(a: Arguments) -> torch.Tensor:
     """See ``anynpu.kv_cache_attention``; wrong lengths, starts and blocks are told by ``check_device_errors``."""
-    check(q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts)
+    check(a)
+    q, v_cache, lengths, starts, block_table = a.q, a.v_cache, a.lengths, a.starts, a.block_table
     out = q.new_empty(q.shape)
     if out.numel() == 0:
         return out
     batch, length, heads, size = q.shape
-    planes, rows, kv_heads, _ = k_cache.shape
+    planes, rows, kv_heads, _ = a.k_cache.shape
     group, blocks = heads // kv_heads, 1 if block_table is None else block_table.shape[1]
     capacity, all_queries = blocks * rows, length * group
     in_pairs = size % 2 == 0 and v_cache.storage_offset() % 2 == 0
@@ -313,18 +303,18 @@ def kv_cache_attention(
     parts = 1 << parts.bit_length() - 1  # few different ones, as each is compiled anew
     lines = batch * kv_heads * all_queries
     sums = out if parts == 1 else q.new_empty((lines * parts, width + 2), dtype=torch.float32)
-    scales = [scale.contiguous() for scale in (scale_k, scale_v)]
-    offset = scales[1] if offset_v is None else offset_v.contiguous()  # what is absent is not read
+    scales = [scale.contiguous() for scale in (a.scale_k, a.scale_v)]
+    offset = scales[1] if a.offset_v is None else a.offset_v.contiguous()  # what is absent is not read
     places = [lengths if value is None else value for value in (block_table, starts)]
-    shape = {"OFFSET": offset_v is not None, "PARTS": parts, "D": size, "WIDTH": width}
+    shape = {"OFFSET": a.offset_v is not None, "PARTS": parts, "D": size, "WIDTH": width}
     launch(
-        _attention_kernel, programs * parts, q, k_cache, v_cache.view(torch.int16) if stacked else v_cache, lengths,
+        _attention_kernel, programs * parts, q, a.k_cache, v_cache.view(torch.int16) if stacked else v_cache, lengths,
         *scales, offset, *places, out, sums, _device_errors.word(q.device),
-        size**-0.5 if softmax_scale is None else softmax_scale, length, kv_heads, group, planes, rows, blocks,
-        capacity, length if causal else 1, *q.stride(), *lengths.stride(), 0 if starts is None else starts.stride(0),
+        a.scale, length, kv_heads, group, planes, rows, blocks,
+        capacity, length if a.causal else 1, *q.stride(), *lengths.stride(), 0 if starts is None else starts.stride(0),
         *((0, 0) if block_table is None else block_table.stride()),
         LENGTHS=_LENGTHS, STARTS=_STARTS, BLOCKS=_BLOCKS, HAS_STARTS=starts is not None,
-        PAGED=block_table is not None, CAUSAL=causal, QUERIES=queries, ROWS=at_once, STACKED=stacked,
+        PAGED=block_table is not None, CAUSAL=a.causal, QUERIES=queries, ROWS=at_once, STACKED=stacked,
         num_warps=4, **shape,
     )  # fmt: skip
     if parts > 1:
