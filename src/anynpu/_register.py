@@ -75,6 +75,8 @@ def register(operator: Operator) -> Callable:
     _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operator.name, operator.cpu, "CPU")
     _library.impl(operator.name, _on_cuda(operator), "CUDA")
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        _library.impl(operator.name, _without_autocast(operator), key)
     torch.library.register_fake(f"anynpu::{operator.name}", operator.fake, lib=_library)
     operators[operator.name] = operator
     call = _dispatched(operator)
@@ -120,6 +122,16 @@ def _wrong_kind(op: str, kind: str, name: str, got: str) -> TypeError:
     if got == "list" and kind.startswith("List"):
         got = "a list of something else"
     return TypeError(f"{op}: {name} must be {_KINDS.get(kind, f'a {kind}')}, got {got}")
+
+
+def _without_autocast(operator: Operator) -> Callable:
+    """The operator for code under autocast, which would round what kernels hand to torch's operators."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return operator.overload(*args, **kwargs)
+
+    return call
 
 
 def _on_cuda(operator: Operator) -> Callable:

@@ -155,9 +155,10 @@ def test_run_script_is_like_python_script(python, tmp_path, script, module):
     assert (tmp_path / "said").read_text() == "['-m', 'x'] 7 Ascend910B2 True"
 
 
-def test_a_script_may_start_processes_of_its_own(python, tmp_path):
+@pytest.mark.parametrize("imports", ["import torch, torch_npu\n", "import anynpu, torch, torch_npu\n"])
+def test_a_script_may_start_processes_of_its_own(python, tmp_path, imports):
     (tmp_path / "program.py").write_text(
-        "import torch, torch_npu\n"
+        f"{imports}"
         "def work(rank):\n"
         "    assert torch_npu.npu.get_device_name() == 'Ascend310P3'\n"
         "    torch.save(torch.full((2,), float(rank), device='npu'), f'{rank}.pt')\n"

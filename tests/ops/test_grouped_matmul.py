@@ -66,3 +66,16 @@ def test_rows_behind_the_groups_are_zero_and_not_read():
     x[:2] = 1
     [y] = anynpu.grouped_matmul([x], [weight], torch.tensor([1, 1]), split_item=2, group_type=0, group_list_type=1)
     assert torch.equal(y, torch.tensor([8.0, 8, 0, 0]).unsqueeze(1).expand(4, 3))
+
+
+def test_neither_autocast_nor_inputs_that_want_gradients_change_results():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(5, 16, generator=generator), torch.randn(2, 16, 8, generator=generator)
+
+    def call(x):
+        return anynpu.grouped_matmul([x], [weight], torch.tensor([2, 4]), split_item=3, group_type=0)[0]
+
+    expected = call(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(call(x), expected)
+    assert torch.equal(call(x.requires_grad_()).detach(), expected)

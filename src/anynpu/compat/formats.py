@@ -36,8 +36,10 @@ class Format(enum.IntEnum):
 
 
 def _has_notes(tensor: torch.Tensor) -> bool:
-    # The tensors of graph capture are subclasses; what is noted on an example must not end in a graph.
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    # The tensors of graph capture are subclasses; what is noted on an example must not end in a graph. Those of vmap,
+    # which look like ordinary ones, have no storage.
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def format_of(tensor: torch.Tensor) -> Format:

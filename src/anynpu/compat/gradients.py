@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import is_fake
 
-from anynpu import check_device_errors
+from anynpu._device_errors import check_device_errors
 
 
 def with_gradients(operator: Callable[..., Any], composite: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

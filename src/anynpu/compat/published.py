@@ -156,6 +156,9 @@ def published(schema: str, aclnn: str, code: Callable[..., int] = lambda **argum
             if take_call is not None:
                 return take_call(operator, checked, args, kwargs)
             try:
+                if torch._C._is_any_autocast_enabled():  # the dtypes inside are those that the documents say
+                    with torch._C._DisableAutocast():
+                        return body(*args, **kwargs)
                 return body(*args, **kwargs)
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 better = described(error, args, kwargs)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 
 import case_table
 import pytest
@@ -221,6 +222,41 @@ def test_groups_of_quant_matmul():
     assert torch.equal(result, expected)
     with pytest.raises(NotImplementedError, match=r"group_sizes must be \[0, 0, group_k\], .* got \[1, 128, 128\]"):
         torch_npu.npu_quant_matmul(x, words, scale, group_sizes=[1, 128, 128])
+
+
+def in_float16(name):
+    """A function that multiplies matrices, and arguments."""
+    x, weights = halves(5, 16), halves(2, 16, 16, seed=1)
+    groups = {"group_list": torch.tensor([2, 5]), "group_type": 0, "split_item": 3}
+    calls = {
+        "npu_grouped_matmul": lambda: torch_npu.npu_grouped_matmul([x], [weights], **groups)[0],
+        "npu_ffn": lambda: torch_npu.npu_ffn(x, weights[0], weights[1], "silu"),
+        "npu_kronecker_quant": lambda: torch_npu.npu_kronecker_quant(x.view(5, 1, 16), x[:1, :1], weights[0])[1],
+        "npu_linear": lambda: torch_npu.npu_linear(x, weights[0]),
+    }
+    return calls[name]
+
+
+PRODUCTS = pytest.mark.parametrize("name", ["npu_grouped_matmul", "npu_ffn", "npu_kronecker_quant", "npu_linear"])
+
+
+@PRODUCTS
+def test_autocast_does_not_round_what_functions_compute(name):
+    call = in_float16(name)
+    expected = call()
+    with torch.autocast("npu", dtype=torch.bfloat16):
+        result = call()
+    assert result.dtype == expected.dtype
+    assert torch.equal(result, expected)
+
+
+def test_vmap():
+    x, plain, scale = halves(3, 2, 64), codes(64, 32), halves(32, seed=1).abs()
+    for weight in (plain, torch_npu.npu_format_cast(plain, torch_npu.Format.FRACTAL_NZ)):
+        function = functools.partial(torch_npu.npu_weight_quant_batchmatmul, weight=weight, antiquant_scale=scale)
+        assert torch.equal(torch.vmap(function)(x), torch.stack([function(rows) for rows in x]))
+    packed = torch.vmap(torch_npu.npu_convert_weight_to_int4pack)(nibbles(2, 8, 16))
+    assert torch.equal(packed[1], torch_npu.npu_convert_weight_to_int4pack(nibbles(2, 8, 16)[1]))
 
 
 def test_compressed_matmul_takes_the_documented_dtypes():

@@ -53,11 +53,9 @@ def grouped_matmul(
             return [_sums(x[0], weight[0], sizes, bias)]
         if _is_one_call(mode, scale, bias):
             return [_all_at_once(x[0], weight[0], sizes, bias, scale, per_token_scale).to(mode.dtype)]
-    y = torch.zeros(shapes[0], dtype=mode.dtype)
-    for group, rows in zip(_groups(x, weight, lists, sizes), _rows(y, sizes), strict=True):
-        if len(rows) > 0:
-            rows.copy_(_product(group, mode))
-    return [y]
+    products = [_product(group, mode) for group in _groups(x, weight, lists, sizes) if len(group.x) > 0]
+    rest = torch.zeros(shapes[0][0] - sum(sizes), shapes[0][1], dtype=mode.dtype)
+    return [torch.cat([*products, rest])]
 
 
 def _sizes(x, group_list, group_list_type, groups) -> list[int]:

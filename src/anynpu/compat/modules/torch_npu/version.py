@@ -5,6 +5,6 @@ from __future__ import annotations
 
 import torch
 
-import anynpu
+from anynpu._version import __version__ as _anynpu_version
 
-__version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{anynpu.__version__}"
+__version__ = f"{torch.__version__.partition('+')[0]}+anynpu.{_anynpu_version}"

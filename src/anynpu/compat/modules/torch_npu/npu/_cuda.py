@@ -11,7 +11,7 @@ import torch
 from torch.cuda import CUDAGraph as NPUGraph
 from torch.cuda import Event, ExternalStream, Stream, StreamContext, graph
 
-from anynpu import check_device_errors
+from anynpu._device_errors import check_device_errors
 from anynpu.compat.device import names_npu, real_device
 
 
