@@ -117,6 +117,21 @@ bool is_transposed(const anynpu_tensor& view) {
   return view.strides[row] == 1 && view.strides[column] == view.shape[row] && !is_contiguous(view);
 }
 
+// ND, and the formats that say what the axes are for: the elements lie in memory as the strides say.
+bool is_plain(aclFormat format) {
+  switch (format) {
+    case ACL_FORMAT_ND:
+    case ACL_FORMAT_NC:
+    case ACL_FORMAT_NCL:
+    case ACL_FORMAT_NCHW:
+    case ACL_FORMAT_NHWC:
+    case ACL_FORMAT_HWCN:
+    case ACL_FORMAT_NCDHW:
+    case ACL_FORMAT_NDHWC: return true;
+    default: return false;
+  }
+}
+
 // FRACTAL_NZ: storageDims must be the blocks of the matrix in memory, or the view's shape when the program leaves it
 // there.
 int32_t describe_blocks(const char* call, const char* name, const Tensor& tensor, anynpu_tensor* view, int64_t* bits) {
@@ -218,8 +233,10 @@ int32_t describe(const char* call, const char* name, const Tensor& tensor, bool 
   if (dtype_bits(view->dtype) == 0) {
     return report(ACLNN_ERR_PARAM_INVALID, "%s: the dtype of %s is not supported, got %d", call, name, tensor.dtype);
   }
-  if (tensor.format < ACL_FORMAT_NCHW || tensor.format > ACL_FORMAT_NCL) {
-    return report(ACLNN_ERR_PARAM_INVALID, "%s: unknown format %d of %s", call, static_cast<int>(tensor.format), name);
+  if (!is_plain(tensor.format) && tensor.format != ACL_FORMAT_FRACTAL_NZ) {
+    return report(ACLNN_ERR_PARAM_INVALID,
+                  "%s: the format of %s must be ND (2), FRACTAL_NZ (29) or one that only names the axes, got %d", call,
+                  name, static_cast<int>(tensor.format));
   }
   for (int axis = 0; axis < view->ndim; ++axis) {
     if (view->strides[axis] >= 0) continue;

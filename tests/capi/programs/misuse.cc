@@ -260,6 +260,49 @@ void executors() {
   EXPECT_STATUS(aclnnCast(nullptr, 0, call.executor, nullptr), ACLNN_ERR_PARAM_INVALID);
 }
 
+// A format may name the axes, but blocks other than those of FRACTAL_NZ are not read as if they were ND.
+void formats() {
+  CastCall call;
+  const int64_t shape[] = {4};
+  const auto status_of = [&](int format) {
+    aclTensor* tensor =
+        aclCreateTensor(shape, 1, ACL_FLOAT, nullptr, 0, static_cast<aclFormat>(format), shape, 1, call.from.data);
+    const int status = aclnnCastGetWorkspaceSize(tensor, ACL_INT32, call.to.tensor, &call.size, &call.executor);
+    if (status == ACLNN_SUCCESS) EXPECT_OK(aclDestroyAclOpExecutor(call.executor));
+    EXPECT_OK(aclDestroyTensor(tensor));
+    return status;
+  };
+  for (int format : {ACL_FORMAT_ND, ACL_FORMAT_NC, ACL_FORMAT_NCL, ACL_FORMAT_NCHW, ACL_FORMAT_NHWC, ACL_FORMAT_HWCN,
+                     ACL_FORMAT_NCDHW, ACL_FORMAT_NDHWC}) {
+    EXPECT_OK(status_of(format));
+  }
+  for (int format : {int{ACL_FORMAT_UNDEFINED}, int{ACL_FORMAT_NC1HWC0}, int{ACL_FORMAT_FRACTAL_Z},
+                     int{ACL_FORMAT_NC1HWC0_C04}, int{ACL_FORMAT_NDC1HWC0}, int{ACL_FRACTAL_Z_3D}, 5, 1000}) {
+    EXPECT_STATUS(status_of(format), ACLNN_ERR_PARAM_INVALID);
+    EXPECT(last_error_has("the format of self must be ND (2)"));
+  }
+}
+
+// The document of this function takes no format but ND.
+void formats_of_the_packer() {
+  Device<int32_t> weight({2, 8}, ACL_INT32, std::vector<int32_t>(16, 1)), packed({2, 1}, ACL_INT32, {0, 0});
+  const int64_t shapes[2][2] = {{2, 8}, {2, 1}};
+  const auto named = [&](int i, void* data) {
+    return aclCreateTensor(shapes[i], 2, ACL_INT32, nullptr, 0, ACL_FORMAT_NCHW, shapes[i], 2, data);
+  };
+  aclTensor *from = named(0, weight.data), *to = named(1, packed.data);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  EXPECT_STATUS(aclnnConvertWeightToINT4PackGetWorkspaceSize(from, packed.tensor, &size, &executor),
+                ACLNN_ERR_PARAM_INVALID);
+  EXPECT(last_error_has("the format of weight must be ND (2) or FRACTAL_NZ (29), got 0"));
+  EXPECT_STATUS(aclnnConvertWeightToINT4PackGetWorkspaceSize(weight.tensor, to, &size, &executor),
+                ACLNN_ERR_PARAM_INVALID);
+  EXPECT(last_error_has("the format of weightInt4Pack must be"));
+  EXPECT_OK(aclDestroyTensor(from));
+  EXPECT_OK(aclDestroyTensor(to));
+}
+
 void repeatable_executors() {
   CastCall call;
   EXPECT_OK(call.first());
@@ -426,6 +469,8 @@ int main() {
     tensors();
     arrays_and_lists();
     executors();
+    formats();
+    formats_of_the_packer();
     repeatable_executors();
     addresses();
     columns();
