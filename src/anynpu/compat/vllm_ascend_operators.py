@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators of vllm-ascend's own extension, ``torch.ops._C_ascend``, which needs the vendor's library.
 
-Its mixtures of experts call these whether or not the extension is there. They are those of torch_npu under other names,
-and with other modes: so these have their meaning from what the models compute.
+Its mixtures of experts and sparse attention call these whether or not the extension is there. They are those of
+torch_npu under other names, and with other modes: so these have their meaning from what the models compute.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from anynpu.compat.routing_operators import (
     npu_dequant_swiglu_quant,
     npu_moe_gating_top_k,
     npu_moe_init_routing_v2,
+)
+from anynpu.compat.sparse_attention_operators import (
+    npu_lightning_indexer,
+    npu_quant_lightning_indexer,
+    npu_sparse_flash_attention,
 )
 
 _library = torch.library.Library("_C_ascend", "DEF")
@@ -108,3 +113,13 @@ def dequant_swiglu_quant(
     if swiglu_mode == 0 or clamp_limit == 0:
         return npu_dequant_swiglu_quant(x, **options)
     return npu_dequant_swiglu_quant(x, swiglu_mode=2, clamp_limit=clamp_limit, glu_alpha=1.0, glu_bias=0.0, **options)
+
+
+def _like(name: str, operator: str, body: Callable[..., Any]) -> None:
+    """``body``, an operator of torch_npu, under a name of the extension."""
+    _operator(f"{name}{str(getattr(torch.ops.npu, operator).default._schema).removeprefix(f'npu::{operator}')}")(body)
+
+
+_like("npu_lightning_indexer", "npu_lightning_indexer", npu_lightning_indexer)
+_like("npu_lightning_indexer_quant", "npu_quant_lightning_indexer", npu_quant_lightning_indexer)
+_like("npu_sparse_flash_attention", "npu_sparse_flash_attention", npu_sparse_flash_attention)

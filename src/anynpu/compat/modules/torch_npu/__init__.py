@@ -98,6 +98,12 @@ from anynpu.compat.routing_operators import (
     npu_moe_token_unpermute,
     npu_swiglu,
 )
+from anynpu.compat.sparse_attention_operators import (
+    npu_kv_quant_sparse_flash_attention,
+    npu_lightning_indexer,
+    npu_quant_lightning_indexer,
+    npu_sparse_flash_attention,
+)
 from anynpu.compat.tensor_operators import (
     _npu_dtype_cast,
     _npu_matmul_add_fp32,
