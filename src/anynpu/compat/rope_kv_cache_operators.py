@@ -11,7 +11,7 @@ import torch
 import anynpu
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
 from anynpu.compat.published import published
-from anynpu.ops.rope_kv_cache.spec import check
+from anynpu.ops.rope_kv_cache.spec import Arguments, check
 
 _ACLNN = "aclnnDequantRopeQuantKvcache"
 _LEADING = (
@@ -31,7 +31,7 @@ def _code(quant_mode: int = 0, input_layout: str = "BSND", **arguments: Any) -> 
     if arguments["x"].dtype == torch.int32 and arguments.get("weight_scale") is None:
         return PARAM_NULLPTR
     try:
-        check(**arguments)
+        check(Arguments(**arguments))
     except (TypeError, ValueError):
         return PARAM_INVALID
     known = quant_mode == 0 and input_layout == "BSND"

@@ -10,7 +10,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.rope_kv_cache import cpu, reference, spec
 
-_rope_kv_cache = register(
+_op = register(
     Operator(
         spec.OP,
         spec.SCHEMA,
@@ -96,7 +96,7 @@ def rope_kv_cache(
         raise NotImplementedError(f"rope_kv_cache: quant_mode must be 0 (static), got {quant_mode!r}")
     if input_layout != "BSND":
         raise NotImplementedError(f"rope_kv_cache: input_layout must be BSND, got {input_layout!r}")
-    q, k, v = _rope_kv_cache(
+    q, k, v = _op(
         x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, weight_scale,
         activation_scale, bias, kv_output, cache_mode,
     )  # fmt: skip

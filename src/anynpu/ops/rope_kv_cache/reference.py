@@ -7,26 +7,22 @@ from collections.abc import Sequence
 
 import torch
 
-from anynpu.ops.rope_kv_cache.spec import OP, Sizes, check
+from anynpu._arguments import takes
+from anynpu.ops.rope_kv_cache.spec import OP, Arguments, Sizes, check
 
 
-def _dequantise(
-    x: torch.Tensor,
-    weight_scale: torch.Tensor | None,
-    activation_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
+def _dequantise(a: Arguments) -> torch.Tensor:
     """float64 [B * S, H]; an int32 bias is added before scaling, a float bias after it."""
-    y = x.double().flatten(0, -2)
-    if x.dtype != torch.int32:
+    y = a.x.double().flatten(0, -2)
+    if a.x.dtype != torch.int32:
         return y
     tokens, width = y.shape
-    scale = weight_scale.double()
-    if activation_scale is not None:
-        scale = scale * activation_scale[:tokens].double().unsqueeze(1)
-    if bias is None:
+    scale = a.weight_scale.double()
+    if a.activation_scale is not None:
+        scale = scale * a.activation_scale[:tokens].double().unsqueeze(1)
+    if a.bias is None:
         return y * scale
-    bias = bias[:width]
+    bias = a.bias[:width]
     if bias.dtype == torch.int32:
         return (y + bias.double()) * scale
     return y * scale + bias.double()
@@ -60,11 +56,11 @@ def _unrounded_code(value: torch.Tensor, scale: torch.Tensor, offset: torch.Tens
     return code if offset is None else code + offset.double()
 
 
-def _cache_rows(sizes: Sizes, k_cache: torch.Tensor, indices: torch.Tensor, cache_mode: str) -> list[int]:
+def _cache_rows(a: Arguments, sizes: Sizes) -> list[int]:
     """For each token the row of the cache, seen as [C1 * C2, Nkv, D]; -1 for a token that is not written."""
-    planes, rows = k_cache.shape[:2]
-    found = indices.reshape(-1).tolist()
-    if cache_mode == "page":
+    planes, rows = a.k_cache.shape[:2]
+    found = a.indices.reshape(-1).tolist()
+    if a.cache_mode == "page":
         for position, index in enumerate(found):
             if index >= planes * rows:
                 raise ValueError(
@@ -90,60 +86,35 @@ def _write(cache: torch.Tensor, rows: list[int], values: torch.Tensor) -> None:
             flat[row] = value
 
 
-def rope_kv_cache(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    indices: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    size_splits: Sequence[int],
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    activation_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    kv_output: bool = False,
-    cache_mode: str = "contiguous",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def rope_kv_cache(a: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Writes the caches and returns q, k, v (k and v empty unless ``kv_output``), as ``torch.ops.anynpu`` does."""
-    sizes = check(
-        x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, weight_scale,
-        activation_scale, bias, kv_output, cache_mode,
-    )  # fmt: skip
-    rows = _cache_rows(sizes, k_cache, indices, cache_mode)
-    y = _dequantise(x, weight_scale, activation_scale, bias)
-    q, k, v = _heads(y, size_splits, sizes.head_size)
-    angles = _angles(cos, sin)
+    sizes = check(a)
+    rows = _cache_rows(a, sizes)
+    q, k, v = _heads(_dequantise(a), a.size_splits, sizes.head_size)
+    angles = _angles(a.cos, a.sin)
     q, k = _rotate(q, *angles), _rotate(k, *angles)
-    _write(k_cache, rows, _code(_unrounded_code(k, scale_k, offset_k)))
-    _write(v_cache, rows, _code(_unrounded_code(v, scale_v, offset_v)))
-    outputs = [t.reshape(*sizes.leading, *t.shape[1:]).to(cos.dtype) for t in (q, k, v)]
-    empty = cos.new_empty(0)
-    return (outputs[0], outputs[1], outputs[2]) if kv_output else (outputs[0], empty, empty.clone())
+    _write(a.k_cache, rows, _code(_unrounded_code(k, a.scale_k, a.offset_k)))
+    _write(a.v_cache, rows, _code(_unrounded_code(v, a.scale_v, a.offset_v)))
+    outputs = [t.reshape(*sizes.leading, *t.shape[1:]).to(a.cos.dtype) for t in (q, k, v)]
+    empty = a.cos.new_empty(0)
+    return (outputs[0], outputs[1], outputs[2]) if a.kv_output else (outputs[0], empty, empty.clone())
 
 
 _U = 2.0**-24  # half a unit in the last place of float32
 _TINY = 2.0**-149  # the smallest float32
 
 
-def _dequantise_error(
-    x: torch.Tensor,
-    weight_scale: torch.Tensor | None,
-    activation_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
+def _dequantise_error(a: Arguments) -> torch.Tensor:
     """At most four roundings (of x, of two products, of the sum with a bias), each of at most _U or _TINY."""
-    if x.dtype != torch.int32:
-        return torch.zeros_like(x, dtype=torch.float64).flatten(0, -2)
-    integer_bias = bias if bias is not None and bias.dtype == torch.int32 else None
-    error = 4.01 * _U * _dequantise(x, weight_scale, activation_scale, integer_bias).abs()
-    if activation_scale is not None:
-        error = error + _TINY * activation_scale[: error.shape[0]].double().abs().unsqueeze(1)
-    if bias is not None and bias.dtype != torch.int32:
-        error = error + 1.01 * _U * bias[: x.shape[-1]].double().abs()
+    if a.x.dtype != torch.int32:
+        return torch.zeros_like(a.x, dtype=torch.float64).flatten(0, -2)
+    integer_bias = a.bias if a.bias is not None and a.bias.dtype == torch.int32 else None
+    error = 4.01 * _U * _dequantise(a._replace(bias=integer_bias)).abs()
+    if a.activation_scale is not None:
+        error = error + _TINY * a.activation_scale[: error.shape[0]].double().abs().unsqueeze(1)
+    if a.bias is not None and a.bias.dtype != torch.int32:
+        error = error + 1.01 * _U * a.bias[: a.x.shape[-1]].double().abs()
     return error + 2 * _TINY
 
 
@@ -171,42 +142,22 @@ def _last_place(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.exp2(exponent) * info.eps
 
 
-def error_bound(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    indices: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    size_splits: Sequence[int],
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    activation_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    kv_output: bool = False,
-    cache_mode: str = "contiguous",
-) -> tuple[torch.Tensor, ...]:
+@takes(Arguments)
+def error_bound(a: Arguments) -> tuple[torch.Tensor, ...]:
     """For q, k, v, k_cache and v_cache: float32 rounding errors, and one unit in the last place of the outputs."""
-    sizes = check(
-        x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, weight_scale,
-        activation_scale, bias, kv_output, cache_mode,
-    )  # fmt: skip
-    rows = _cache_rows(sizes, k_cache, indices, cache_mode)
-    dequant = (weight_scale, activation_scale, bias)
-    values = _heads(_dequantise(x, *dequant), size_splits, sizes.head_size)
-    errors = _heads(_dequantise_error(x, *dequant), size_splits, sizes.head_size)
-    angles = _angles(cos, sin)
+    sizes = check(a)
+    rows = _cache_rows(a, sizes)
+    values = _heads(_dequantise(a), a.size_splits, sizes.head_size)
+    errors = _heads(_dequantise_error(a), a.size_splits, sizes.head_size)
+    angles = _angles(a.cos, a.sin)
     for i in (0, 1):
         errors[i] = _rotate_error(values[i], errors[i], *angles)
         values[i] = _rotate(values[i], *angles)
-    bounds = [error + _last_place(value, cos.dtype) for value, error in zip(values, errors, strict=True)]
+    bounds = [error + _last_place(value, a.cos.dtype) for value, error in zip(values, errors, strict=True)]
     bounds = [bound.reshape(*sizes.leading, *bound.shape[1:]) for bound in bounds]
-    caches = [torch.zeros(k_cache.shape, dtype=torch.float64) for _ in "kv"]
-    _write(caches[0], rows, _code_error(values[1], errors[1], scale_k, offset_k))
-    _write(caches[1], rows, _code_error(values[2], errors[2], scale_v, offset_v))
-    if not kv_output:
+    caches = [torch.zeros(a.k_cache.shape, dtype=torch.float64) for _ in "kv"]
+    _write(caches[0], rows, _code_error(values[1], errors[1], a.scale_k, a.offset_k))
+    _write(caches[1], rows, _code_error(values[2], errors[2], a.scale_v, a.offset_v))
+    if not a.kv_output:
         bounds[1:] = [torch.zeros(0, dtype=torch.float64)] * 2
     return (*bounds, *caches)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import require, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu._strict import check_rope_kv_cache_limits
@@ -22,6 +24,27 @@ SCHEMA = (
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 CACHE_MODES = {"contiguous": 0, "page": 1}
+
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    indices: torch.Tensor
+    scale_k: torch.Tensor
+    scale_v: torch.Tensor
+    size_splits: Sequence[int]
+    offset_k: torch.Tensor | None = None
+    offset_v: torch.Tensor | None = None
+    weight_scale: torch.Tensor | None = None
+    activation_scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    kv_output: bool = False
+    cache_mode: str = "contiguous"
 
 
 @dataclass(frozen=True)
@@ -58,11 +81,11 @@ def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> tuple[int, in
     return shape[2], shape[3]
 
 
-def _check_x(x: torch.Tensor, size_splits: Sequence[int], kv_heads: int, head_size: int) -> Sizes:
-    require_dtype(OP, "x", x, (torch.int32, *FLOATS))
-    require(OP, x.dim() in (2, 3), f"x must be [B, S, H] or [B, H], got shape {tuple(x.shape)}")
+def _check_x(a: Arguments, kv_heads: int, head_size: int) -> Sizes:
+    require_dtype(OP, "x", a.x, (torch.int32, *FLOATS))
+    require(OP, a.x.dim() in (2, 3), f"x must be [B, S, H] or [B, H], got shape {tuple(a.x.shape)}")
     kv_width = kv_heads * head_size
-    splits = list(size_splits)
+    splits = list(a.size_splits)
     valid = len(splits) == 3 and splits[0] >= 0 and splits[0] % head_size == 0 and splits[1:] == [kv_width, kv_width]
     require(
         OP,
@@ -71,19 +94,18 @@ def _check_x(x: torch.Tensor, size_splits: Sequence[int], kv_heads: int, head_si
         f"got {splits}",
     )
     arithmetic = f"{splits[0]} + {splits[1]} + {splits[2]} = {sum(splits)}"
-    width = x.shape[-1]
+    *leading, width = a.x.shape
     require(OP, width == sum(splits), f"x.shape[-1] must be sum(size_splits) = {arithmetic}, got {width}")
-    leading = tuple(x.shape[:-1])
     length = leading[1] if len(leading) == 2 else 1
-    return Sizes(leading[0], length, splits[0] // head_size, kv_heads, head_size, leading)
+    return Sizes(leading[0], length, splits[0] // head_size, kv_heads, head_size, tuple(leading))
 
 
-def _check_angle(name: str, angle: torch.Tensor, cos: torch.Tensor, x: torch.Tensor, sizes: Sizes) -> None:
+def _check_angle(name: str, angle: torch.Tensor, a: Arguments, sizes: Sizes) -> None:
     require_dtype(OP, name, angle, FLOATS)
-    require_same_dtype(name, angle, "cos", cos)
-    if x.dtype != torch.int32:
-        require_same_dtype(name, angle, "x", x)
-    flat = x.dim() == 2
+    require_same_dtype(name, angle, "cos", a.cos)
+    if a.x.dtype != torch.int32:
+        require_same_dtype(name, angle, "x", a.x)
+    flat = a.x.dim() == 2
     expected = (sizes.batch, sizes.head_size) if flat else (sizes.batch, sizes.length, 1, sizes.head_size)
     symbols = "[B, D]" if flat else "[B, S, 1, D]"
     got = tuple(angle.shape)
@@ -97,22 +119,22 @@ def require_same_dtype(name: str, tensor: torch.Tensor, other_name: str, other: 
         raise TypeError(f"{OP}: {name} must have the dtype of {other_name}, {names[0]}, got {names[1]}")
 
 
-def _check_cache_room(k_cache: torch.Tensor, cache_mode: str, sizes: Sizes) -> None:
-    require(OP, cache_mode in CACHE_MODES, f"cache_mode must be contiguous or page, got {cache_mode!r}")
-    if cache_mode == "page":
+def _check_cache_room(a: Arguments, sizes: Sizes) -> None:
+    require(OP, a.cache_mode in CACHE_MODES, f"cache_mode must be contiguous or page, got {a.cache_mode!r}")
+    if a.cache_mode == "page":
         return
-    planes, rows = k_cache.shape[:2]
+    planes, rows = a.k_cache.shape[:2]
     require(OP, planes >= sizes.batch, f"k_cache.shape[0] must be at least B = {sizes.batch}, got {planes}")
     require(OP, rows >= sizes.length, f"k_cache.shape[1] must be at least S = {sizes.length}, got {rows}")
 
 
-def _check_indices(indices: torch.Tensor, cache_mode: str, x: torch.Tensor, sizes: Sizes) -> None:
-    require_dtype(OP, "indices", indices, (torch.int32,))
-    per_token = cache_mode == "page" and x.dim() == 3
+def _check_indices(a: Arguments, sizes: Sizes) -> None:
+    require_dtype(OP, "indices", a.indices, (torch.int32,))
+    per_token = a.cache_mode == "page" and a.x.dim() == 3
     count = sizes.batch * sizes.length if per_token else sizes.batch
-    valid = indices.dim() in (1, 2) and indices.numel() == count
+    valid = a.indices.dim() in (1, 2) and a.indices.numel() == count
     symbols = "B * S" if per_token else "B"
-    shape = tuple(indices.shape)
+    shape = tuple(a.indices.shape)
     require(OP, valid, f"indices must have 1 or 2 axes and {symbols} = {count} elements, got shape {shape}")
 
 
@@ -130,74 +152,49 @@ def _check_leading(name: str, tensor: torch.Tensor, symbols: str, count: int) ->
     require(OP, valid, f"{name} must have one axis of at least {symbols} = {count} elements, got shape {shape}")
 
 
-def _check_dequant(
-    x: torch.Tensor,
-    sizes: Sizes,
-    weight_scale: torch.Tensor | None,
-    activation_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> None:
-    if x.dtype != torch.int32:
+def _check_dequant(a: Arguments, sizes: Sizes) -> None:
+    if a.x.dtype != torch.int32:
         return
-    width = x.shape[-1]
-    require(OP, weight_scale is not None, "weight_scale is required for int32 x, got none")
-    require_dtype(OP, "weight_scale", weight_scale, (torch.float32,))
-    shape = tuple(weight_scale.shape)
+    width = a.x.shape[-1]
+    require(OP, a.weight_scale is not None, "weight_scale is required for int32 x, got none")
+    require_dtype(OP, "weight_scale", a.weight_scale, (torch.float32,))
+    shape = tuple(a.weight_scale.shape)
     require(OP, shape == (width,), f"weight_scale must have shape [H] = {(width,)}, got {shape}")
-    if activation_scale is not None:
-        require_dtype(OP, "activation_scale", activation_scale, (torch.float32,))
-        symbols = "B * S" if x.dim() == 3 else "B"
-        _check_leading("activation_scale", activation_scale, symbols, sizes.batch * sizes.length)
-    if bias is not None:
-        require_dtype(OP, "bias", bias, (torch.int32, torch.float32, torch.float16, torch.bfloat16))
-        _check_leading("bias", bias, "H", width)
+    if a.activation_scale is not None:
+        require_dtype(OP, "activation_scale", a.activation_scale, (torch.float32,))
+        symbols = "B * S" if a.x.dim() == 3 else "B"
+        _check_leading("activation_scale", a.activation_scale, symbols, sizes.batch * sizes.length)
+    if a.bias is not None:
+        require_dtype(OP, "bias", a.bias, (torch.int32, torch.float32, torch.float16, torch.bfloat16))
+        _check_leading("bias", a.bias, "H", width)
 
 
-def check(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    indices: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    size_splits: Sequence[int],
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    activation_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    kv_output: bool = False,
-    cache_mode: str = "contiguous",
-) -> Sizes:
+def check(a: Arguments) -> Sizes:
     """Checks what can be checked without data; returns the sizes of the call."""
-    kv_heads, head_size = _check_caches(k_cache, v_cache)
-    sizes = _check_x(x, size_splits, kv_heads, head_size)
-    require_tensor(OP, "cos", cos)
-    _check_angle("cos", cos, cos, x, sizes)
-    _check_angle("sin", sin, cos, x, sizes)
-    _check_cache_room(k_cache, cache_mode, sizes)
-    _check_indices(indices, cache_mode, x, sizes)
-    _check_head_parameter("scale_k", scale_k, sizes)
-    _check_head_parameter("scale_v", scale_v, sizes)
-    for name, offset in (("offset_k", offset_k), ("offset_v", offset_v)):
+    kv_heads, head_size = _check_caches(a.k_cache, a.v_cache)
+    sizes = _check_x(a, kv_heads, head_size)
+    require_tensor(OP, "cos", a.cos)
+    _check_angle("cos", a.cos, a, sizes)
+    _check_angle("sin", a.sin, a, sizes)
+    _check_cache_room(a, sizes)
+    _check_indices(a, sizes)
+    _check_head_parameter("scale_k", a.scale_k, sizes)
+    _check_head_parameter("scale_v", a.scale_v, sizes)
+    for name, offset in (("offset_k", a.offset_k), ("offset_v", a.offset_v)):
         if offset is not None:
             _check_head_parameter(name, offset, sizes)
-    _check_dequant(x, sizes, weight_scale, activation_scale, bias)
-    parameters = (scale_k, scale_v, offset_k, offset_v)
-    check_rope_kv_cache_limits(x, cos, k_cache, parameters, activation_scale, bias, cache_mode)
+    _check_dequant(a, sizes)
+    parameters = (a.scale_k, a.scale_v, a.offset_k, a.offset_v)
+    check_rope_kv_cache_limits(a.x, a.cos, a.k_cache, parameters, a.activation_scale, a.bias, a.cache_mode)
     return sizes
 
 
-def fake(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, k_cache: torch.Tensor, *args, **kwargs
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def fake(a: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fake kernel of rope_kv_cache; it leaves the caches alone, as a fake tensor has no data to change."""
-    sizes = check(x, cos, sin, k_cache, *args, **kwargs)
-    kv_output = kwargs.get("kv_output", args[10] if len(args) > 10 else False)
-    kv_shape = sizes.kv_shape if kv_output else (0,)
-    return cos.new_empty(sizes.q_shape), cos.new_empty(kv_shape), cos.new_empty(kv_shape)
+    sizes = check(a)
+    kv_shape = sizes.kv_shape if a.kv_output else (0,)
+    return a.cos.new_empty(sizes.q_shape), a.cos.new_empty(kv_shape), a.cos.new_empty(kv_shape)
 
 
 def sample_arguments(
@@ -242,22 +239,20 @@ def samples() -> Iterator[Sample]:
     """Valid calls of rope_kv_cache."""
     half, wide, integer = torch.float16, torch.bfloat16, torch.int32
 
-    def call(arguments: dict, *options) -> tuple:
-        return (*arguments.values(), *options)
-
     plain = sample_arguments((2, 3), (4, 2), 16, half, half, (2, 8), [0, 5])
-    yield Sample("float16, contiguous", call(plain))
+    yield Sample("float16, contiguous", Arguments(**plain))
     offset = torch.full((1, 10), 3.5)
+    options = {"offset_k": offset, "offset_v": -offset, "kv_output": True, "cache_mode": "page"}
     flat = sample_arguments((5,), (3, 1), 10, wide, wide, (2, 4), [7, -1, 0, 2, 2])
-    yield Sample("bfloat16, 2-D x, page, offsets", call(flat, offset, -offset, None, None, None, True, "page"))
+    yield Sample("bfloat16, 2-D x, page, offsets", Arguments(**flat, **options))
     for bias in (None, integer, torch.float32, half):
         arguments = sample_arguments((3, 2), (2, 2), 34, integer, half, (3, 4), [0, 1, 2])
         generator = torch.Generator().manual_seed(1)
-        weight_scale = torch.rand(204, generator=generator) * 1e-4
-        activation_scale = torch.rand(6, generator=generator) + 0.5
+        arguments["weight_scale"] = torch.rand(204, generator=generator) * 1e-4
+        arguments["activation_scale"] = torch.rand(6, generator=generator) + 0.5
         name = f"int32, bias {bias}"
         if bias is not None:
             bias = torch.randint(-9, 10, (204,), generator=generator).to(bias)
-        yield Sample(name, call(arguments, None, None, weight_scale, activation_scale, bias, True))
+        yield Sample(name, Arguments(**arguments, bias=bias, kv_output=True))
     many = sample_arguments((64, 1), (8, 2), 64, wide, wide, (64, 8), list(range(64)))
-    yield Sample("threads", call(many, None, None, None, None, None, False, "page"))
+    yield Sample("threads", Arguments(**many, cache_mode="page"))

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import ceil_divide, launch, power_of_two, report, rounded
-from anynpu.ops.rope_kv_cache.spec import OP, check
+from anynpu.ops.rope_kv_cache.spec import OP, Arguments, check
 
 _IN_PLANE = _device_errors.new_rule(OP, "indices", "must be in [0, C2 - S]")
 _IN_CACHE = _device_errors.new_rule(OP, "indices", "must be below C1 * C2")
@@ -129,51 +128,33 @@ def _rope_kernel(x_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, indices_ptr,
             tl.store(cache + D // 2, code_high, mask=is_kv)
 
 
-def rope_kv_cache(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    indices: torch.Tensor,
-    scale_k: torch.Tensor,
-    scale_v: torch.Tensor,
-    size_splits: Sequence[int],
-    offset_k: torch.Tensor | None = None,
-    offset_v: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    activation_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    kv_output: bool = False,
-    cache_mode: str = "contiguous",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def rope_kv_cache(a: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``anynpu.rope_kv_cache``; a token with a wrong index is not written, ``check_device_errors`` tells of it."""
-    sizes = check(
-        x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, weight_scale,
-        activation_scale, bias, kv_output, cache_mode,
-    )  # fmt: skip
-    q = cos.new_empty(sizes.q_shape)
-    k, v = (cos.new_empty(sizes.kv_shape if kv_output else (0,)) for _ in "kv")
+    sizes = check(a)
+    q = a.cos.new_empty(sizes.q_shape)
+    k, v = (a.cos.new_empty(sizes.kv_shape if a.kv_output else (0,)) for _ in "kv")
     tokens, size = sizes.batch * sizes.length, sizes.head_size
-    planes, rows = k_cache.shape[:2]
-    angles = [angle.unsqueeze(1) if angle.dim() == 2 else angle.squeeze(2) for angle in (cos, sin)]  # [B, S, D]
-    x_tokens = x.unsqueeze(1) if x.dim() == 2 else x
-    if x.dtype != torch.int32:
-        weight_scale = activation_scale = bias = None  # without effect
-    scales = [scale.reshape(-1).contiguous() for scale in (scale_k, scale_v)]
-    parameters = [None if value is None else value.reshape(-1).contiguous() for value in
-                  (offset_k, offset_v, weight_scale, activation_scale, bias)]  # fmt: skip
+    planes, rows = a.k_cache.shape[:2]
+    angles = [angle.unsqueeze(1) if angle.dim() == 2 else angle.squeeze(2) for angle in (a.cos, a.sin)]  # [B, S, D]
+    x = a.x.unsqueeze(1) if a.x.dim() == 2 else a.x
+    dequant = (a.weight_scale, a.activation_scale, a.bias) if x.dtype == torch.int32 else (None, None, None)
+    scales = [scale.reshape(-1).contiguous() for scale in (a.scale_k, a.scale_v)]
+    parameters = [
+        None if value is None else value.reshape(-1).contiguous() for value in (a.offset_k, a.offset_v, *dequant)
+    ]
     present = [scales[0] if value is None else value for value in parameters]  # what is absent is not read
+    weight_scale, activation_scale, bias = dequant
     half = power_of_two(size // 2, 1, 1 << 20)
     heads = power_of_two(max(1, _ELEMENTS // 2 // half), 1, 64)
     all_heads = sizes.q_heads + 2 * sizes.kv_heads
     launch(
-        _rope_kernel, tokens * ceil_divide(all_heads, heads), x_tokens, *angles, k_cache, v_cache,
-        indices.reshape(-1).contiguous(), *scales, *present, q, k, v, _device_errors.word(x.device), tokens,
-        sizes.length, rows, planes * rows, sizes.q_heads, sizes.kv_heads, *x_tokens.stride(), *angles[0].stride(),
-        *angles[1].stride(), IN_PLANE=_IN_PLANE, IN_CACHE=_IN_CACHE, PAGE=cache_mode == "page",
-        OFFSET_K=offset_k is not None, OFFSET_V=offset_v is not None, DEQUANT=weight_scale is not None,
-        ACTIVATION=activation_scale is not None, BIAS=bias is not None, KV_OUTPUT=kv_output, D=size, HALF=half,
+        _rope_kernel, tokens * ceil_divide(all_heads, heads), x, *angles, a.k_cache, a.v_cache,
+        a.indices.reshape(-1).contiguous(), *scales, *present, q, k, v, _device_errors.word(x.device), tokens,
+        sizes.length, rows, planes * rows, sizes.q_heads, sizes.kv_heads, *x.stride(), *angles[0].stride(),
+        *angles[1].stride(), IN_PLANE=_IN_PLANE, IN_CACHE=_IN_CACHE, PAGE=a.cache_mode == "page",
+        OFFSET_K=a.offset_k is not None, OFFSET_V=a.offset_v is not None, DEQUANT=weight_scale is not None,
+        ACTIVATION=activation_scale is not None, BIAS=bias is not None, KV_OUTPUT=a.kv_output, D=size, HALF=half,
         HEADS=heads, OTHERS=_OTHERS,
     )  # fmt: skip
     return q, k, v
