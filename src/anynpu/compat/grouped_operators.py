@@ -12,8 +12,8 @@ import torch
 import anynpu
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
 from anynpu.compat.published import Dtype, published, require_absent, require_weight_dtype, torch_dtype
-from anynpu.ops.grouped_matmul.spec import results
-from anynpu.ops.grouped_matmul_combine.spec import output_shape
+from anynpu.ops.grouped_matmul import spec
+from anynpu.ops.grouped_matmul_combine import spec as combine_spec
 from anynpu.ops.grouped_matmul_combine.weights import unpack_scale
 
 
@@ -46,7 +46,7 @@ def _combine_code(**arguments: Any) -> int:
     if arguments.get("scale") is None or arguments.get("row_index") is None:
         return PARAM_NULLPTR
     try:
-        output_shape(**_combine_arguments(**arguments))
+        combine_spec.output_shape(combine_spec.Arguments(**_combine_arguments(**arguments)))
     except (TypeError, ValueError, NotImplementedError):
         return PARAM_INVALID
     return RUNTIME_ERROR  # everything but group_list and row_index was fine
@@ -163,7 +163,7 @@ def _grouped_matmul_code(group_list: torch.Tensor | Sequence[int] | None = None,
     if group_list is not None and not isinstance(group_list, torch.Tensor):
         group_list = torch.tensor(group_list, dtype=torch.int64)
     try:
-        results(**_grouped_matmul_arguments(group_list=group_list, **arguments))
+        spec.results(spec.Arguments(**_grouped_matmul_arguments(group_list=group_list, **arguments)))
     except (TypeError, ValueError, NotImplementedError):
         return PARAM_INVALID
     return RUNTIME_ERROR  # everything but the values of group_list was fine

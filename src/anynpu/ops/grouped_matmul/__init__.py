@@ -85,16 +85,6 @@ def grouped_matmul(
     [3, 34, 56]
     """
     return _op(
-        x,
-        weight,
-        group_list,
-        bias,
-        scale,
-        antiquant_scale,
-        antiquant_offset,
-        per_token_scale,
-        split_item,
-        group_type,
-        group_list_type,
-        output_dtype,
-    )
+        x, weight, group_list, bias, scale, antiquant_scale, antiquant_offset, per_token_scale, split_item, group_type,
+        group_list_type, output_dtype,
+    )  # fmt: skip

@@ -4,127 +4,102 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from anynpu.ops.grouped_matmul.spec import COUNTS, CUMULATIVE, Mode, group_count, group_sizes, results
+from anynpu._arguments import takes
+from anynpu.ops.grouped_matmul.spec import COUNTS, Arguments, Group, Mode, group_sizes, results
 from anynpu.ops.grouped_matmul_combine import grouped_matmul_combine
 from anynpu.ops.grouped_matmul_combine.cpu import grouped_sums
 from anynpu.ops.quant_matmul import quant_matmul
 from anynpu.ops.weight_quant_matmul import weight_quant_matmul
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows of x and the parameters of the weight that multiplies them; what is absent is None."""
-
-    x: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: torch.Tensor | None
-    antiquant_scale: torch.Tensor | None
-    antiquant_offset: torch.Tensor | None
-    per_token_scale: torch.Tensor | None
-
-
-def grouped_matmul(
-    x: Sequence[torch.Tensor],
-    weight: Sequence[torch.Tensor],
-    group_list: torch.Tensor | None = None,
-    bias: Sequence[torch.Tensor] | None = None,
-    scale: Sequence[torch.Tensor] | None = None,
-    antiquant_scale: Sequence[torch.Tensor] | None = None,
-    antiquant_offset: Sequence[torch.Tensor] | None = None,
-    per_token_scale: Sequence[torch.Tensor] | None = None,
-    split_item: int = 0,
-    group_type: int = -1,
-    group_list_type: int = CUMULATIVE,
-    output_dtype: torch.dtype | None = None,
-) -> list[torch.Tensor]:
+@takes(Arguments)
+def grouped_matmul(a: Arguments) -> list[torch.Tensor]:
     """See ``anynpu.grouped_matmul``."""
-    lists = (bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
-    shapes, mode = results(x, weight, group_list, *lists, split_item, group_type, group_list_type, output_dtype)
-    if split_item in (0, 1):
-        return [_product(group, mode) for group in _pairs(x, weight, lists)]
-    sizes = _sizes(x, group_list, group_list_type, group_count(weight))
-    if len(x) == 1 and weight[0].dim() == 3:
+    shapes, mode = results(a)
+    if a.split_item in (0, 1):
+        return [_product(group, mode) for group in _pairs(a)]
+    sizes = _sizes(a)
+    if len(a.x) == 1 and a.weight[0].dim() == 3:
+        [all_groups] = _pairs(a)
         if mode.dtype == torch.int32:
-            return [_sums(x[0], weight[0], sizes, bias)]
-        if _is_one_call(mode, scale, bias):
-            return [_all_at_once(x[0], weight[0], sizes, bias, scale, per_token_scale).to(mode.dtype)]
-    products = [_product(group, mode) for group in _groups(x, weight, lists, sizes) if len(group.x) > 0]
+            return [_sums(all_groups, sizes)]
+        if _is_one_call(all_groups, mode):
+            return [_all_at_once(all_groups, sizes).to(mode.dtype)]
+    products = [_product(group, mode) for group in _groups(a, sizes) if len(group.x) > 0]
     rest = torch.zeros(shapes[0][0] - sum(sizes), shapes[0][1], dtype=mode.dtype)
     return [torch.cat([*products, rest])]
 
 
-def _sizes(x, group_list, group_list_type, groups) -> list[int]:
+def _sizes(a: Arguments) -> list[int]:
     """Rows of each group. Many x say it themselves, whatever group_list says must agree."""
-    if group_list is None:
-        return [rows.shape[0] for rows in x]
-    sizes = group_sizes(group_list, sum(rows.shape[0] for rows in x), group_list_type, groups)
-    if len(x) > 1 and sizes != [rows.shape[0] for rows in x]:
-        raise ValueError(
-            f"grouped_matmul: group_list must give the rows of each x, {[rows.shape[0] for rows in x]}, got {sizes}"
-        )
+    own = [rows.shape[0] for rows in a.x]
+    sizes = own if a.group_list is None else group_sizes(a)
+    if len(a.x) > 1 and sizes != own:
+        raise ValueError(f"grouped_matmul: group_list must give the rows of each x, {own}, got {sizes}")
     return sizes
 
 
-def _pairs(x, weight, lists) -> Iterator[Group]:
-    for index, (rows, matrix) in enumerate(zip(x, weight, strict=True)):
-        yield Group(rows, matrix, *(None if not tensors else tensors[index] for tensors in lists))
+def _pairs(a: Arguments) -> Iterator[Group]:
+    for index, (rows, matrix) in enumerate(zip(a.x, a.weight, strict=True)):
+        yield Group(rows, matrix, **{name: tensors[index] for name, tensors in a.lists.items()})
 
 
-def _groups(x, weight, lists, sizes: list[int]) -> Iterator[Group]:
-    if len(x) > 1:
-        yield from _pairs(x, weight, lists)
+def _groups(a: Arguments, sizes: list[int]) -> Iterator[Group]:
+    if len(a.x) > 1:
+        yield from _pairs(a)
         return
-    *parameters, per_token = lists
-    stacked = weight[0].dim() == 3
-    own = [_parameters(tensors, len(sizes), stacked) for tensors in parameters]
-    tokens = _rows(per_token[0], sizes) if per_token else [None] * len(sizes)
-    yield from map(Group, _rows(x[0], sizes), weight[0].unbind() if stacked else weight, *own, tokens)
+    stacked, lists = a.weight[0].dim() == 3, {"weight": a.weight, **a.lists}
+    tokens = lists.pop("per_token_scale", None)
+    own = {name: _parameters(tensors, len(sizes), stacked) for name, tensors in lists.items()}
+    own["x"] = _rows(a.x[0], sizes)
+    if tokens:
+        own["per_token_scale"] = _rows(tokens[0], sizes)
+    for group in range(len(sizes)):
+        yield Group(**{name: tensors[group] for name, tensors in own.items()})
 
 
 def _rows(tensor: torch.Tensor, sizes: list[int]) -> Sequence[torch.Tensor]:
     return tensor[: sum(sizes)].split(sizes)
 
 
-def _parameters(tensors, groups: int, stacked: bool) -> Sequence[torch.Tensor | None]:
-    if not tensors:
-        return [None] * groups
+def _parameters(tensors: Sequence[torch.Tensor], groups: int, stacked: bool) -> Sequence[torch.Tensor]:
     if not stacked:
         return tensors
     return [tensors[0]] * groups if tensors[0].dim() == 1 else tensors[0].unbind()  # (1,): one for all
 
 
-def _sums(x, weight, sizes, bias) -> torch.Tensor:
+def _sums(all_groups: Group, sizes: list[int]) -> torch.Tensor:
     counts = torch.tensor(sizes, dtype=torch.int64)
-    y = grouped_sums(x, weight, counts)
-    if bias:
-        y[: sum(sizes)] += bias[0].repeat_interleave(counts, dim=0)
+    y = grouped_sums(all_groups.x, all_groups.weight, counts)
+    if all_groups.bias is not None:
+        y[: sum(sizes)] += all_groups.bias.repeat_interleave(counts, dim=0)
     return y
 
 
-def _is_one_call(mode: Mode, scale, bias) -> bool:
+def _is_one_call(all_groups: Group, mode: Mode) -> bool:
     if mode.name == "int4":
         return True
-    return mode.name == "int8" and mode.dtype.is_floating_point and not bias and scale[0].dim() == 2
+    no_bias = all_groups.bias is None
+    return mode.name == "int8" and mode.dtype.is_floating_point and no_bias and all_groups.scale.dim() == 2
 
 
-def _all_at_once(x, weight, sizes, bias, scale, per_token_scale) -> torch.Tensor:
-    experts, n = weight.shape[0], scale[0].shape[-1]
+def _all_at_once(all_groups: Group, sizes: list[int]) -> torch.Tensor:
+    """Of rows of x and weights [E, K, N]."""
+    x, weight, bias, scale = all_groups.x, all_groups.weight, all_groups.bias, all_groups.scale
     if weight.dtype == torch.int8:
-        n = weight.shape[-1]
-        scale = [scale[0].expand(experts, n)]
+        scale = scale.expand(weight.shape[0], weight.shape[2])
+    tokens = all_groups.per_token_scale
     return grouped_matmul_combine(
         x,
         weight,
-        scale[0].contiguous(),
+        scale.contiguous(),
         torch.tensor(sizes, dtype=torch.int64),
         torch.arange(x.shape[0]),
-        bias[0].contiguous() if bias else None,
-        pertoken_scale=per_token_scale[0].reshape(-1).contiguous() if per_token_scale else None,
+        None if bias is None else bias.contiguous(),
+        pertoken_scale=None if tokens is None else tokens.reshape(-1).contiguous(),
         group_list_type=COUNTS,
     )
 
@@ -166,6 +141,6 @@ def _int8_product(rows: torch.Tensor, group: Group, mode: Mode) -> torch.Tensor:
 
 
 def _int4_product(rows: torch.Tensor, group: Group, mode: Mode) -> torch.Tensor:
-    one = [None if tensor is None else [tensor.unsqueeze(0)] for tensor in (group.bias, group.scale)]
-    per_token = None if group.per_token_scale is None else [group.per_token_scale]
-    return _all_at_once(rows, group.weight.unsqueeze(0), [rows.shape[0]], *one, per_token).to(mode.dtype)
+    bias = None if group.bias is None else group.bias.unsqueeze(0)
+    whole = group._replace(x=rows, weight=group.weight.unsqueeze(0), bias=bias, scale=group.scale.unsqueeze(0))
+    return _all_at_once(whole, [rows.shape[0]]).to(mode.dtype)

@@ -3,51 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from anynpu.ops.grouped_matmul.spec import CUMULATIVE, Mode, group_count, group_sizes, results
+from anynpu._arguments import takes
+from anynpu.ops.grouped_matmul.spec import Arguments, Group, Mode, group_sizes, results
 from anynpu.ops.quant_matmul.reference import round_once, scale_values
 from anynpu.ops.weight_quant_matmul.reference import decoded_scale, integers
 
 _FLOAT32_ROUNDING = 2.0**-24  # relative error of one float32 operation
 
 
-def grouped_matmul(
-    x: Sequence[torch.Tensor],
-    weight: Sequence[torch.Tensor],
-    group_list: torch.Tensor | None = None,
-    bias: Sequence[torch.Tensor] | None = None,
-    scale: Sequence[torch.Tensor] | None = None,
-    antiquant_scale: Sequence[torch.Tensor] | None = None,
-    antiquant_offset: Sequence[torch.Tensor] | None = None,
-    per_token_scale: Sequence[torch.Tensor] | None = None,
-    split_item: int = 0,
-    group_type: int = -1,
-    group_list_type: int = CUMULATIVE,
-    output_dtype: torch.dtype | None = None,
-) -> list[torch.Tensor]:
+@takes(Arguments)
+def grouped_matmul(a: Arguments) -> list[torch.Tensor]:
     """The product of each group of rows with its weight, see ``_value``; rows behind the last group are zero."""
-    lists = (bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
-    values, _, mode = _unrounded(x, weight, group_list, lists, split_item, group_type, group_list_type, output_dtype)
+    values, _, mode = _unrounded(a)
     return [_rounded(value, mode.dtype) for value in values]
 
 
-def error_bound(
-    x,
-    weight,
-    group_list=None,
-    bias=None,
-    scale=None,
-    antiquant_scale=None,
-    antiquant_offset=None,
-    per_token_scale=None,
-    split_item=0,
-    group_type=-1,
-    group_list_type=CUMULATIVE,
-    output_dtype=None,
-) -> tuple[torch.Tensor, ...]:
+@takes(Arguments)
+def error_bound(a: Arguments) -> tuple[torch.Tensor, ...]:
     """How far each element of the results may be from the reference, in float64.
 
     Integer sums are exact; int32 results are equal. Every other value goes through at most c float32 roundings, each by
@@ -56,10 +30,7 @@ def error_bound(
     where G scaled integer sums are. The last rounding may then fall the other way: the results of value - error and
     value + error bound it.
     """
-    lists = (bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
-    values, errors, mode = _unrounded(
-        x, weight, group_list, lists, split_item, group_type, group_list_type, output_dtype
-    )
+    values, errors, mode = _unrounded(a)
     bounds = []
     for value, error in zip(values, errors, strict=True):
         if mode.dtype == torch.int32:
@@ -79,59 +50,66 @@ def _rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value.to(dtype)
 
 
-def _unrounded(x, weight, group_list, lists, split_item, group_type, group_list_type, output_dtype):
-    shapes, mode = results(x, weight, group_list, *lists, split_item, group_type, group_list_type, output_dtype)
-    if split_item in (0, 1):
-        pairs = [_value(x[i], weight[i], [t[i] if t else None for t in lists], mode) for i in range(len(x))]
+def _unrounded(a: Arguments) -> tuple[list[torch.Tensor], list[torch.Tensor], Mode]:
+    """The results before they are rounded, and the errors of a float32 kernel."""
+    shapes, mode = results(a)
+    if a.split_item in (0, 1):
+        tokens = a.per_token_scale or [None] * len(a.x)
+        pairs = [_value(_group(a, i, *rows), mode) for i, rows in enumerate(zip(a.x, tokens, strict=True))]
         return [value for value, _ in pairs], [error for _, error in pairs], mode
-    rows = torch.cat(list(x))
-    *parameters, per_token = lists
-    tokens = torch.cat([tensor.reshape(-1) for tensor in per_token]) if per_token else None
-    groups = group_count(weight)
-    sizes = [len(each) for each in x]
-    if group_list is not None:
-        sizes = group_sizes(group_list, rows.shape[0], group_list_type, groups)
-    stacked = weight[0].dim() == 3
+    rows = torch.cat(list(a.x))
+    tokens = torch.cat([tensor.reshape(-1) for tensor in a.per_token_scale]) if a.per_token_scale else None
     value, error = torch.zeros(shapes[0], dtype=torch.float64), torch.zeros(shapes[0], dtype=torch.float64)
     first = 0
-    for group, size in enumerate(sizes):
+    for group, size in enumerate([len(each) for each in a.x] if a.group_list is None else group_sizes(a)):
         part = slice(first, first + size)
         first += size
-        own = [
-            None if not t else t[group] if not stacked else t[0] if t[0].dim() == 1 else t[0][group] for t in parameters
-        ]
-        matrix = weight[0][group] if stacked else weight[group]
-        value[part], error[part] = _value(rows[part], matrix, [*own, None if tokens is None else tokens[part]], mode)
+        own = _group(a, group, rows[part], None if tokens is None else tokens[part])
+        value[part], error[part] = _value(own, mode)
     return [value], [error], mode
 
 
-def _value(x: torch.Tensor, weight: torch.Tensor, parameters: list, mode: Mode) -> tuple[torch.Tensor, torch.Tensor]:
+def _group(a: Arguments, group: int, rows: torch.Tensor, tokens: torch.Tensor | None) -> Group:
+    """Rows of x with their per_token_scale, and what belongs to their weight; one tensor of it is for all groups."""
+    stacked = a.weight[0].dim() == 3
+
+    def own(tensors: list[torch.Tensor] | None) -> torch.Tensor | None:
+        if not tensors:
+            return None
+        if not stacked:
+            return tensors[group]
+        return tensors[0] if tensors[0].dim() == 1 else tensors[0][group]
+
+    names = ("weight", "bias", "scale", "antiquant_scale", "antiquant_offset")
+    return Group(rows, per_token_scale=tokens, **{name: own(getattr(a, name)) for name in names})
+
+
+def _value(group: Group, mode: Mode) -> tuple[torch.Tensor, torch.Tensor]:
     """One group before its rounding, and the error of a float32 kernel.
 
     float: ``x @ w + bias``; antiquant: ``x @ ((w + offset) * scale) + bias``;
     int8: ``(x @ w + int32 bias) * scale * per_token_scale + float bias``;
     int4: ``(sum_g (acc_g - 8 * sum_k w) * scale_g + bias) * per_token_scale``.
     """
-    bias, scale, antiquant_scale, antiquant_offset, per_token_scale = parameters
-    k = x.shape[-1]
-    w = integers(weight, k) if mode.name != "float" else weight.double()
-    x = x.double()
+    bias, k = group.bias, group.x.shape[-1]
+    w = integers(group.weight, k) if mode.name != "float" else group.weight.double()
+    x = group.x.double()
     if mode.name == "antiquant":
-        w = _dequantised(w, antiquant_scale, antiquant_offset)
+        w = _dequantised(w, group.antiquant_scale, group.antiquant_offset)
     if mode.name in ("float", "antiquant"):
         addend = torch.zeros(()).double() if bias is None else bias.double()
         error = (2 * k + 8) * _FLOAT32_ROUNDING * (x.abs() @ w.abs() + addend.abs())
         error = error + 2 * _FLOAT32_ROUNDING * x.abs().amax(-1, keepdim=True) * w.abs().sum(0)
         return x @ w + addend, error
-    factor = 1.0 if per_token_scale is None else per_token_scale.double().reshape(-1, 1)
+    factor = 1.0 if group.per_token_scale is None else group.per_token_scale.double().reshape(-1, 1)
     if mode.name == "int4":
-        return _int4_value(x, w, scale, bias, factor)
+        return _int4_value(x, w, group.scale, bias, factor)
     sums = x @ w
     if bias is not None and bias.dtype == torch.int32:
         sums = sums + bias.double()
-    if scale is None:
+    if group.scale is None:
         return sums, torch.zeros_like(sums)
-    scales, offset = (part.reshape(-1) for part in scale_values(scale))  # the offset of an int64 word is for int8
+    scales, offset = (part.reshape(-1) for part in scale_values(group.scale))  # the offset of an int64 word is for int8
     value = sums * scales * factor + offset
     magnitude = value.abs() + offset.abs()
     if bias is not None and bias.dtype != torch.int32:

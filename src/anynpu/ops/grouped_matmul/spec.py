@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import dtype_name, require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu.ops.grouped_matmul_combine.spec import MOST_K
@@ -25,7 +27,45 @@ CUMULATIVE, COUNTS, PAIRS = 0, 1, 2
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 HALVES = (torch.float16, torch.bfloat16)
 
-Tensors = Sequence[torch.Tensor] | None
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x: Sequence[torch.Tensor]
+    weight: Sequence[torch.Tensor]
+    group_list: torch.Tensor | None = None
+    bias: Sequence[torch.Tensor] | None = None
+    scale: Sequence[torch.Tensor] | None = None
+    antiquant_scale: Sequence[torch.Tensor] | None = None
+    antiquant_offset: Sequence[torch.Tensor] | None = None
+    per_token_scale: Sequence[torch.Tensor] | None = None
+    split_item: int = 0
+    group_type: int = -1
+    group_list_type: int = CUMULATIVE
+    output_dtype: torch.dtype | None = None
+
+    @property
+    def lists(self) -> dict[str, Sequence[torch.Tensor]]:
+        """The lists beside x and weight that are not empty."""
+        names = ("bias", "scale", "antiquant_scale", "antiquant_offset", "per_token_scale")
+        return {name: tensors for name in names if (tensors := getattr(self, name))}
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows: a list of matrices, or the leading axis of one 3-D weight."""
+        return self.weight[0].shape[0] if len(self.weight) == 1 and self.weight[0].dim() == 3 else len(self.weight)
+
+
+class Group(NamedTuple):
+    """Rows of x and what belongs to the weight that multiplies them; what is absent is None."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    antiquant_scale: torch.Tensor | None = None
+    antiquant_offset: torch.Tensor | None = None
+    per_token_scale: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,55 +76,56 @@ class Mode:
     dtype: torch.dtype  # of the results
 
 
-def _float_mode(x, weight, options, dtype) -> Mode:
-    allowed = (torch.int8, torch.int32) if options["antiquant_scale"] else (x.dtype,)
-    require_allowed(OP, "weight", weight.dtype, allowed, f"with {dtype_name(x.dtype)} x")
+def _float_mode(a: Arguments) -> Mode:
+    dtype = a.x[0].dtype
+    allowed = (torch.int8, torch.int32) if a.antiquant_scale else (dtype,)
+    require_allowed(OP, "weight", a.weight[0].dtype, allowed, f"with {dtype_name(dtype)} x")
     for name in ("scale", "per_token_scale"):
-        require(OP, not options[name], f"{name} must be absent with {dtype_name(x.dtype)} x")
-    require_allowed(OP, "output_dtype", dtype or x.dtype, (x.dtype,), "as x is")
-    if not options["antiquant_scale"]:
-        return Mode("float", x.dtype)
-    require_allowed(OP, "x", x.dtype, HALVES, "with antiquant_scale")
-    return Mode("antiquant", x.dtype)
+        require(OP, name not in a.lists, f"{name} must be absent with {dtype_name(dtype)} x")
+    require_allowed(OP, "output_dtype", a.output_dtype or dtype, (dtype,), "as x is")
+    if not a.antiquant_scale:
+        return Mode("float", dtype)
+    require_allowed(OP, "x", dtype, HALVES, "with antiquant_scale")
+    return Mode("antiquant", dtype)
 
 
-def _int8_mode(weight, options, dtype) -> Mode:
+def _int8_mode(a: Arguments) -> Mode:
     for name in ("antiquant_scale", "antiquant_offset"):
-        require(OP, not options[name], f"{name} must be absent with int8 x")
-    if weight.dtype == torch.int32:
-        require(OP, options["scale"], "scale is required with int4 weights")
-        require_allowed(OP, "scale", options["scale"][0].dtype, (torch.int64,), "with int4 weights")
+        require(OP, name not in a.lists, f"{name} must be absent with int8 x")
+    weight, dtype = a.weight[0].dtype, a.output_dtype
+    if weight == torch.int32:
+        require(OP, a.scale, "scale is required with int4 weights")
+        require_allowed(OP, "scale", a.scale[0].dtype, (torch.int64,), "with int4 weights")
         require_allowed(OP, "output_dtype", dtype or torch.int8, HALVES, "with int4 weights")
         return Mode("int4", dtype)
-    require_allowed(OP, "weight", weight.dtype, (torch.int8, torch.int32), "with int8 x")
-    if not options["scale"]:
+    require_allowed(OP, "weight", weight, (torch.int8, torch.int32), "with int8 x")
+    if not a.scale:
         require_allowed(OP, "output_dtype", dtype or torch.int32, (torch.int32,), "without scale")
-        require(OP, not options["per_token_scale"], "per_token_scale needs scale")
+        require(OP, not a.per_token_scale, "per_token_scale needs scale")
         return Mode("int8", torch.int32)
-    scale = options["scale"][0].dtype
+    scale = a.scale[0].dtype
     if scale == torch.int64:
         require_allowed(OP, "output_dtype", dtype or torch.int8, (torch.int8,), "with int64 scale")
-        require(OP, not options["per_token_scale"], "per_token_scale must be absent with int64 scale")
+        require(OP, not a.per_token_scale, "per_token_scale must be absent with int64 scale")
         return Mode("int8", torch.int8)
     require_allowed(OP, "scale", scale, (torch.int64, torch.float32, torch.bfloat16), "with int8 weights")
     require_allowed(OP, "output_dtype", dtype or torch.int8, HALVES, f"with {dtype_name(scale)} scale")
     return Mode("int8", dtype)
 
 
-def mode_of(x: Sequence[torch.Tensor], weight: Sequence[torch.Tensor], options: dict, dtype) -> Mode:
-    """The mode of a call, after checking its dtypes; ``options``: the other lists by name."""
-    if x[0].dtype == torch.int32:
+def _mode_of(a: Arguments) -> Mode:
+    """The mode of a call, after checking its dtypes."""
+    dtype = a.x[0].dtype
+    if dtype == torch.int32:
         raise NotImplementedError(f"{OP}: int4 x (packed in int32) is not implemented")
-    require_allowed(OP, "x", x[0].dtype, (torch.int8, *FLOATS))
-    if x[0].dtype == torch.int8:
-        return _int8_mode(weight[0], options, dtype)
-    return _float_mode(x[0], weight[0], options, dtype)
+    require_allowed(OP, "x", dtype, (torch.int8, *FLOATS))
+    return _int8_mode(a) if dtype == torch.int8 else _float_mode(a)
 
 
-def _require_lists(x, weight, options) -> None:
-    require(OP, len(x) > 0 and len(weight) > 0, "Invalid inputs: neither x nor weight could be empty.")
-    for name, tensors in {"x": x, "weight": weight, **options}.items():
-        for tensor in tensors or ():
+def _require_lists(a: Arguments) -> None:
+    require(OP, len(a.x) > 0 and len(a.weight) > 0, "Invalid inputs: neither x nor weight could be empty.")
+    for name, tensors in {"x": a.x, "weight": a.weight, **a.lists}.items():
+        for tensor in tensors:
             require_tensor(OP, name, tensor)
             first = tensors[0].dtype
             if tensor.dtype != first:
@@ -92,66 +133,56 @@ def _require_lists(x, weight, options) -> None:
                     f"{OP}: all tensors of {name} must have one dtype, got {dtype_name(first)} and "
                     f"{dtype_name(tensor.dtype)}"
                 )
-    for name in ("bias", "scale", "antiquant_scale", "antiquant_offset"):
-        count = len(options[name] or ())
-        require(
-            OP, count in (0, len(weight)), f"{name} must have one tensor for each of weight, {len(weight)}, got {count}"
-        )
-    count = len(options["per_token_scale"] or ())
-    require(OP, count in (0, len(x)), f"per_token_scale must have one tensor for each of x, {len(x)}, got {count}")
-    require(
-        OP,
-        not options["antiquant_offset"] or bool(options["antiquant_scale"]),
-        "antiquant_offset needs antiquant_scale",
-    )
+    for name, tensors in a.lists.items():
+        like, expected = ("x", len(a.x)) if name == "per_token_scale" else ("weight", len(a.weight))
+        got = len(tensors)
+        require(OP, got == expected, f"{name} must have one tensor for each of {like}, {expected}, got {got}")
+    require(OP, not a.antiquant_offset or bool(a.antiquant_scale), "antiquant_offset needs antiquant_scale")
 
 
-def _require_grouping(x, weight, group_list, split_item, group_type, group_list_type) -> None:
+def _require_grouping(a: Arguments) -> None:
     require(
         OP,
-        split_item in (0, 1, 2, 3),
-        f"Invalid value of split_item [{split_item}], which should only be one of 0/1/2/3.",
+        a.split_item in (0, 1, 2, 3),
+        f"Invalid value of split_item [{a.split_item}], which should only be one of 0/1/2/3.",
     )
-    require(OP, group_type in (-1, 0, 2), f"group_type only supports -1, 0 and 2, but got {group_type}")
-    require(OP, group_list_type in (0, 1, 2), f"group_list_type must be 0, 1 or 2, got {group_list_type}")
-    if group_type == 2:
+    require(OP, a.group_type in (-1, 0, 2), f"group_type only supports -1, 0 and 2, but got {a.group_type}")
+    require(OP, a.group_list_type in (0, 1, 2), f"group_list_type must be 0, 1 or 2, got {a.group_list_type}")
+    if a.group_type == 2:
         raise NotImplementedError(f"{OP}: group_type 2 (groups along K) is not implemented")
-    if split_item in (0, 1):
-        if group_list is not None or group_type != -1:
+    xs, weights = len(a.x), len(a.weight)
+    if a.split_item in (0, 1):
+        if a.group_list is not None or a.group_type != -1:
             raise NotImplementedError(
                 f"{OP}: split_item 0 and 1 with a group_list (one x, many results) are not implemented; split_item 2 "
                 "or 3 gives one result"
             )
         require(
             OP,
-            len(x) == len(weight),
+            xs == weights,
             "When split_item = 0 or 1 and input group_list is None, the num of x tensors must equal the num of weight "
-            f"tensors.Actual lengths: x [{len(x)}], weight [{len(weight)}].",
+            f"tensors.Actual lengths: x [{xs}], weight [{weights}].",
         )
         return
-    require(OP, group_type == 0, f"group_type must be 0 with split_item {split_item}, got {group_type}")
-    if len(x) > 1:
-        require(
-            OP,
-            len(x) == len(weight),
-            f"x and weight must have equally many tensors, or x one, got {len(x)} and {len(weight)}",
-        )
+    require(OP, a.group_type == 0, f"group_type must be 0 with split_item {a.split_item}, got {a.group_type}")
+    if xs > 1:
+        require(OP, xs == weights, f"x and weight must have equally many tensors, or x one, got {xs} and {weights}")
     else:
-        require(OP, group_list is not None, "group_list is required with one x")
+        require(OP, a.group_list is not None, "group_list is required with one x")
 
 
-def _require_group_list(group_list, group_list_type, groups: int) -> None:
-    if group_list is None:
+def _require_group_list(a: Arguments) -> None:
+    if a.group_list is None:
         return
-    require_dtype(OP, "group_list", group_list, (torch.int64,))
-    shape = tuple(group_list.shape)
-    if group_list_type == PAIRS:
+    require_dtype(OP, "group_list", a.group_list, (torch.int64,))
+    shape = tuple(a.group_list.shape)
+    if a.group_list_type == PAIRS:
         require(
             OP, len(shape) == 2 and shape[1] == 2, f"group_list must have shape (E, 2) of (group, size), got {shape}"
         )
         return
-    fits = len(shape) == 1 and shape[0] == groups
-    require(OP, fits, f"group_list must have shape (E,) = ({groups},), one entry a group, got {shape}")
+    fits = len(shape) == 1 and shape[0] == a.groups
+    require(OP, fits, f"group_list must have shape (E,) = ({a.groups},), one entry a group, got {shape}")
 
 
 def _weight_n(weight: torch.Tensor, k: int) -> int:
@@ -163,11 +194,12 @@ def _weight_n(weight: torch.Tensor, k: int) -> int:
     return n
 
 
-def _columns(x, weight, split_item) -> list[int]:
+def _columns(a: Arguments) -> list[int]:
     """N of each weight, after checking ranks and K."""
-    single = len(weight) == 1 and split_item in (2, 3) and len(x) == 1
+    together = a.split_item in (2, 3)
+    single = len(a.weight) == 1 and together and len(a.x) == 1
     columns = []
-    for index, w in enumerate(weight):
+    for index, w in enumerate(a.weight):
         axes = (2, 3) if single else (2,)
         require(
             OP,
@@ -175,41 +207,34 @@ def _columns(x, weight, split_item) -> list[int]:
             f"weight must have {'three axes (E, K, N), or a list two each' if single else 'two axes (K, N)'}, "
             f"got {tuple(w.shape)}",
         )
-        own = x[index if len(x) > 1 else 0]
-        least = 2 if split_item in (2, 3) else 1
-        fits = own.dim() == 2 if least == 2 else 2 <= own.dim() <= 6
-        require(OP, fits, f"x must have {'2' if least == 2 else '2 to 6'} axes, got {tuple(own.shape)}")
+        own = a.x[index if len(a.x) > 1 else 0]
+        fits = own.dim() == 2 if together else 2 <= own.dim() <= 6
+        require(OP, fits, f"x must have {'2' if together else '2 to 6'} axes, got {tuple(own.shape)}")
         columns.append(_weight_n(w, own.shape[-1]))
-    if split_item in (2, 3):
+    if together:
         same = all(n == columns[0] for n in columns)
-        require(OP, same, f"all weights must have the same N with split_item {split_item}, got {columns}")
+        require(OP, same, f"all weights must have the same N with split_item {a.split_item}, got {columns}")
     return columns
 
 
-def group_count(weight: Sequence[torch.Tensor]) -> int:
-    """Groups of rows: a list of matrices, or the leading axis of one 3-D weight."""
-    return weight[0].shape[0] if len(weight) == 1 and weight[0].dim() == 3 else len(weight)
-
-
-def _require_parameters(x, weight, options, columns, mode) -> None:
+def _require_parameters(a: Arguments, columns: list[int], mode: Mode) -> None:
     for index, n in enumerate(columns):
-        lead = tuple(weight[index].shape[:-2])
-        k = x[index if len(x) > 1 else 0].shape[-1]
+        lead = tuple(a.weight[index].shape[:-2])
+        k = a.x[index if len(a.x) > 1 else 0].shape[-1]
         if mode.name in ("int8", "int4"):
             require(OP, 1 <= k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
-        if options["bias"]:
-            _require_columns("bias", options["bias"][index], (*lead, n), mode)
-        if options["scale"] and mode.name == "int4":
-            _require_groups("scale", options["scale"][index], lead, k, n)
-        elif options["scale"]:
-            scale = options["scale"][index]
-            fits = tuple(scale.shape) in ((*lead, n), (*lead, 1), (1,))
-            require(OP, fits, f"scale must have shape {(*lead, n)}, or 1 in place of N, got {tuple(scale.shape)}")
+        if a.bias:
+            _require_columns("bias", a.bias[index], (*lead, n), mode)
+        if a.scale and mode.name == "int4":
+            _require_groups("scale", a.scale[index], lead, k, n)
+        elif a.scale:
+            shape = tuple(a.scale[index].shape)
+            fits = shape in ((*lead, n), (*lead, 1), (1,))
+            require(OP, fits, f"scale must have shape {(*lead, n)}, or 1 in place of N, got {shape}")
         for name in ("antiquant_scale", "antiquant_offset"):
-            if options[name]:
-                _require_antiquant(name, options[name][index], x[0], weight[index], lead, k, n)
-    for index, tensor in enumerate(options["per_token_scale"] or ()):
-        rows = x[index]
+            if name in a.lists:
+                _require_antiquant(name, a.lists[name][index], a.x[0], a.weight[index], k, n)
+    for rows, tensor in zip(a.x, a.per_token_scale or (), strict=False):
         require_allowed(OP, "per_token_scale", tensor.dtype, (torch.float32,))
         m = rows.shape[0]
         fits = rows.dim() == 2 and tuple(tensor.shape) in ((m,), (m, 1))
@@ -235,7 +260,8 @@ def _require_groups(name: str, tensor: torch.Tensor, lead: tuple, k: int, n: int
     require(OP, fits, f"{name} must have shape {(*lead, 'G', n)} with G a divisor of K = {k}, got {shape}")
 
 
-def _require_antiquant(name: str, tensor, x, weight, lead, k, n) -> None:
+def _require_antiquant(name: str, tensor: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, k: int, n: int) -> None:
+    lead = tuple(weight.shape[:-2])
     require_allowed(OP, name, tensor.dtype, (x.dtype,), "as x is")
     if tuple(tensor.shape) == (*lead, n):
         return
@@ -247,59 +273,37 @@ def _require_antiquant(name: str, tensor, x, weight, lead, k, n) -> None:
     )
 
 
-def results(
-    x,
-    weight,
-    group_list=None,
-    bias=None,
-    scale=None,
-    antiquant_scale=None,
-    antiquant_offset=None,
-    per_token_scale=None,
-    split_item=0,
-    group_type=-1,
-    group_list_type=CUMULATIVE,
-    output_dtype=None,
-) -> tuple[list[list[int]], Mode]:
+def results(a: Arguments) -> tuple[list[list[int]], Mode]:
     """Checks everything that does not need data; returns the shapes of the results and the mode."""
-    options = {
-        "bias": bias,
-        "scale": scale,
-        "antiquant_scale": antiquant_scale,
-        "antiquant_offset": antiquant_offset,
-        "per_token_scale": per_token_scale,
-    }
-    _require_lists(x, weight, options)
-    _require_grouping(x, weight, group_list, split_item, group_type, group_list_type)
-    mode = mode_of(x, weight, options, output_dtype)
-    columns = _columns(x, weight, split_item)
-    _require_group_list(group_list, group_list_type, group_count(weight))
-    _require_parameters(x, weight, options, columns, mode)
-    if split_item in (0, 1):
-        return [[*rows.shape[:-1], n] for rows, n in zip(x, columns, strict=True)], mode
-    return [[sum(rows.shape[0] for rows in x), columns[0]]], mode
+    _require_lists(a)
+    _require_grouping(a)
+    mode = _mode_of(a)
+    columns = _columns(a)
+    _require_group_list(a)
+    _require_parameters(a, columns, mode)
+    if a.split_item in (0, 1):
+        return [[*rows.shape[:-1], n] for rows, n in zip(a.x, columns, strict=True)], mode
+    return [[sum(rows.shape[0] for rows in a.x), columns[0]]], mode
 
 
-def fake(x, *arguments, **options) -> list[torch.Tensor]:
+@takes(Arguments)
+def fake(a: Arguments) -> list[torch.Tensor]:
     """Fake kernel."""
-    shapes, mode = results(x, *arguments, **options)
-    return [x[0].new_empty(shape, dtype=mode.dtype) for shape in shapes]
+    shapes, mode = results(a)
+    return [a.x[0].new_empty(shape, dtype=mode.dtype) for shape in shapes]
 
 
-def group_sizes(group_list: torch.Tensor, m: int, group_list_type: int, groups: int) -> list[int]:
+def group_sizes(a: Arguments) -> list[int]:
     """Rows of each group; a list that does not fit M is refused."""
-    entries = group_list.tolist()
-    if group_list_type == PAIRS:
-        return _sizes_of_pairs(entries, m, groups)
+    entries, m, counts = a.group_list.tolist(), sum(rows.shape[0] for rows in a.x), a.group_list_type == COUNTS
+    if a.group_list_type == PAIRS:
+        return _sizes_of_pairs(entries, m, a.groups)
     sizes, end = [], 0
     for index, entry in enumerate(entries):
-        size = entry if group_list_type == COUNTS else entry - end
+        size = entry if counts else entry - end
         if not 0 <= size <= m - end:
-            rule = (
-                f"group_list[{index}] must be in [0, {m - end}] (counts, x has {m} rows)"
-                if group_list_type == COUNTS
-                else f"group_list[{index}] must be in [{end}, {m}] (running sums, x has {m} rows)"
-            )
+            limits, kind = (f"[0, {m - end}]", "counts") if counts else (f"[{end}, {m}]", "running sums")
+            rule = f"group_list[{index}] must be in {limits} ({kind}, x has {m} rows)"
             raise ValueError(f"{OP}: {rule}, got {entry}")
         sizes.append(size)
         end += size
@@ -334,51 +338,15 @@ def _reals(*shape: int, seed: int = 2) -> torch.Tensor:
 
 def samples() -> Iterator[Sample]:
     """Valid calls."""
-    counts, none = torch.tensor([3, 0, 5]), (None,) * 3
-    yield Sample("sums", ([_int8(9, 40)], [_int8(3, 40, 33, seed=1)], counts, *none, *none[:2], 2, 0, 1, torch.int32))
-    yield Sample(
-        "W8A8",
-        (
-            [_int8(9, 40)],
-            [_int8(3, 40, 33, seed=1)],
-            counts,
-            None,
-            [_reals(3, 33)],
-            None,
-            None,
-            [_reals(9)],
-            3,
-            0,
-            1,
-            torch.bfloat16,
-        ),
-    )
-    yield Sample(
-        "W4A8",
-        (
-            [_int8(9, 96)],
-            [_int4(3, 96, 72)],
-            torch.tensor([3, 3, 8]),
-            [_reals(3, 72)],
-            [pack_scale(_reals(3, 3, 72))],
-            None,
-            None,
-            [_reals(9)],
-            2,
-            0,
-            0,
-            torch.float16,
-        ),
-    )
-    yield Sample(
-        "W4A16 lists",
-        (
-            [_reals(2, 64).half(), _reals(3, 128).half()],
-            [_int4(64, 72), _int4(128, 72)],
-            None,
-            None,
-            None,
-            [_reals(72).half(), _reals(2, 72).half()],
-            [_reals(72).half(), _reals(2, 72).half()],
-        ),
-    )
+    counts, int8 = torch.tensor([3, 0, 5]), ([_int8(9, 40)], [_int8(3, 40, 33, seed=1)])
+    rows = {"split_item": 2, "group_type": 0}
+    sums = Arguments(*int8, counts, **rows, group_list_type=COUNTS, output_dtype=torch.int32)
+    yield Sample("sums", sums)
+    scales = {"scale": [_reals(3, 33)], "per_token_scale": [_reals(9)]}
+    yield Sample("W8A8", sums._replace(**scales, split_item=3, output_dtype=torch.bfloat16))
+    scales = {"bias": [_reals(3, 72)], "scale": [pack_scale(_reals(3, 3, 72))], "per_token_scale": [_reals(9)]}
+    int4 = [_int8(9, 96)], [_int4(3, 96, 72)], torch.tensor([3, 3, 8])
+    yield Sample("W4A8", Arguments(*int4, **scales, **rows, output_dtype=torch.float16))
+    lists = [_reals(2, 64).half(), _reals(3, 128).half()], [_int4(64, 72), _int4(128, 72)]
+    scales = [_reals(72).half(), _reals(2, 72).half()]
+    yield Sample("W4A16 lists", Arguments(*lists, antiquant_scale=scales, antiquant_offset=scales))

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import PROCESSORS, ceil_divide, launch, power_of_two, rounded, with_close_rows
 from anynpu._triton_groups import (
     bounds_of,
@@ -26,7 +27,7 @@ from anynpu._triton_groups import (
     rows_of_groups,
     store_zeros,
 )
-from anynpu.ops.grouped_matmul.spec import COUNTS, CUMULATIVE, OP, PAIRS, Mode, group_count, results
+from anynpu.ops.grouped_matmul.spec import COUNTS, OP, PAIRS, Arguments, Mode, results
 from anynpu.ops.grouped_matmul_combine.triton import multiply as multiply_int4
 from anynpu.ops.quant_matmul.triton import store_scaled
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
@@ -44,11 +45,11 @@ class _Product:
     y: torch.Tensor
     weight: torch.Tensor
     bounds: torch.Tensor
-    bias: torch.Tensor | None
-    scale: torch.Tensor | None
-    antiquant_scale: torch.Tensor | None
-    antiquant_offset: torch.Tensor | None
-    per_token_scale: torch.Tensor | None
+    bias: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    antiquant_scale: torch.Tensor | None = None
+    antiquant_offset: torch.Tensor | None = None
+    per_token_scale: torch.Tensor | None = None
 
 
 @triton.jit
@@ -118,45 +119,31 @@ def _float_kernel(x_ptr, weight_ptr, y_ptr, bounds_ptr, scale_ptr, offset_ptr, b
                  mask=(row < end_row)[:, None] & (column < N)[None, :])  # fmt: skip
 
 
-def grouped_matmul(
-    x: Sequence[torch.Tensor],
-    weight: Sequence[torch.Tensor],
-    group_list: torch.Tensor | None = None,
-    bias: Sequence[torch.Tensor] | None = None,
-    scale: Sequence[torch.Tensor] | None = None,
-    antiquant_scale: Sequence[torch.Tensor] | None = None,
-    antiquant_offset: Sequence[torch.Tensor] | None = None,
-    per_token_scale: Sequence[torch.Tensor] | None = None,
-    split_item: int = 0,
-    group_type: int = -1,
-    group_list_type: int = CUMULATIVE,
-    output_dtype: torch.dtype | None = None,
-) -> list[torch.Tensor]:
+@takes(Arguments)
+def grouped_matmul(a: Arguments) -> list[torch.Tensor]:
     """See ``anynpu.grouped_matmul``; a wrong group_list or int32 bias is told by ``anynpu.check_device_errors``."""
-    lists = (bias, scale, antiquant_scale, antiquant_offset, per_token_scale)
-    shapes, mode = results(x, weight, group_list, *lists, split_item, group_type, group_list_type, output_dtype)
-    together = split_item in (2, 3) and len(x) == 1
-    ys = [x[0].new_empty(shape, dtype=mode.dtype) for shape in shapes]
-    bounds = None if group_list is None else _bounds(group_list, group_list_type, shapes[0][0], group_count(weight))
-    if together:
+    shapes, mode = results(a)
+    ys = [a.x[0].new_empty(shape, dtype=mode.dtype) for shape in shapes]
+    bounds = None if a.group_list is None else _bounds(a, shapes[0][0])
+    if a.split_item in (2, 3) and len(a.x) == 1:
         launch(
             _zero_kernel, min(len(ys[0]), 2 * PROCESSORS), ys[0], bounds, *ys[0].shape, G=len(bounds) - 1, BLOCK=1024
         )
-        products = _products_of_one(x[0], ys[0], weight, bounds, lists)
+        products = _products_of_one(a, ys[0], bounds)
     else:
         if bounds is not None:
-            _require_rows(bounds, x)
-        products = _products_of_many(x, ys, weight, lists)
+            _require_rows(bounds, a.x)
+        products = _products_of_many(a, ys)
     for product in products:
         if product.y.numel() > 0:
             _MULTIPLY[mode.name](product, mode)
     return ys
 
 
-def _bounds(group_list: torch.Tensor, group_list_type: int, rows: int, groups: int) -> torch.Tensor:
-    if group_list_type == PAIRS:
-        group_list, group_list_type = _counts_of_pairs(group_list, rows, groups), COUNTS
-    return bounds_of(group_list, rows, _GROUPS, group_list_type == COUNTS)
+def _bounds(a: Arguments, rows: int) -> torch.Tensor:
+    if a.group_list_type == PAIRS:
+        return bounds_of(_counts_of_pairs(a.group_list, rows, a.groups), rows, _GROUPS, True)
+    return bounds_of(a.group_list, rows, _GROUPS, a.group_list_type == COUNTS)
 
 
 def _counts_of_pairs(pairs: torch.Tensor, rows: int, groups: int) -> torch.Tensor:
@@ -183,28 +170,27 @@ def _require_rows(bounds: torch.Tensor, x: Sequence[torch.Tensor]) -> None:
     _device_errors.note(torch.stack([own != end for own, end in zip(bounds[1:], ends, strict=True)]), _GROUPS)
 
 
-def _products_of_one(x, y, weight, bounds, lists) -> Iterator[_Product]:
+def _products_of_one(a: Arguments, y: torch.Tensor, bounds: torch.Tensor) -> Iterator[_Product]:
     """One x for all weights."""
-    *parameters, per_token_scale = lists
-    rows = per_token_scale[0] if per_token_scale else None
-    for index, matrix in enumerate(weight):
+    lists = a.lists
+    tokens = lists.pop("per_token_scale", [None])[0]
+    for index, matrix in enumerate(a.weight):
         stacked = matrix if matrix.dim() == 3 else matrix.unsqueeze(0)
         own_bounds = bounds if matrix.dim() == 3 else bounds[index : index + 2]
-        yield _Product(
-            x, y, stacked, own_bounds, *(tensors[index] if tensors else None for tensors in parameters), rows
-        )
+        own = {name: tensors[index] for name, tensors in lists.items()}
+        yield _Product(a.x[0], y, stacked, own_bounds, **own, per_token_scale=tokens)
 
 
-def _products_of_many(x, ys, weight, lists) -> Iterator[_Product]:
+def _products_of_many(a: Arguments, ys: list[torch.Tensor]) -> Iterator[_Product]:
     """An x for each weight; their results are one after the other, or each its own."""
     parts = [y.reshape(-1, y.shape[-1]) for y in ys]
     if len(parts) == 1:
-        parts = parts[0].split([rows.shape[:-1].numel() for rows in x])
-    for index, (rows, y, matrix) in enumerate(zip(x, parts, weight, strict=True)):
+        parts = parts[0].split([rows.shape[:-1].numel() for rows in a.x])
+    for index, (rows, y, matrix) in enumerate(zip(a.x, parts, a.weight, strict=True)):
         m = y.shape[0]
         bounds = torch.arange(0, 2 * m, m, dtype=torch.int32, device=y.device) if m > 0 else None
-        own = (tensors[index] if tensors else None for tensors in lists)
-        yield _Product(rows.reshape(m, rows.shape[-1]), y, matrix.unsqueeze(0), bounds, *own)
+        own = {name: tensors[index] for name, tensors in a.lists.items()}
+        yield _Product(rows.reshape(m, rows.shape[-1]), y, matrix.unsqueeze(0), bounds, **own)
 
 
 def _multiply_int8(product: _Product, mode: Mode) -> None:
@@ -229,8 +215,8 @@ def _multiply_int4(product: _Product, mode: Mode) -> None:
     groups, n, rows = product.weight.shape[0], product.y.shape[1], product.per_token_scale
     multiply_int4(
         product.y, product.x, product.weight, product.scale.reshape(groups, -1, n).contiguous(), product.bounds,
-        None if product.bias is None else product.bias.contiguous(), None, None if rows is None else rows.contiguous(),
-        None,
+        bias=None if product.bias is None else product.bias.contiguous(),
+        pertoken_scale=None if rows is None else rows.contiguous(),
     )  # fmt: skip
 
 

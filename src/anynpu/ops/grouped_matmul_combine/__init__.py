@@ -91,18 +91,6 @@ def grouped_matmul_combine(
             [56.]])
     """
     return _op(
-        x,
-        weight,
-        scale,
-        group_list,
-        row_index,
-        bias,
-        offset,
-        pertoken_scale,
-        logit,
-        shared_input,
-        shared_input_weight,
-        shared_input_offset,
-        output_bs,
-        group_list_type,
-    )
+        x, weight, scale, group_list, row_index, bias, offset, pertoken_scale, logit, shared_input,
+        shared_input_weight, shared_input_offset, output_bs, group_list_type,
+    )  # fmt: skip

@@ -6,32 +6,17 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._arguments import takes, tensors_of
 from anynpu._repeat import Plan, PlannedKernel
-from anynpu.ops.grouped_matmul_combine.spec import COUNTS, output_shape
+from anynpu.ops.grouped_matmul_combine.spec import COUNTS, Arguments, output_shape
 
 _call = _native.Call("grouped_matmul_combine", tensors=11, scalars="qfi")
 
 
-def _plan(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    group_list: torch.Tensor,
-    row_index: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-    pertoken_scale: torch.Tensor | None = None,
-    logit: torch.Tensor | None = None,
-    shared_input: torch.Tensor | None = None,
-    shared_input_weight: float = 1.0,
-    shared_input_offset: int = 0,
-    output_bs: int = 0,
-    group_list_type: int = COUNTS,
-) -> Plan:
-    tensors = (x, weight, scale, group_list, row_index, bias, offset, pertoken_scale, logit, shared_input)
-    shape = output_shape(*tensors, shared_input_weight, shared_input_offset, output_bs, group_list_type)
-    scalars = (shared_input_offset, shared_input_weight, group_list_type)
-    return _call.plan(tensors, [(shape, torch.float32)], scalars)
+@takes(Arguments)
+def _plan(a: Arguments) -> Plan:
+    scalars = (a.shared_input_offset, a.shared_input_weight, a.group_list_type)
+    return _call.plan(tensors_of(a), [(output_shape(a), torch.float32)], scalars)
 
 
 grouped_matmul_combine = PlannedKernel(_plan)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import (
     HOPPER,
     INTERPRETED,
@@ -38,7 +39,7 @@ from anynpu._triton_groups import (
     rows_of_groups,
     store_bounds,
 )
-from anynpu.ops.grouped_matmul_combine.spec import COUNTS, OP, output_shape
+from anynpu.ops.grouped_matmul_combine.spec import COUNTS, OP, Arguments, output_shape
 from anynpu.ops.weight_quant_matmul.spec import is_transposed
 
 _GROUPS = _device_errors.new_rule(OP, "group_list", "must not be negative or decrease, nor go beyond the rows of x")
@@ -267,45 +268,30 @@ def _combine_kernel(value_ptr, order_ptr, begin_ptr, shared_ptr, y_ptr, N, share
     tl.store(y_ptr + row.to(tl.int64) * N + column, y, mask=inside)
 
 
-def grouped_matmul_combine(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    group_list: torch.Tensor,
-    row_index: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-    pertoken_scale: torch.Tensor | None = None,
-    logit: torch.Tensor | None = None,
-    shared_input: torch.Tensor | None = None,
-    shared_input_weight: float = 1.0,
-    shared_input_offset: int = 0,
-    output_bs: int = 0,
-    group_list_type: int = COUNTS,
-) -> torch.Tensor:
+@takes(Arguments)
+def grouped_matmul_combine(a: Arguments) -> torch.Tensor:
     """See ``anynpu.grouped_matmul_combine``; a wrong group_list or row_index is told by ``check_device_errors``."""
-    batch, n = output_shape(
-        x, weight, scale, group_list, row_index, bias, offset, pertoken_scale, logit, shared_input,
-        shared_input_weight, shared_input_offset, output_bs, group_list_type,
-    )  # fmt: skip
+    batch, n = output_shape(a)
+    x, shared_input = a.x, a.shared_input
     y = x.new_empty((batch, n), dtype=torch.float32)
     if y.numel() == 0:
         return y
-    m, experts = x.shape[0], weight.shape[0]
+    m, experts = x.shape[0], a.weight.shape[0]
     bounds = torch.empty(experts + 1, dtype=torch.int32, device=x.device)
     narrow = torch.int16 if batch < 1 << 15 else torch.int32  # the fewer bits there are, the less there is to sort
     target = torch.empty(m, dtype=narrow, device=x.device)
-    launch(_targets_kernel, max(1, ceil_divide(m, _BLOCK)), group_list, row_index, bounds, target,
-           _device_errors.word(x.device), m, batch, RULE=_GROUPS, ROWS=_ROWS, COUNTS=group_list_type == COUNTS,
+    launch(_targets_kernel, max(1, ceil_divide(m, _BLOCK)), a.group_list, a.row_index, bounds, target,
+           _device_errors.word(x.device), m, batch, RULE=_GROUPS, ROWS=_ROWS, COUNTS=a.group_list_type == COUNTS,
            BLOCK=_BLOCK, **groups_of(experts))  # fmt: skip
     values = x.new_empty((m, n), dtype=torch.float32)
-    multiply(values, x, weight, scale, bounds, bias, offset, pertoken_scale, logit)
+    multiply(values, x, a.weight, a.scale, bounds, bias=a.bias, offset=a.offset, pertoken_scale=a.pertoken_scale,
+             logit=a.logit)  # fmt: skip
     by_target = torch.sort(target, stable=True)
     rows = torch.arange(batch + 1, dtype=narrow, device=x.device)
     begin = torch.searchsorted(by_target.values, rows, out_int32=True)
-    shared = (y, 0, 0) if shared_input is None else (shared_input, shared_input.shape[0], shared_input_offset)
+    shared = (y, 0, 0) if shared_input is None else (shared_input, shared_input.shape[0], a.shared_input_offset)
     launch(_combine_kernel, batch * ceil_divide(n, _BLOCK), values, by_target.indices, begin, shared[0], y, n,
-           *shared[1:], shared_input_weight, BLOCK=_BLOCK)  # fmt: skip
+           *shared[1:], a.shared_input_weight, BLOCK=_BLOCK)  # fmt: skip
     return y
 
 
@@ -315,10 +301,11 @@ def multiply(
     weight: torch.Tensor,
     scale: torch.Tensor,
     bounds: torch.Tensor,
-    bias: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    pertoken_scale: torch.Tensor | None,
-    logit: torch.Tensor | None,
+    *,
+    bias: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    logit: torch.Tensor | None = None,
 ) -> None:
     """Into values [M, N] what the experts make of their rows, separated by bounds [E + 1], times the rows' factors."""
     (m, n), k, experts = values.shape, x.shape[1], weight.shape[0]
