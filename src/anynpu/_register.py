@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,11 +89,12 @@ def register(operator: Operator) -> Callable:
 def _dispatched(operator: Operator) -> Callable:
     """The operator, with sentences of ours about arguments that the dispatcher refuses."""
     overload = operator.overload
+    kinds = {argument.name: str(argument.type) for argument in overload._schema.arguments}
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return overload(*args, **kwargs)
-        _require_kinds(operator, args, kwargs)
+        _require_kinds(operator.name, kinds, {**dict(zip(kinds, args, strict=False)), **kwargs})
         try:
             return overload(*args, **kwargs)
         except RuntimeError as error:
@@ -107,13 +108,11 @@ def _dispatched(operator: Operator) -> Callable:
     return call
 
 
-def _require_kinds(operator: Operator, args: tuple, kwargs: dict[str, Any]) -> None:
-    arguments = operator.overload._schema.arguments
-    given = dict(zip([argument.name for argument in arguments], args, strict=False)) | kwargs
-    for argument in arguments:
-        kind, value = str(argument.type), given.get(argument.name)
-        if argument.name in given and not isinstance(value, _SLIPS_THROUGH.get(kind, object)):
-            raise _wrong_kind(operator.name, kind, argument.name, type(value).__name__)
+def _require_kinds(op: str, kinds: Mapping[str, str], given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        expected = _SLIPS_THROUGH.get(kinds.get(name))
+        if expected is not None and not isinstance(value, expected):
+            raise _wrong_kind(op, kinds[name], name, type(value).__name__)
 
 
 def _wrong_kind(op: str, kind: str, name: str, got: str) -> TypeError:

@@ -92,7 +92,7 @@ def _plain_states() -> list[_PlainState]:
 _STATES = _plain_states()
 
 
-def _is_plain(tensors: tuple[torch.Tensor, ...]) -> bool:
+def is_plain(tensors: tuple[torch.Tensor, ...]) -> bool:
     """Whether the dispatcher hands a call on these tensors straight to the CPU kernel."""
     plain_keys = [state.keys for state in _STATES]
     if not any(state.holds() for state in _STATES):
@@ -220,7 +220,7 @@ class RepeatedOperator:
             plan, tensors = found
             return plan(*tensors)
         result = self._dispatch(args)
-        if _is_plain([value for value in args if isinstance(value, torch.Tensor)]):
+        if is_plain([value for value in args if isinstance(value, torch.Tensor)]):
             self._repeats.add(args, self._kernel.plan(args)[0])
         return result
 

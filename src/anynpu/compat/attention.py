@@ -9,22 +9,19 @@ from typing import Any
 
 import torch
 
-import anynpu
 from anynpu._check import require, require_dtype
 from anynpu.compat.antiquant import AntiQuant
+from anynpu.compat.attention_calls import Call
 from anynpu.compat.attention_layouts import (
     FLOATS,
     Lengths,
     by_tokens,
-    laid_out,
     listed,
     require_lengths,
     side_by_side,
 )
 from anynpu.compat.attention_masks import Mask
 from anynpu.compat.attention_padding import padded_mask, padding_size
-from anynpu.compat.gradients import with_gradients
-from anynpu.ops.fused_attention import composite
 from anynpu.ops.fused_attention.spec import head_size
 
 
@@ -257,9 +254,14 @@ class Attention:
         self, op: str, mask: Mask, scale: float, sink: torch.Tensor | None = None, with_lse: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The result in its layout, and the log-sum-exp, (B, N, S, 1) or (T, N, 1), a 0 unless asked for."""
+        return self.call(op, mask, scale, sink, with_lse)()
+
+    def call(self, op: str, mask: Mask, scale: float, sink: torch.Tensor | None = None, with_lse: bool = False) -> Call:
+        """The call of ``fused_attention`` that gives these."""
         hidden = {}
         if mask.tensor is not None or mask.sparse_mode != 0:
             hidden = mask.arguments(op, self._sizes(), self.query.shape[2], self.packed, self.one_row)
+        unread = None if "mask" in hidden else mask.tensor
         lengths = {"q_lengths": self._on_device(self.q_lengths), "kv_lengths": self._on_device(self.kv_lengths)}
         if any(padding is not None for padding in self.paddings):
             hidden, lengths = self._hidden_by_padding(op, hidden), {}
@@ -267,12 +269,7 @@ class Attention:
             "q": self.query, "k": self.key, "v": self.value, "block_table": self.block_table, "sink": sink,
             "softmax_scale": scale, "packed": self.packed, "with_lse": with_lse, **lengths, **hidden, **self.further,
         }  # fmt: skip
-        tensors = [arguments.pop(name) for name in "qkv"]
-        out, lse = with_gradients(anynpu.fused_attention, composite.fused_attention, *tensors, **arguments)
-        if not with_lse:
-            return laid_out(out, self.layout), lse.new_zeros(1)
-        lse = lse.squeeze(0) if self.packed else lse.transpose(1, 2)
-        return laid_out(out, self.layout), lse.unsqueeze(-1).contiguous()
+        return Call(arguments, self.layout, unread)
 
 
 def _of_channels(scale: torch.Tensor | None) -> bool:

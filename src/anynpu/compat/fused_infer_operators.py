@@ -12,6 +12,7 @@ from anynpu._check import require, require_dtype
 from anynpu.compat import antiquant as antiquant_of
 from anynpu.compat.attention import Attention, refuse
 from anynpu.compat.attention_arguments import Placement, attention_of
+from anynpu.compat.attention_calls import Call, repeated
 from anynpu.compat.attention_layouts import FLOATS, Lengths
 from anynpu.compat.attention_masks import ALL, Mask
 from anynpu.compat.published import published
@@ -38,6 +39,7 @@ _LAYOUTS = (
     "int value_antiquant_mode=0, bool softmax_lse_flag=False) -> (Tensor, Tensor)",
     "aclnnFusedInferAttentionScoreV3",
 )
+@repeated
 def npu_fused_infer_attention_score(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -80,7 +82,7 @@ def npu_fused_infer_attention_score(
     key_antiquant_mode: int = 0,
     value_antiquant_mode: int = 0,
     softmax_lse_flag: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Call:
     """``softmax(scale * query @ key.T, masked) @ value``, and the log-sum-exp of its scores, a 0 unless asked for.
 
     ``query_rope`` and ``key_rope`` are further values of the heads of query and key, behind those, in their layout.
@@ -113,7 +115,7 @@ def npu_fused_infer_attention_score(
     attention = attention.with_padding(op, query_padding_size=query_padding_size, kv_padding_size=kv_padding_size)
     attention = _with_rope(op, attention, query_rope, key_rope, placement)
     mask = _mask(op, attention, Mask(atten_mask, sparse_mode, pre_tokens, next_tokens))
-    return attention.attend(op, mask, scale, with_lse=softmax_lse_flag)
+    return attention.call(op, mask, scale, with_lse=softmax_lse_flag)
 
 
 def _with_rope(
@@ -173,6 +175,7 @@ _V2_DTYPES = tuple(
     + ") -> (Tensor, Tensor)",
     "aclnnFusedInferAttentionScoreV4",
 )
+@repeated
 def npu_fused_infer_attention_score_v2(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -196,7 +199,7 @@ def npu_fused_infer_attention_score_v2(
     inner_precise: int = 0,
     return_softmax_lse: bool = False,
     **others: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Call:
     """``npu_fused_infer_attention_score`` with other names of its arguments; ``others`` are refused.
 
     ``learnable_sink``, (N,), is the score of one more key of each head, which all queries see and whose value is 0.
@@ -220,7 +223,7 @@ def npu_fused_infer_attention_score_v2(
     mask = _mask(op, attention, Mask(atten_mask, sparse_mode, pre_tokens, next_tokens))
     if learnable_sink is not None:
         _check_sink(op, learnable_sink, num_query_heads, return_softmax_lse)
-    return attention.attend(op, mask, softmax_scale, learnable_sink, return_softmax_lse)
+    return attention.call(op, mask, softmax_scale, learnable_sink, return_softmax_lse)
 
 
 def _provide_out(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., torch.Tensor]:
