@@ -15,8 +15,8 @@ from anynpu.compat.device import mark
 from anynpu.compat.errors import PARAM_INVALID, RUNTIME_ERROR
 from anynpu.compat.formats import Format
 from anynpu.compat.published import INT4, Dtype, published, require_absent, require_weight_dtype, torch_dtype
-from anynpu.ops.compressed_matmul.spec import output_shape as compressed_matmul_shape
-from anynpu.ops.dynamic_quant.spec import output_shapes as dynamic_quant_shapes
+from anynpu.ops.compressed_matmul import spec as compressed_matmul
+from anynpu.ops.dynamic_quant import spec as dynamic_quant
 from anynpu.ops.int4_pack.spec import pack_shape
 from anynpu.ops.weight_quant_matmul.spec import MATMUL as _MATMUL
 from anynpu.ops.weight_quant_matmul.spec import is_transposed, matmul_result, matrix_shape
@@ -177,7 +177,7 @@ def _dynamic_quant_code(
     **options: Any,
 ) -> int:
     try:
-        dynamic_quant_shapes(input, smooth_scales, group_index, torch.int8, quant_mode)
+        dynamic_quant.outputs(dynamic_quant.Arguments(input, smooth_scales, group_index, None, quant_mode))
     except (TypeError, ValueError):
         return PARAM_INVALID
     return RUNTIME_ERROR if group_index is not None else PARAM_INVALID
@@ -214,7 +214,7 @@ def _compressed_matmul_code(
     **options: Any,
 ) -> int:
     try:
-        compressed_matmul_shape(x1, x2, compress_index, bias, scale)
+        compressed_matmul.output_shape(compressed_matmul.Arguments(x1, x2, compress_index, bias, scale))
     except (TypeError, ValueError):
         return PARAM_INVALID
     return RUNTIME_ERROR  # the compressed weight is damaged

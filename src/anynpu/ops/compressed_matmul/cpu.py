@@ -3,29 +3,18 @@
 
 from __future__ import annotations
 
-import torch
-
 from anynpu import _native
+from anynpu._arguments import takes, tensors_of
 from anynpu._repeat import Plan, PlannedKernel
-from anynpu.ops.compressed_matmul.spec import output_shape
+from anynpu.ops.compressed_matmul.spec import Arguments, output_shape
 
 _call = _native.Call("compressed_matmul", tensors=7, scalars="2i")
 
 
-def _plan(
-    x: torch.Tensor,
-    stream: torch.Tensor,
-    index: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor,
-    n: int | None = None,
-    scale_19_bits: bool = False,
-    pertoken_scale: torch.Tensor | None = None,
-    output_dtype: torch.dtype = torch.float16,
-) -> Plan:
-    shape = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)
-    scalars = (scale_19_bits, 1)  # 1: y is dropped on an error
-    return _call.plan([x, stream, index, bias, scale, pertoken_scale], [(shape, output_dtype)], scalars)
+@takes(Arguments)
+def _plan(a: Arguments) -> Plan:
+    scalars = (a.scale_19_bits, 1)  # 1: y is dropped on an error
+    return _call.plan(tensors_of(a), [(output_shape(a), a.output_dtype)], scalars)
 
 
 compressed_matmul = PlannedKernel(_plan)

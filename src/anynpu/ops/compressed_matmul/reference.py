@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 
-from anynpu.ops.compressed_matmul.spec import output_shape
+from anynpu._arguments import takes
+from anynpu.ops.compressed_matmul.spec import Arguments, output_shape
 from anynpu.ops.quant_matmul.reference import error_bound as quant_matmul_bound
-from anynpu.ops.quant_matmul.reference import round_once, scale_values, unrounded
+from anynpu.ops.quant_matmul.reference import quant_matmul, scale_values
 
 BLOCK_K, BLOCK_N, PANEL = 256, 128, 64
 MARKS = (0xC8, 0xC9)  # of versions 1 and 2
@@ -148,37 +149,26 @@ def factors(scale: torch.Tensor, scale_19_bits: bool) -> torch.Tensor:
     return (factor.view(torch.int32) & -8192).view(torch.float32) if scale_19_bits else factor
 
 
-def compressed_matmul(
-    x: torch.Tensor,
-    stream: torch.Tensor,
-    index: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor,
-    *,
-    n: int | None = None,
-    scale_19_bits: bool = False,
-    pertoken_scale: torch.Tensor | None = None,
-    output_dtype: torch.dtype = torch.float16,
-) -> torch.Tensor:
+def _decompressed(a: Arguments) -> dict[str, torch.Tensor | torch.dtype | None]:
+    """The arguments of the same product by quant_matmul."""
+    _, n = output_shape(a)
+    return {
+        "x1": a.x,
+        "x2": decompress(a.stream, a.index, n, a.x.shape[1]).t(),
+        "scale": factors(a.scale, a.scale_19_bits),
+        "pertoken_scale": a.pertoken_scale,
+        "bias": None if a.bias is None else a.bias.reshape(-1),
+        "output_dtype": a.output_dtype,
+    }
+
+
+@takes(Arguments)
+def compressed_matmul(a: Arguments) -> torch.Tensor:
     """(x @ W.T + int32 bias) * scale * pertoken_scale + float bias, rounded once."""
-    columns = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)[1]
-    weight = decompress(stream, index, columns, x.shape[1])
-    row = None if bias is None else bias.reshape(-1)
-    value, _ = unrounded(x, weight.t(), factors(scale, scale_19_bits), pertoken_scale=pertoken_scale, bias=row)
-    return round_once(value, output_dtype)
+    return quant_matmul(**_decompressed(a))
 
 
-def error_bound(
-    x, stream, index, bias, scale, *, n=None, scale_19_bits=False, pertoken_scale=None, output_dtype=torch.float16
-) -> torch.Tensor:
+@takes(Arguments)
+def error_bound(a: Arguments) -> torch.Tensor:
     """How far an element may be from the reference: as far as one of quant_matmul, by the same epilogue."""
-    columns = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)[1]
-    weight = decompress(stream, index, columns, x.shape[1])
-    return quant_matmul_bound(
-        x,
-        weight.t(),
-        factors(scale, scale_19_bits),
-        pertoken_scale=pertoken_scale,
-        bias=None if bias is None else bias.reshape(-1),
-        output_dtype=output_dtype,
-    )
+    return quant_matmul_bound(**_decompressed(a))

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 from anynpu._strict import check_compressed_matmul_chip
@@ -18,6 +20,20 @@ SCHEMA = (
 )
 OUTPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_K = 131071  # int32 sums are exact up to here
+
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x: torch.Tensor
+    stream: torch.Tensor
+    index: torch.Tensor
+    bias: torch.Tensor | None
+    scale: torch.Tensor
+    n: int | None = None
+    scale_19_bits: bool = False
+    pertoken_scale: torch.Tensor | None = None
+    output_dtype: torch.dtype = torch.float16
 
 
 def _ceil_divide(value: int, by: int) -> int:
@@ -49,54 +65,48 @@ def _infer_n(bias: torch.Tensor | None, scale: torch.Tensor, n: int | None) -> i
     return n
 
 
-def _require_dtypes(x, stream, index, bias, scale, pertoken_scale, output_dtype) -> None:
-    require_dtype(OP, "x", x, (torch.int8,))
-    require_dtype(OP, "stream", stream, (torch.int8, torch.uint8))
-    require_dtype(OP, "index", index, (torch.int8, torch.uint8))
-    require_dtype(OP, "scale", scale, (torch.int64, torch.uint64, torch.float32))
-    if bias is not None:
-        require_dtype(OP, "bias", bias, (torch.int32, torch.float32))
-    if pertoken_scale is not None:
-        require_dtype(OP, "pertoken_scale", pertoken_scale, (torch.float32,))
-    require_allowed(OP, "y", output_dtype, OUTPUT_DTYPES)
+def _require_dtypes(a: Arguments) -> None:
+    require_dtype(OP, "x", a.x, (torch.int8,))
+    require_dtype(OP, "stream", a.stream, (torch.int8, torch.uint8))
+    require_dtype(OP, "index", a.index, (torch.int8, torch.uint8))
+    require_dtype(OP, "scale", a.scale, (torch.int64, torch.uint64, torch.float32))
+    if a.bias is not None:
+        require_dtype(OP, "bias", a.bias, (torch.int32, torch.float32))
+    if a.pertoken_scale is not None:
+        require_dtype(OP, "pertoken_scale", a.pertoken_scale, (torch.float32,))
+    require_allowed(OP, "y", a.output_dtype, OUTPUT_DTYPES)
 
 
-def output_shape(x, stream, index, bias, scale, n=None, pertoken_scale=None, output_dtype=torch.float16) -> list[int]:
+def output_shape(a: Arguments) -> list[int]:
     """Checks everything that does not need data; returns (M, N)."""
-    _require_dtypes(x, stream, index, bias, scale, pertoken_scale, output_dtype)
-    require(OP, x.dim() == 2, f"x must have shape (M, K), got {tuple(x.shape)}")
-    for name, tensor in (("stream", stream), ("index", index)):
+    _require_dtypes(a)
+    require(OP, a.x.dim() == 2, f"x must have shape (M, K), got {tuple(a.x.shape)}")
+    for name, tensor in (("stream", a.stream), ("index", a.index)):
         flat = tensor.dim() == 1 and tensor.is_contiguous()
         require(OP, flat, f"{name} must have one axis and be contiguous, got shape {tuple(tensor.shape)}")
-    n = _infer_n(bias, scale, n)
-    m, k = x.shape
-    if pertoken_scale is not None:
-        shape = tuple(pertoken_scale.shape)
+    n = _infer_n(a.bias, a.scale, a.n)
+    m, k = a.x.shape
+    if a.pertoken_scale is not None:
+        shape = tuple(a.pertoken_scale.shape)
         require(OP, len(shape) == 1 and shape[0] == m, f"pertoken_scale must have shape (M,) = ({m},), got {shape}")
     require(OP, k >= 1 and k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
     require(OP, n >= 1, f"N must be at least 1, got {n}")
-    expected = _ceil_divide(k, 256) * _ceil_divide(n, 128) * 8
+    expected, got = _ceil_divide(k, 256) * _ceil_divide(n, 128) * 8, a.index.shape[0]
     require(
         OP,
-        index.shape[0] == expected,
-        f"index must have ceil(K / 256) * ceil(N / 128) * 8 = {expected} bytes, got {index.shape[0]} (K {k}, N {n})",
+        got == expected,
+        f"index must have ceil(K / 256) * ceil(N / 128) * 8 = {expected} bytes, got {got} (K {k}, N {n})",
     )
-    most = _ceil_divide(n, 64) * 64 * _ceil_divide(k, 4) * 4
-    require(
-        OP,
-        stream.shape[0] <= most,
-        f"stream must have at most {most} bytes (K {k}, N {n}, padded), got {stream.shape[0]}",
-    )
+    most, got = _ceil_divide(n, 64) * 64 * _ceil_divide(k, 4) * 4, a.stream.shape[0]
+    require(OP, got <= most, f"stream must have at most {most} bytes (K {k}, N {n}, padded), got {got}")
     check_compressed_matmul_chip()
     return [m, n]
 
 
-def fake(
-    x, stream, index, bias, scale, *, n=None, scale_19_bits=False, pertoken_scale=None, output_dtype=torch.float16
-) -> torch.Tensor:
+@takes(Arguments)
+def fake(a: Arguments) -> torch.Tensor:
     """Fake kernel."""
-    shape = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)
-    return x.new_empty(shape, dtype=output_dtype)
+    return a.x.new_empty(output_shape(a), dtype=a.output_dtype)
 
 
 def _sample_weight(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import INTERPRETED, ceil_divide, fetch, launch, report
 from anynpu.ops.compressed_matmul.reference import MARKS
-from anynpu.ops.compressed_matmul.spec import OP, output_shape
+from anynpu.ops.compressed_matmul.spec import OP, Arguments, output_shape
 from anynpu.ops.quant_matmul.triton import multiply
 
 _BLOCK = _device_errors.new_rule(OP, "the index (a block of 8 bytes)", "must belong to a sound block of this matrix")
@@ -577,29 +578,21 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.storage_offset() % 8 else tensor
 
 
-def compressed_matmul(
-    x: torch.Tensor,
-    stream: torch.Tensor,
-    index: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor,
-    *,
-    n: int | None = None,
-    scale_19_bits: bool = False,
-    pertoken_scale: torch.Tensor | None = None,
-    output_dtype: torch.dtype = torch.float16,
-) -> torch.Tensor:
+@takes(Arguments)
+def compressed_matmul(a: Arguments) -> torch.Tensor:
     """See ``anynpu.compressed_matmul``; a weight that is damaged or foreign is told by ``check_device_errors``."""
-    m, n = output_shape(x, stream, index, bias, scale, n, pertoken_scale, output_dtype)
-    y = x.new_empty((m, n), dtype=output_dtype)
+    m, n = output_shape(a)
+    y = a.x.new_empty((m, n), dtype=a.output_dtype)
     if y.numel() == 0:
         return y
-    scale = scale.reshape(-1)
+    scale = a.scale.reshape(-1)
     words = scale.view(torch.int32 if scale.dtype == torch.float32 else torch.int64)
-    if scale_19_bits:
+    if a.scale_19_bits:
         words = words & ~0x1FFF
     scale = words.view(torch.float32) if scale.dtype == torch.float32 else words
-    weight = decompress(stream, index, n, x.shape[1])
-    bias = None if bias is None else bias.reshape(-1)
-    multiply(x.unsqueeze(0), weight.t().unsqueeze(0), y, scale, None, pertoken_scale, bias, _BIAS)
+    weight = decompress(a.stream, a.index, n, a.x.shape[1])
+    bias = None if a.bias is None else a.bias.reshape(-1)
+    multiply(
+        a.x.unsqueeze(0), weight.t().unsqueeze(0), y, scale, pertoken_scale=a.pertoken_scale, bias=bias, rule=_BIAS
+    )
     return y

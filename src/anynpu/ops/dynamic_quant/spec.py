@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import dtype_name, require, require_dtype
 from anynpu._register import Sample
 
@@ -18,45 +20,57 @@ SCHEMA = (
 MODES = ("pertoken", "perchannel", "pertensor")
 
 
-def _require_smooth(x, smooth, group_index, mode) -> None:
-    if group_index is not None:
-        require(OP, smooth is not None, "group_index needs smooth_scales")
-        require_dtype(OP, "group_index", group_index, (torch.int32,))
-        shape = tuple(group_index.shape)
-        fits = len(shape) == 1 and shape[0] >= 1 and mode != "perchannel"
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x: torch.Tensor
+    smooth_scales: torch.Tensor | None = None
+    group_index: torch.Tensor | None = None
+    dtype: torch.dtype | None = None
+    quant_mode: str = "pertoken"
+
+
+def _require_smooth(a: Arguments) -> None:
+    if a.group_index is not None:
+        require(OP, a.smooth_scales is not None, "group_index needs smooth_scales")
+        require_dtype(OP, "group_index", a.group_index, (torch.int32,))
+        shape = tuple(a.group_index.shape)
+        fits = len(shape) == 1 and shape[0] >= 1 and a.quant_mode != "perchannel"
         require(OP, fits, f"group_index must have shape (G,), not per channel, got {shape}")
-    if smooth is None:
+    if a.smooth_scales is None:
         return
-    if smooth.dtype != x.dtype:
-        raise TypeError(f"{OP}: smooth_scales must be {dtype_name(x.dtype)} as x is, got {dtype_name(smooth.dtype)}")
-    length = x.shape[-2] if mode == "perchannel" else x.shape[-1]
-    expected = (length,) if group_index is None else (group_index.shape[0], length)
-    fits = smooth.dim() == len(expected) and all(a == b for a, b in zip(smooth.shape, expected, strict=True))
+    smooth, dtype = a.smooth_scales, a.x.dtype
+    if smooth.dtype != dtype:
+        raise TypeError(f"{OP}: smooth_scales must be {dtype_name(dtype)} as x is, got {dtype_name(smooth.dtype)}")
+    length = a.x.shape[-2] if a.quant_mode == "perchannel" else a.x.shape[-1]
+    expected = (length,) if a.group_index is None else (a.group_index.shape[0], length)
+    fits = smooth.dim() == len(expected) and all(x == y for x, y in zip(smooth.shape, expected, strict=True))
     require(OP, fits, f"smooth_scales must have shape {expected}, got {tuple(smooth.shape)}")
 
 
-def output_shapes(x, smooth_scales, group_index, dtype, quant_mode) -> tuple[list[int], list[int]]:
-    """Checks everything that does not need data; returns the shapes of y and scale."""
-    require_dtype(OP, "x", x, (torch.float16, torch.bfloat16, torch.float32))
+def outputs(a: Arguments) -> tuple[tuple[list[int], torch.dtype], tuple[list[int], torch.dtype]]:
+    """Checks everything that does not need data; returns the shapes and dtypes of y and scale."""
+    require_dtype(OP, "x", a.x, (torch.float16, torch.bfloat16, torch.float32))
+    dtype = a.dtype or torch.int8
     if dtype not in (torch.int8, torch.int32):
         raise TypeError(f"{OP}: dtype must be int8 or int32 (eight int4), got {dtype_name(dtype)}")
-    require(OP, quant_mode in MODES, f"quant_mode must be {', '.join(MODES)}, got {quant_mode!r}")
-    require(OP, x.dim() >= 2, f"Input shape dim should be greater than 1, got {x.dim()}")
-    _require_smooth(x, smooth_scales, group_index, quant_mode)
-    shape = list(x.shape)
-    scale = {"pertoken": shape[:-1], "perchannel": [*shape[:-2], shape[-1]], "pertensor": [1]}[quant_mode]
+    require(OP, a.quant_mode in MODES, f"quant_mode must be {', '.join(MODES)}, got {a.quant_mode!r}")
+    require(OP, a.x.dim() >= 2, f"Input shape dim should be greater than 1, got {a.x.dim()}")
+    _require_smooth(a)
+    shape = list(a.x.shape)
+    scale = {"pertoken": shape[:-1], "perchannel": [*shape[:-2], shape[-1]], "pertensor": [1]}[a.quant_mode]
     if dtype == torch.int32:
         last = shape[-1]
         require(OP, last % 8 == 0, f"Input shape last dim must be divded by 8 when int4 quantization, got {last}")
         shape[-1] = last // 8
-    return shape, scale
+    return (shape, dtype), (scale, torch.float32)
 
 
-def fake(x, smooth_scales=None, group_index=None, dtype=None, quant_mode="pertoken"):
+@takes(Arguments)
+def fake(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """Fake kernel."""
-    dtype = dtype or torch.int8
-    shape, scale = output_shapes(x, smooth_scales, group_index, dtype, quant_mode)
-    return x.new_empty(shape, dtype=dtype), x.new_empty(scale, dtype=torch.float32)
+    (shape, dtype), (scale_shape, scale_dtype) = outputs(a)
+    return a.x.new_empty(shape, dtype=dtype), a.x.new_empty(scale_shape, dtype=scale_dtype)
 
 
 def _normal(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:

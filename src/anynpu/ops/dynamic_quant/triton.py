@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import ceil_divide, half_to_even, launch, power_of_two, report
-from anynpu.ops.dynamic_quant.spec import OP, output_shapes
+from anynpu.ops.dynamic_quant.spec import OP, Arguments, outputs
 
 _ENDS = _device_errors.new_rule(OP, "group_index", "must not be below the one before, the last be the number of rows")
 _CHANNELS = 64  # columns of a program
@@ -135,26 +136,20 @@ def _channel_kernel(x_ptr, smooth_ptr, y_ptr, scale_ptr, M, K, batch_stride, row
         _store(y_ptr, batch * M + row, first, codes, K, row < M, ROWS, BLOCK, PACKED)
 
 
-def dynamic_quant(
-    x: torch.Tensor,
-    smooth_scales: torch.Tensor | None = None,
-    group_index: torch.Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    quant_mode: str = "pertoken",
-) -> tuple[torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def dynamic_quant(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``anynpu.dynamic_quant``; a wrong group_index is told by ``anynpu.check_device_errors``."""
-    dtype = dtype or torch.int8
-    shape, scale_shape = output_shapes(x, smooth_scales, group_index, dtype, quant_mode)
-    y, scale = x.new_empty(shape, dtype=dtype), x.new_zeros(scale_shape, dtype=torch.float32)
-    if x.numel() == 0:
+    (shape, dtype), (scale_shape, scale_dtype) = outputs(a)
+    y, scale = a.x.new_empty(shape, dtype=dtype), a.x.new_zeros(scale_shape, dtype=scale_dtype)
+    if a.x.numel() == 0:
         return y, scale
-    options = {"SMOOTH": smooth_scales is not None, "PACKED": dtype == torch.int32}
+    options = {"SMOOTH": a.smooth_scales is not None, "PACKED": dtype == torch.int32}
     options["MOST"] = 127.0 if dtype == torch.int8 else 7.0
-    smooth = scale if smooth_scales is None else smooth_scales.contiguous()  # what is absent is not read
-    if quant_mode == "perchannel":
-        _channels(x, smooth, y, scale, options)
+    smooth = scale if a.smooth_scales is None else a.smooth_scales.contiguous()  # what is absent is not read
+    if a.quant_mode == "perchannel":
+        _channels(a.x, smooth, y, scale, options)
     else:
-        _tokens(x, smooth, group_index, y, scale, quant_mode, options)
+        _tokens(a, smooth, y, scale, options)
     return y, scale
 
 
@@ -165,22 +160,14 @@ def _channels(x: torch.Tensor, smooth: torch.Tensor, y: torch.Tensor, scale: tor
            ROWS=_ROWS, BLOCK=_CHANNELS, **options)  # fmt: skip
 
 
-def _tokens(
-    x: torch.Tensor,
-    smooth: torch.Tensor,
-    group_index: torch.Tensor | None,
-    y: torch.Tensor,
-    scale: torch.Tensor,
-    quant_mode: str,
-    options: dict,
-) -> None:
-    matrix = x.reshape(-1, x.shape[-1])
+def _tokens(a: Arguments, smooth: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, options: dict) -> None:
+    group_index, matrix = a.group_index, a.x.reshape(-1, a.x.shape[-1])
     rows, k = matrix.shape
-    largest = torch.zeros_like(scale) if quant_mode == "pertensor" else scale
-    ends, error = (scale, scale) if group_index is None else (group_index, _device_errors.word(x.device))
+    largest = torch.zeros_like(scale) if a.quant_mode == "pertensor" else scale
+    ends, error = (scale, scale) if group_index is None else (group_index, _device_errors.word(matrix.device))
     groups = 0 if group_index is None else group_index.shape[0]
     group_stride = 1 if group_index is None else group_index.stride(0)
     options |= {"G": groups, "GROUPS": power_of_two(groups, 1, 1 << 20), "RULE": _ENDS}
-    for step in ("token",) if quant_mode == "pertoken" else ("largest", "codes"):
+    for step in ("token",) if a.quant_mode == "pertoken" else ("largest", "codes"):
         launch(_token_kernel, rows, matrix, smooth, ends, error, y, scale, largest, rows, k, *matrix.stride(),
                group_stride, STEP=step, BLOCK=power_of_two(k, 16, 4096), **options)  # fmt: skip

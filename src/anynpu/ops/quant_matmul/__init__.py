@@ -77,6 +77,6 @@ def quant_matmul(
     tensor([[-15.]], dtype=torch.float16)
     """
     if isinstance(x1, torch.Tensor) and x1.dtype == torch.int32:
-        spec.require_int4_rules(x1, x2, output_dtype, group_size, n)
+        spec.require_int4_rules(spec.Arguments(x1, x2, scale, output_dtype=output_dtype, group_size=group_size, n=n))
         x1 = unpacked_x1(x1)
     return _op(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from anynpu.ops.quant_matmul.spec import OP, is_int4, output_shape, require_int4_rules
+from anynpu._arguments import takes
+from anynpu.ops.quant_matmul.spec import OP, Arguments, is_int4, output_shape, require_int4_rules
 from anynpu.ops.weight_quant_matmul.reference import unprepacked
 from anynpu.ops.weight_quant_matmul.spec import is_prepacked, is_transposed
 
@@ -50,93 +51,80 @@ def int4_values(words: torch.Tensor) -> torch.Tensor:
     return torch.where(nibbles < 8, nibbles, nibbles - 16).flatten(-2).to(torch.int8)
 
 
-def int8_weight(x2: torch.Tensor, k: int, n: int | None = None) -> torch.Tensor:
-    """x2 as a matrix of int8."""
+def _with_int8_x1(a: Arguments) -> Arguments:
+    return a._replace(x1=int4_values(a.x1)) if a.x1.dtype == torch.int32 else a
+
+
+def _with_int8_x2(a: Arguments) -> Arguments:
+    """The call with x2 as a matrix of int8."""
+    x2, k = a.x2, a.x1.shape[-1]
     if is_prepacked(x2):
-        weight = unprepacked(x2, OP, "x2")
-        if tuple(weight.shape) != (k, n):
-            raise ValueError(f"{OP}: prepacked x2 is {tuple(weight.shape)}, but x1 has K {k} and y has N {n}")
-        return weight
-    if x2.dtype != torch.int32:
-        return x2
-    return int4_values(x2.t()).t() if is_transposed(x2, k) else int4_values(x2)
+        x2 = unprepacked(x2, OP, "x2")
+        if tuple(x2.shape) != (k, a.n):
+            raise ValueError(f"{OP}: prepacked x2 is {tuple(x2.shape)}, but x1 has K {k} and y has N {a.n}")
+    elif x2.dtype == torch.int32:
+        x2 = int4_values(x2.t()).t() if is_transposed(x2, k) else int4_values(x2)
+    return a._replace(x2=x2)
 
 
-def grouped(
-    x1, x2, scale, group_size, *, offset=None, pertoken_scale=None, bias=None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _grouped(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale + bias before its rounding, and its magnitudes."""
-    value = magnitude = torch.zeros((*x1.shape[:-1], x2.shape[-1]), dtype=torch.float64)
-    for group, factor in enumerate(scale_values(scale)[0]):
-        end = min((group + 1) * group_size, x2.shape[0])
-        for k in range(group * group_size, end, INT4_BLOCK):
+    value = magnitude = torch.zeros((*a.x1.shape[:-1], a.x2.shape[-1]), dtype=torch.float64)
+    for group, factor in enumerate(scale_values(a.scale)[0]):
+        end = min((group + 1) * a.group_size, a.x2.shape[0])
+        for k in range(group * a.group_size, end, INT4_BLOCK):
             part = slice(k, min(k + INT4_BLOCK, end))
-            term = exact_sums(x1[..., part], x2[part]) * factor
+            term = exact_sums(a.x1[..., part], a.x2[part]) * factor
             value, magnitude = value + term, magnitude + term.abs()
-    if offset is not None:
-        value, magnitude = value + offset.double(), magnitude + offset.double().abs()
-    if pertoken_scale is not None:
-        token = pertoken_scale.double().reshape(-1, 1)
+    if a.offset is not None:
+        value, magnitude = value + a.offset.double(), magnitude + a.offset.double().abs()
+    if a.pertoken_scale is not None:
+        token = a.pertoken_scale.double().reshape(-1, 1)
         value, magnitude = value * token, magnitude * token.abs()
-    return (value, magnitude) if bias is None else (value + bias.double(), magnitude + bias.double().abs())
+    return (value, magnitude) if a.bias is None else (value + a.bias.double(), magnitude + a.bias.double().abs())
 
 
-def unrounded(
-    x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, group_size=0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _unrounded(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """y before its rounding, and the sum of the magnitudes of its terms; both operands in int8."""
-    if group_size:
-        return grouped(x1, x2, scale, group_size, offset=offset, pertoken_scale=pertoken_scale, bias=bias)
-    sums = exact_sums(x1, x2)
-    factor, word_offset = scale_values(scale)
-    if pertoken_scale is not None:
-        factor = factor * pertoken_scale.double().unsqueeze(-1)
-    shift = word_offset if offset is None else offset.double()
-    if bias is not None and bias.dtype == torch.int32:
-        sums = sums + bias
-    elif bias is not None:
-        shift = shift + bias.double()
+    if a.group_size:
+        return _grouped(a)
+    sums = exact_sums(a.x1, a.x2)
+    factor, word_offset = scale_values(a.scale)
+    if a.pertoken_scale is not None:
+        factor = factor * a.pertoken_scale.double().unsqueeze(-1)
+    shift = word_offset if a.offset is None else a.offset.double()
+    if a.bias is not None and a.bias.dtype == torch.int32:
+        sums = sums + a.bias
+    elif a.bias is not None:
+        shift = shift + a.bias.double()
     scaled = sums.double() * factor
     return scaled + shift, scaled.abs() + shift.abs()
 
 
-def quant_matmul(
-    x1: torch.Tensor,
-    x2: torch.Tensor,
-    scale: torch.Tensor,
-    *,
-    offset: torch.Tensor | None = None,
-    pertoken_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    output_dtype: torch.dtype | None = None,
-    group_size: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(Arguments)
+def quant_matmul(a: Arguments) -> torch.Tensor:
     """(x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias + offset; int32 output: x1 @ x2 + bias.
 
     With groups (sum_g (x1_g @ x2_g) * scale[g] + offset) * pertoken_scale + float bias.
     """
-    if isinstance(x1, torch.Tensor) and x1.dtype == torch.int32:
-        require_int4_rules(x1, x2, output_dtype, group_size, n)
-        x1 = int4_values(x1)
-    output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
-    x2 = int8_weight(x2, x1.shape[-1], n)
-    dtype = output_dtype or torch.int8
-    if dtype == torch.int32:
-        sums = exact_sums(x1, x2)
-        return (sums if bias is None else sums + bias).int()
-    if dtype != torch.int8 and scale.dtype in (torch.int64, torch.uint64):
-        scale = scale_values(scale)[0].float()  # the offset of the word is for int8
-    options = {"offset": offset, "pertoken_scale": pertoken_scale, "bias": bias, "group_size": group_size}
-    value, _ = unrounded(x1, x2, scale, **options)
-    if dtype == torch.int8:
+    if isinstance(a.x1, torch.Tensor) and a.x1.dtype == torch.int32:
+        require_int4_rules(a)
+        a = _with_int8_x1(a)
+    output_shape(a)
+    a = _with_int8_x2(a)
+    if a.dtype == torch.int32:
+        sums = exact_sums(a.x1, a.x2)
+        return (sums if a.bias is None else sums + a.bias).int()
+    if a.dtype != torch.int8 and a.scale.dtype in (torch.int64, torch.uint64):
+        a = a._replace(scale=scale_values(a.scale)[0].float())  # the offset of the word is for int8
+    value, _ = _unrounded(a)
+    if a.dtype == torch.int8:
         return value.nan_to_num(nan=0.0).round().clamp(-128, 127).to(torch.int8)
-    return round_once(value, dtype)
+    return round_once(value, a.dtype)
 
 
-def error_bound(
-    x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None, group_size=0, n=None
-) -> torch.Tensor:
+@takes(Arguments)
+def error_bound(a: Arguments) -> torch.Tensor:
     """How far an element may be from the reference.
 
     Float32 epilogue: the conversion of the sum, two products and two additions round by at most 2^-24 each, relative
@@ -149,27 +137,26 @@ def error_bound(
     pertoken_scale: at most B + 4 roundings meet a term, |error| <= (B + 4) * 2^-24 * magnitudes. Without groups the
     sums of more than 16384 k are those of B such blocks with a scale of 1, added up in float32: B roundings more.
     """
-    x1 = int4_values(x1) if x1.dtype == torch.int32 else x1
-    k, int4, x2 = x1.shape[-1], is_int4(x1, x2, n), int8_weight(x2, x1.shape[-1], n)
-    options = {"offset": offset, "pertoken_scale": pertoken_scale, "bias": bias, "group_size": group_size}
-    value, magnitude = unrounded(x1, x2, scale, **options)
-    dtype = output_dtype or torch.int8
-    if dtype == torch.int32:
+    a = _with_int8_x1(a)
+    k, int4, a = a.x1.shape[-1], is_int4(a), _with_int8_x2(a)
+    value, magnitude = _unrounded(a)
+    if a.dtype == torch.int32:
         return torch.zeros_like(value)
-    floating_bias = bias is not None and bias.dtype != torch.int32
-    exact_sums = not group_size and (k <= EXACT_INT4_K or not int4)
-    if dtype in (torch.float16, torch.bfloat16) and pertoken_scale is None and not floating_bias and exact_sums:
+    floating_bias = a.bias is not None and a.bias.dtype != torch.int32
+    exact = not a.group_size and (k <= EXACT_INT4_K or not int4)
+    if a.dtype in (torch.float16, torch.bfloat16) and a.pertoken_scale is None and not floating_bias and exact:
         return torch.zeros_like(value)
     error = 5 * 2.0**-24 * magnitude
-    if group_size:
-        error = (_blocks(k, group_size) + 4) * 2.0**-24 * magnitude
-    elif not exact_sums:
-        row = scale_values(scale)[0].expand(1, value.shape[-1])
-        error = error + _blocks(k, k) * 2.0**-24 * grouped(x1, x2, row.float(), k, pertoken_scale=pertoken_scale)[1]
-    if dtype == torch.int8:
+    if a.group_size:
+        error = (_blocks(k, a.group_size) + 4) * 2.0**-24 * magnitude
+    elif not exact:
+        row = scale_values(a.scale)[0].expand(1, value.shape[-1]).float()
+        _, magnitude = _grouped(a._replace(scale=row, group_size=k, offset=None, bias=None))
+        error = error + _blocks(k, k) * 2.0**-24 * magnitude
+    if a.dtype == torch.int8:
         near_tie = ((value - value.floor()) - 0.5).abs() <= error
         return near_tie.double()
-    limits = torch.finfo(dtype)
+    limits = torch.finfo(a.dtype)
     unit = torch.exp2(torch.floor(torch.log2((value.abs() + error).clamp(min=limits.tiny)))) * limits.eps
     return error + unit
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import dtype_name, require, require_allowed, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu.ops.weight_quant_matmul.spec import is_prepacked, matrix_shape, prepacked_bytes
@@ -21,70 +23,90 @@ OUTPUT_DTYPES = (torch.int8, *FLOAT_DTYPES, torch.int32)
 MOST_K = 131071  # int32 sums are exact up to here
 
 
-def is_int4(x1: torch.Tensor, x2: torch.Tensor, n: int | None) -> bool:
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x1: torch.Tensor
+    x2: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None = None
+    pertoken_scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    output_dtype: torch.dtype | None = None
+    group_size: int = 0
+    n: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the result."""
+        return self.output_dtype or torch.int8
+
+
+def is_int4(a: Arguments) -> bool:
     """Whether x2 is words of eight int4, or prepacked ones, which tell their bits by their size."""
-    if not is_prepacked(x2):
-        return x2.dtype == torch.int32
-    sized = n is not None and x1.dim() > 0 and x2.dim() == 1
-    return not (sized and x2.shape[0] == prepacked_bytes(8, x1.shape[-1], n))
+    if not is_prepacked(a.x2):
+        return a.x2.dtype == torch.int32
+    sized = a.n is not None and a.x1.dim() > 0 and a.x2.dim() == 1
+    return not (sized and a.x2.shape[0] == prepacked_bytes(8, a.x1.shape[-1], a.n))
 
 
-def require_int4_rules(x1, x2, output_dtype, group_size, n) -> None:
+def require_int4_rules(a: Arguments) -> None:
     """What int4 operands and groups ask for beyond the rules of int8."""
-    int4 = is_int4(x1, x2, n)
-    if group_size and not (x1.dtype == torch.int8 and int4):
+    int4 = is_int4(a)
+    if a.group_size and not (a.x1.dtype == torch.int8 and int4):
         raise NotImplementedError(
-            f"{OP}: groups are implemented for int8 x1 and int4 (int32) x2, got {dtype_name(x1.dtype)} and "
-            f"{dtype_name(x2.dtype)}; what is published of other groups contradicts itself"
+            f"{OP}: groups are implemented for int8 x1 and int4 (int32) x2, got {dtype_name(a.x1.dtype)} and "
+            f"{dtype_name(a.x2.dtype)}; what is published of other groups contradicts itself"
         )
     require(
         OP,
-        group_size >= 0 and group_size % 32 == 0,
-        f"group_size must be 0 or a positive multiple of 32, got {group_size}",
+        a.group_size >= 0 and a.group_size % 32 == 0,
+        f"group_size must be 0 or a positive multiple of 32, got {a.group_size}",
     )
-    if x1.dtype == torch.int32:
-        require_dtype(OP, "x2", x2, (torch.int32,))
-    if int4 and output_dtype not in FLOAT_DTYPES:
-        expected, got = "float16, bfloat16 or float32", dtype_name(output_dtype or torch.int8)
+    if a.x1.dtype == torch.int32:
+        require_dtype(OP, "x2", a.x2, (torch.int32,))
+    if int4 and a.output_dtype not in FLOAT_DTYPES:
+        expected, got = "float16, bfloat16 or float32", dtype_name(a.dtype)
         raise TypeError(f"{OP}: When input's dtype is int32, output_dtype must be {expected}, but it is {got}")
 
 
-def _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype) -> None:
-    if x1.dtype == torch.int32:
+def _require_dtypes(a: Arguments) -> None:
+    if a.x1.dtype == torch.int32:
         raise NotImplementedError(f"{OP}: torch.ops.anynpu.{OP} takes int8 x1, anynpu.{OP} unpacks int4 for it")
-    require_dtype(OP, "x1", x1, (torch.int8,))
-    require_dtype(OP, "x2", x2, (torch.int8, torch.int32, torch.uint8))
-    require_dtype(OP, "scale", scale, (torch.int64, torch.uint64, torch.float32, torch.bfloat16))
-    for name, tensor in (("offset", offset), ("pertoken_scale", pertoken_scale)):
+    require_dtype(OP, "x1", a.x1, (torch.int8,))
+    require_dtype(OP, "x2", a.x2, (torch.int8, torch.int32, torch.uint8))
+    require_dtype(OP, "scale", a.scale, (torch.int64, torch.uint64, torch.float32, torch.bfloat16))
+    for name, tensor in (("offset", a.offset), ("pertoken_scale", a.pertoken_scale)):
         if tensor is not None:
             require_dtype(OP, name, tensor, (torch.float32,))
-    require_allowed(OP, "y", dtype, OUTPUT_DTYPES)
-    if bias is not None:
-        _require_bias_dtype(bias, pertoken_scale, dtype)
-    if scale.dtype == torch.bfloat16 and dtype not in (torch.bfloat16, torch.int32):
+    require_allowed(OP, "y", a.dtype, OUTPUT_DTYPES)
+    if a.bias is not None:
+        _require_bias_dtype(a)
+    if a.scale.dtype == torch.bfloat16 and a.dtype not in (torch.bfloat16, torch.int32):
         raise TypeError(
             f"{OP}: When scale's dtype is bfloat16, output_dtype must be bfloat16 or int32, "
-            f"but output_dtype is {dtype_name(dtype)}"
+            f"but output_dtype is {dtype_name(a.dtype)}"
         )
 
 
-def _require_bias_dtype(bias, pertoken_scale, dtype) -> None:
-    require_dtype(OP, "bias", bias, (torch.int32, torch.bfloat16, torch.float16, torch.float32))
-    if bias.dtype == torch.bfloat16 and dtype != torch.bfloat16:
+def _require_bias_dtype(a: Arguments) -> None:
+    require_dtype(OP, "bias", a.bias, (torch.int32, torch.bfloat16, torch.float16, torch.float32))
+    bias, dtype = a.bias.dtype, a.dtype
+    if bias == torch.bfloat16 and dtype != torch.bfloat16:
         raise TypeError(
             f"{OP}: When bias dtype is bfloat16, output_dtype must be bfloat16, but it is {dtype_name(dtype)}"
         )
-    if dtype == torch.int32 and bias.dtype != torch.int32:
+    if dtype == torch.int32 and bias != torch.int32:
         raise TypeError(
-            f"{OP}: When output_dtype dtype is int32, bias_dtype must be int32, but it is {dtype_name(bias.dtype)}"
+            f"{OP}: When output_dtype dtype is int32, bias_dtype must be int32, but it is {dtype_name(bias)}"
         )
-    if bias.dtype == torch.float16 and pertoken_scale is None:
+    if bias == torch.float16 and a.pertoken_scale is None:
         raise TypeError(f"{OP}: Bias dtype cannot be float16 when pertoken not given.")
 
 
-def _weight_shape(x1: torch.Tensor, x2: torch.Tensor, n: int | None) -> tuple[int, int]:
+def _weight_shape(a: Arguments) -> tuple[int, int]:
     """K and N of x2."""
-    k = x1.shape[-1]
+    x2, k, n = a.x2, a.x1.shape[-1], a.n
     if is_prepacked(x2):
         if n is None:
             raise ValueError(f"{OP}: n must be the columns of x2 when it is prepacked, got None")
@@ -137,62 +159,57 @@ def _require_bias_shape(bias: torch.Tensor, batch: list[int], n: int) -> None:
     require(OP, fits, f"bias must have shape (N,) = ({n},), or (batch, 1, N) when y has 3 axes, got {shape}")
 
 
-def _require_scales(scale, offset, pertoken_scale, m, k, n, dtype, group_size) -> None:
-    if group_size:
-        shape, expected = tuple(scale.shape), (-(-k // group_size), n)
-        require(OP, shape == expected, f"scale must have shape (ceil(K / {group_size}), N) = {expected}, got {shape}")
+def _require_scales(a: Arguments, m: int, k: int, n: int) -> None:
+    if a.group_size:
+        shape, expected = tuple(a.scale.shape), (-(-k // a.group_size), n)
+        require(OP, shape == expected, f"scale must have shape (ceil(K / {a.group_size}), N) = {expected}, got {shape}")
     else:
-        _require_columns("scale", scale, n)
-    _require_columns("offset", offset, n)
-    if offset is not None and not group_size:
-        require(OP, dtype == torch.int8, f"offset needs an int8 output, got {dtype_name(dtype)}")
-    if pertoken_scale is not None:
-        shape = tuple(pertoken_scale.shape)
+        _require_columns("scale", a.scale, n)
+    _require_columns("offset", a.offset, n)
+    if a.offset is not None and not a.group_size:
+        require(OP, a.dtype == torch.int8, f"offset needs an int8 output, got {dtype_name(a.dtype)}")
+    if a.pertoken_scale is not None:
+        shape = tuple(a.pertoken_scale.shape)
         require(
             OP,
-            shape == (m,) or (group_size > 0 and shape == (m, 1)),
+            shape == (m,) or (a.group_size > 0 and shape == (m, 1)),
             f"the pertoken_scale dim num must be 1 and its shape (M,) = ({m},), got {shape}",
         )
 
 
-def output_shape(
-    x1, x2, scale, offset=None, pertoken_scale=None, bias=None, output_dtype=None, group_size=0, n=None
-) -> list[int]:
+def output_shape(a: Arguments) -> list[int]:
     """Checks everything that does not need data; returns the shape of y."""
-    for name, tensor in (("x1", x1), ("x2", x2), ("scale", scale)):
-        require_tensor(OP, name, tensor)
-    dtype = output_dtype or torch.int8
-    require_int4_rules(x1, x2, output_dtype, group_size, n)
-    _require_dtypes(x1, x2, scale, offset, pertoken_scale, bias, dtype)
-    for name, tensor in (("x1", x1), ("x2", x2)):
+    for name in ("x1", "x2", "scale"):
+        require_tensor(OP, name, getattr(a, name))
+    require_int4_rules(a)
+    _require_dtypes(a)
+    for name, tensor in (("x1", a.x1), ("x2", a.x2)):
         if is_prepacked(tensor):
             continue
         dims = tensor.dim()
         require(OP, 2 <= dims <= 6, f"{name} dim num should be 2 ~ 6, please check {name} dim num, got {dims}")
-    m, k = x1.shape[-2:]
-    weight_k, n = _weight_shape(x1, x2, n)
+    m, k = a.x1.shape[-2:]
+    weight_k, n = _weight_shape(a)
     require(
         OP,
         weight_k == k,
         "k dim of x1 and x2 need be same, please check k dim of x1 and x2: "
-        f"x1 is {tuple(x1.shape)}, x2 is {tuple(x2.shape)}",
+        f"x1 is {tuple(a.x1.shape)}, x2 is {tuple(a.x2.shape)}",
     )
     require(OP, k >= 1 and k <= MOST_K, f"K must be in [1, {MOST_K}] so that int32 sums are exact, got {k}")
-    batch = _batch_shape(x1, x2)
-    _require_scales(scale, offset, pertoken_scale, m, k, n, dtype, group_size)
-    if bias is not None:
-        if group_size and bias.dtype == torch.int32:
+    batch = _batch_shape(a.x1, a.x2)
+    _require_scales(a, m, k, n)
+    if a.bias is not None:
+        if a.group_size and a.bias.dtype == torch.int32:
             raise TypeError(f"{OP}: an int32 bias must be absent with groups, whose sums are scaled apart")
-        _require_bias_shape(bias, batch, n)
+        _require_bias_shape(a.bias, batch, n)
     return [*batch, m, n]
 
 
-def fake(
-    x1, x2, scale, *, offset=None, pertoken_scale=None, bias=None, output_dtype=None, group_size=0, n=None
-) -> torch.Tensor:
+@takes(Arguments)
+def fake(a: Arguments) -> torch.Tensor:
     """Fake kernel."""
-    shape = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
-    return x1.new_empty(shape, dtype=output_dtype or torch.int8)
+    return a.x1.new_empty(output_shape(a), dtype=a.dtype)
 
 
 def _int8(*shape: int, seed: int = 0) -> torch.Tensor:

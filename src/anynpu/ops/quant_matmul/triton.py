@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import (
     ceil_divide,
     dot,
@@ -23,7 +24,7 @@ from anynpu._triton import (
     with_close_rows,
 )
 from anynpu.ops.quant_matmul.int4 import unpacked_words
-from anynpu.ops.quant_matmul.spec import OP, output_shape
+from anynpu.ops.quant_matmul.spec import OP, Arguments, output_shape
 from anynpu.ops.weight_quant_matmul.spec import is_prepacked
 from anynpu.ops.weight_quant_matmul.triton import unprepacked
 
@@ -143,33 +144,23 @@ def _kernel(x1_ptr, x2_ptr, y_ptr, scale_ptr, offset_ptr, row_scale_ptr, bias_pt
                      batch * bias_batch, error_ptr, RULE, SCALES, OFFSETS, ROW_SCALE, BIAS)  # fmt: skip
 
 
-def quant_matmul(
-    x1: torch.Tensor,
-    x2: torch.Tensor,
-    scale: torch.Tensor,
-    *,
-    offset: torch.Tensor | None = None,
-    pertoken_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    output_dtype: torch.dtype | None = None,
-    group_size: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(Arguments)
+def quant_matmul(a: Arguments) -> torch.Tensor:
     """See ``anynpu.quant_matmul``; a bias that is too large is told by ``anynpu.check_device_errors``."""
-    *batches, m, n = output_shape(x1, x2, scale, offset, pertoken_scale, bias, output_dtype, group_size, n)
-    y = x1.new_empty((*batches, m, n), dtype=output_dtype or torch.int8)
+    *batches, m, n = output_shape(a)
+    y = a.x1.new_empty((*batches, m, n), dtype=a.dtype)
     if y.numel() == 0:
         return y
-    k = x1.shape[-1]
+    x2, k = a.x2, a.x1.shape[-1]
     if is_prepacked(x2):
         x2 = unprepacked(x2, k, n, _HEADER)
     elif x2.dtype == torch.int32:
         x2 = unpacked_words(x2, k)
-    first = with_close_rows(x1.expand(*batches, m, k).reshape(-1, m, k))
+    first = with_close_rows(a.x1.expand(*batches, m, k).reshape(-1, m, k))
     second = with_close_rows(x2).expand(*batches, k, n).reshape(-1, k, n)
-    if scale.dtype == torch.uint64:
-        scale = scale.view(torch.int64)
-    multiply(first, second, y, scale, offset, pertoken_scale, bias, _BIAS, group_size)
+    scale = a.scale.view(torch.int64) if a.scale.dtype == torch.uint64 else a.scale
+    multiply(first, second, y, scale, offset=a.offset, pertoken_scale=a.pertoken_scale, bias=a.bias, rule=_BIAS,
+             group_size=a.group_size)  # fmt: skip
     return y
 
 
@@ -178,9 +169,10 @@ def multiply(
     x2: torch.Tensor,
     y: torch.Tensor,
     scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    pertoken_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    *,
+    offset: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     rule: int,
     group_size: int = 0,
 ) -> None:
