@@ -41,6 +41,7 @@ int32_t check_x(const anynpu_tensor& x) {
 }
 
 int32_t check_factors(const char* name, const anynpu_tensor& factors, int64_t n) {
+  ANYNPU_TRY(check_required(kOp, name, factors));
   ANYNPU_TRY(check_dtype(kOp, name, factors, {ANYNPU_FLOAT32, ANYNPU_BFLOAT16, ANYNPU_FLOAT16}));
   if (factors.ndim != 1 || (factors.shape[0] != 1 && factors.shape[0] != n)) {
     return fail(ANYNPU_BAD_SHAPE, "%s: %s must have shape (1,) or (N,) = (%lld,), got %s", kOp, name, wide(n),
@@ -53,7 +54,6 @@ int32_t check(const Args& args) {
   const anynpu_tensor &x = args.x, &y = args.y;
   ANYNPU_TRY(check_x(x));
   const int64_t n = width_of(x);
-  ANYNPU_TRY(check_required(kOp, "scale", args.scale));
   ANYNPU_TRY(check_factors("scale", args.scale, n));
   if (present(args.offset)) {
     ANYNPU_TRY(check_factors("offset", args.offset, n));

@@ -63,6 +63,7 @@ int32_t check_attributes(const Args& args, const Shape& shape) {
 
 int32_t check_bias(const anynpu_tensor& x, const anynpu_tensor& bias) {
   if (!present(bias)) return ANYNPU_OK;
+  ANYNPU_TRY(check_tensor(kOp, "bias", bias));
   if (bias.dtype != x.dtype) {
     return fail(ANYNPU_BAD_DTYPE, "%s: The dtype of x and bias should be same, got %s and %s", kOp, dtype_name(x.dtype),
                 dtype_name(bias.dtype));
