@@ -27,7 +27,7 @@ CHECKS = dict(re.findall(r"anynpu_(\w+)_check\(const anynpu_(\w+)_args\*", HEADE
 TENSOR = struct.Struct("@P4i8q8q")
 OK, NULL_ARG, BAD_DTYPE, BAD_SHAPE = range(4)
 ND, NZ = 2, 29
-INT4 = 29
+FLOAT32, INT8, INT32, UINT8, INT64, INT4 = 0, 2, 3, 4, 9, 29
 BOOL, DOUBLE = 12, 11
 # Axes whose size nothing else in a call has, or only roughly: blocks of a compressed or prepacked weight, experts,
 # groups, rows to choose from, pages of a cache, and what may go beyond what is read.
@@ -454,3 +454,213 @@ def test_a_library_that_cannot_be_loaded_is_named(tmp_path):
     )
     assert done.returncode != 0
     assert f"ImportError: anynpu: the native library cannot be loaded: {tmp_path / 'broken.so'}" in done.stderr
+
+
+def described(dtype, *shape, strides=None, format=ND):
+    """A tensor without data."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))] if strides is None else strides
+    padding = [0] * (8 - len(shape))
+    return TENSOR.pack(0, dtype, format, len(shape), 0, *shape, *padding, *strides, *padding)
+
+
+def check_described(function, scalars, **tensors):
+    """Checks a call of the tensors named, the others absent."""
+    absent = bytes(TENSOR.size)
+    return check(function, b"".join(tensors.get(name, absent) for name in tensor_names(function)) + scalars)
+
+
+def attention(**changes):
+    heads, codes = described(FLOAT32, 2, 3, 4, 8), described(INT8, 2, 5, 2, 8)
+    scale = described(FLOAT32, 1, 1, 2, 8)
+    tensors = {"q": heads, "k": codes, "v": codes, "k_scale": scale, "v_scale": scale, "out": heads}
+    return check_described("fused_attention", struct.pack("qqfiii", 0, 0, 1, 0, 0, 0), **tensors | changes)
+
+
+def attention_in_blocks(blocks, rows):
+    codes = described(INT8, 7, rows, 2, 8)
+    return attention(
+        k=codes, v=codes, block_table=described(INT32, 2, blocks), kv_lengths=described(INT64, 2)
+    )  # fmt: skip
+
+
+def int4_heads(rows, strides):
+    return described(INT4, 2, rows, 2, 8, strides=strides)
+
+
+MOST = 2**16  # heads, and values of one
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (lambda: attention(k=int4_heads(5, (80, 16, 8, 1)), v=int4_heads(5, (80, 16, 8, 1))), None),
+        (lambda: attention(k=int4_heads(5, (85, 17, 8, 1)), v=int4_heads(5, (80, 16, 8, 1))), "heads of int4 k must"),
+        (lambda: attention(k=int4_heads(5, (80, 16, 8, 1)), v=int4_heads(5, (85, 17, 8, 1))), "heads of int4 v must"),
+        (lambda: attention(k=int4_heads(1, (16, 17, 8, 1)), v=int4_heads(1, (16, 17, 8, 1))), None),  # of one row
+        (lambda: attention_in_blocks(2**40, 2**21 - 1), None),
+        (lambda: attention_in_blocks(2**40, 2**21), "block_table must be [B, blocks] with B = 2"),
+        (lambda: attention_in_blocks(2**55, 2**9), "block_table must be [B, blocks] with B = 2"),  # the product is 0
+        (lambda: attention(q=described(FLOAT32, 2, 3, MOST, 8), out=described(FLOAT32, 2, 3, MOST, 8)), None),
+        (lambda: attention(q=described(FLOAT32, 2, 3, MOST + 2, 8)), "at most 65536 heads of at most as many values"),
+        (lambda: attention(q=described(FLOAT32, 2, 3, 4, MOST + 1)), "at most 65536 heads of at most as many values"),
+    ],
+)
+def test_limits_of_fused_attention(status, said):
+    assert (status() == OK) == (said is None), sentence()
+    assert said is None or said in sentence()
+
+
+def cached_attention(rows=5, **changes):
+    q, cache = described(FLOAT32, 2, 3, 4, 8), described(INT8, 2, rows, 2, 8)
+    scale, lengths = described(FLOAT32, 2, 8), described(INT32, 2)
+    tensors = {"q": q, "k_cache": cache, "v_cache": cache, "scale_k": scale, "scale_v": scale, "out": q}
+    tensors |= {"lengths": lengths, **changes}
+    return check_described("kv_cache_attention", struct.pack("fi", 1, 0), **tensors)
+
+
+def with_heads(heads, size):
+    q, cache, scale = described(FLOAT32, 2, 3, heads, size), described(INT8, 2, 5, 2, size), described(FLOAT32, 2, size)
+    return cached_attention(q=q, out=q, k_cache=cache, v_cache=cache, scale_k=scale, scale_v=scale)
+
+
+def with_strides(k_strides, v_strides, rows=5, size=8):
+    k, v = (described(INT8, 2, rows, 2, size, strides=strides) for strides in (k_strides, v_strides))
+    return cached_attention(k_cache=k, v_cache=v)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (cached_attention, None),
+        (lambda: with_strides((160, 32, 16, 2), (160, 32, 16, 2)), "the last axis of k_cache should be contiguous"),
+        (lambda: with_strides((80, 16, 8, 1), (160, 32, 8, 1)), "v_cache must have the strides of k_cache"),
+        (lambda: with_strides((16, 99, 8, 1), (16, 77, 8, 1), rows=1), None),  # strides of one row
+        (
+            lambda: cached_attention(out=described(FLOAT32, 2, 3, 4, 8, strides=(0, 32, 8, 1))),
+            "must not overlap itself",
+        ),
+        (
+            lambda: cached_attention(out=described(FLOAT32, 2, 3, 4, 8, strides=(192, 64, 16, 2))),
+            "the last axis of out should be contiguous",
+        ),
+        (lambda: with_heads(MOST, 8), None),
+        (lambda: with_heads(MOST + 2, 8), "q must have at most 65536 heads of at most as many values"),
+        (lambda: with_heads(4, MOST), None),
+        (lambda: with_heads(4, MOST + 2), "q must have at most 65536 heads of at most as many values"),
+        (lambda: cached_attention(rows=2**46), None),
+        (lambda: cached_attention(rows=2**48), "is too large for sequences of up to"),
+    ],
+)
+def test_limits_of_kv_cache_attention(status, said):
+    assert (status() == OK) == (said is None), sentence()
+    assert said is None or said in sentence()
+
+
+def routing(tokens=2, width=4, chosen=1, experts=4, padded=0, expanded=None, **changes):
+    x, slots = described(FLOAT32, tokens, width), tokens * chosen
+    tensors = {
+        "x": x,
+        "expert_idx": described(INT32, tokens, chosen),
+        "expanded_x": described(FLOAT32, *(expanded or (slots, width))),
+        "expanded_row_idx": described(INT32, slots),
+    }
+    modes = (padded, 1, -1, 0)
+    return check_described("moe_init_routing", struct.pack("3q4i", experts, 0, experts, *modes), **tensors | changes)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (routing, None),
+        (lambda: routing(padded=1, expanded=(4, 2, 4)), None),
+        (
+            lambda: routing(padded=1, expanded=(8, 4)),
+            "expanded_x must have shape (R, H) or, padded, (expert_num, C, H)",
+        ),
+        (lambda: routing(padded=1, expanded=(3, 2, 4)), "expanded_x must have shape (R, H) or, padded"),
+        (lambda: routing(padded=1, expanded=(4, 2, 3)), "expanded_x must have shape (R, H) or, padded"),
+        (lambda: routing(expanded=(1, 2, 4)), "expanded_x must have shape (R, H) or, padded"),
+        (lambda: routing(expanded=(3, 4)), "expanded_x must have shape (R, H) or, padded"),
+        (lambda: routing(expanded=(2, 3)), "expanded_x must have shape (R, H) or, padded"),
+        (lambda: routing(tokens=2**30, width=0), None),
+        (lambda: routing(tokens=2**30, chosen=2, width=0), "expert_idx has too many elements for int32"),
+        (lambda: routing(width=0, padded=1, expanded=(4, 2**29 - 1, 0)), None),
+        (lambda: routing(width=0, padded=1, expanded=(4, 2**29, 0)), "expanded_x has too many rows for int32"),
+        (lambda: routing(experts=2**20), None),
+        (lambda: routing(experts=2**20 + 1), "expert_num must be at most 1048576 without expert_tokens"),
+        (lambda: routing(experts=2**31 - 1, expert_tokens=described(INT64, 2**31 - 1)), None),
+        (
+            lambda: routing(experts=2**31, expert_tokens=described(INT64, 2**31)),
+            "expert_num must be at least 1 and less",
+        ),
+        (lambda: routing(expert_tokens=described(INT64, 4, 1)), "expert_tokens has a wrong shape, (4, 1)"),
+        (
+            lambda: routing(expanded_row_idx=described(INT32, 2, 1)),
+            "expanded_row_idx must have shape (N K,), got (2, 1)",
+        ),
+        (lambda: routing(expanded_scale=described(FLOAT32, 2)), None),
+        (lambda: routing(expanded_scale=described(FLOAT32, 2, 1)), "expanded_scale must have a value for each row"),
+    ],
+)
+def test_limits_of_moe_init_routing(status, said):
+    assert (status() == OK) == (said is None), sentence()
+    assert said is None or said in sentence()
+
+
+def weighted(m=3, k=64, n=16, **changes):
+    tensors = {
+        "x": described(FLOAT32, m, k),
+        "weight": described(INT8, k, n),
+        "scale": described(FLOAT32, n),
+        "y": described(FLOAT32, m, n),
+    }
+    return check_described("weight_quant_matmul", struct.pack("q2i", 0, 0, 0), **tensors | changes)
+
+
+def prepacked_bytes(k, n):
+    return anynpu.weight_quant_prepack(torch.zeros(k, n, dtype=torch.int8)).numel()
+
+
+def prepacked(m=3, k=64, n=16, **view):
+    size = prepacked_bytes(64, 16)
+    return weighted(m, k, n, weight=described(UINT8, *view.pop("shape", (size,)), **view))
+
+
+LONGEST = 2**40  # of M, K and N
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (weighted, None),
+        (lambda: weighted(m=LONGEST, k=1, n=1), None),
+        (lambda: weighted(m=LONGEST + 1, k=1, n=1), "M must be at most 2^40"),
+        (lambda: weighted(m=1, k=LONGEST, n=1), None),
+        (lambda: weighted(m=1, k=LONGEST + 1, n=1), "axes of weight must be at most 2^40"),
+        (lambda: weighted(m=1, k=1, n=LONGEST), None),
+        (lambda: weighted(m=1, k=1, n=LONGEST + 1), "axes of weight must be at most 2^40"),
+        (prepacked, None),
+        (lambda: prepacked(strides=(2,)), "a prepacked (uint8) weight must be contiguous with one axis"),
+        (lambda: prepacked(format=NZ), "a prepacked (uint8) weight must be contiguous with one axis"),
+        (lambda: prepacked(shape=(2, 1024)), "a prepacked (uint8) weight must be contiguous with one axis"),
+        (lambda: prepacked(n=65), "prepacked weight for K 64 and N 65 must have"),
+        (lambda: prepacked(k=1, n=LONGEST), f"prepacked weight for K 1 and N {LONGEST} must have"),
+        (lambda: prepacked(k=1, n=LONGEST + 1), "are too large"),
+        (lambda: prepacked(m=1, k=LONGEST, n=1), f"prepacked weight for K {LONGEST} and N 1 must have"),
+        (lambda: prepacked(m=1, k=LONGEST + 1, n=1), "are too large"),
+        (lambda: prepacked(m=1, k=LONGEST, n=0), f"prepacked weight for K {LONGEST} and N 0 must have"),
+        (lambda: prepacked(m=1, k=2**30, n=2**28), f"prepacked weight for K {2**30} and N {2**28} must have"),
+        (lambda: prepacked(m=1, k=2**30 + 1, n=2**28), "are too large"),
+    ],
+)
+def test_limits_of_weight_quant_matmul(status, said):
+    assert (status() == OK) == (said is None), sentence()
+    assert said is None or said in sentence()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_absent_is_not_looked_at(monkeypatch, name):
+    garbage = TENSOR.pack(1, 77, 0, 9, 7, *[-1] * 16)
+    for function, views, rest in valid_structs(monkeypatch, name):
+        tensors = [TENSOR.pack(*each) if each[2] else garbage for each in views]
+        assert check(function, b"".join(tensors) + rest) == OK, sentence()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import case_table
+import pytest
 import torch
 
 import anynpu
@@ -30,3 +31,13 @@ def test_the_bias_decides_and_does_not_weigh():
     assert experts.tolist() == [[3, 1]]
     assert y.tolist() == [[0.5, 0.5]]
     assert scores.tolist() == [[0.5] * 4]
+
+
+@pytest.mark.parametrize("group_select_mode", [0, 1])
+def test_a_group_with_nan_is_worth_most(group_select_mode, isa):
+    nan = float("nan")
+    x = torch.tensor([[1, 2, 3, nan, 5, 6, 7, 8], [nan, 2, 9, 4, 5, 6, 7, 8], [9, 8, 7, 6, nan, 1, 2, 3]])
+    options = {"k": 2, "group_count": 4, "k_group": 1, "group_select_mode": group_select_mode, "norm_type": 1}
+    _, experts, _ = anynpu.moe_gating_topk(x, **options)
+    assert torch.equal(experts, torch.tensor([[3, 2], [0, 1], [4, 5]], dtype=torch.int32))
+    assert torch.equal(experts, anynpu.reference.moe_gating_topk(x, **options)[1])

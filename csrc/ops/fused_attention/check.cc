@@ -44,7 +44,7 @@ int32_t check_same(const char* name, const anynpu_tensor& tensor, const char* li
 
 // Words as the eight values that they hold; what overflows is refused as too large, or belongs to an axis of one element.
 anynpu_tensor as_int4(anynpu_tensor tensor) {
-  if (tensor.dtype != ANYNPU_INT32 || tensor.ndim != 4) return tensor;
+  if (tensor.dtype != ANYNPU_INT32) return tensor;
   tensor.dtype = ANYNPU_INT4;
   const auto times_8 = [](int64_t value) { return value > INT64_MAX / 8 || value < INT64_MIN / 8 ? 0 : value * 8; };
   tensor.shape[3] = tensor.shape[3] > kMost ? kMost + 1 : times_8(tensor.shape[3]);
@@ -153,7 +153,7 @@ int32_t check_places(const Args& args) {
     return fail(ANYNPU_BAD_SHAPE, "%s: B must be at most %d, got %lld", kOp, INT32_MAX, wide(batch_size(args)));
   }
   if (!is_paged(args)) {
-    if (is_packed(args) || args.k.shape[0] == args.q.shape[0]) return ANYNPU_OK;
+    if (args.k.shape[0] == args.q.shape[0]) return ANYNPU_OK;  // packed: one plane each
     return fail(ANYNPU_BAD_SHAPE, "%s: k must have %lld sequences as q has, got %lld", kOp, wide(args.q.shape[0]),
                 wide(args.k.shape[0]));
   }

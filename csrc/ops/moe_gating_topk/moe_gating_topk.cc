@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "core/carver.h"
 #include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -99,18 +100,17 @@ class Gate {
       : args_(args), shape_(shape), kernel_(gating_kernel()), bytes_(dtype_bits(args.x.dtype) / 8) {}
 
   int32_t run() const {
-    if (shape_.rows == 0) return ANYNPU_OK;
-    const int64_t grain = std::max<int64_t>(1, kGrain / shape_.experts);
-    const int threads = thread_count(shape_.rows, grain);
-    const int64_t own = Buffers(*this, nullptr).words, experts = padded(shape_.experts);
-    auto* words = static_cast<float*>(scratch(ScratchSlot::main, (threads * own + experts) * sizeof(float)));
-    if (words == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, wide(experts));
-    if (present(args_.bias)) load(args_.bias.data, words);
+    const int threads = thread_count(shape_.rows, std::max<int64_t>(1, kGrain / shape_.experts));
+    const int64_t own = Buffers(*this, 0).size, of_bias = padded(shape_.experts) * static_cast<int64_t>(sizeof(float));
+    void* memory = scratch(ScratchSlot::main, of_bias + threads * own);
+    if (memory == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, wide(shape_.experts));
+    auto* bias = static_cast<float*>(memory);
+    if (present(args_.bias)) load(args_.bias.data, bias);
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
-        const Buffers buffers(*this, words + experts + thread * own);
+        const Buffers buffers(*this, reinterpret_cast<uintptr_t>(memory) + of_bias + thread * own);
         const int64_t last = shape_.rows * (thread + 1) / threads;
-        for (int64_t row = shape_.rows * thread / threads; row < last; ++row) one_row(row, words, buffers);
+        for (int64_t row = shape_.rows * thread / threads; row < last; ++row) one_row(row, bias, buffers);
       }
     });
     return ANYNPU_OK;
@@ -123,24 +123,19 @@ class Gate {
   struct Buffers {
     float *scores, *choice, *worth, *picked;  // of experts, twice, of groups, and of the chosen ones
     int32_t *keys, *tops, *groups;
-    int64_t words = 0;
+    int64_t size;  // bytes
 
-    Buffers(const Gate& gate, float* memory) {
+    Buffers(const Gate& gate, uintptr_t memory) {
+      Carver carver(memory);
       const int64_t experts = padded(gate.shape_.experts), groups_count = padded(gate.args_.group_count);
-      scores = take(memory, experts);
-      choice = take(memory, experts);
-      worth = take(memory, groups_count);
-      picked = take(memory, padded(gate.shape_.chosen));
-      keys = reinterpret_cast<int32_t*>(take(memory, experts));
-      tops = reinterpret_cast<int32_t*>(take(memory, experts / kGatingBlock));
-      groups = reinterpret_cast<int32_t*>(take(memory, groups_count));
-    }
-
-   private:
-    float* take(float* memory, int64_t count) {
-      float* part = memory == nullptr ? nullptr : memory + words;
-      words += count;
-      return part;
+      scores = carver.take<float>(experts);
+      choice = carver.take<float>(experts);
+      worth = carver.take<float>(groups_count);
+      picked = carver.take<float>(padded(gate.shape_.chosen));
+      keys = carver.take<int32_t>(experts);
+      tops = carver.take<int32_t>(experts / kGatingBlock);
+      groups = carver.take<int32_t>(groups_count);
+      size = carver.used();
     }
   };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/carver.h"
 #include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -102,25 +103,35 @@ class Gate {
 
   int32_t run() const {
     if (shape_.rows == 0) return ANYNPU_OK;
-    const int64_t experts = round_up(shape_.experts, kGatingBlock), chosen = round_up(shape_.chosen, kGatingBlock);
-    const int64_t own = 2 * experts + experts / kGatingBlock + chosen;  // words of a thread
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, shape_.experts));
     const int threads = thread_count(shape_.rows, grain);
-    auto* words = static_cast<float*>(scratch(ScratchSlot::main, threads * own * sizeof(float)));
-    if (words == nullptr && own > 0)
-      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, wide(experts));
+    const int64_t own = Buffers(shape_, 0).size;
+    const auto memory = reinterpret_cast<uintptr_t>(scratch(ScratchSlot::main, threads * own));
+    if (memory == 0 && own > 0)
+      return fail(ANYNPU_NO_MEMORY, "%s: no memory for %lld experts", kOp, wide(shape_.experts));
     parallel_for(shape_.rows, grain, [&](int64_t begin, int64_t end) {
-      float* mine = words + (threads == 1 ? 0 : omp_get_thread_num() * own);
-      auto* keys = reinterpret_cast<int32_t*>(mine + experts + chosen);
-      for (int64_t row = begin; row < end; ++row) one_row(row, {mine, mine + experts, keys, keys + experts});
+      const Buffers buffers(shape_, memory + (threads == 1 ? 0 : omp_get_thread_num() * own));
+      for (int64_t row = begin; row < end; ++row) one_row(row, buffers);
     });
     return ANYNPU_OK;
   }
 
  private:
+  // Of one thread.
   struct Buffers {
     float *values, *picked;  // of all experts, and of the chosen ones
     int32_t *keys, *tops;
+    int64_t size;  // bytes
+
+    Buffers(const Shape& shape, uintptr_t memory) {
+      Carver carver(memory);
+      const int64_t experts = round_up(shape.experts, kGatingBlock);
+      values = carver.take<float>(experts);
+      picked = carver.take<float>(round_up(shape.chosen, kGatingBlock));
+      keys = carver.take<int32_t>(experts);
+      tops = carver.take<int32_t>(experts / kGatingBlock);
+      size = carver.used();
+    }
   };
 
   void one_row(int64_t row, const Buffers& own) const {
