@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import checkpoint_folders as folders
 import pytest
 import torch
@@ -115,4 +117,21 @@ def test_a_buffer_that_nothing_computes_is_refused(tmp_path, monkeypatch):
     folders.gptq(model_of("gemma", tied=True, head_dim=16), tmp_path)
     monkeypatch.setattr(transformers.GemmaForCausalLM, "_init_weights", lambda *args: None)
     with pytest.raises(ValueError, match="embed_tokens.embed_scale is in no file and its module cannot compute it"):
+        anynpu.load_checkpoint(tmp_path)
+
+
+def test_tensors_of_a_save_that_was_stopped_are_left_alone(tmp_path):
+    model = anynpu.quantize_(model_of(), anynpu.W8A16())
+    model.config.save_pretrained(tmp_path)
+    anynpu.save_quantized(model, tmp_path)
+    (tensors,) = tmp_path.glob("*.safetensors")
+    shutil.copyfile(tensors, tmp_path / "model-0123456789abcdef.safetensors")
+    assert torch.equal(logits(anynpu.load_checkpoint(tmp_path)), logits(model))
+
+
+def test_a_folder_of_two_models_is_refused(tmp_path):
+    model = anynpu.quantize_(model_of(), anynpu.W8A16())
+    anynpu.save_quantized(model, tmp_path)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"one model, got that of anynpu_quantized.json and .* in model.safetensors"):
         anynpu.load_checkpoint(tmp_path)

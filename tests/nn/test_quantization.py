@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import dataclasses
 import json
+import os
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +182,50 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     assert set(before) <= {path.name for path in tmp_path.iterdir()}
     assert not list(tmp_path.glob(".*"))
     assert torch.equal(anynpu.load_quantized(tiny(), tmp_path)(TOKENS), model(TOKENS))
+
+
+def test_a_save_that_is_killed_leaves_the_old_or_the_new_model(tmp_path, monkeypatch):
+    old, new = quantised(), quantised(seed=1)
+    folder = tmp_path / "model"
+    anynpu.save_quantized(old, folder)
+    moments = []
+
+    def before(owner, name):
+        original = getattr(owner, name)
+
+        def noted(*args, **kwargs):
+            moments.append(tmp_path / f"moment {len(moments)}")
+            shutil.copytree(folder, moments[-1])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    before(os, "fsync")
+    before(os, "replace")
+    before(Path, "unlink")
+    anynpu.save_quantized(new, folder)
+    monkeypatch.undo()
+    is_new = [torch.equal(anynpu.load_quantized(tiny(), moment)(TOKENS), new(TOKENS)) for moment in moments]
+    assert is_new == sorted(is_new) and len(set(is_new)) == 2
+    for moment, later in zip(moments, is_new, strict=True):
+        expected = new if later else old
+        assert torch.equal(anynpu.load_quantized(tiny(), moment)(TOKENS), expected(TOKENS))
+        anynpu.save_quantized(old, moment)
+        assert len(list(moment.iterdir())) == 2  # nothing is left of the one that was killed
+
+
+def test_models_saved_at_the_same_time_are_read_meanwhile(tmp_path):
+    model = quantised()
+    expected = model(TOKENS)
+    anynpu.save_quantized(model, tmp_path)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        saves = [pool.submit(anynpu.save_quantized, model, tmp_path) for _ in range(40)]
+        while not all(save.done() for save in saves):
+            assert torch.equal(anynpu.load_quantized(tiny(seed=1), tmp_path)(TOKENS), expected)
+        for save in saves:
+            save.result()
+    assert torch.equal(anynpu.load_quantized(tiny(seed=1), tmp_path)(TOKENS), expected)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def described(folder):

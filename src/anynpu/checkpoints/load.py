@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from anynpu._check import path_of, require, require_type
-from anynpu._read import read_object
+from anynpu._read import open_tensors, read_object
 from anynpu.checkpoints.experts import join_experts, name_in_model, split_experts, stack_float_experts
 from anynpu.checkpoints.folder import CONFIG, OP, Tensors, open_folder
 from anynpu.checkpoints.gguf import load_gguf
@@ -20,7 +20,7 @@ from anynpu.checkpoints.msmodelslim import MsModelSlim, description_of
 from anynpu.checkpoints.producers import Producer, is_saved, producer_of
 from anynpu.nn import QuantizedLinear
 from anynpu.quantization.checkpoint import DESCRIPTION as OWN_DESCRIPTION
-from anynpu.quantization.checkpoint import load_quantized
+from anynpu.quantization.checkpoint import is_own_tensors, read_saved, restore
 from anynpu.quantization.read_by_parent import is_read_by_parent
 
 Progress = Callable[[str], None]
@@ -94,16 +94,25 @@ def load(path: Path, dtype: torch.dtype | None, progress: Progress = lambda name
 
 def _load_own(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> torch.nn.Module:
     """A folder of :func:`anynpu.save_quantized` beside a configuration."""
-    layers = read_object(OP, path / OWN_DESCRIPTION).get("layers")
-    with open_folder(path) as tensors:
-        count = len(tensors.files)
-    own_head = isinstance(layers, dict) and "lm_head" in layers
-    empty = empty_model(config, None, own_head, count)
-    split_experts(empty, [name for name in layers if ".experts." in name] if isinstance(layers, dict) else [])
-    model = load_quantized(empty, path)
+    layers, state = read_saved(path)
+    _require_no_other_model(path, state)
+    empty = empty_model(config, None, "lm_head" in layers, len(state))
+    split_experts(empty, [name for name in layers if ".experts." in name])
+    model = restore(empty, layers, state)
     model.tie_weights()
     compute_buffers(model)
     return model if dtype is None else cast(model, dtype)
+
+
+def _require_no_other_model(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Refuses a folder whose other files, which may be newer, hold the tensors of the model too."""
+    for other in sorted(path.glob("*.safetensors")):
+        if is_own_tensors(other):
+            continue  # older, or of a save that was stopped
+        with open_tensors(OP, other) as opened:
+            names = sorted(state.keys() & opened.keys())
+        sentence = f"{path} must hold one model, got that of {OWN_DESCRIPTION} and {names[:1]} in {other.name}"
+        require(OP, not names, sentence)
 
 
 def _load_by_transformers(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> torch.nn.Module:

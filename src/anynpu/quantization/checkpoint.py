@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,13 +25,15 @@ METHOD = "anynpu"  # the name of this package's layers in a configuration of tra
 _FORMAT = "anynpu-quantized"
 _VERSION = 2
 _TENSOR_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+_PARTIAL = re.compile(rf"\.({_TENSOR_FILE.pattern}|{re.escape(DESCRIPTION)})\.[0-9a-f]{{8}}\.partial")
 
 
 def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     """Writes the state of a quantised model to ``folder``, which is made if it is missing.
 
     The tensors go to a new ``model-*.safetensors``, then ``anynpu_quantized.json`` is replaced in one step, then older
-    tensor files are removed: a reader, or a crash, at any moment sees either the old model or the new one.
+    tensor files are removed: a reader, or a crash, at any moment sees either the old model or the new one. Of several
+    that save to a folder at a time one waits for the other.
 
     Raises:
         TypeError: the state holds something other than tensors.
@@ -46,11 +51,30 @@ def save_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> None:
         "aliases": aliases,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
-    for old in folder.iterdir():
-        if _TENSOR_FILE.fullmatch(old.name) and old.name != file:
-            old.unlink()
+    with _alone(folder) as directory:
+        _replace(folder / file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        _replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
+        os.fsync(directory)  # the new names are on the disk before the old ones go
+        for old in folder.iterdir():
+            if old.name != file and (is_own_tensors(old) or _PARTIAL.fullmatch(old.name)):
+                old.unlink()
+
+
+def is_own_tensors(path: Path) -> bool:
+    """Whether a file is named as the tensors of :func:`save_quantized` are."""
+    return _TENSOR_FILE.fullmatch(path.name) is not None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """The folder, open, while no other save writes to it: it would take the new tensors for older ones."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # of file systems that have no locks
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def described_layers(model: torch.nn.Module) -> dict[str, dict]:
@@ -109,15 +133,43 @@ def load_quantized(model: torch.nn.Module, folder: str | os.PathLike) -> torch.n
         TypeError: a tensor of another dtype.
     """
     require_module("load_quantized", model)
-    folder = path_of("load_quantized", "folder", folder)
-    description = _read_description(folder / DESCRIPTION)
-    state = read_tensors("load_quantized", folder / description["tensors"])
+    return restore(model, *read_saved(path_of("load_quantized", "folder", folder)))
+
+
+Saved = tuple[dict[str, dict], dict[str, torch.Tensor]]  # what is said of the layers, by name, and all tensors
+
+
+def read_saved(folder: Path) -> Saved:
+    """What :func:`save_quantized` wrote; it may write again meanwhile.
+
+    Raises:
+        FileNotFoundError: no description, or not its tensors.
+        ValueError: they are damaged.
+    """
+    description, state = _read_files(folder)
     for name, same in description["aliases"].items():
         require(
             "load_quantized", same in state and name not in state, f"alias {name} of {same} does not fit the tensors"
         )
     state.update({name: state[same] for name, same in description["aliases"].items()})
-    layers = empty_layers(model, description["layers"])
+    return description["layers"], state
+
+
+def _read_files(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """A description and its tensors, which are removed when the description is replaced."""
+    description = _read_description(folder / DESCRIPTION)
+    while True:
+        try:
+            return description, read_tensors("load_quantized", folder / description["tensors"])
+        except FileNotFoundError:
+            before, description = description, _read_description(folder / DESCRIPTION)
+            if before["tensors"] == description["tensors"]:
+                raise
+
+
+def restore(model: torch.nn.Module, described: dict[str, dict], state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """:func:`load_quantized` of what :func:`read_saved` returns."""
+    layers = empty_layers(model, described)
     others = _check_state(model, layers, state)
     for name, layer in layers.items():
         layer.load_state_dict({key: state[_join(name, key)] for key in layer.state_dict()}, assign=True)
