@@ -7,6 +7,7 @@ too. See docs/vllm_ascend.md for what must be installed.
 """
 
 import copy
+import json
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import anynpu
@@ -47,6 +49,8 @@ MODELS = {
         "scoring_func": "sigmoid",
     },
 }
+MODELS["deepseek_v32"] = MODELS["deepseek_v3"]  # with sparse attention, which takes all of so few keys
+INDEXER = {"index_n_heads": 8, "index_head_dim": 128, "index_topk": 2048}
 SIZES = {
     "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
     "max_position_embeddings": 512, "tie_word_embeddings": False, "initializer_range": 0.08,
@@ -97,6 +101,24 @@ def quantized(model: torch.nn.Module, scheme: str, prompt: list[int]) -> torch.n
     return anynpu.quantize_(result, linear, filter_fn=is_linear)
 
 
+def add_indexers(folder: Path) -> None:
+    """Makes a folder of DeepSeek-V3 one of DeepSeek-V3.2, whose layers have an index of keys."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32", **INDEXER}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    heads, size, hidden = INDEXER["index_n_heads"], INDEXER["index_head_dim"], config["hidden_size"]
+    shapes = {
+        "wq_b.weight": (heads * size, config["q_lora_rank"]), "wk.weight": (size, hidden), "k_norm.weight": (size,),
+        "k_norm.bias": (size,), "weights_proj.weight": (heads, hidden),
+    }  # fmt: skip
+    for layer in range(config["num_hidden_layers"]):
+        for name, shape in shapes.items():
+            weight = config["initializer_range"] * torch.randn(shape)
+            weights[f"model.layers.{layer}.self_attn.indexer.{name}"] = weight.bfloat16()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def expected(model: torch.nn.Module, tokens: list[int]) -> list[float]:
     """Log-probabilities by transformers in float32."""
     with torch.no_grad():
@@ -128,12 +150,14 @@ def main(name: str, scheme: str | None = None) -> None:
     transformers.set_seed(0)
     prompt = torch.randint(3, SIZES["vocab_size"], (40,)).tolist()
     routing = EVERY_EXPERT if scheme and "num_experts_per_tok" in MODELS[name] else {}
-    config = AutoConfig.for_model(name, **SIZES, **MODELS[name] | routing)
+    config = AutoConfig.for_model(name.replace("v32", "v3"), **SIZES, **MODELS[name] | routing)
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         if scheme is None:
             model.save_pretrained(folder)
+            if name == "deepseek_v32":
+                add_indexers(folder)
         else:
             anynpu.save_quantized(quantized(model.float(), scheme, prompt), Path(temporary, "quantized"))
             model.config.architectures = [type(model).__name__]  # as save_pretrained notes it

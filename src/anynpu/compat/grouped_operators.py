@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import anynpu
+from anynpu._check import require, require_dtype
 from anynpu.compat.errors import PARAM_INVALID, PARAM_NULLPTR, RUNTIME_ERROR
 from anynpu.compat.published import Dtype, published, require_absent, require_weight_dtype, torch_dtype
 from anynpu.ops.grouped_matmul import spec
@@ -233,3 +234,44 @@ def npu_grouped_matmul(x: Tensors | torch.Tensor, weight: Tensors | torch.Tensor
     if group_list is None or isinstance(group_list, torch.Tensor):
         return _grouped_matmul(**listed)
     return _grouped_matmul_list(**listed)
+
+
+@published(
+    "npu_quant_grouped_matmul_dequant(Tensor x, Tensor quantized_weight, Tensor weight_scale, Tensor group_list, *, "
+    "Tensor? bias=None, Tensor? x_scale=None, Tensor? x_offset=None, Tensor? smooth_scale=None, "
+    "str quant_mode='pertoken') -> Tensor",
+    "aclnnQuantGroupedMatmulDequant",
+)
+def npu_quant_grouped_matmul_dequant(
+    x: torch.Tensor,
+    quantized_weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    group_list: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    x_offset: torch.Tensor | None = None,
+    smooth_scale: torch.Tensor | None = None,
+    quant_mode: str = "pertoken",
+) -> torch.Tensor:
+    """``npu_grouped_matmul`` of rows (T, K) that are quantised first, and int8 weights (E, N, K) with scales (E, N).
+
+    ``group_list`` are running sums of the rows of the experts. Float16.
+    """
+    op = "npu_quant_grouped_matmul_dequant"
+    mode = None if quant_mode == "pertoken" else quant_mode
+    require_absent(bias=bias, x_scale=x_scale, x_offset=x_offset, smooth_scale=smooth_scale, quant_mode=mode)
+    for name, tensor, dtype, axes in (
+        ("x", x, torch.float16, 2),
+        ("quantized_weight", quantized_weight, torch.int8, 3),
+        ("weight_scale", weight_scale, torch.float32, 2),
+    ):
+        require_dtype(op, name, tensor, (dtype,))
+        require(op, tensor.dim() == axes, f"{name} must have {axes} axes, got {tensor.dim()}")
+    expected, got = tuple(quantized_weight.shape[:2]), tuple(weight_scale.shape)
+    require(op, expected == got, f"weight_scale must have shape {expected}, got {got}")
+    codes, scale = anynpu.dynamic_quant(x)
+    return anynpu.grouped_matmul(
+        [codes], [quantized_weight.transpose(1, 2)], group_list, scale=[weight_scale], per_token_scale=[scale],
+        split_item=3, group_type=0, output_dtype=torch.float16,
+    )[0]  # fmt: skip

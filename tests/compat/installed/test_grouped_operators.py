@@ -117,3 +117,33 @@ def test_groups_that_do_not_fit_one_x():
     for ends in ([5, 2, 9], [2, 5, 10], [-1, 2, 3]):
         with pytest.raises(ValueError, match="group_list must be running sums of at most 9, the rows of x, got"):
             torch_npu.npu_grouped_matmul([x], weight, group_list=ends, **options)
+
+
+def test_rows_that_are_quantised_first():
+    x, weight, scale = halves(7, 32), codes(3, 16, 32), reals(3, 16).abs() / 64
+    ends = torch.tensor([2, 2, 6]).npu()
+    result = torch_npu.npu_quant_grouped_matmul_dequant(x, weight, scale, ends)
+    rounded, steps = (part[:6].double() for part in torch_npu.npu_dynamic_quant(x))
+    experts = torch.tensor([0, 0, 2, 2, 2, 2])
+    sums = torch.einsum("tk,tnk->tn", rounded, weight[experts].double())
+    real = sums * scale[experts].double() * steps.unsqueeze(1)
+    error = real.abs() * (2.0**-11 + 4 * 2.0**-24) + 2.0**-25  # the rounding to float16 after three to float32
+    assert result.dtype == torch.float16
+    assert ((result[:6].double() - real).abs() <= error).all()
+    assert not result[6].any()
+
+
+@pytest.mark.parametrize(
+    "changed, error, sentence",
+    [
+        ({"quant_mode": "pertensor"}, NotImplementedError, "quant_mode is for modes that anynpu does not implement"),
+        ({"x": torch.zeros(7, 32)}, TypeError, "x must be float16, got float32"),
+        ({"weight_scale": torch.ones(3, 32)}, ValueError, r"weight_scale must have shape \(3, 16\), got \(3, 32\)"),
+        ({"group_list": torch.tensor([2, 2, 9])}, ValueError, "group_list"),
+    ],
+)
+def test_what_is_refused_of_rows_that_are_quantised_first(changed, error, sentence):
+    given = {"x": halves(7, 32), "quantized_weight": codes(3, 16, 32), "weight_scale": torch.ones(3, 16)}
+    given["group_list"] = torch.tensor([2, 2, 6])
+    with pytest.raises(error, match=sentence):
+        torch_npu.npu_quant_grouped_matmul_dequant(**(given | changed))

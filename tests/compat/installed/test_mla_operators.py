@@ -113,6 +113,64 @@ def test_int8_weights(whole):
     assert torch.equal(caches[0], expected[1]) and torch.equal(caches[1], expected[0])
 
 
+def v3(given, scale, **modes):
+    tensors = dict(given)
+    caches = {name: tensors.pop(name).clone() for name in ("kv_cache", "kr_cache")}
+    index = tensors.pop("cache_index")
+    return torch_npu.npu_mla_prolog_v3(*tensors.values(), *caches.values(), cache_index=index, **scale, **modes), caches
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("tokens", [(6,), (2, 3)])
+def test_third_version_gives_the_same_and_the_latent_rows(mode, tokens):
+    given, scale = arguments(tokens, torch.bfloat16, torch.int8 if mode == 1 else None), {}
+    if mode:
+        given["weight_uq_qr"] = codes(HCQ, N * (D + DR), seed=1)
+        scale["dequant_scale_w_uq_qr"] = reals(1, N * (D + DR)).abs() / 64
+    if mode == 1:
+        scale |= {f"quant_scale_{name}": reals(1, size).abs() * 20 for name, size in (("ckv", HCKV), ("ckr", DR))}
+    if mode == 2:
+        given["token_x"], rows = torch_npu.npu_dynamic_quant(given["token_x"])
+        scale["dequant_scale_x"] = rows.view(-1, 1)
+        for name in ("dq", "dkv_kr"):
+            given[f"weight_{name}"] = codes(*given[f"weight_{name}"].shape, seed=2)
+            scale[f"dequant_scale_w_{name}"] = reals(1, given[f"weight_{name}"].shape[1], seed=4).abs() / 64
+    modes = {"weight_quant_mode": mode, "kv_cache_quant_mode": 2 if mode == 1 else 0}
+    (query, rope, *nothing), caches = v3(given, scale, **modes)
+    expected = torch_npu.npu_mla_prolog(**given, **scale)
+    for result, other in zip((query, rope, *caches.values()), expected, strict=True):
+        assert torch.equal(result, other)
+    assert all(tuple(each.shape) == (1,) and not each.any() for each in nothing)
+    (*_, norm, rows), _ = v3(given, scale, query_norm_flag=True, **modes)
+    assert norm.shape == (*tokens, HCQ)
+    assert norm.dtype == given["weight_uq_qr"].dtype
+    if mode == 0:
+        assert torch.equal((norm @ given["weight_uq_qr"]).unflatten(-1, (N, -1))[..., :D].flatten(0, -3).transpose(0, 1)
+            @ given["weight_uk"], query.flatten(0, -3).transpose(0, 1))  # fmt: skip
+    else:
+        q = torch_npu.npu_quant_matmul(
+            norm.flatten(0, -2), given["weight_uq_qr"], scale["dequant_scale_w_uq_qr"][0],
+            pertoken_scale=rows.flatten(), output_dtype=torch.bfloat16,
+        ).unflatten(-1, (N, -1))  # fmt: skip
+        assert rows.shape == (6, 1)
+        assert torch.equal(q[..., :D].transpose(0, 1) @ given["weight_uk"], query.flatten(0, -3).transpose(0, 1))
+
+
+@pytest.mark.parametrize(
+    "modes, error, text",
+    [
+        ({"kc_scale": 2.0}, NotImplementedError, "kc_scale is for modes that anynpu does not implement, got 2.0"),
+        ({"kv_cache_quant_mode": 3}, NotImplementedError, "kv_cache_quant_mode is for modes"),
+        ({"weight_quant_mode": 1}, TypeError, "weight_uq_qr must be int8, got float32"),
+        ({"kv_cache_quant_mode": 2}, TypeError, "kv_cache must be int8, got float32"),
+        ({"bogus": 1}, TypeError, "unexpected keyword argument 'bogus'"),
+    ],
+)
+def test_refusals_of_the_third_version(modes, error, text):
+    with pytest.raises(error, match=f"npu_mla_prolog_v3: .*{text}"):
+        v3(arguments((6,)), {}, **modes)
+
+
 def test_refusals():
     given = arguments((6,))
     for change, error, text in (

@@ -65,8 +65,12 @@ from anynpu.compat.fused_quant_operators import (
     npu_grouped_matmul_swiglu_quant_v2,
     npu_kronecker_quant,
 )
-from anynpu.compat.grouped_operators import npu_grouped_matmul, npu_grouped_matmul_finalize_routing
-from anynpu.compat.mla_operators import npu_mla_prolog, npu_mla_prolog_v2
+from anynpu.compat.grouped_operators import (
+    npu_grouped_matmul,
+    npu_grouped_matmul_finalize_routing,
+    npu_quant_grouped_matmul_dequant,
+)
+from anynpu.compat.mla_operators import npu_mla_prolog, npu_mla_prolog_v2, npu_mla_prolog_v3
 from anynpu.compat.paged_operators import (
     _npu_flash_attention,
     _npu_flash_attention_unpad,
