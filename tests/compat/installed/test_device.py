@@ -319,6 +319,40 @@ def test_memory_as_a_table_and_limits():
     assert torch.npu.ipc_collect() is None
 
 
+def test_pools_of_memory_are_names():
+    pool, other = torch.npu.MemPool(), torch.npu.memory.MemPool(use_on_oom=True)
+    assert pool.id != other.id
+    assert pool.snapshot() == torch.npu.memory_snapshot() == []
+    with torch.npu.use_mem_pool(pool, "npu:0"):
+        made = torch.ones(2, device="npu")
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, pool=pool.id):
+        made.add_(1)
+    assert graph.pool() == pool.id
+    with pytest.raises(NotImplementedError, match="MemPool: allocator, from which memory would come"):
+        torch.npu.MemPool(object())
+    with (
+        pytest.raises(TypeError, match="use_mem_pool: pool must be a MemPool, got tuple"),
+        torch.npu.use_mem_pool(pool.id),
+    ):
+        pass
+    with pytest.raises(RuntimeError, match="device index must be below"), torch.npu.use_mem_pool(pool, 1):
+        pass
+
+
+def test_modules_of_streams_and_graphs():
+    from torch_npu.npu import graphs, streams
+
+    assert streams is torch.npu.streams
+    assert graphs is torch.npu.graphs
+    assert streams.Event is torch.npu.Event
+    assert streams.ExternalEvent is torch.npu.ExternalEvent
+    assert graphs.NPUGraph is torch.npu.NPUGraph
+    assert graphs.graph_task_update_end is torch.npu.graph_task_update_end
+    with pytest.raises(AttributeError, match="torch_npu.npu.graphs.NpuGraphOpHandler is not implemented by anynpu"):
+        graphs.NpuGraphOpHandler  # noqa: B018
+
+
 def test_legacy_tensor_types():
     assert torch.equal(torch.npu.FloatTensor([1, 2]), torch.tensor([1.0, 2.0], device="npu"))
     assert torch.npu.HalfTensor(2, 3).shape == (2, 3)

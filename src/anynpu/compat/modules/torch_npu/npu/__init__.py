@@ -73,6 +73,9 @@ memory_summary = _runtime.memory_summary
 memory_stats_as_nested_dict = _runtime.memory_stats_as_nested_dict
 get_per_process_memory_fraction = _runtime.get_per_process_memory_fraction
 get_allocator_backend = _runtime.get_allocator_backend
+memory_snapshot = _runtime.memory_snapshot
+MemPool = _runtime.MemPool
+use_mem_pool = _runtime.use_mem_pool
 set_per_process_memory_fraction = _runtime.set_per_process_memory_fraction
 ipc_collect = _runtime.ipc_collect
 utilization = _runtime.utilization
@@ -178,5 +181,7 @@ def get_device_capability(device: Any = None) -> None:
 def _is_in_bad_fork() -> bool:
     return False
 
+
+from torch_npu.npu import graphs, streams  # noqa: E402  of what is above
 
 __getattr__ = module_getattr(__name__, globals())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.cuda import CUDAGraph as NPUGraph
-from torch.cuda import Event, ExternalStream, Stream, StreamContext, graph
+from torch.cuda import Event, ExternalStream, MemPool, Stream, StreamContext, graph
 
 from anynpu._device_errors import check_device_errors
 from anynpu.compat.device import names_npu, real_device
@@ -49,6 +49,7 @@ default_generators = torch.cuda.default_generators
 __all__ = [
     "Event",
     "ExternalStream",
+    "MemPool",
     "NPUGraph",
     "Stream",
     "StreamContext",

@@ -6,10 +6,13 @@ A process that shares the machine with others may select a device of another ind
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import resource
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -136,6 +139,39 @@ def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
     return "\n".join(("memory of this process", *(f"{name:<30}{size}" for name, size in mebibytes.items())))
 
 
+def memory_snapshot(mempool_id: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+    """The segments that an allocator keeps: none, the host's memory goes back where it came from."""
+    return []
+
+
+class MemPool:
+    """A pool that memory may come from: a name, all memory is the host's. Its options have no effect."""
+
+    def __init__(self, allocator: Any = None, use_on_oom: bool = False, no_split: bool = False) -> None:
+        if allocator is not None:
+            raise NotImplementedError("MemPool: allocator, from which memory would come, is not implemented by anynpu")
+        self.allocator = None
+        self.id = (0, next(_pools))
+
+    def use_count(self) -> int:
+        """How many hold the pool: who asks."""
+        return 1
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Its segments."""
+        return memory_snapshot(self.id)
+
+
+@contextlib.contextmanager
+def use_mem_pool(pool: MemPool, device: Any = None) -> Iterator[None]:
+    """No effect but checks: memory of the block is the host's, as all is."""
+    if not isinstance(pool, MemPool):
+        raise TypeError(f"use_mem_pool: pool must be a MemPool, got {type(pool).__name__}")
+    synchronize(device)
+    yield
+
+
+_pools = itertools.count(1)
 _fraction = 1.0
 
 

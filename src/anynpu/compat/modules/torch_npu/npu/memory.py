@@ -15,7 +15,8 @@ _FIGURES = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_
 _STATISTICS = ("memory_stats", "memory_stats_as_nested_dict", "memory_summary", "get_allocator_backend")
 _RESETS = ("empty_cache", "reset_peak_memory_stats", "reset_accumulated_memory_stats")
 _FRACTIONS = ("get_per_process_memory_fraction", "set_per_process_memory_fraction")
-_FUNCTIONS = (*_FIGURES, *_STATISTICS, *_RESETS, *_FRACTIONS)
+_POOLS = ("MemPool", "use_mem_pool", "memory_snapshot")
+_FUNCTIONS = (*_FIGURES, *_STATISTICS, *_RESETS, *_FRACTIONS, *_POOLS)
 globals().update({name: getattr(_runtime, name) for name in _FUNCTIONS})
 
 # Programs name the class in annotations, whether or not they make one.
