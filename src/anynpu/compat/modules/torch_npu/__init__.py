@@ -50,6 +50,14 @@ from anynpu.compat.float_operators import (
 )
 from anynpu.compat.format_operators import empty_with_format, get_npu_format, npu_format_cast, npu_format_cast_
 from anynpu.compat.formats import Format
+from anynpu.compat.fused_float_operators import (
+    npu_add_rms_norm_cast,
+    npu_clipped_swiglu,
+    npu_gelu_mul,
+    npu_group_norm_silu,
+    npu_group_norm_swish,
+    npu_scaled_masked_softmax,
+)
 from anynpu.compat.fused_infer_operators import (
     _npu_fused_infer_attention_score_get_max_workspace,
     _npu_fused_infer_attention_score_v2_get_max_workspace,
