@@ -59,6 +59,13 @@ bool same_shape(const anynpu_tensor& a, const anynpu_tensor& b) {
   return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
+bool same_strides(const anynpu_tensor& a, const anynpu_tensor& b) {
+  for (int axis = 0; axis < a.ndim; ++axis) {
+    if (a.shape[axis] > 1 && a.strides[axis] != b.strides[axis]) return false;
+  }
+  return true;
+}
+
 void make_contiguous(anynpu_tensor& tensor) {
   int64_t stride = 1;
   for (int axis = tensor.ndim - 1; axis >= 0; --axis) {

@@ -20,6 +20,8 @@ int dtype_bits(int32_t dtype);
 bool is_contiguous(const anynpu_tensor& tensor);
 bool has_shape(const anynpu_tensor& tensor, std::initializer_list<int64_t> shape);
 bool same_shape(const anynpu_tensor& a, const anynpu_tensor& b);
+// Of tensors of one shape: whether they have the same strides where these matter.
+bool same_strides(const anynpu_tensor& a, const anynpu_tensor& b);
 // Sets the strides to those of a contiguous tensor of this shape.
 void make_contiguous(anynpu_tensor& tensor);
 // Elements of the view, or -1 when the product overflows or an axis is negative.

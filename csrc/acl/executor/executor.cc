@@ -186,10 +186,8 @@ int32_t check_addresses(const Executor& executor, Launch& launch) {
 }
 
 bool same_view(const anynpu_tensor& a, const anynpu_tensor& b) {
-  return a.data == b.data && a.ndim == b.ndim && a.format == b.format &&
-         aclDataTypeSize(static_cast<aclDataType>(a.dtype)) == aclDataTypeSize(static_cast<aclDataType>(b.dtype)) &&
-         std::memcmp(a.shape, b.shape, sizeof(a.shape)) == 0 &&
-         std::memcmp(a.strides, b.strides, sizeof(a.strides)) == 0;
+  return a.data == b.data && a.format == b.format && dtype_bits(a.dtype) == dtype_bits(b.dtype) && same_shape(a, b) &&
+         same_strides(a, b);
 }
 
 // The bytes that a view covers beside steps of `pitch`; 0 when it has other steps too.

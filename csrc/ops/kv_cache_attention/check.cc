@@ -17,14 +17,6 @@ int32_t check_heads(const char* name, const anynpu_tensor& tensor) {
   return fail(ANYNPU_BAD_SHAPE, "%s: the last axis of %s should be contiguous", kOp, name);
 }
 
-// The strides that matter.
-bool same_strides(const anynpu_tensor& a, const anynpu_tensor& b) {
-  for (int axis = 0; axis < a.ndim; ++axis) {
-    if (a.shape[axis] > 1 && a.strides[axis] != b.strides[axis]) return false;
-  }
-  return true;
-}
-
 int32_t check_caches(const Args& args) {
   ANYNPU_TRY(check_view(kOp, "k_cache", args.k_cache, {ANYNPU_INT8}));
   ANYNPU_TRY(check_view(kOp, "v_cache", args.v_cache, {ANYNPU_INT8}));

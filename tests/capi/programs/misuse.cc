@@ -368,6 +368,22 @@ void addresses() {
   EXPECT(call.untouched());
 }
 
+// In place, whatever the stride of an axis of one element is; another dtype of the same size too.
+void in_place() {
+  Device<float> values({1, 3}, ACL_FLOAT, {1.5f, 2.5f, -3.5f});
+  const int64_t shape[] = {1, 3}, strides[] = {99, 1};
+  aclTensor* to = aclCreateTensor(shape, 2, ACL_INT32, strides, 0, ACL_FORMAT_ND, shape, 2, values.data);
+  uint64_t size = 0;
+  aclOpExecutor* executor = nullptr;
+  EXPECT_OK(aclnnCastGetWorkspaceSize(values.tensor, ACL_INT32, to, &size, &executor));
+  EXPECT_OK(aclnnCast(nullptr, 0, executor, nullptr));
+  EXPECT_OK(aclrtSynchronizeStream(nullptr));
+  int32_t result[3] = {};
+  EXPECT_OK(aclrtMemcpy(result, sizeof(result), values.data, sizeof(result), ACL_MEMCPY_DEVICE_TO_HOST));
+  EXPECT(result[0] == 1 && result[1] == 2 && result[2] == -3);
+  EXPECT_OK(aclDestroyTensor(to));
+}
+
 // Columns of the same rows lie between each other; only those that meet share memory.
 void columns() {
   Device<float> rows({3, 4}, ACL_FLOAT, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
@@ -473,6 +489,7 @@ int main() {
     formats_of_the_packer();
     repeatable_executors();
     addresses();
+    in_place();
     columns();
     workspaces();
     element_types();
