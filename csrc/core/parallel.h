@@ -42,32 +42,46 @@ void parallel_for(int64_t count, int64_t grain, const Function& fn) {
   GOMP_parallel([](void* run) noexcept { (*static_cast<decltype(share)*>(run))(); }, &share, threads, 0);
 }
 
-// Calls fn(task, thread) for every task. Each of `threads` threads begins with neighbouring tasks of its own, the same ones in
-// every call, so that what it wrote last time is in its caches; then it takes what others have left, so that a thread that
-// the machine disturbs does less.
-template <typename Function>
-void parallel_tasks(int64_t threads, int64_t tasks, const Function& fn) {
+// Calls fn(begin, end, thread) for runs that cover [0, count), of length(begin) items or fewer. Each of `threads` threads begins
+// with neighbouring items of its own, the same ones in every call, so that what it wrote last time is in its caches; then it
+// takes what others have left, so that a thread that the machine disturbs does less.
+template <typename Length, typename Function>
+void parallel_runs(int64_t threads, int64_t count, const Length& length, const Function& fn) {
   struct alignas(64) Share {
     std::atomic<int64_t> next;
     int64_t end;
   };
   const std::unique_ptr<Share[]> shares(threads > 1 ? new (std::nothrow) Share[threads] : nullptr);
   if (!shares) {  // one thread, or no memory for more
-    for (int64_t task = 0; task < tasks; ++task) fn(task, int64_t{0});
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      end = std::min(count, begin + length(begin));
+      fn(begin, end, int64_t{0});
+    }
     return;
   }
   for (int64_t i = 0; i < threads; ++i) {
-    shares[i].next = tasks * i / threads;
-    shares[i].end = tasks * (i + 1) / threads;
+    shares[i].next = count * i / threads;
+    shares[i].end = count * (i + 1) / threads;
   }
-  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread) {
-      for (int64_t i = 0; i < threads; ++i) {
-        Share& share = shares[(thread + i) % threads];
-        for (int64_t task = share.next++; task < share.end; task = share.next++) fn(task, thread);
-      }
+  const auto run_share = [&](Share& share, int64_t thread) {
+    for (int64_t begin = share.next; begin < share.end; begin = share.next) {
+      const int64_t end = std::min(share.end, begin + length(begin));
+      if (share.next.compare_exchange_strong(begin, end)) fn(begin, end, thread);
+    }
+  };
+  parallel_for(threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread) {
+      for (int64_t i = 0; i < threads; ++i) run_share(shares[(thread + i) % threads], thread);
     }
   });
+}
+
+// Calls fn(task, thread) for every task, likewise.
+template <typename Function>
+void parallel_tasks(int64_t threads, int64_t tasks, const Function& fn) {
+  parallel_runs(
+      threads, tasks, [](int64_t) { return int64_t{1}; },
+      [&](int64_t task, int64_t, int64_t thread) { fn(task, thread); });
 }
 
 }  // namespace anynpu

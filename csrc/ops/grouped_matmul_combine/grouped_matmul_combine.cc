@@ -45,6 +45,7 @@ constexpr int64_t kPackWork = 1 << 16;   // values of x a thread, likewise
 
 // What a thread works in.
 struct TaskMemory {
+  bool* is_clear;        // whether the sums were set to zeros, which each group of k leaves behind
   uint8_t* panels;       // [columns][kSpan]
   int32_t* sums;         // [rows of a piece][columns]
   float* values;         // likewise
@@ -95,7 +96,7 @@ class Combine {
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
     const int64_t values = share_experts_ ? (scales_ ? 2 : 1) * rows_ * problem_.n * 4 : direct_.bytes();
-    thread_bytes_ = panel_bytes() + (scales_ ? 3 : 2) * sums_ * 4 + 3 * columns_ * 4;
+    thread_bytes_ = 64 + panel_bytes() + (scales_ ? 3 : 2) * sums_ * 4 + 3 * columns_ * 4;
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + values + threads_ * thread_bytes_)));
     if (memory == nullptr) return false;
@@ -115,7 +116,9 @@ class Combine {
       pack_pieces();
       if (share_experts_) multiply_shares();
       direct_.multiply(pieces_, piece_count_, packed_);
-      for_each_task([&](int64_t column, int64_t columns, const TaskMemory& memory) {
+      const auto one = [](int64_t) { return int64_t{1}; };
+      for_each_run(tasks_, one, [&](int64_t task, int64_t, const TaskMemory& memory) {
+        const int64_t column = task * task_columns_, columns = std::min(task_columns_, problem_.n - column);
         if (first) clear(column, columns);
         for (int64_t i = 0; i < piece_count_; ++i) {
           if (problem_.sums_only()) {
@@ -125,6 +128,7 @@ class Combine {
           if (!share_experts_) multiply_piece(pieces_[i], column, columns, memory);
           add_piece(pieces_[i], column, columns, memory);
         }
+        if (columns % kPanelColumns != 0) *memory.is_clear = false;  // behind them products have sums too
         if (row == rows_ && present(args_.shared_input)) add_shared_input(column, columns);
       });
     } while (row < rows_);
@@ -192,27 +196,21 @@ class Combine {
 
   float* y(int64_t row, int64_t column) const { return static_cast<float*>(args_.y.data) + row * problem_.n + column; }
 
-  template <typename Task>
-  void for_each_thread(const Task& task) {
-    parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        const TaskMemory memory = task_memory(thread);
-        if (!scales_) {
-          std::fill_n(memory.sums, sums_, 0);  // and each group of k leaves zeros
-          std::fill_n(memory.column_sums, columns_, 0);
-        }
-        task(thread, memory);
-      }
+  // Threads take runs from each other: experts have more rows or fewer.
+  template <typename Length, typename Run>
+  void for_each_run(int64_t count, const Length& length, const Run& run) {
+    for (int64_t thread = 0; thread < threads_; ++thread) *task_memory(thread).is_clear = scales_;
+    parallel_runs(threads_, count, length, [&](int64_t begin, int64_t end, int64_t thread) {
+      const TaskMemory memory = task_memory(thread);
+      if (!*memory.is_clear) clear_sums(memory);
+      run(begin, end, memory);
     });
   }
 
-  template <typename Task>
-  void for_each_task(const Task& task) {
-    for_each_thread([&](int64_t thread, const TaskMemory& memory) {
-      for (int64_t i = tasks_ * thread / threads_; i < tasks_ * (thread + 1) / threads_; ++i) {
-        task(i * task_columns_, std::min(task_columns_, problem_.n - i * task_columns_), memory);
-      }
-    });
+  void clear_sums(const TaskMemory& memory) const {
+    std::fill_n(memory.sums, sums_, 0);
+    std::fill_n(memory.column_sums, columns_, 0);
+    *memory.is_clear = true;
   }
 
   // Whole pieces for each thread, and of the pieces that are left parts of k, since memory is fastest along whole rows of
@@ -249,10 +247,14 @@ class Combine {
 
   void multiply_parts_of_k(const Piece& piece) {
     const int64_t units = ceil_divide(problem_.k, kUnitOfK);
-    for_each_thread([&](int64_t thread, const TaskMemory& memory) {
-      const int64_t begin = units * thread / threads_ * kUnitOfK;
-      const int64_t end = std::min(problem_.k, units * (thread + 1) / threads_ * kUnitOfK);
-      multiply_int4(piece, {begin, end, begin, begin / 4}, 0, problem_.n, memory);
+    parallel_for(threads_, 1, [&](int64_t first, int64_t last) {
+      for (int64_t thread = first; thread < last; ++thread) {
+        const TaskMemory memory = task_memory(thread);
+        clear_sums(memory);
+        const int64_t begin = units * thread / threads_ * kUnitOfK;
+        const int64_t end = std::min(problem_.k, units * (thread + 1) / threads_ * kUnitOfK);
+        multiply_int4(piece, {begin, end, begin, begin / 4}, 0, problem_.n, memory);
+      }
     });
     const int64_t all = ceil_divide(problem_.n, kColumns);
     parallel_for(threads_, 1, [&](int64_t begin, int64_t end) {
@@ -287,28 +289,26 @@ class Combine {
     });
   }
 
-  // Even parts of the columns of all items.
+  // Runs of columns of all items, even parts of which are a thread's own.
   template <typename Task>
   void for_columns(int64_t items, const Task& task) {
     const int64_t units = ceil_divide(problem_.n, kColumns), all = items * units;
-    for_each_thread([&](int64_t thread, const TaskMemory& memory) {
-      const int64_t end = all * (thread + 1) / threads_;
-      for (int64_t i = all * thread / threads_, count = 0; i < end; i += count) {
-        const int64_t unit = i % units, column = unit * kColumns;
-        count = std::min({units - unit, end - i, columns_ / kColumns});
-        task(i / units, column, std::min(count * kColumns, problem_.n - column), memory);
-      }
+    const auto length = [&](int64_t unit) { return std::min(units - unit % units, columns_ / kColumns); };
+    for_each_run(all, length, [&](int64_t begin, int64_t end, const TaskMemory& memory) {
+      const int64_t column = begin % units * kColumns;
+      task(begin / units, column, std::min((end - begin) * kColumns, problem_.n - column), memory);
     });
   }
 
   TaskMemory task_memory(int64_t thread) const {
-    uint8_t* panels = thread_memory_ + thread * thread_bytes_;
+    uint8_t* memory = thread_memory_ + thread * thread_bytes_;
+    uint8_t* panels = memory + 64;
     auto* sums = reinterpret_cast<int32_t*>(panels + panel_bytes());
     auto* values = reinterpret_cast<float*>(sums + sums_);
     auto* column_sums = reinterpret_cast<int32_t*>(values + sums_);
     auto* of_column = column_sums + columns_;
     auto* scale = reinterpret_cast<float*>(of_column + columns_);
-    return {panels, sums, values, column_sums, of_column, scale, scale + columns_};
+    return {reinterpret_cast<bool*>(memory), panels, sums, values, column_sums, of_column, scale, scale + columns_};
   }
 
   // Fills the table with the rows that come next.
