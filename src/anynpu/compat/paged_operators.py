@@ -11,6 +11,7 @@ import torch
 from anynpu._check import require, require_dtype
 from anynpu.compat.attention import Attention
 from anynpu.compat.attention_arguments import Placement, attention_of
+from anynpu.compat.attention_calls import Call, repeated
 from anynpu.compat.attention_layouts import FLOATS, by_tokens, require_lengths, require_table
 from anynpu.compat.attention_masks import Mask
 from anynpu.compat.published import published, require_absent
@@ -79,24 +80,30 @@ def over_blocks(
     return attention
 
 
+@repeated
 def _attend_tokens(
     op: str,
     query: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor],
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
     heads: tuple[int, int],
     scale: float,
     block_table: torch.Tensor,
-    context_lens: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """One token of query for each sequence, see ``_npu_paged_attention``."""
+    lengths: list[int],
+    value_size: int | None = None,
+) -> Call:
+    """Of one token of query for each sequence, see ``_npu_paged_attention``; the first values of heads are values."""
     shape = tuple(query.shape)
     fits = len(shape) == 3 and shape[1] == heads[0]
     require(op, fits, f"query must have shape (B, {heads[0]}, D), got {shape}")
-    lengths = host_lengths(op, "context_lens", context_lens)
-    attention = over_blocks(op, query.unsqueeze(1), *caches, heads[1], block_table, lengths)
-    result = attention.attend(op, Mask(None), scale)[0].squeeze(1)
-    require_out(op, "out", out, tuple(result.shape), query.dtype)
+    values = value_cache[..., :value_size]
+    attention = over_blocks(op, query.unsqueeze(1), key_cache, values, heads[1], block_table, lengths)
+    return attention.call(op, Mask(None), scale)
+
+
+def _write_tokens(op: str, out: torch.Tensor, results: tuple[torch.Tensor, torch.Tensor]) -> None:
+    result = results[0].squeeze(1)
+    require_out(op, "out", out, tuple(result.shape), result.dtype)
     out.copy_(result)
 
 
@@ -118,8 +125,10 @@ def _npu_paged_attention(
     Caches are (blocks, block size, num_kv_heads, D), ``block_table`` int32 (B, blocks of a sequence), ``context_lens``
     int32 (B,). Sequences of length 0 give 0. ``workspace`` has no effect.
     """
-    caches, heads = (key_cache, value_cache), (num_heads, num_kv_heads)
-    _attend_tokens("_npu_paged_attention", query, caches, heads, scale_value, block_table, context_lens, out)
+    op, heads = "_npu_paged_attention", (num_heads, num_kv_heads)
+    lengths = host_lengths(op, "context_lens", context_lens)
+    results = _attend_tokens(op, query, key_cache, value_cache, heads, scale_value, block_table, lengths)
+    _write_tokens(op, out, results)
 
 
 @published(f"_npu_paged_attention_get_workspace({_PAGED}Tensor out) -> Tensor", "PagedAttention")
@@ -198,8 +207,9 @@ def _npu_paged_attention_mla(
     op, size = "_npu_paged_attention_mla", key_cache.shape[-1]
     fits = 1 <= mla_vheadsize <= size
     require(op, fits, f"mla_vheadsize must be in [1, {size}], the size of key_cache's heads, got {mla_vheadsize}")
-    caches, heads = (key_cache, key_cache[..., :mla_vheadsize]), (num_heads, num_kv_heads)
-    _attend_tokens(op, query, caches, heads, scale_value, block_table, context_lens, out)
+    lengths, heads = host_lengths(op, "context_lens", context_lens), (num_heads, num_kv_heads)
+    given = (query, key_cache, key_cache, heads, scale_value, block_table, lengths, mla_vheadsize)
+    _write_tokens(op, out, _attend_tokens(op, *given))
 
 
 @published(

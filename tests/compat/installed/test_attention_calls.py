@@ -113,3 +113,27 @@ def test_a_repeated_call_with_wrong_arguments_is_refused():
             attend(*args, actual_seq_lengths_kv=[3, 7])
         with pytest.raises(TypeError, match="key must be float16, got float32"):
             attend(args[0], args[1].float(), args[2], actual_seq_lengths_kv=[3, 5])
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_paged_attention_in_place(latent, calls):
+    for seed in range(2):
+        query, *caches = halves(B, N, D, seed=seed), *(halves(4, BLOCK, KV, D, seed=seed + i) for i in (1, 2))
+        table = torch.tensor([[3, 1], [0, 2]], dtype=torch.int32).roll(seed, 0).npu()
+        out, expected = (torch.empty_like(query[..., :9] if latent else query) for _ in range(2))
+        lengths = torch.tensor([7, 4], dtype=torch.int32)
+        tables = {"num_kv_heads": KV, "num_heads": N, "scale_value": 0.25, "block_table": table}
+        if latent:
+            function, tables["mla_vheadsize"] = torch_npu._npu_paged_attention_mla, 9
+            caches = caches[:1]
+        else:
+            function = torch_npu._npu_paged_attention
+        function(query, *caches, **tables, context_lens=lengths, out=out)
+        assert len(calls) == 1, "only the first is worked out"
+        worked_out(function, query, *caches, **tables, context_lens=lengths, out=expected)
+        calls.pop()
+        assert torch.equal(out, expected)
+        function(query, *caches, **tables, context_lens=lengths - 1, out=out)  # other lengths
+        worked_out(function, query, *caches, **tables, context_lens=lengths - 1, out=expected)
+        assert torch.equal(out, expected)
+        del calls[1:]
