@@ -361,7 +361,7 @@ def test_python_and_native_checks_agree(args):
     scalars = (args.get("group_size", 0), args.get("inner_precise", 0), 0)
     tensors = [args.get(name) for name in ORDER]
     try:
-        shape, dtype = spec.matmul_result(**args)
+        shape, dtype = spec.matmul_result(spec.Arguments(**args))
     except (TypeError, ValueError) as error:
         y = torch.empty(*args["x"].shape[:-1], 8, dtype=args["x"].dtype)
         if not (args["weight"].dtype == torch.uint8 and args["weight"].dim() == 1):  # N comes from n, which C has not

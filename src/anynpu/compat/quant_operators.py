@@ -19,7 +19,7 @@ from anynpu.ops.compressed_matmul import spec as compressed_matmul
 from anynpu.ops.dynamic_quant import spec as dynamic_quant
 from anynpu.ops.int4_pack.spec import pack_shape
 from anynpu.ops.weight_quant_matmul.spec import MATMUL as _MATMUL
-from anynpu.ops.weight_quant_matmul.spec import is_transposed, matmul_result, matrix_shape
+from anynpu.ops.weight_quant_matmul.spec import Arguments, is_transposed, matmul_result, matrix_shape
 
 
 def _pack_code(weight: torch.Tensor, **options: Any) -> int:
@@ -76,7 +76,7 @@ def npu_weight_quant_batchmatmul(
     rest = (antiquant_scale, antiquant_offset, bias, quant_scale, quant_offset, antiquant_group_size, inner_precise)
     if formats.is_nz(weight):
         if strict_soc() is not None:
-            _check_nz_limits(x, weight, *rest)
+            _check_nz_limits(Arguments(x, weight, *rest))
         if _can_prepack(x, weight):
             prepacked = formats.prepacked(weight, _prepack)
             k, n = prepacked.matrix_shape
@@ -98,26 +98,16 @@ def _prepack(weight: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     return anynpu.weight_quant_prepack(weight), matrix_shape(_MATMUL, weight)
 
 
-def _check_nz_limits(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    quant_scale: torch.Tensor | None,
-    quant_offset: torch.Tensor | None,
-    group_size: int,
-    inner_precise: int,
-) -> None:
-    shape, _ = matmul_result(x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise)
+def _check_nz_limits(a: Arguments) -> None:
+    shape, _ = matmul_result(a)
     check_weight_quant_matmul_nz_limits(
-        x.shape[-1],
+        a.x.shape[-1],
         shape[-1],
-        int4=weight.dtype == torch.int32,
-        transposed=is_transposed(weight, x.shape[-1]),
-        per_channel=scale.numel() > 1,
-        group_size=group_size,
-        quant_scale=quant_scale is not None,
+        int4=a.weight.dtype == torch.int32,
+        transposed=is_transposed(a.weight, a.x.shape[-1]),
+        per_channel=a.scale.numel() > 1,
+        group_size=a.group_size,
+        quant_scale=a.quant_scale is not None,
     )
 
 

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import launch, power_of_two, rounded
 from anynpu._triton_groups import bounds_of, groups_of, rows_of_groups
-from anynpu.ops.dequant_swiglu_quant.spec import DYNAMIC, HALVES, INTERLEAVED_CLAMPED, OP, output_shapes
+from anynpu.ops.dequant_swiglu_quant.spec import DYNAMIC, HALVES, INTERLEAVED_CLAMPED, OP, Arguments, output_shapes
 from anynpu.ops.dynamic_quant.triton import magnitude
 
 _GROUPS = _device_errors.new_rule(OP, "group_index", "must not be negative, nor go beyond the rows of x")
@@ -129,42 +130,26 @@ def _row_kernel(x_ptr, weight_scale_ptr, row_scale_ptr, bias_ptr, quant_scale_pt
     tl.store(scale_ptr + row, scale)
 
 
-def dequant_swiglu_quant(
-    x: torch.Tensor,
-    weight_scale: torch.Tensor | None = None,
-    activation_scale: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_index: torch.Tensor | None = None,
-    activate_left: bool = False,
-    quant_mode: int = 0,
-    swiglu_mode: int = 0,
-    clamp_limit: float = 7.0,
-    glu_alpha: float = 1.702,
-    glu_bias: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def dequant_swiglu_quant(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``anynpu.dequant_swiglu_quant``; a wrong group_index is told by ``anynpu.check_device_errors``."""
-    shape, scale_shape = output_shapes(
-        x, weight_scale, activation_scale, bias, quant_scale, quant_offset, group_index, activate_left, quant_mode,
-        swiglu_mode, clamp_limit, glu_alpha, glu_bias,
-    )  # fmt: skip
-    y, scale = x.new_empty(shape, dtype=torch.int8), x.new_empty(scale_shape, dtype=torch.float32)
+    shape, scale_shape = output_shapes(a)
+    y, scale = a.x.new_empty(shape, dtype=torch.int8), a.x.new_empty(scale_shape, dtype=torch.float32)
     if y.numel() == 0:
         return y, scale.zero_()
     rows, results = scale.numel(), shape[-1]
-    groups = 1 if group_index is None else group_index.shape[0]
-    bounds = scale if group_index is None else bounds_of(group_index, rows, _GROUPS, counts=True)
-    matrix, block = x.reshape(rows, -1), power_of_two(results, 16, _MOST_AT_ONCE)
-    parameters = [weight_scale, activation_scale, bias, quant_scale, quant_offset]
+    groups = 1 if a.group_index is None else a.group_index.shape[0]
+    bounds = scale if a.group_index is None else bounds_of(a.group_index, rows, _GROUPS, counts=True)
+    matrix, block = a.x.reshape(rows, -1), power_of_two(results, 16, _MOST_AT_ONCE)
+    parameters = [a.weight_scale, a.activation_scale, a.bias, a.quant_scale, a.quant_offset]
     present = [scale if value is None else value.contiguous() for value in parameters]  # what is absent is not read
-    quant, offset = (_values(value, groups, results) for value in (quant_scale, quant_offset))
-    gate = "even" if swiglu_mode == INTERLEAVED_CLAMPED else "left" if activate_left else "right"
+    quant, offset = (_values(value, groups, results) for value in (a.quant_scale, a.quant_offset))
+    gate = "even" if a.swiglu_mode == INTERLEAVED_CLAMPED else "left" if a.activate_left else "right"
     launch(
         _row_kernel, rows, matrix, *present, bounds, y, scale, results, *matrix.stride(), 2 * results,
-        results if quant == 2 else 1, clamp_limit, glu_alpha, glu_bias, ROW_SCALE=activation_scale is not None,
-        BIAS=bias is not None, QUANT=quant, OFFSET=offset, GATE=gate, CLAMPED=swiglu_mode != HALVES,
-        PER_ROW=quant_mode == DYNAMIC, GROUPED=group_index is not None, LONG=results > block, BLOCK=block,
+        results if quant == 2 else 1, a.clamp_limit, a.glu_alpha, a.glu_bias, ROW_SCALE=a.activation_scale is not None,
+        BIAS=a.bias is not None, QUANT=quant, OFFSET=offset, GATE=gate, CLAMPED=a.swiglu_mode != HALVES,
+        PER_ROW=a.quant_mode == DYNAMIC, GROUPED=a.group_index is not None, LONG=results > block, BLOCK=block,
         num_warps=max(1, min(block // 256, 16)), **groups_of(groups),
     )  # fmt: skip
     return y, scale

@@ -6,9 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
@@ -18,6 +20,20 @@ SCHEMA = (
     "Tensor? expert_idx=None, int drop_pad_mode=0, int k=1) -> Tensor"
 )
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    expanded_rows: torch.Tensor
+    skip1: torch.Tensor | None
+    skip2: torch.Tensor | None
+    bias: torch.Tensor | None
+    scales: torch.Tensor | None
+    row_idx: torch.Tensor
+    expert_idx: torch.Tensor | None = None
+    drop_pad_mode: int = 0
+    k: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,51 +56,53 @@ def _require_matrix(name: str, tensor: torch.Tensor | None, shape: tuple, dtypes
     require(OP, fits, f"{name} must have shape ({expected}), got {got}")
 
 
-def sizes(expanded_rows, skip1, skip2, bias, scales, row_idx, expert_idx=None, drop_pad_mode=0, k=1) -> Sizes:
+def sizes(a: Arguments) -> Sizes:
     """Checks everything that does not need data."""
-    require_dtype(OP, "expanded_rows", expanded_rows, FLOATS)
-    require_dtype(OP, "row_idx", row_idx, (torch.int32,))
-    axes = expanded_rows.dim()
+    rows, scales = a.expanded_rows, a.scales
+    require_dtype(OP, "expanded_rows", rows, FLOATS)
+    require_dtype(OP, "row_idx", a.row_idx, (torch.int32,))
+    axes = rows.dim()
     require(OP, axes in (2, 3), f"expanded_rows must have shape (rows, H) or (E, C, H), got {axes} axes")
-    require(OP, row_idx.dim() == 1, f"row_idx must have shape (N K,), got {tuple(row_idx.shape)}")
-    require(OP, drop_pad_mode in (0, 1, 2, 3), f"drop_pad_mode must be 0, 1, 2 or 3, got {drop_pad_mode}")
+    require(OP, a.row_idx.dim() == 1, f"row_idx must have shape (N K,), got {tuple(a.row_idx.shape)}")
+    require(OP, a.drop_pad_mode in (0, 1, 2, 3), f"drop_pad_mode must be 0, 1, 2 or 3, got {a.drop_pad_mode}")
     if scales is None:
-        require(OP, k >= 1, f"k must be at least 1, got {k}")
+        require(OP, a.k >= 1, f"k must be at least 1, got {a.k}")
     elif scales.dim() != 2:
         raise ValueError(f"{OP}: scales must have shape (N, K), got {tuple(scales.shape)}")
-    chosen = k if scales is None else scales.shape[1]
-    slots, width, dtype = row_idx.shape[0], expanded_rows.shape[-1], expanded_rows.dtype
-    tokens = slots // k if scales is None else scales.shape[0]
+    chosen = a.k if scales is None else scales.shape[1]
+    slots, width, dtype = a.row_idx.shape[0], rows.shape[-1], rows.dtype
+    tokens = slots // a.k if scales is None else scales.shape[0]
     sentence = f"row_idx must have N * K = {tokens} * {chosen} elements, got {slots}"
     require(OP, slots == tokens * chosen, sentence)
     _require_matrix("scales", scales, (tokens, chosen), FLOATS)
-    for name, tensor in (("skip1", skip1), ("skip2", skip2)):
+    for name, tensor in (("skip1", a.skip1), ("skip2", a.skip2)):
         _require_matrix(name, tensor, (tokens, width), (dtype,))
-    _require_matrix("bias", bias, (None, width), (dtype,))
-    require(OP, bias is None or expert_idx is not None, "bias needs the experts of each token")
-    _require_matrix("expert_idx", expert_idx, (tokens, chosen), (torch.int32,))
-    return Sizes(math.prod(expanded_rows.shape[:-1]), tokens, chosen, width)
+    _require_matrix("bias", a.bias, (None, width), (dtype,))
+    require(OP, a.bias is None or a.expert_idx is not None, "bias needs the experts of each token")
+    _require_matrix("expert_idx", a.expert_idx, (tokens, chosen), (torch.int32,))
+    return Sizes(math.prod(rows.shape[:-1]), tokens, chosen, width)
 
 
-def check_values(row_idx: torch.Tensor, expert_idx: torch.Tensor | None, bias: torch.Tensor | None, rows: int) -> None:
+def check_values(a: Arguments, rows: int) -> None:
     """Indices name rows that exist, or -1 for none; experts have a bias."""
-    if row_idx.numel() == 0:
+    if a.row_idx.numel() == 0:
         return
-    low, high = (int(value) for value in row_idx.aminmax())
+    low, high = (int(value) for value in a.row_idx.aminmax())
     within = low >= -1 and high < rows
     require(OP, within, f"row_idx must be in [-1, {rows - 1}], got {low if low < -1 else high}")
-    if bias is None:
+    if a.bias is None:
         return
-    low, high = (int(value) for value in expert_idx.aminmax())
-    experts = bias.shape[0]
+    low, high = (int(value) for value in a.expert_idx.aminmax())
+    experts = a.bias.shape[0]
     within = low >= 0 and high < experts
     require(OP, within, f"experts must be in [0, {experts - 1}], got {low if low < 0 else high}")
 
 
-def fake(expanded_rows, skip1, skip2, bias, scales, row_idx, expert_idx=None, drop_pad_mode=0, k=1):
+@takes(Arguments)
+def fake(a: Arguments) -> torch.Tensor:
     """Fake kernel."""
-    made = sizes(expanded_rows, skip1, skip2, bias, scales, row_idx, expert_idx, drop_pad_mode, k)
-    return expanded_rows.new_empty([made.tokens, made.width])
+    made = sizes(a)
+    return a.expanded_rows.new_empty([made.tokens, made.width])
 
 
 def samples() -> Iterator[Sample]:
@@ -98,7 +116,8 @@ def samples() -> Iterator[Sample]:
     experts = torch.randint(0, 4, (6, 3), generator=generator, dtype=torch.int32)
     dropped = torch.where(index % 5 == 0, -1, index)
     yield Sample("column-major", (rows, *skip, bias, scales, index, experts))
-    halves = (rows.half(), None, None, None, scales.half(), index, None, 2)
-    yield Sample("row-major, float16", halves)
-    yield Sample("padded, dropped", (rows.bfloat16().reshape(2, 9, 20), None, None, None, scales, dropped, None, 3))
-    yield Sample("without scales", (rows, None, None, None, None, index, None, 2, 2))
+    halves = (rows.half(), None, None, None, scales.half(), index)
+    yield Sample("row-major, float16", Arguments(*halves, drop_pad_mode=2))
+    padded = (rows.bfloat16().reshape(2, 9, 20), None, None, None, scales, dropped)
+    yield Sample("padded, dropped", Arguments(*padded, drop_pad_mode=3))
+    yield Sample("without scales", Arguments(rows, None, None, None, None, index, drop_pad_mode=2, k=2))

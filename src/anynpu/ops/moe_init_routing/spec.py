@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import require, require_dtype
 from anynpu._register import Sample
 
@@ -20,6 +22,23 @@ SCHEMA = (
 RUNNING_SUMS, COUNTS, PAIRS = 0, 1, 2
 NONE, STATIC, DYNAMIC = -1, 0, 1
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x: torch.Tensor
+    expert_idx: torch.Tensor
+    scale: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+    active_num: int = -1
+    expert_capacity: int = -1
+    expert_num: int = -1
+    drop_pad_mode: int = 0
+    expert_tokens_num_type: int = RUNNING_SUMS
+    quant_mode: int = NONE
+    active_expert_range: Sequence[int] | None = None
+    row_idx_type: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,101 +54,101 @@ class Plan:
     rows: int
 
 
-def _require_inputs(x, expert_idx, quant_mode) -> None:
-    require_dtype(OP, "x", x, (*_FLOATS, torch.int8) if quant_mode == NONE else _FLOATS)
-    require_dtype(OP, "expert_idx", expert_idx, (torch.int32,))
-    for name, tensor in (("x", x), ("expert_idx", expert_idx)):
+def _require_inputs(a: Arguments) -> None:
+    require_dtype(OP, "x", a.x, (*_FLOATS, torch.int8) if a.quant_mode == NONE else _FLOATS)
+    require_dtype(OP, "expert_idx", a.expert_idx, (torch.int32,))
+    for name, tensor in (("x", a.x), ("expert_idx", a.expert_idx)):
         axes = tensor.dim()
         require(OP, axes == 2, f"The {name} should be 2-Dimension, current is {axes}-Dimension.")
-    rows = (expert_idx.shape[0], x.shape[0])
+    rows = (a.expert_idx.shape[0], a.x.shape[0])
     sentence = f"the first dim of expert_idx and x should be the same, got {rows[0]} and {rows[1]}"
     require(OP, rows[0] == rows[1], sentence)
 
 
-def _require_attributes(drop_pad_mode, expert_tokens_num_type, quant_mode, row_idx_type) -> None:
-    require(OP, drop_pad_mode in (0, 1), f"drop_pad_mode must be in [0, 1], got {drop_pad_mode}")
-    known = expert_tokens_num_type in (0, 1, 2)
-    require(OP, known, f"expert_tokens_num_type must be in [0, 1, 2], got {expert_tokens_num_type}")
-    require(OP, row_idx_type in (0, 1), f"row_idx_type must be in [0, 1], got {row_idx_type}")
-    if quant_mode in range(2, 18):
+def _require_attributes(a: Arguments) -> None:
+    require(OP, a.drop_pad_mode in (0, 1), f"drop_pad_mode must be in [0, 1], got {a.drop_pad_mode}")
+    known = a.expert_tokens_num_type in (0, 1, 2)
+    require(OP, known, f"expert_tokens_num_type must be in [0, 1, 2], got {a.expert_tokens_num_type}")
+    require(OP, a.row_idx_type in (0, 1), f"row_idx_type must be in [0, 1], got {a.row_idx_type}")
+    if a.quant_mode in range(2, 18):
         raise NotImplementedError(
-            f"{OP}: quant_mode {quant_mode} (float8, hifloat8, float4 or int4 rows) is not implemented by anynpu; "
+            f"{OP}: quant_mode {a.quant_mode} (float8, hifloat8, float4 or int4 rows) is not implemented by anynpu; "
             "-1 (none), 0 (static int8) and 1 (dynamic int8) are"
         )
-    require(OP, quant_mode in (NONE, STATIC, DYNAMIC), f"quant_mode must be in [-1, 17], got {quant_mode}")
+    require(OP, a.quant_mode in (NONE, STATIC, DYNAMIC), f"quant_mode must be in [-1, 17], got {a.quant_mode}")
 
 
-def _expert_range(active_expert_range, expert_num) -> tuple[int, int]:
-    require(OP, 1 <= expert_num < 2**31, f"expert_num must be at least 1 and less than 2^31, got {expert_num}")
-    if not active_expert_range:
-        return 0, expert_num
-    length = len(active_expert_range)
+def _expert_range(a: Arguments) -> tuple[int, int]:
+    experts = a.expert_num
+    require(OP, 1 <= experts < 2**31, f"expert_num must be at least 1 and less than 2^31, got {experts}")
+    if not a.active_expert_range:
+        return 0, experts
+    length = len(a.active_expert_range)
     require(OP, length == 2, f"The length of list active_expert_range should be 2, current is {length}.")
-    first, last = active_expert_range
-    sentence = f"active_expert_range must increase within [0, expert_num] = [0, {expert_num}], got [{first}, {last}]"
-    require(OP, 0 <= first < last <= expert_num, sentence)
+    first, last = a.active_expert_range
+    sentence = f"active_expert_range must increase within [0, expert_num] = [0, {experts}], got [{first}, {last}]"
+    require(OP, 0 <= first < last <= experts, sentence)
     return first, last
 
 
-def _require_scale(x, scale, offset, quant_mode, experts) -> None:
-    for name, tensor in (("scale", scale), ("offset", offset)):
+def _require_scale(a: Arguments, experts: int) -> None:
+    for name, tensor in (("scale", a.scale), ("offset", a.offset)):
         if tensor is not None:
             require_dtype(OP, name, tensor, (torch.float32,))
-    if quant_mode == STATIC:
-        require(OP, scale is not None and offset is not None, "quant_mode 0 needs scale and offset")
-        shapes = tuple(scale.shape), tuple(offset.shape)
+    if a.quant_mode == STATIC:
+        require(OP, a.scale is not None and a.offset is not None, "quant_mode 0 needs scale and offset")
+        shapes = tuple(a.scale.shape), tuple(a.offset.shape)
         sentence = f"the shape of scale should be 1, and that of offset, got {shapes[0]} and {shapes[1]}"
         require(OP, shapes == ((1,), (1,)), sentence)
         return
-    require(OP, offset is None, "offset must be absent unless quant_mode is 0")
-    if scale is None:
+    require(OP, a.offset is None, "offset must be absent unless quant_mode is 0")
+    if a.scale is None:
         return
-    shape, rows, width = tuple(scale.shape), x.shape[0], x.shape[1]
-    if quant_mode == NONE:
-        fits = scale.dim() == 1 and shape[0] == rows
+    shape, (rows, width) = tuple(a.scale.shape), a.x.shape
+    if a.quant_mode == NONE:
+        fits = len(shape) == 1 and shape[0] == rows
         require(OP, fits, f"the scale shape support only 1D (bs,) = ({rows},) in no quant mode, got {shape}")
         return
-    fits = scale.dim() == 2 and (shape[0] == experts or shape[0] == 1) and shape[1] == width
+    fits = len(shape) == 2 and (shape[0] == experts or shape[0] == 1) and shape[1] == width
     sentence = f"the first dim of scale must be in [expert_range_length, 1] = [{experts}, 1] and the second {width}"
     require(OP, fits, f"{sentence}, got {shape}")
 
 
-def _require_padded(plan_experts, expert_num, expert_capacity, rows, row_idx_type, expert_tokens_num_type) -> None:
-    plain = plan_experts == expert_num and row_idx_type == 0 and expert_tokens_num_type != PAIRS
+def _require_padded(a: Arguments, experts: int) -> None:
+    plain = experts == a.expert_num and a.row_idx_type == 0 and a.expert_tokens_num_type != PAIRS
     require(OP, plain, "drop_pad_mode 1 wants all experts, row_idx_type 0 and expert_tokens_num_type 0 or 1")
-    fits = 0 < expert_capacity and expert_capacity <= rows
-    require(OP, fits, f"expert_capacity must be in [1, N] = [1, {rows}] with drop_pad_mode 1, got {expert_capacity}")
+    rows, capacity = a.x.shape[0], a.expert_capacity
+    fits = 0 < capacity and capacity <= rows
+    require(OP, fits, f"expert_capacity must be in [1, N] = [1, {rows}] with drop_pad_mode 1, got {capacity}")
 
 
-def plan(
-    x, expert_idx, scale=None, offset=None, active_num=-1, expert_capacity=-1, expert_num=-1, drop_pad_mode=0,
-    expert_tokens_num_type=0, quant_mode=-1, active_expert_range=None, row_idx_type=0,
-) -> Plan:  # fmt: skip
+def plan(a: Arguments) -> Plan:
     """Checks everything that does not need data."""
-    _require_attributes(drop_pad_mode, expert_tokens_num_type, quant_mode, row_idx_type)
-    _require_inputs(x, expert_idx, quant_mode)
-    first, last = _expert_range(active_expert_range, expert_num)
-    _require_scale(x, scale, offset, quant_mode, last - first)
-    slots, width = expert_idx.shape[0] * expert_idx.shape[1], x.shape[1]
-    if drop_pad_mode == 1:
-        _require_padded(last - first, expert_num, expert_capacity, x.shape[0], row_idx_type, expert_tokens_num_type)
-        expanded_x, rows = [expert_num, expert_capacity, width], expert_num * expert_capacity
+    _require_attributes(a)
+    _require_inputs(a)
+    first, last = _expert_range(a)
+    _require_scale(a, last - first)
+    slots, width = a.expert_idx.shape[0] * a.expert_idx.shape[1], a.x.shape[1]
+    if a.drop_pad_mode == 1:
+        _require_padded(a, last - first)
+        expanded_x, rows = [a.expert_num, a.expert_capacity, width], a.expert_num * a.expert_capacity
     else:
-        rows = slots if active_num <= 0 else min(active_num, slots)
+        rows = slots if a.active_num <= 0 else min(a.active_num, slots)
         expanded_x = [rows, width]
-    tokens = [expert_num, 2] if expert_tokens_num_type == PAIRS else [last - first]
-    dtype = x.dtype if quant_mode == NONE else torch.int8
+    tokens = [a.expert_num, 2] if a.expert_tokens_num_type == PAIRS else [last - first]
+    dtype = a.x.dtype if a.quant_mode == NONE else torch.int8
     return Plan(first, last, expanded_x, dtype, slots, tokens, rows)
 
 
-def fake(x, expert_idx, *rest):
+@takes(Arguments)
+def fake(a: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fake kernel."""
-    made = plan(x, expert_idx, *rest)
+    made = plan(a)
     return (
-        x.new_empty(made.expanded_x, dtype=made.dtype),
-        x.new_empty(made.row_idx, dtype=torch.int32),
-        x.new_empty(made.tokens, dtype=torch.int64),
-        x.new_empty(made.rows, dtype=torch.float32),
+        a.x.new_empty(made.expanded_x, dtype=made.dtype),
+        a.x.new_empty(made.row_idx, dtype=torch.int32),
+        a.x.new_empty(made.tokens, dtype=torch.int64),
+        a.x.new_empty(made.rows, dtype=torch.float32),
     )
 
 
@@ -142,7 +161,10 @@ def samples() -> Iterator[Sample]:
     per_token = torch.rand(9, generator=generator)
     smooth = torch.rand(4, 40, generator=generator) + 0.5
     one = torch.tensor([20.0])
-    yield Sample("int8 rows with scales", (codes, ids, per_token, None, 27, -1, 6, 0, COUNTS, NONE, [2, 5], 1))
-    yield Sample("bfloat16", (x.bfloat16(), ids, None, None, -1, -1, 6))
-    yield Sample("dynamic", (x.half(), ids, smooth, None, 20, -1, 6, 0, PAIRS, DYNAMIC, [1, 5]))
-    yield Sample("static, padded", (x, ids, one, one / 7, -1, 4, 6, 1, COUNTS, STATIC))
+    pairs = {"expert_tokens_num_type": PAIRS, "active_expert_range": [1, 5]}
+    padded = {"expert_capacity": 4, "drop_pad_mode": 1, "expert_tokens_num_type": COUNTS}
+    all_rows = Arguments(codes, ids, per_token, active_num=27, expert_num=6, expert_tokens_num_type=COUNTS)
+    yield Sample("int8 rows with scales", all_rows._replace(active_expert_range=[2, 5], row_idx_type=1))
+    yield Sample("bfloat16", Arguments(x.bfloat16(), ids, expert_num=6))
+    yield Sample("dynamic", Arguments(x.half(), ids, smooth, active_num=20, expert_num=6, quant_mode=DYNAMIC, **pairs))
+    yield Sample("static, padded", Arguments(x, ids, one, one / 7, expert_num=6, quant_mode=STATIC, **padded))

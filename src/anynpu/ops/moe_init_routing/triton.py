@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 
+from anynpu._arguments import takes
 from anynpu._triton import ceil_divide, launch, power_of_two, rounded
 from anynpu.ops.dynamic_quant.triton import codes_of, largest_of_row, part_of_row
-from anynpu.ops.moe_init_routing.spec import COUNTS, DYNAMIC, PAIRS, RUNNING_SUMS, STATIC, Plan, plan
+from anynpu.ops.moe_init_routing.spec import COUNTS, DYNAMIC, PAIRS, RUNNING_SUMS, STATIC, Arguments, Plan, plan
 
 _BLOCK = 1024
 
@@ -90,28 +89,14 @@ def _token_kernel(x_ptr, expert_ptr, row_idx_ptr, bounds_ptr, scale_ptr, offset_
                 tl.store(y_ptr + (tl.zeros((), tl.int64) + row) * width + column, zero, mask=column < width)
 
 
-def moe_init_routing(
-    x: torch.Tensor,
-    expert_idx: torch.Tensor,
-    scale: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-    active_num: int = -1,
-    expert_capacity: int = -1,
-    expert_num: int = -1,
-    drop_pad_mode: int = 0,
-    expert_tokens_num_type: int = 0,
-    quant_mode: int = -1,
-    active_expert_range: Sequence[int] | None = None,
-    row_idx_type: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+@takes(Arguments)
+def moe_init_routing(a: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``anynpu.moe_init_routing``."""
-    made = plan(
-        x, expert_idx, scale, offset, active_num, expert_capacity, expert_num, drop_pad_mode,
-        expert_tokens_num_type, quant_mode, active_expert_range, row_idx_type,
-    )  # fmt: skip
-    ids = expert_idx.reshape(-1).contiguous()
+    made = plan(a)
+    x, padded = a.x, a.drop_pad_mode == 1
+    ids = a.expert_idx.reshape(-1).contiguous()
     # The fewer bits keys have, the less there is to sort.
-    dtype = next(each for each in (torch.uint8, torch.int16, torch.int32) if expert_num <= torch.iinfo(each).max)
+    dtype = next(each for each in (torch.uint8, torch.int16, torch.int32) if a.expert_num <= torch.iinfo(each).max)
     keys = torch.empty(ids.shape, dtype=dtype, device=x.device)
     launch(_key_kernel, ceil_divide(made.row_idx, _BLOCK), ids, keys, made.row_idx, made.first, torch.iinfo(dtype).max,
            BLOCK=_BLOCK)  # fmt: skip
@@ -121,22 +106,22 @@ def moe_init_routing(
     expanded_x = x.new_empty(made.expanded_x, dtype=made.dtype)
     expanded_scale = x.new_empty(made.rows, dtype=torch.float32)
     sorted_slots = (by_expert.values, by_expert.indices, bounds)
-    places = (made.first, made.last - made.first, expert_capacity)
-    parameters = [expanded_scale if value is None else value.contiguous() for value in (scale, offset)]
+    places = (made.first, made.last - made.first, a.expert_capacity)
+    parameters = [expanded_scale if value is None else value.contiguous() for value in (a.scale, a.offset)]
     row_idx = torch.empty(made.row_idx, dtype=torch.int32, device=x.device)
     launch(_index_kernel, ceil_divide(made.row_idx, _BLOCK), *sorted_slots, row_idx, made.row_idx, *places,
-           PADDED=drop_pad_mode == 1, BLOCK=_BLOCK)  # fmt: skip
-    smooth_row = x.shape[1] if quant_mode == DYNAMIC and scale is not None and scale.shape[0] > 1 else 0
-    choices, block = expert_idx.shape[1], power_of_two(x.shape[1], 16, 4096)
+           PADDED=padded, BLOCK=_BLOCK)  # fmt: skip
+    smooth_row = x.shape[1] if a.quant_mode == DYNAMIC and a.scale is not None and a.scale.shape[0] > 1 else 0
+    choices, block = a.expert_idx.shape[1], power_of_two(x.shape[1], 16, 4096)
     launch(
         _token_kernel, x.shape[0], x, ids, row_idx, bounds, *parameters, expanded_x, expanded_scale, made.rows, choices,
-        1 if smooth_row else max(1, choices), x.shape[1], *places, *x.stride(), smooth_row, PADDED=drop_pad_mode == 1,
-        SCALE=scale is not None, MODE={STATIC: "static", DYNAMIC: "dynamic"}.get(quant_mode, "none"), BLOCK=block,
+        1 if smooth_row else max(1, choices), x.shape[1], *places, *x.stride(), smooth_row, PADDED=padded,
+        SCALE=a.scale is not None, MODE={STATIC: "static", DYNAMIC: "dynamic"}.get(a.quant_mode, "none"), BLOCK=block,
         num_warps=max(1, min(block // 512, 8)),
     )  # fmt: skip
-    kind = COUNTS if drop_pad_mode == 1 else expert_tokens_num_type
+    kind = COUNTS if padded else a.expert_tokens_num_type
     tokens = _expert_tokens(bounds.long(), made, kind)
-    return expanded_x, by_expert.indices.int() if row_idx_type == 1 else row_idx, tokens, expanded_scale
+    return expanded_x, by_expert.indices.int() if a.row_idx_type == 1 else row_idx, tokens, expanded_scale
 
 
 def _expert_tokens(bounds: torch.Tensor, made: Plan, kind: int) -> torch.Tensor:

@@ -3,25 +3,17 @@
 
 from __future__ import annotations
 
-import torch
-
 from anynpu import _native
+from anynpu._arguments import takes, tensors_of
 from anynpu._repeat import Plan, PlannedKernel
-from anynpu.ops.quantize.spec import output
+from anynpu.ops.quantize.spec import Arguments, output
 
 _call = _native.Call("quantize", tensors=4, scalars="q2i")
 
 
-def _plan(
-    x: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    dtype: torch.dtype,
-    axis: int = 1,
-    div_mode: bool = True,
-) -> Plan:
-    stored = output(x, scales, zero_points, dtype, axis, div_mode)
-    return _call.plan([x, scales, zero_points], [stored], (axis, div_mode, 0))
+@takes(Arguments)
+def _plan(a: Arguments) -> Plan:
+    return _call.plan(tensors_of(a), [output(a)], (a.axis, a.div_mode, 0))
 
 
 quantize = PlannedKernel(_plan)

@@ -5,32 +5,25 @@ from __future__ import annotations
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu.ops.int4_pack.reference import int4_pack
-from anynpu.ops.quantize.spec import channel_axis, output
+from anynpu.ops.quantize.spec import Arguments, output
 
 
-def quantize(
-    x: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    dtype: torch.dtype,
-    axis: int = 1,
-    div_mode: bool = True,
-) -> torch.Tensor:
+@takes(Arguments)
+def quantize(a: Arguments) -> torch.Tensor:
     """See ``anynpu.quantize``."""
-    shape, stored = output(x, scales, zero_points, dtype, axis, div_mode)
-    if zero_points is None:
-        zero_points = torch.zeros(1, device=x.device)
-    along = channel_axis(x, axis, div_mode)
-    scales, zero_points = (_along(tensor, x.dim(), along) for tensor in (scales, zero_points))
-    if div_mode:
-        value = torch.round(x.float() / scales.float()).double().clamp(-(2**50), 2**50) + zero_points.double()
+    shape, stored = output(a)
+    zero_points = torch.zeros(1, device=a.x.device) if a.zero_points is None else a.zero_points
+    scales, zero_points = (_along(tensor, a.x.dim(), a.channel_axis) for tensor in (a.scales, zero_points))
+    if a.div_mode:
+        value = torch.round(a.x.float() / scales.float()).double().clamp(-(2**50), 2**50) + zero_points.double()
     else:
-        value = (x.float() * scales.float() + zero_points.float()).double()
-    low, high = (-8, 7) if dtype == torch.quint4x2 else (torch.iinfo(stored).min, torch.iinfo(stored).max)
+        value = (a.x.float() * scales.float() + zero_points.float()).double()
+    low, high = (-8, 7) if a.dtype == torch.quint4x2 else (torch.iinfo(stored).min, torch.iinfo(stored).max)
     number = torch.where(value.isnan(), 0.0, value)
     codes = number.round().clamp(low, high).to(stored)
-    if dtype == torch.quint4x2 and codes.numel() > 0:
+    if a.dtype == torch.quint4x2 and codes.numel() > 0:
         codes = int4_pack(codes.reshape(-1, codes.shape[-1]))
     return codes.reshape(shape)
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 
@@ -31,24 +33,35 @@ STORED = {
 }
 
 
-def channel_axis(x: torch.Tensor, axis: int, div_mode: bool) -> int | None:
-    """The axis of ``x`` that the scales run along, not negative; None when ``x`` has no such axis."""
-    ndim = x.dim()
-    wanted = -1 if not div_mode and axis > -2 else axis
-    return wanted % ndim if -ndim <= wanted < ndim else None
+class Arguments(NamedTuple):
+    """Of one call, in the order of ``SCHEMA``."""
+
+    x: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor | None
+    dtype: torch.dtype
+    axis: int = 1
+    div_mode: bool = True
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of ``x`` that the scales run along, not negative; None when ``x`` has no such axis."""
+        axes = self.x.dim()
+        wanted = -1 if not self.div_mode and self.axis > -2 else self.axis
+        return wanted % axes if -axes <= wanted < axes else None
 
 
-def _check_channels(name: str, tensor: torch.Tensor, x: torch.Tensor, axis: int | None, wanted: int) -> None:
+def _check_channels(name: str, tensor: torch.Tensor, a: Arguments) -> None:
     if tensor.dim() == 1 and tensor.shape[0] == 1:
         return
-    shape = tuple(x.shape)
-    require(OP, axis is not None, f"axis must be in [{-x.dim()}, {x.dim() - 1}] (x is {shape}), got {wanted}")
-    size = x.shape[axis]
+    shape, axes, axis = tuple(a.x.shape), a.x.dim(), a.channel_axis
+    require(OP, axis is not None, f"axis must be in [{-axes}, {axes - 1}] (x is {shape}), got {a.axis}")
+    size = shape[axis]
     if tensor.dim() == 1:
         fits = tensor.shape[0] == size
     else:
         sizes = enumerate(tensor.shape)
-        fits = tensor.dim() == x.dim() and all(got == 1 or (i == axis and got == size) for i, got in sizes)
+        fits = tensor.dim() == axes and all(got == 1 or (i == axis and got == size) for i, got in sizes)
     require(
         OP,
         fits,
@@ -57,42 +70,28 @@ def _check_channels(name: str, tensor: torch.Tensor, x: torch.Tensor, axis: int 
     )
 
 
-def output(
-    x: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    dtype: torch.dtype,
-    axis: int,
-    div_mode: bool,
-) -> tuple[list[int], torch.dtype]:
+def output(a: Arguments) -> tuple[list[int], torch.dtype]:
     """Checks the arguments; returns the output's shape and dtype."""
-    require_dtype(OP, "x", x, FLOATS)
-    require(OP, 1 <= x.dim() <= MAX_DIMS, f"x must have 1 to {MAX_DIMS} axes, got {x.dim()}")
-    require_dtype(OP, "scales", scales, FLOATS)
-    along = channel_axis(x, axis, div_mode)
-    _check_channels("scales", scales, x, along, axis)
-    if zero_points is not None:
-        require_dtype(OP, "zero_points", zero_points, INTEGERS + FLOATS if div_mode else FLOATS)
-        _check_channels("zero_points", zero_points, x, along, axis)
-    require_allowed(OP, "dtype", dtype, STORED[div_mode], f"with div_mode={div_mode}")
-    shape = list(x.shape)
-    if dtype == torch.quint4x2:
+    require_dtype(OP, "x", a.x, FLOATS)
+    require(OP, 1 <= a.x.dim() <= MAX_DIMS, f"x must have 1 to {MAX_DIMS} axes, got {a.x.dim()}")
+    require_dtype(OP, "scales", a.scales, FLOATS)
+    _check_channels("scales", a.scales, a)
+    if a.zero_points is not None:
+        require_dtype(OP, "zero_points", a.zero_points, INTEGERS + FLOATS if a.div_mode else FLOATS)
+        _check_channels("zero_points", a.zero_points, a)
+    require_allowed(OP, "dtype", a.dtype, STORED[a.div_mode], f"with div_mode={a.div_mode}")
+    shape = list(a.x.shape)
+    if a.dtype == torch.quint4x2:
         require(OP, shape[-1] % INT4_PER_WORD == 0, f"x last dim must be divisible by 8 for int4, got {shape[-1]}")
         shape[-1] //= INT4_PER_WORD
-    return shape, STORED[div_mode][dtype]
+    return shape, STORED[a.div_mode][a.dtype]
 
 
-def fake(
-    x: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    dtype: torch.dtype,
-    axis: int = 1,
-    div_mode: bool = True,
-) -> torch.Tensor:
+@takes(Arguments)
+def fake(a: Arguments) -> torch.Tensor:
     """Fake kernel."""
-    shape, stored = output(x, scales, zero_points, dtype, axis, div_mode)
-    return x.new_empty(shape, dtype=stored)
+    shape, stored = output(a)
+    return a.x.new_empty(shape, dtype=stored)
 
 
 def samples() -> Iterator[Sample]:

@@ -6,28 +6,17 @@ from __future__ import annotations
 import torch
 
 from anynpu import _native
+from anynpu._arguments import takes, tensors_of
 from anynpu._repeat import Plan, PlannedKernel
-from anynpu.ops.weight_quant_matmul.spec import matmul_result, prepacked_size
+from anynpu.ops.weight_quant_matmul.spec import Arguments, matmul_result, prepacked_size
 
 _matmul = _native.Call("weight_quant_matmul", tensors=8, scalars="q2i")
 _prepack = _native.Call("weight_quant_prepack", tensors=2)
 
 
-def _plan(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> Plan:
-    tensors = (x, weight, scale, offset, bias, quant_scale, quant_offset)
-    result = matmul_result(*tensors, group_size, inner_precise, n)
-    return _matmul.plan(tensors, [result], (group_size, inner_precise, 0))
+@takes(Arguments)
+def _plan(a: Arguments) -> Plan:
+    return _matmul.plan(tensors_of(a), [matmul_result(a)], (a.group_size, a.inner_precise, 0))
 
 
 def _plan_prepack(weight: torch.Tensor) -> Plan:

@@ -7,58 +7,40 @@ import struct
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu.ops.weight_quant_matmul import spec
+from anynpu.ops.weight_quant_matmul.spec import Arguments
 
 _MAGIC = {4: b"ANPUw4p3", 8: b"ANPUw8p3"}
 _FLOAT32_ROUNDING = 2.0**-24  # relative error of one float32 operation
 _FIXED_POINT_BLOCK = 256  # most k that share an exponent
 
 
-def weight_quant_matmul(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(Arguments)
+def weight_quant_matmul(a: Arguments) -> torch.Tensor:
     """``y = x @ ((weight + offset) * scale) + bias`` in float64, rounded once to the dtype of x.
 
     With quant_scale instead ``saturate(round_half_even(y * quant_scale + quant_offset))``, NaN to 0.
     """
-    arguments = (x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n)
-    shape, dtype = spec.matmul_result(*arguments)
-    if spec.is_prepacked(weight):
-        _check_prepacked(weight, scale, x.shape[-1], shape[-1])
-    return _rounded(unrounded(*arguments), dtype)
+    shape, dtype = spec.matmul_result(a)
+    if spec.is_prepacked(a.weight):
+        _check_prepacked(a.weight, a.scale, a.x.shape[-1], shape[-1])
+    return _rounded(unrounded(*a), dtype)
 
 
-def unrounded(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(Arguments)
+def unrounded(a: Arguments) -> torch.Tensor:
     """The result of weight_quant_matmul in float64, before it is rounded to its dtype."""
-    w = integers(weight, x.shape[-1])  # [..., K, N]
-    if offset is not None:
-        w = w + _spread(offset.double(), group_size, x.shape[-1])
-    w = w * _spread(decoded_scale(scale), group_size, x.shape[-1])
-    y = x.double() @ w
-    if bias is not None:
-        y = y + bias.double()
-    if quant_scale is not None:
-        multiplier, addend = decoded_quantisation(quant_scale, quant_offset)
+    k = a.x.shape[-1]
+    w = integers(a.weight, k)  # [..., K, N]
+    if a.offset is not None:
+        w = w + _spread(a.offset.double(), a.group_size, k)
+    w = w * _spread(decoded_scale(a.scale), a.group_size, k)
+    y = a.x.double() @ w
+    if a.bias is not None:
+        y = y + a.bias.double()
+    if a.quant_scale is not None:
+        multiplier, addend = decoded_quantisation(a.quant_scale, a.quant_offset)
         y = y * multiplier + addend
     return y
 
@@ -118,18 +100,8 @@ def decoded_quantisation(
     return scale, quant_offset.double().round().clamp(-256, 255)
 
 
-def error_bound(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(Arguments)
+def error_bound(a: Arguments) -> torch.Tensor:
     """How far each element of a result may be from the reference, in float64.
 
     Before its last rounding a kernel rounds, for each output, at most K products, K sums, K sums of the row of x that
@@ -139,12 +111,11 @@ def error_bound(
     with inner_precise) of the largest |x| in it, times its sum of ``(|weight| + |offset|) * |scale|``.
     The last rounding then adds half a unit of the result's dtype; int8 results differ only near a tie.
     """
-    arguments = (x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n)
-    _, dtype = spec.matmul_result(*arguments)
-    exact = unrounded(*arguments)
-    error = _sum_error(x, weight, scale, offset, bias, group_size, inner_precise, n)
-    if quant_scale is not None:
-        multiplier, addend = decoded_quantisation(quant_scale, quant_offset)
+    _, dtype = spec.matmul_result(a)
+    exact = unrounded(*a)
+    error = _sum_error(a)
+    if a.quant_scale is not None:
+        multiplier, addend = decoded_quantisation(a.quant_scale, a.quant_offset)
         error = error * multiplier.abs() + 2 * _FLOAT32_ROUNDING * (exact.abs() + error + addend.abs())
     low, high = _rounded(exact - error, dtype).double(), _rounded(exact + error, dtype).double()
     expected = _rounded(exact, dtype).double()
@@ -152,30 +123,22 @@ def error_bound(
     return bound.nan_to_num(nan=0, posinf=torch.inf)  # NaN: all three are the same infinity or NaN
 
 
-def _sum_error(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    group_size: int,
-    inner_precise: int,
-    n: int | None,
-) -> torch.Tensor:
-    k = x.shape[-1]
-    magnitude = integers(weight, k).abs()
-    if offset is not None:
-        magnitude = magnitude + _spread(offset.double().abs(), group_size, k)
-    magnitude = magnitude * _spread(decoded_scale(scale).abs(), group_size, k)
-    error = (2 * k + 8) * _FLOAT32_ROUNDING * (x.double().abs() @ magnitude)
-    if bias is not None:
-        error = error + (2 * k + 8) * _FLOAT32_ROUNDING * bias.double().abs()
-    fixed_point = 2.0**-15 if inner_precise else 2.0**-23
-    for group in range(0, k, group_size or max(k, 1)):
-        group_end = min(group + (group_size or k), k)
+def _sum_error(a: Arguments) -> torch.Tensor:
+    """Before the last rounding, or the quantisation."""
+    x, k = a.x.double().abs(), a.x.shape[-1]
+    magnitude = integers(a.weight, k).abs()
+    if a.offset is not None:
+        magnitude = magnitude + _spread(a.offset.double().abs(), a.group_size, k)
+    magnitude = magnitude * _spread(decoded_scale(a.scale).abs(), a.group_size, k)
+    error = (2 * k + 8) * _FLOAT32_ROUNDING * (x @ magnitude)
+    if a.bias is not None:
+        error = error + (2 * k + 8) * _FLOAT32_ROUNDING * a.bias.double().abs()
+    fixed_point = 2.0**-15 if a.inner_precise else 2.0**-23
+    for group in range(0, k, a.group_size or max(k, 1)):
+        group_end = min(group + (a.group_size or k), k)
         for first in range(group, group_end, _FIXED_POINT_BLOCK):
             block = slice(first, min(first + _FIXED_POINT_BLOCK, group_end))
-            largest = x[..., block].double().abs().amax(-1, keepdim=True)
+            largest = x[..., block].amax(-1, keepdim=True)
             error = error + fixed_point * largest * magnitude[..., block, :].sum(-2, keepdim=True)
     return error
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
+from anynpu._arguments import takes
 from anynpu._check import dtype_name, require, require_dtype, require_tensor
 from anynpu._register import Sample
 from anynpu._strict import check_weight_quant_matmul_limits
@@ -29,6 +31,21 @@ INT4_PER_WORD = 8
 HEADER_BYTES = 64
 CELL_COLUMNS = 32
 CELL_K = 4
+
+
+class Arguments(NamedTuple):
+    """Of one call of weight_quant_matmul, in the order of ``MATMUL_SCHEMA``."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    quant_scale: torch.Tensor | None = None
+    quant_offset: torch.Tensor | None = None
+    group_size: int = 0
+    inner_precise: int = 0
+    n: int | None = None
 
 
 def is_prepacked(weight: torch.Tensor) -> bool:
@@ -86,47 +103,34 @@ def matrix_shape(op: str, weight: torch.Tensor, x_k: int | None = None, name: st
     return rows, columns * INT4_PER_WORD
 
 
-def matmul_result(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> tuple[list[int], torch.dtype]:
+def matmul_result(a: Arguments) -> tuple[list[int], torch.dtype]:
     """Checks all of a call that can be checked without data; returns the shape and dtype of the result."""
-    _require_tensors(x, weight, scale, offset, bias, quant_scale, quant_offset)
-    _check_ranks(x, weight)
-    _check_packed(x.shape[-1], weight, scale, group_size)
-    k, n = x.shape[-1], _columns(x, weight, n)
-    _check_attributes(k, quant_scale, quant_offset, group_size, inner_precise)
-    _check_dtypes(x, weight, scale, offset, bias, quant_scale, quant_offset)
-    check_weight_quant_matmul_limits(x, k, n, scale)
-    for name, parameter in (("scale", scale), ("offset", offset)):
-        if parameter is not None and group_size != 0:
-            _check_groups(name, parameter, x, group_size, n)
+    _require_tensors(a)
+    _check_ranks(a.x, a.weight)
+    _check_packed(a)
+    k, n = a.x.shape[-1], _columns(a)
+    _check_attributes(a)
+    _check_dtypes(a)
+    check_weight_quant_matmul_limits(a.x, k, n, a.scale)
+    for name, parameter in (("scale", a.scale), ("offset", a.offset)):
+        if parameter is not None and a.group_size != 0:
+            _check_groups(name, parameter, a.x, a.group_size, n)
         elif parameter is not None:
             _check_row(name, parameter, n)
-    if bias is not None:
-        _check_row("bias", bias, n, single=False)
-    for name, parameter in (("quant_scale", quant_scale), ("quant_offset", quant_offset)):
+    if a.bias is not None:
+        _check_row("bias", a.bias, n, single=False)
+    for name, parameter in (("quant_scale", a.quant_scale), ("quant_offset", a.quant_offset)):
         if parameter is not None:
             _check_row(name, parameter, n)
-    return [*x.shape[:-1], n], x.dtype if quant_scale is None else torch.int8
+    return [*a.x.shape[:-1], n], a.x.dtype if a.quant_scale is None else torch.int8
 
 
-def _require_tensors(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, *optional: torch.Tensor | None
-) -> None:
-    for name, tensor in (("x", x), ("weight", weight), ("scale", scale)):
-        require_tensor(MATMUL, name, tensor)
-    for name, tensor in zip(("offset", "bias", "quant_scale", "quant_offset"), optional, strict=True):
-        if tensor is not None:
-            require_tensor(MATMUL, name, tensor)
+def _require_tensors(a: Arguments) -> None:
+    for name in ("x", "weight", "scale"):
+        require_tensor(MATMUL, name, getattr(a, name))
+    for name in ("offset", "bias", "quant_scale", "quant_offset"):
+        if getattr(a, name) is not None:
+            require_tensor(MATMUL, name, getattr(a, name))
 
 
 def _check_ranks(x: torch.Tensor, weight: torch.Tensor) -> None:
@@ -147,22 +151,23 @@ def _check_ranks(x: torch.Tensor, weight: torch.Tensor) -> None:
     )
 
 
-def _check_packed(k: int, weight: torch.Tensor, scale: torch.Tensor, group_size: int) -> None:
+def _check_packed(a: Arguments) -> None:
     """An int32 weight with one int4 in each element would else be an error about the shape of something else."""
-    groups = (k + group_size - 1) // group_size if group_size > 0 else 1
-    fits = scale.dim() == 1 or (scale.dim() == 2 and scale.shape[0] == groups)
-    n = scale.shape[-1] if fits else 0
+    k = a.x.shape[-1]
+    groups = (k + a.group_size - 1) // a.group_size if a.group_size > 0 else 1
+    fits = a.scale.dim() == 1 or (a.scale.dim() == 2 and a.scale.shape[0] == groups)
+    n, shape = a.scale.shape[-1] if fits else 0, tuple(a.weight.shape)
     require(
         MATMUL,
-        weight.dtype != torch.int32 or k < 1 or n < 2 or tuple(weight.shape[-2:]) != (k, n),
+        a.weight.dtype != torch.int32 or k < 1 or n < 2 or shape[-2:] != (k, n),
         "an int32 weight must hold eight int4 in each element, as int4_pack makes it: "
-        f"shape (K, N / 8), or (K / 8, N) packed along K, for K = {k} and N = {n}, got {tuple(weight.shape)}",
+        f"shape (K, N / 8), or (K / 8, N) packed along K, for K = {k} and N = {n}, got {shape}",
     )
 
 
-def _columns(x: torch.Tensor, weight: torch.Tensor, n: int | None) -> int:
+def _columns(a: Arguments) -> int:
     """N, after checking the matrices against each other."""
-    k = x.shape[-1]
+    x, weight, k, n = a.x, a.weight, a.x.shape[-1], a.n
     if is_prepacked(weight):
         if n is None:
             raise ValueError(f"{MATMUL}: n must be the columns of the weight when the weight is prepacked, got None")
@@ -194,60 +199,51 @@ def _check_prepacked_size(weight: torch.Tensor, k: int, n: int) -> None:
     )
 
 
-def _check_attributes(
-    k: int, quant_scale: torch.Tensor | None, quant_offset: torch.Tensor | None, group_size: int, inner_precise: int
-) -> None:
+def _check_attributes(a: Arguments) -> None:
+    k = a.x.shape[-1]
     require(
         MATMUL,
-        group_size == 0 or (32 <= group_size <= k - 1 and group_size % 32 == 0),
+        a.group_size == 0 or (32 <= a.group_size <= k - 1 and a.group_size % 32 == 0),
         "antiquant_group_size can be either 0 or a multiple of 32 within the range 32 to weight_k_dim - 1. "
-        f"Got {group_size} (weight_k_dim is {k})",
+        f"Got {a.group_size} (weight_k_dim is {k})",
     )
     require(
         MATMUL,
-        quant_offset is None or quant_scale is not None,
+        a.quant_offset is None or a.quant_scale is not None,
         "Quantization parameters are incorrectly set, quant_offset cannot exist in isolation from quant_scale",
     )
     require(
         MATMUL,
-        quant_offset is None or quant_scale.dtype != torch.int64,
+        a.quant_offset is None or a.quant_scale.dtype != torch.int64,
         "quant_offset must be absent when quant_scale is encoded in int64, whose bits 37 to 45 hold it",
     )
-    require(MATMUL, inner_precise in (0, 1), f"inner_precise only support 0 or 1. but is:{inner_precise}")
+    require(MATMUL, a.inner_precise in (0, 1), f"inner_precise only support 0 or 1. but is:{a.inner_precise}")
 
 
-def _check_dtypes(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    quant_scale: torch.Tensor | None,
-    quant_offset: torch.Tensor | None,
-) -> None:
-    require_dtype(MATMUL, "x", x, FLOAT_DTYPES)
-    encoded = scale.dtype == torch.int64
-    if scale.dtype not in (x.dtype, torch.float32) and not (encoded and weight.dtype != torch.int32):
+def _check_dtypes(a: Arguments) -> None:
+    require_dtype(MATMUL, "x", a.x, FLOAT_DTYPES)
+    x, weight, scale = a.x.dtype, a.weight.dtype, a.scale.dtype
+    encoded = scale == torch.int64
+    if scale not in (x, torch.float32) and not (encoded and weight != torch.int32):
         raise TypeError(
-            f"{MATMUL}: scale must be {dtype_name(x.dtype)} as x is, float32, or for int8 weights int64 of "
-            f"trans_quant_param, got {dtype_name(scale.dtype)} with {dtype_name(weight.dtype)} weights"
+            f"{MATMUL}: scale must be {dtype_name(x)} as x is, float32, or for int8 weights int64 of "
+            f"trans_quant_param, got {dtype_name(scale)} with {dtype_name(weight)} weights"
         )
-    if offset is not None and encoded:
-        got = dtype_name(offset.dtype)
+    if a.offset is not None and encoded:
+        got = dtype_name(a.offset.dtype)
         raise TypeError(f"{MATMUL}: offset must be absent when scale is encoded in int64, got {got}")
-    if offset is not None and offset.dtype != scale.dtype:
+    if a.offset is not None and a.offset.dtype != scale:
         raise TypeError(
-            f"{MATMUL}: offset must have the dtype of scale, got {dtype_name(offset.dtype)} "
-            f"with scale {dtype_name(scale.dtype)}"
+            f"{MATMUL}: offset must have the dtype of scale, got {dtype_name(a.offset.dtype)} "
+            f"with scale {dtype_name(scale)}"
         )
-    if bias is not None:
-        require_dtype(MATMUL, "bias", bias, FLOAT_DTYPES)
-    if quant_scale is not None and quant_scale.dtype not in (torch.float32, torch.int64):
-        raise TypeError(
-            f"{MATMUL}: quant_scale must be float32, or int64 of trans_quant_param, got {dtype_name(quant_scale.dtype)}"
-        )
-    if quant_offset is not None:
-        require_dtype(MATMUL, "quant_offset", quant_offset, (torch.float32,))
+    if a.bias is not None:
+        require_dtype(MATMUL, "bias", a.bias, FLOAT_DTYPES)
+    if a.quant_scale is not None and a.quant_scale.dtype not in (torch.float32, torch.int64):
+        got = dtype_name(a.quant_scale.dtype)
+        raise TypeError(f"{MATMUL}: quant_scale must be float32, or int64 of trans_quant_param, got {got}")
+    if a.quant_offset is not None:
+        require_dtype(MATMUL, "quant_offset", a.quant_offset, (torch.float32,))
 
 
 def _check_groups(name: str, parameter: torch.Tensor, x: torch.Tensor, group_size: int, n: int) -> None:
@@ -277,23 +273,11 @@ def _check_row(name: str, parameter: torch.Tensor, n: int, single: bool = True) 
     )
 
 
-def matmul_fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(Arguments)
+def matmul_fake(a: Arguments) -> torch.Tensor:
     """Fake kernel of weight_quant_matmul."""
-    shape, dtype = matmul_result(
-        x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n
-    )
-    return x.new_empty(shape, dtype=dtype)
+    shape, dtype = matmul_result(a)
+    return a.x.new_empty(shape, dtype=dtype)
 
 
 def prepacked_bytes(bits: int, k: int, n: int) -> int:
@@ -329,34 +313,27 @@ def matmul_samples() -> Iterator[Sample]:
     """Valid calls of weight_quant_matmul."""
     half, bf16 = torch.float16, torch.bfloat16
     yield Sample("int4 per channel", (_reals(3, 64, dtype=half), _codes(4, 64, 72), _reals(72, dtype=half, seed=1)))
-    yield Sample(
-        "int4 along K, ragged groups, offset, bias",
-        (
-            _reals(2, 3, 72, dtype=bf16),
-            _codes(4, 17, 72).t(),
-            _reals(3, 17, dtype=bf16, seed=1),
-            _reals(3, 17, dtype=bf16, seed=2),
-            _reals(17, seed=3),
-            None,
-            None,
-            32,
-        ),
+    ragged = Arguments(
+        _reals(2, 3, 72, dtype=bf16),
+        _codes(4, 17, 72).t(),
+        _reals(3, 17, dtype=bf16, seed=1),
+        offset=_reals(3, 17, dtype=bf16, seed=2),
+        bias=_reals(17, seed=3),
+        group_size=32,
     )
+    yield Sample("int4 along K, ragged groups, offset, bias", ragged)
     yield Sample("int8 per tensor, batched", (_reals(2, 3, 33), _codes(8, 2, 33, 5), _reals(1, seed=1)))
-    yield Sample(
-        "int8 result",
-        (
-            _reals(5, 128, dtype=half),
-            _codes(8, 40, 128).t(),
-            _reals(1, 40, dtype=half, seed=1) / 100,
-            None,
-            _reals(1, 40, dtype=half, seed=2),
-            _reals(40, seed=3).abs() * 10,
-            _reals(1, seed=4) * 50,
-        ),
+    int8 = Arguments(
+        _reals(5, 128, dtype=half),
+        _codes(8, 40, 128).t(),
+        _reals(1, 40, dtype=half, seed=1) / 100,
+        bias=_reals(1, 40, dtype=half, seed=2),
+        quant_scale=_reals(40, seed=3).abs() * 10,
+        quant_offset=_reals(1, seed=4) * 50,
     )
+    yield Sample("int8 result", int8)
     many = (_reals(33, 512, dtype=half), _codes(4, 512, 264), _reals(264, dtype=half))
-    yield Sample("threads, inner_precise", (*many, None, None, None, None, 0, 1))
+    yield Sample("threads, inner_precise", Arguments(*many, inner_precise=1))
 
 
 def prepack_samples() -> Iterator[Sample]:

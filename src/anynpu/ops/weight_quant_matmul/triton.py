@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from anynpu import _device_errors
+from anynpu._arguments import takes
 from anynpu._triton import (
     HOPPER,
     INTERPRETED,
@@ -310,22 +311,11 @@ def _prepack_kernel(weight_ptr, blob_ptr, K, N, count, k_stride, column_stride, 
         tl.store(blob_ptr + header, _header_byte(header, K, N, bits).to(tl.uint8))
 
 
-def weight_quant_matmul(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    quant_scale: torch.Tensor | None = None,
-    quant_offset: torch.Tensor | None = None,
-    group_size: int = 0,
-    inner_precise: int = 0,
-    n: int | None = None,
-) -> torch.Tensor:
+@takes(spec.Arguments)
+def weight_quant_matmul(a: spec.Arguments) -> torch.Tensor:
     """See ``anynpu.weight_quant_matmul``; a foreign prepacked weight is told by ``anynpu.check_device_errors``."""
-    shape, dtype = spec.matmul_result(
-        x, weight, scale, offset, bias, quant_scale, quant_offset, group_size, inner_precise, n
-    )
+    shape, dtype = spec.matmul_result(a)
+    x, weight, scale, offset, group_size = a.x, a.weight, a.scale, a.offset, a.group_size
     y = x.new_empty(shape, dtype=dtype)
     if y.numel() == 0:
         return y
@@ -337,10 +327,10 @@ def weight_quant_matmul(
     if not spec.is_prepacked(weight):
         weight = with_close_rows(weight.reshape(-1, *weight.shape[-2:]))
         weight_strides = weight.stride()
-    ending = {"BIAS": bias is not None, "QUANT": quant_scale is not None, "QUANT_OFFSET": quant_offset is not None}
-    # What is absent is not read.
-    ending_tensors = [scale if value is None else value for value in (bias, quant_scale, quant_offset)]
-    ending_strides = [_strides(value)[1] for value in (bias, quant_scale, quant_offset)]
+    in_the_end = {"BIAS": a.bias, "QUANT": a.quant_scale, "QUANT_OFFSET": a.quant_offset}
+    ending = {name: value is not None for name, value in in_the_end.items()}
+    ending_tensors = [scale if value is None else value for value in in_the_end.values()]  # what is absent is not read
+    ending_strides = [_strides(value)[1] for value in in_the_end.values()]
     factors = (scale, scale if offset is None else offset, *ending_tensors)
     strides = (*_strides(scale), *_strides(offset), *ending_strides)
     meta = {"OFFSET": offset is not None, **ending}
