@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -117,6 +118,35 @@ def test_public_function_passes_each_argument_in_its_place(name, monkeypatch):
     declared = [[argument.name] for argument in operators[name].overload._schema.arguments]
     function(**{argument: [argument] for (argument,) in declared})
     assert passed == declared
+
+
+WRITERS = [name for name in NAMES if "!" in operators[name].schema]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_version_of_what_is_written_rises(name):
+    """Autograd refuses a saved tensor that has changed since, and what is made of a tensor is made anew, by it."""
+    declared = operators[name].overload._schema.arguments
+    names = [argument.name for argument in declared if argument.alias_info and argument.alias_info.is_write]
+    for sample in operators[name].samples():
+        named = dict(zip([argument.name for argument in declared], sample.args, strict=False))
+        tensors = {argument: value for argument, value in named.items() if isinstance(value, torch.Tensor)}
+        for function in (operators[name].overload, *[getattr(anynpu, name)] * 3):  # the last call is a repeated one
+            before = {argument: tensor._version for argument, tensor in tensors.items()}
+            function(**named)
+            assert [argument for argument in tensors if tensors[argument]._version > before[argument]] == names
+
+
+def test_saved_cache_that_has_changed_is_refused():
+    [sample] = itertools.islice(operators["rope_kv_cache"].samples(), 1)
+    named = sample.args._asdict()
+    factor = torch.ones(named["k_cache"].shape, requires_grad=True)
+    product = factor * named["k_cache"]
+    anynpu.rope_kv_cache(**named)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    with torch.inference_mode():
+        anynpu.rope_kv_cache(**named | {"k_cache": torch.zeros_like(named["k_cache"])})  # it has no version
 
 
 def test_importing_anynpu_leaves_triton_alone():

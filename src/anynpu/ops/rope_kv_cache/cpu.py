@@ -7,12 +7,12 @@ import torch
 
 from anynpu import _native
 from anynpu._arguments import takes, tensors_of
-from anynpu._repeat import Plan, PlannedKernel
+from anynpu._repeat import Plan, PlannedKernel, increment_version
 from anynpu._strict import check_rope_kv_cache_index_limits, strict_soc
 from anynpu.ops.rope_kv_cache.spec import CACHE_MODES, Arguments, check
 
 _call = _native.Call("rope_kv_cache", tensors=16, scalars="3q2i")
-_INDICES = 5  # among the tensors of a call
+_CACHES, _INDICES = slice(3, 5), 5  # among the tensors of a call
 
 
 @takes(Arguments)
@@ -21,14 +21,16 @@ def _plan(a: Arguments) -> Plan:
     kv = (sizes.kv_shape, dtype) if a.kv_output else None
     outputs = [(sizes.q_shape, dtype), kv, kv]
     run = _call.plan(tensors_of(a), outputs, (*a.size_splits, CACHE_MODES[a.cache_mode], 0))
-    return _with_limits(run if a.kv_output else _with_empty_kv(run, dtype), a.cache_mode)
+    kv_output = a.kv_output  # a plan keeps no tensors
 
-
-def _with_empty_kv(run: Plan, dtype: torch.dtype) -> Plan:
     def plan(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return run(*tensors), _native.allocate((0,), (1,), dtype), _native.allocate((0,), (1,), dtype)
+        results = run(*tensors)
+        increment_version(tensors[_CACHES])
+        if kv_output:
+            return results
+        return results, _native.allocate((0,), (1,), dtype), _native.allocate((0,), (1,), dtype)
 
-    return plan
+    return _with_limits(plan, a.cache_mode)
 
 
 def _with_limits(run: Plan, cache_mode: str) -> Plan:

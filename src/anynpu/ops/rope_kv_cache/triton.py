@@ -9,6 +9,7 @@ import triton.language as tl
 
 from anynpu import _device_errors
 from anynpu._arguments import takes
+from anynpu._repeat import increment_version
 from anynpu._triton import ceil_divide, launch, power_of_two, report, rounded
 from anynpu.ops.rope_kv_cache.spec import OP, Arguments, check
 
@@ -157,4 +158,5 @@ def rope_kv_cache(a: Arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         ACTIVATION=activation_scale is not None, BIAS=bias is not None, KV_OUTPUT=a.kv_output, D=size, HALF=half,
         HEADS=heads, OTHERS=_OTHERS,
     )  # fmt: skip
+    increment_version((a.k_cache, a.v_cache))
     return q, k, v
