@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -21,37 +23,51 @@ def _c0(cache: torch.Tensor) -> int:
     return 32 // cache.element_size()
 
 
-Places = tuple[torch.Tensor, torch.Tensor]
+@dataclass(frozen=True)
+class _Places:
+    """Where rows go on the first two axes of a cache.
+
+    A row that is left out writes what another writes, where that does: shapes then do not depend on the data.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    kept: torch.Tensor  # which rows are not left out
+    other: torch.Tensor  # (1,): one of them, if there are any
+
+    @classmethod
+    def of(cls, op: str, cache: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> _Places:
+        """Of indices, which must fit; a negative ``second`` leaves a row out."""
+        fits = ((second < cache.shape[1]) & (first < cache.shape[0])).all()
+        torch._assert_async(fits, f"{op}: indices must be less than the places of the cache, {tuple(cache.shape[:2])}")
+        kept = second >= 0
+        if second.shape[0] == 0:
+            return cls(first.long(), second.long(), kept, second.long())
+        other = kept.to(torch.int8).argmax(0, keepdim=True)
+        first, second = (torch.where(kept, x, x.index_select(0, other)).long().clamp_min(0) for x in (first, second))
+        return cls(first, second, kept, other)
+
+    @classmethod
+    def of_slots(cls, op: str, cache: torch.Tensor, slots: torch.Tensor) -> _Places:
+        """In a cache (blocks, places of a block, ...): slot s is place ``s % places`` of block ``s // places``."""
+        places = max(cache.shape[1], 1)  # a block of none is refused with all others
+        blocks = slots.div(places, rounding_mode="floor").clamp_min(0)
+        return cls.of(op, cache, blocks, torch.where(slots < 0, -1, slots.remainder(places)))
+
+    def write(self, cache: torch.Tensor, rows: torch.Tensor) -> None:
+        """``cache[first[i], second[i]] = rows[i]``, in place."""
+        if rows.shape[0] == 0:
+            return
+        there = cache[self.first[:1], self.second[:1]]  # where all go if none is kept
+        other = torch.where(self.kept.any(), rows.index_select(0, self.other), there)
+        values = torch.where(self.kept.view(-1, *[1] * (rows.dim() - 1)), rows, other)
+        cache.index_put_((self.first, self.second), values)
 
 
-def _places(op: str, cache: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Places:
-    """Indices of the first two axes of the cache, known to fit; a negative ``second`` leaves a row out."""
-    fits = ((second < cache.shape[1]) & (first < cache.shape[0])).all()
-    torch._assert_async(fits, f"{op}: indices must be less than the places of the cache, {tuple(cache.shape[:2])}")
-    return first.long(), second.long()
-
-
-def _slot_places(op: str, cache: torch.Tensor, slots: torch.Tensor) -> Places:
-    """The same in a cache (blocks, places of a block, ...): slot s is place ``s % places`` of block ``s // places``."""
-    places = max(cache.shape[1], 1)  # a block of none is refused with all others
-    blocks = slots.div(places, rounding_mode="floor").clamp_min(0)
-    return _places(op, cache, blocks, torch.where(slots < 0, -1, slots.remainder(places)))
-
-
-def _write(cache: torch.Tensor, places: Places, rows: torch.Tensor) -> None:
-    """``cache[first[i], second[i]] = rows[i]``, in place."""
-    if rows.shape[0] == 0:
-        return
-    # A row to leave out writes what another writes: shapes then do not depend on the data.
-    first, second = places
-    kept = second >= 0
-    some, other = kept.any(), kept.to(torch.int8).argmax(0, keepdim=True)
-
-    def or_other(values: torch.Tensor, nothing: torch.Tensor | int) -> torch.Tensor:
-        instead = torch.where(some, values.index_select(0, other), nothing)
-        return torch.where(kept.view(-1, *[1] * (values.dim() - 1)), values, instead)
-
-    cache.index_put_((or_other(first, 0), or_other(second, 0)), or_other(rows, cache[0, 0]))
+def _of_each(places: Callable[[torch.Tensor], _Places], caches: Sequence[torch.Tensor]) -> list[_Places]:
+    """The places in each cache; those of the first where another has as many."""
+    first = places(caches[0])
+    return [first if cache.shape[:2] == caches[0].shape[:2] else places(cache) for cache in caches]
 
 
 def _by_slot(op: str, name: str, cache: torch.Tensor, heads: int, size: int, nz: bool) -> torch.Tensor:
@@ -89,9 +105,9 @@ def _write_tokens(
         )
         by_slot = _by_slot(op, cache_name, cache, heads, size, nz)
         checked.append((by_slot, rows.reshape(count, *by_slot.shape[2:])))
-    places = [_slot_places(op, cache, slots) for cache, _ in checked]
+    places = _of_each(lambda cache: _Places.of_slots(op, cache, slots), [cache for cache, _ in checked])
     for (cache, rows), place in zip(checked, places, strict=True):
-        _write(cache, place, rows)
+        place.write(cache, rows)
 
 
 @published(
@@ -208,13 +224,13 @@ def npu_kv_rmsnorm_rope_cache(
     rows = tokens[0] * tokens[1]
     if cache_mode == "Norm":
         batch = torch.arange(tokens[0], device=kv.device).repeat_interleave(tokens[1], output_size=rows)
-        places = [_places(op, view, batch, index.flatten()) for view in written]
+        places = _of_each(lambda cache: _Places.of(op, cache, batch, index.flatten()), written)
     else:
-        places = [_slot_places(op, view, index) for view in written]
+        places = _of_each(lambda cache: _Places.of_slots(op, cache, index), written)
     for view, place, value, scale in zip(written, places, values, (k_rope_scale, c_kv_scale), strict=True):
         if scale is not None:
             value = (value * scale.float().flatten()).round().clamp(-128, 127)
-        _write(view, place, value.to(view.dtype).reshape(rows, *view.shape[2:]))
+        place.write(view, value.to(view.dtype).reshape(rows, *view.shape[2:]))
     return k_cache, ckv_cache, *(value.to(kv.dtype) for value in values)
 
 
