@@ -11,7 +11,14 @@ import pytest
 import torch
 from checkpoint_folders import MIXTURES, VOCABULARY, compressed_int8, gptq, logits, mixture_of, model_of
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    T5Config,
+)
 
 import anynpu
 from anynpu.nn import LinearExperts, QuantLinear, QuantMoE, RoutedExperts, WeightQuantLinear
@@ -100,9 +107,11 @@ def test_folders_of_gptq(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:quantize_. lm_head.weight was tied")
-def test_encoders_and_decoders(tmp_path):
-    config = T5Config(vocab_size=64, d_model=64, d_ff=96, d_kv=16, num_layers=1, num_heads=4, decoder_start_token_id=0)
-    model = anynpu.quantize_(AutoModelForSeq2SeqLM.from_config(config).eval(), anynpu.W8A16())
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_encoders_and_decoders(config, tmp_path):
+    """T5 initialises the weights of its layers by itself."""
+    t5 = T5Config(vocab_size=64, d_model=64, d_ff=96, d_kv=16, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    model = anynpu.quantize_(AutoModelForSeq2SeqLM.from_config(t5).eval(), config)
     model.save_pretrained(tmp_path)
     tokens = torch.arange(8).reshape(1, 8)
     with torch.inference_mode():
@@ -110,6 +119,22 @@ def test_encoders_and_decoders(tmp_path):
             each(tokens, decoder_input_ids=tokens).logits for each in (loaded(tmp_path, AutoModelForSeq2SeqLM), model)
         )
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_a_head_for_other_labels(config, tmp_path):
+    bert = BertConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4)
+    bert.num_labels = 8
+    model = anynpu.quantize_(AutoModelForSequenceClassification.from_config(bert).eval(), config)
+    model.save_pretrained(tmp_path)
+    auto, tokens = AutoModelForSequenceClassification, torch.arange(8).reshape(1, 8)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        auto.from_pretrained(tmp_path, num_labels=3)
+    other = auto.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert type(other.classifier) is torch.nn.Linear and other.classifier.weight.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(*(each.bert(tokens).last_hidden_state for each in (other, model)))
+        assert other(tokens).logits.shape == (1, 3)
 
 
 def test_scales_stay_float32(tmp_path):

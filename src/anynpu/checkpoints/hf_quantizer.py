@@ -21,12 +21,14 @@ except ImportError as error:
 from anynpu._check import require, require_type
 from anynpu.checkpoints.experts import split_experts
 from anynpu.checkpoints.model import has, install
-from anynpu.nn import QuantizedLayer
+from anynpu.nn import CompressedLinear, QuantizedLayer
 from anynpu.quantization.checkpoint import METHOD, empty_layers, require_fields
 from anynpu.quantization.config import QuantConfig
 from anynpu.quantization.quantize import quantize_
 
 _OP = "AnynpuConfig"
+_INITIALISED = torch.empty(0)
+_INITIALISED._is_hf_initialized = True  # models that initialise the weight of a layer of theirs then leave it
 
 
 @register_quantization_config(METHOD)
@@ -79,6 +81,16 @@ def _place(model: torch.nn.Module, name: str) -> str | None:
     return next((each for each in (name, prefix + name, name.removeprefix(prefix)) if has(model, each)), None)
 
 
+def _has_other_outputs(model: torch.nn.Module, place: str, fields: dict[str, Any]) -> bool:
+    """Whether a layer of the files is a head for another number of labels, say, than that of the model.
+
+    Of as many labels as inputs the float weight may have the shape of a packed one.
+    """
+    present, inputs = model.get_submodule(place), fields.get("in_features")
+    linear = type(present) is torch.nn.Linear and inputs == present.in_features
+    return linear and present.out_features not in (fields["out_features"], inputs)
+
+
 @register_quantizer(METHOD)
 class _Quantizer(HfQuantizer):
     """Quantises a model after its float weights were loaded, or puts empty layers where saved ones are to be loaded."""
@@ -109,8 +121,13 @@ class _Quantizer(HfQuantizer):
         split_experts(model, [name for name in layers if ".experts." in name])
         layers = {_place(model, name): fields for name, fields in layers.items()}
         layers.pop(None, None)  # of a head that this model lacks: transformers reports its tensors
+        others = [place for place, fields in layers.items() if _has_other_outputs(model, place, fields)]
+        for place in others:  # stays float: transformers refuses the sizes of its tensors, or initialises it on request
+            del layers[place]
         for name, layer in empty_layers(model, layers).items():
             install(model, name, layer)
+            if isinstance(layer, CompressedLinear):
+                vars(layer)["weight"] = _INITIALISED
         for tied in list(model.all_tied_weights_keys.items()):
             if any(name.rpartition(".")[0] in layers for name in tied):
                 del model.all_tied_weights_keys[tied[0]]
@@ -121,5 +138,6 @@ class _Quantizer(HfQuantizer):
             return
         for module in model.modules():
             if isinstance(module, QuantizedLayer):
+                vars(module).pop("weight", None)
                 module.require_sound()
                 module.prepack()

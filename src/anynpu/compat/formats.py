@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from collections.abc import Callable
 
 import torch
@@ -75,7 +76,7 @@ class Prepacked:
         self.packed = packed
         self.matrix_shape = matrix_shape
         self._version = None if weight.is_inference() else weight._version
-        nbytes = weight.numel() * weight.element_size()
+        self.nbytes = nbytes = weight.numel() * weight.element_size()  # of the weight
         data = (ctypes.c_ubyte * nbytes).from_address(weight.data_ptr())
         # Writes through .data or NumPy, and to inference tensors, leave the version as it was: a few bytes spread over
         # the weight show a new one.
@@ -92,7 +93,8 @@ def prepacked(
 ) -> Prepacked:
     """The prepacked copy of ``weight``, made by ``prepack`` at first use and again after the weight changed.
 
-    ``prepack`` returns the copy and the shape of the matrix, (K, N).
+    ``prepack`` returns the copy and the shape of the matrix, (K, N). The copies of a storage are those of parts that
+    make it up, however many, and of as much again: beyond that the oldest go, as where windows slide over a weight.
     """
     storage = weight.untyped_storage()
     if not hasattr(storage, "_anynpu_prepacked"):
@@ -101,5 +103,12 @@ def prepacked(
     key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
     entry = entries.get(key)
     if entry is None or not entry.is_current(weight):
-        entry = entries[key] = Prepacked(weight, *prepack(weight))
+        entry = Prepacked(weight, *prepack(weight))
+        with _keeping:
+            entries[key] = entry
+            while sum(each.nbytes for each in entries.values()) > 2 * storage.nbytes():
+                del entries[next(iter(entries))]
     return entry
+
+
+_keeping = threading.Lock()

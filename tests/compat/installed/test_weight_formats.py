@@ -120,6 +120,21 @@ def test_the_prepacked_copy_is_freed_with_the_weight(monkeypatch):
     assert blobs[0]() is None
 
 
+def test_windows_of_a_weight_do_not_add_up(prepack_count):
+    weight, scale = nz_weight(256, 32), halves(1, 32)
+    for first in range(129):
+        window = weight[first : first + 128]
+        for _ in range(2):
+            got = torch_npu.npu_weight_quant_batchmatmul(halves(2, 128), window, scale)
+        assert torch.equal(got, torch_npu.npu_weight_quant_batchmatmul(halves(2, 128), window.clone(), scale))
+    copies = weight.untyped_storage()._anynpu_prepacked.values()
+    assert prepack_count() == 129 and sum(copy.nbytes for copy in copies) == 2 * weight.nbytes
+    for _ in range(2):
+        for first in range(0, 256, 8):
+            torch_npu.npu_weight_quant_batchmatmul(halves(2, 8), weight[first : first + 8], scale)
+    assert prepack_count() == 129 + 32  # parts of a weight keep their copies
+
+
 def test_views_with_memory_of_others_are_not_prepacked(prepack_count):
     """Of a row that all share, a copy would be compared with what lies behind it."""
     row = torch_npu.npu_format_cast(integers(-9, 9, 1, 64, dtype=torch.int8).npu(), 29)
