@@ -182,12 +182,15 @@ def test_other_masks(model, scales, mask):
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-@torch.inference_mode(False)  # whose tensors have no versions
-def test_a_mask_that_was_changed_in_place():
-    mask = tril()
-    assert _starts(mask).tolist() == [0]
-    mask[..., :4] = False
-    assert _starts(mask).tolist() == [4]
+@pytest.mark.parametrize("inference", [False, True])  # whose tensors have no versions
+def test_a_mask_that_was_changed_in_place(inference):
+    layers = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    with torch.inference_mode(inference):
+        mask = tril()
+        for first in (0, 4, 7):
+            mask[..., :first] = False
+            read = [_starts(mask, layer) for layer in layers]
+            assert read[0].tolist() == [first] and read[1] is read[0]
 
 
 SMALL = {

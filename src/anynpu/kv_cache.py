@@ -284,13 +284,18 @@ class Int8CacheModel(torch.nn.Module):
         return self.model.generate(*args, **self._with_cache(kwargs))
 
 
-def _starts(mask: torch.Tensor) -> torch.Tensor | None:
-    """The first row that each sequence sees by a mask of transformers, None unless that and causality are all it is."""
-    version = None if mask.is_inference() else mask._version
-    known = getattr(mask, "_anynpu_starts", None)  # every layer gets the same mask
-    if known is None or known[0] != version:
-        known = mask._anynpu_starts = version, _first_rows(mask)
-    return known[1]
+def _starts(mask: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor | None:
+    """The first row that each sequence sees by a mask of transformers, None unless that and causality are all it is.
+
+    Every layer gets the same mask, and the first one looks at it. Inference tensors have no versions: that layer looks
+    at them again.
+    """
+    first, version, starts = getattr(mask, "_anynpu_starts", (None, None, None))
+    changed = first == id(layer) if mask.is_inference() else version != mask._version
+    if first is None or changed:
+        starts = _first_rows(mask)
+        mask._anynpu_starts = id(layer), None if mask.is_inference() else mask._version, starts
+    return starts
 
 
 def _first_rows(mask: torch.Tensor) -> torch.Tensor | None:
@@ -325,7 +330,7 @@ def int8_attention_forward(
             raise NotImplementedError(f"{ATTENTION}: {name} is not implemented; 'eager' reads an Int8Cache too")
     if isinstance(key, Int8Layer):
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        starts = None if attention_mask is None else _starts(attention_mask)
+        starts = None if attention_mask is None else _starts(attention_mask, module)
         known = causal if attention_mask is None else starts is not None and attention_mask.shape[-1] == key._length
         if known and not dropout and kwargs.get("position_bias") is None:
             if starts is not None and starts.shape[0] != query.shape[0]:

@@ -366,5 +366,7 @@ def _scatter_update(
     torch._assert_async(inside, f"{op}: indices must be at least 0 and at most {room - count}")
     places = indices.long()[:, None] + torch.arange(count, device=data.device)
     batch = torch.arange(len(updates), device=data.device)[:, None]
-    data.movedim(axis, 1).index_put_((batch, places), updates.movedim(axis, 1).clone())  # which may be rows of data
+    if torch.compiler.is_compiling() or updates.untyped_storage()._cdata == data.untyped_storage()._cdata:
+        updates = updates.clone()  # they may be rows of data, which are read before they are written
+    data.movedim(axis, 1).index_put_((batch, places), updates.movedim(axis, 1))
     return data
