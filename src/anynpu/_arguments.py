@@ -31,6 +31,13 @@ def tensors_of(arguments: tuple) -> tuple[torch.Tensor | None, ...]:
     return tuple(getattr(arguments, name) for name in _tensors(type(arguments)))
 
 
+def with_tensors(arguments: tuple) -> Callable[..., tuple]:
+    """What makes the same call of other tensors, those that are present; it keeps none of these."""
+    names = [name for name in _tensors(type(arguments)) if getattr(arguments, name) is not None]
+    rest = arguments._replace(**dict.fromkeys(names))
+    return lambda *tensors: rest._replace(**dict(zip(names, tensors, strict=True)))
+
+
 @functools.cache
 def _parameters(record: type[tuple]) -> list[inspect.Parameter]:
     kinds = get_type_hints(record)

@@ -9,11 +9,7 @@ from anynpu.ops.moe_gating_topk_softmax.spec import column_major, output_shapes
 
 
 def moe_gating_topk_softmax(
-    x: torch.Tensor,
-    finished: torch.Tensor | None = None,
-    k: int = 1,
-    renorm: int = 0,
-    output_softmax: bool = False,
+    x: torch.Tensor, finished: torch.Tensor | None = None, k: int = 1, renorm: int = 0, output_softmax: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``anynpu.moe_gating_topk_softmax``."""
     shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)

@@ -13,11 +13,7 @@ _call = _native.Call("moe_gating_topk_softmax", tensors=6, scalars="q")
 
 
 def _plan(
-    x: torch.Tensor,
-    finished: torch.Tensor | None = None,
-    k: int = 1,
-    renorm: int = 0,
-    output_softmax: bool = False,
+    x: torch.Tensor, finished: torch.Tensor | None = None, k: int = 1, renorm: int = 0, output_softmax: bool = False
 ) -> Plan:
     shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)
     outputs = [(shape, x.dtype), (shape, torch.int32), (shape, torch.int32)]

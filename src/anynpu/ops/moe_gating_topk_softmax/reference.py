@@ -24,11 +24,7 @@ def chosen(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def moe_gating_topk_softmax(
-    x: torch.Tensor,
-    finished: torch.Tensor | None = None,
-    k: int = 1,
-    renorm: int = 0,
-    output_softmax: bool = False,
+    x: torch.Tensor, finished: torch.Tensor | None = None, k: int = 1, renorm: int = 0, output_softmax: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k most probable experts of each row and their probabilities."""
     shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)
@@ -46,11 +42,7 @@ def moe_gating_topk_softmax(
 
 
 def error_bound(
-    x: torch.Tensor,
-    finished: torch.Tensor | None = None,
-    k: int = 1,
-    renorm: int = 0,
-    output_softmax: bool = False,
+    x: torch.Tensor, finished: torch.Tensor | None = None, k: int = 1, renorm: int = 0, output_softmax: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """How far probabilities may be: of the E + 1 additions and roundings each at most U, the exponential's argument
     has one more of its size, and one spacing of the result's dtype at the end. The indices are exact."""

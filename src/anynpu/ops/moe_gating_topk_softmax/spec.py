@@ -19,7 +19,9 @@ SCHEMA = (
 FLOATS = (torch.float16, torch.float32, torch.bfloat16)
 
 
-def output_shapes(x, finished=None, k=1, renorm=0, output_softmax=False) -> tuple[list[int], list[int]]:
+def output_shapes(
+    x: torch.Tensor, finished: torch.Tensor | None = None, k: int = 1, renorm: int = 0, output_softmax: bool = False
+) -> tuple[list[int], list[int]]:
     """Checks the arguments; returns the shape of y and the indices, and that of softmax."""
     require_tensor(OP, "x", x)
     require(OP, x.dim() in (2, 3), f"The x should be 2D or 3D, got {x.dim()}D")
@@ -44,7 +46,9 @@ def column_major(shape: list[int], device: torch.device) -> torch.Tensor:
     return torch.arange(rows * k, dtype=torch.int32, device=device).reshape(k, rows).t().reshape(shape).contiguous()
 
 
-def fake(x, finished=None, k=1, renorm=0, output_softmax=False):
+def fake(
+    x: torch.Tensor, finished: torch.Tensor | None = None, k: int = 1, renorm: int = 0, output_softmax: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fake kernel."""
     shape, softmax_shape = output_shapes(x, finished, k, renorm, output_softmax)
     return (

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from anynpu import _native
+from anynpu._arguments import takes, tensors_of, with_tensors
 from anynpu._repeat import Plan, PlannedKernel, RepeatedOperator
 from anynpu.ops.compressed_matmul import compressed_matmul
 from anynpu.ops.dynamic_quant import dynamic_quant
@@ -16,25 +19,28 @@ _call = _native.Call("int8_linear", tensors=8, scalars="q2i")
 _MOST_VALUES = 1 << 16  # of x in one call: more take so long that another call is nothing, and memory for their codes
 
 
-def _operators(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    input_scale: torch.Tensor | None,
-    input_offset: torch.Tensor | None,
-    index: torch.Tensor | None,
-    n: int,
-    group_size: int,
-) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    codes, row_scale = _quantised(rows, input_scale, input_offset)
-    rest = {"pertoken_scale": row_scale, "output_dtype": x.dtype, "n": n}
-    if index is not None:
-        y = compressed_matmul(codes, weight, index, bias, scale, **rest)
+class _Arguments(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+    input_scale: torch.Tensor | None
+    input_offset: torch.Tensor | None
+    index: torch.Tensor | None
+    n: int
+    group_size: int
+
+
+@takes(_Arguments)
+def _operators(a: _Arguments) -> torch.Tensor:
+    rows = a.x.reshape(-1, a.x.shape[-1])
+    codes, row_scale = _quantised(rows, a.input_scale, a.input_offset)
+    rest = {"pertoken_scale": row_scale, "output_dtype": a.x.dtype, "n": a.n}
+    if a.index is not None:
+        y = compressed_matmul(codes, a.weight, a.index, a.bias, a.scale, **rest)
     else:
-        y = quant_matmul(codes, weight, scale, bias=bias, group_size=group_size, **rest)
-    return y.reshape(*x.shape[:-1], n)
+        y = quant_matmul(codes, a.weight, a.scale, bias=a.bias, group_size=a.group_size, **rest)
+    return y.reshape(*a.x.shape[:-1], a.n)
 
 
 def _quantised(
@@ -47,30 +53,13 @@ def _quantised(
     return codes, input_scale.expand(rows.shape[0]) if input_offset is None else None
 
 
-def _plan(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    input_scale: torch.Tensor | None,
-    input_offset: torch.Tensor | None,
-    index: torch.Tensor | None,
-    n: int,
-    group_size: int,
-) -> Plan:
-    options = (bias, input_scale, input_offset, index)
-    if not 2 <= x.dim() <= _native.MAX_DIMS or x.numel() > _MOST_VALUES:
-        return _plan_of_operators([option is not None for option in options], n, group_size)
-    scalars = (group_size, 1, 0)  # 1: y is dropped on an error
-    return _call.plan([x, weight, scale, *options], [((*x.shape[:-1], n), x.dtype)], scalars)
-
-
-def _plan_of_operators(present: list[bool], n: int, group_size: int) -> Plan:
-    def run(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, *options: torch.Tensor) -> torch.Tensor:
-        rest = iter(options)
-        return _operators(x, weight, scale, *[next(rest) if given else None for given in present], n, group_size)
-
-    return run
+@takes(_Arguments)
+def _plan(a: _Arguments) -> Plan:
+    if not 2 <= a.x.dim() <= _native.MAX_DIMS or a.x.numel() > _MOST_VALUES:
+        call = with_tensors(a)
+        return lambda *tensors: _operators(*call(*tensors))
+    scalars = (a.group_size, 1, 0)  # 1: y is dropped on an error
+    return _call.plan(tensors_of(a), [((*a.x.shape[:-1], a.n), a.x.dtype)], scalars)
 
 
 _linear = RepeatedOperator(_operators, PlannedKernel(_plan))
