@@ -8,6 +8,7 @@ The layers of a model attend with the same layouts and lengths: what the argumen
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from typing import Any
 
 import torch
 
-import anynpu
+from anynpu._register import operators
 from anynpu._repeat import Repeats, is_plain, must_dispatch
 from anynpu.compat.attention_layouts import laid_out
 from anynpu.compat.gradients import with_gradients
-from anynpu.ops.fused_attention import composite
+from anynpu.ops.fused_attention import composite, fused_attention
 
 Results = tuple[torch.Tensor, torch.Tensor]
 
+_PARAMETERS = inspect.signature(fused_attention).parameters
 _LENGTHS = ("q_lengths", "kv_lengths")  # made of options
 
 
@@ -38,7 +40,7 @@ class Call:
         """The result in its layout, and the log-sum-exp, (B, N, S, 1) or (T, N, 1), a 0 unless asked for."""
         rest = dict(self.arguments)
         tensors = [rest.pop(name) for name in "qkv"]
-        return self._laid_out(*with_gradients(anynpu.fused_attention, composite.fused_attention, *tensors, **rest))
+        return self._laid_out(*with_gradients(fused_attention, composite.fused_attention, *tensors, **rest))
 
     def _laid_out(self, out: torch.Tensor, lse: torch.Tensor) -> Results:
         if not self.arguments["with_lse"]:
@@ -48,23 +50,27 @@ class Call:
 
     def plan(self, given: Sequence[torch.Tensor]) -> Callable[..., Results] | None:
         """The same call of other tensors like ``given``, those of the caller; None if their data had a say in it."""
-        views, fixed = {}, {}
-        for name, value in self.arguments.items():
-            if not isinstance(value, torch.Tensor) or name in _LENGTHS:
-                fixed[name] = value
+        args = tuple(self.arguments.get(name, parameter.default) for name, parameter in _PARAMETERS.items())
+        views, viewed = [], {id(self.unread)}
+        for name, value in zip(_PARAMETERS, args, strict=True):
+            if not isinstance(value, torch.Tensor):
+                continue
+            if name in _LENGTHS:
+                views.append((value, 0, (), ()))
                 continue
             sources = [i for i, tensor in enumerate(given) if _starts_at(value, tensor)]
             if len({id(given[i]) for i in sources}) != 1:
                 return None
-            views[name] = sources[0], value.shape, value.stride()
-        viewed = {id(given[i]) for i, *_ in views.values()} | {id(self.unread)}
+            views.append((None, sources[0], value.shape, value.stride()))
+            viewed.add(id(given[sources[0]]))
         if any(id(tensor) not in viewed for tensor in given):
             return None
-        lying = Call({name: fixed.get(name) for name in ("with_lse", "packed")}, self.layout)
+        run, _ = operators["fused_attention"].cpu.plan(args)
+        lying = Call({name: self.arguments[name] for name in ("with_lse", "packed")}, self.layout)
 
         def call(*tensors: torch.Tensor) -> Results:
-            made = {name: tensors[i].as_strided(size, stride) for name, (i, size, stride) in views.items()}
-            return lying._laid_out(*anynpu.fused_attention(**made, **fixed))
+            taken = [lengths if lengths is not None else tensors[i].as_strided(*view) for lengths, i, *view in views]
+            return lying._laid_out(*run(*taken))
 
         return call
 
