@@ -60,10 +60,11 @@ struct Plan {
 
 // The memory of one thread.
 struct Scratch {
-  int16_t* q;      // [heads, queries, digits, padded]
-  float* q_steps;  // [heads, queries, digits]
-  float* states;   // [heads], used when the rows are not split
-  float* scores;   // as in AttentionTile, from here on
+  int64_t* folded;  // the item whose queries q are, or -1
+  int16_t* q;       // [heads, queries, digits, padded]
+  float* q_steps;   // [heads, queries, digits]
+  float* states;    // [heads], used when the rows are not split
+  float* scores;    // as in AttentionTile, from here on
   float* maxima;
   int16_t* weights;
   float* weight_steps;
@@ -76,6 +77,7 @@ struct Scratch {
   Scratch(const Plan& plan, uintptr_t memory) {
     Carver carver(memory);
     const int64_t digit_rows = plan.queries * plan.digits;
+    folded = carver.take<int64_t>(1);
     q = carver.take<int16_t>(plan.heads * digit_rows * plan.padded);
     q_steps = carver.take<float>(plan.heads * digit_rows);
     states = carver.take<float>(plan.heads * plan.state_floats());
@@ -128,13 +130,14 @@ class Run {
 
   int64_t items() const { return plan_.items; }
 
-  void slot(int64_t slot, int64_t begin, int64_t end) const {
-    const Scratch scratch(plan_, slots_ + slot * slot_bytes_);
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item = item_at(index);
-      if (index == begin || !item.has_queries_of(item_at(index - 1))) fold_q(item, scratch);
-      run_item(item, scratch);
-    }
+  void forget(int64_t thread) const { *scratch_of(thread).folded = -1; }
+
+  void item(int64_t index, int64_t thread) const {
+    const Scratch scratch = scratch_of(thread);
+    const Item item = item_at(index);
+    if (*scratch.folded < 0 || !item.has_queries_of(item_at(*scratch.folded))) fold_q(item, scratch);
+    *scratch.folded = index;
+    run_item(item, scratch);
   }
 
   // Joins the splits of one batch and kv head.
@@ -145,6 +148,8 @@ class Run {
   }
 
  private:
+  Scratch scratch_of(int64_t thread) const { return {plan_, slots_ + thread * slot_bytes_}; }
+
   struct Item {
     int64_t batch, split, first_head, last_head, first_position, last_position, first_row, last_row;
     bool in_runs;
@@ -334,11 +339,8 @@ int32_t run(const Args& args, void* workspace, size_t workspace_bytes) {
   void* memory = workspace != nullptr && workspace_bytes >= bytes ? workspace : scratch(ScratchSlot::main, bytes);
   if (memory == nullptr) return fail(ANYNPU_NO_MEMORY, "%s: no memory for %zu bytes of workspace", kOp, bytes);
   const Run run(args, plan, memory);
-  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      run.slot(slot, run.items() * slot / threads, run.items() * (slot + 1) / threads);
-    }
-  });
+  for (int thread = 0; thread < threads; ++thread) run.forget(thread);
+  parallel_tasks(threads, run.items(), [&](int64_t index, int64_t thread) { run.item(index, thread); });
   const int64_t heads = kv_heads(args);
   parallel_for(plan.splits == 1 ? 0 : batch_size(args) * heads,
                std::max<int64_t>(1, (1 << 14) / (plan.splits * plan.state_floats())), [&](int64_t begin, int64_t end) {
