@@ -28,6 +28,8 @@ void make_contiguous(anynpu_tensor& tensor);
 int64_t element_count(const anynpu_tensor& tensor);
 // "(2, 3)" in a thread-local ring of buffers, so that several may stand in one message.
 const char* shape_text(const anynpu_tensor& tensor);
+// Elements from the data of `tensor` to row `row`, counted through all axes but the last.
+int64_t row_elements(const anynpu_tensor& tensor, int64_t row);
 // Inner block width of FRACTAL_NZ storage: nz_c0 or its default, 32 bytes of elements.
 int64_t nz_c0(const anynpu_tensor& tensor);
 
@@ -46,8 +48,5 @@ int32_t check_plain(const char* op, const char* name, const anynpu_tensor& tenso
 int32_t check_data(const char* op, const char* name, const anynpu_tensor& tensor);
 
 #pragma GCC visibility pop
-
-// Elements from the data of `tensor` to row `row`, counted through all axes but the last.
-int64_t row_elements(const anynpu_tensor& tensor, int64_t row);
 
 }  // namespace anynpu

@@ -333,3 +333,19 @@ def test_a_bias_that_is_too_large_leaves_the_groups_before_it_alone():
     outcome, _ = run(args | {"bias": [bias]})
     assert outcome.status == 361001, outcome
     assert "group 2: |bias| must be at most" in outcome.sentence
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 0, 7)])
+def test_a_bias_of_batches_that_is_too_large_leaves_the_pairs_before_it_alone(place):
+    x, weight = [ONES(3, 16).to(torch.int8), ONES(2, 3, 16).to(torch.int8)], [ONES(16, 8).to(torch.int8)] * 2
+    bias = [ONES(8).int(), ONES(2, 1, 8).int()]
+    args = {"x": x, "weight": weight, "bias": bias}
+    outcome, results = run(args)
+    assert outcome.status == 0, outcome
+    assert all(result.eq(17).all() for result in results)
+    bias[1][place] = 2**31 - 1 - 2**14 * 16
+    assert run(args)[0].status == 0
+    bias[1][place] += 1
+    outcome, _ = run(args)
+    assert outcome.status == 361001, outcome
+    assert "group 1: |bias| must be at most 2147221503 so that int32 sums are exact, got 2147221504" in outcome.sentence

@@ -199,9 +199,11 @@ int32_t check_biases(const Args& args, const Plan& plan) {
   if (args.bias_count == 0 || args.bias[0].dtype != ANYNPU_INT32) return ANYNPU_OK;
   for (int64_t group = 0; group < plan.groups; ++group) {
     const anynpu_tensor bias = parameter(args.bias, args.bias_count, plan, group);
-    const int64_t most = INT32_MAX - int64_t{128} * 128 * args.x[plan.paired ? group : 0].shape[args.x[0].ndim - 1];
-    for (int64_t i = 0; i < bias.shape[0]; ++i) {
-      const int64_t value = static_cast<const int32_t*>(bias.data)[i * bias.strides[0]];
+    const anynpu_tensor& x = args.x[plan.paired ? group : 0];
+    const int64_t most = INT32_MAX - int64_t{128} * 128 * x.shape[x.ndim - 1], n = bias.shape[bias.ndim - 1];
+    for (int64_t i = 0; i < element_count(bias); ++i) {
+      const int64_t at = row_elements(bias, i / n) + i % n * bias.strides[bias.ndim - 1];
+      const int64_t value = static_cast<const int32_t*>(bias.data)[at];
       if (value >= -most && value <= most) continue;
       return fail(ANYNPU_BAD_VALUE, "group %lld: |bias| must be at most %lld so that int32 sums are exact, got %lld",
                   wide(group), wide(most), wide(value));
