@@ -484,7 +484,7 @@ ANYNPU_API int32_t anynpu_dynamic_quant(const anynpu_dynamic_quant_args* args, v
  * Int4: sum_g (acc_g - 8 * sum_k W) * scale_g + bias + sum_k x * offset; scale INT64 or UINT64 (E, G, N), G divides K, the low
  * 32 bits are a float32; bias FLOAT32 (E, N); offset FLOAT32 (E, 1, N).
  * pertoken_scale, logit FLOAT32 (M); shared_input BFLOAT16 (S, N); y FLOAT32 (B, N). bias, offset, pertoken_scale, logit and
- * shared_input may be absent. All but x and weight contiguous.
+ * shared_input may be absent. All but x, weight and shared_input contiguous.
  * With INT8 weights and y INT32 (M, N), all other tensors but group_list absent: y[r] = x[r] @ W_e, and 0 behind the last group. */
 typedef struct {
   anynpu_tensor x;

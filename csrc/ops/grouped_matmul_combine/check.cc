@@ -42,7 +42,8 @@ int32_t check_tensors(const anynpu_grouped_matmul_combine_args& args) {
     if (each.tensor.format != ANYNPU_ND) {
       return fail(ANYNPU_BAD_SHAPE, "%s: format of %s must be ND (2), got %d", kOp, each.name, each.tensor.format);
     }
-    if (&each.tensor != &args.x && !is_contiguous(each.tensor)) {
+    const bool strided = &each.tensor == &args.x || &each.tensor == &args.shared_input;
+    if (!strided && !is_contiguous(each.tensor)) {
       return fail(ANYNPU_BAD_SHAPE, "%s: %s must be contiguous", kOp, each.name);
     }
     if (sums && !each.required && present(each.tensor)) {

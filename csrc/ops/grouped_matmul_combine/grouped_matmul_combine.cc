@@ -526,9 +526,16 @@ class Combine {
   }
 
   void add_shared_input(int64_t column, int64_t columns) const {
-    const auto* shared = static_cast<const uint16_t*>(args_.shared_input.data) + column;
-    for (int64_t row = 0; row < args_.shared_input.shape[0]; ++row, shared += problem_.n) {
-      kernel_.add_shared(shared, args_.shared_input_weight, columns, y(args_.shared_input_offset + row, column));
+    const anynpu_tensor& shared = args_.shared_input;
+    const int64_t step = shared.strides[1];
+    const auto* from = static_cast<const uint16_t*>(shared.data) + column * step;
+    for (int64_t row = 0; row < shared.shape[0]; ++row, from += shared.strides[0]) {
+      float* to = y(args_.shared_input_offset + row, column);
+      if (step == 1 || columns == 1) {
+        kernel_.add_shared(from, args_.shared_input_weight, columns, to);
+      } else {
+        for (int64_t i = 0; i < columns; ++i) kernel_.add_shared(from + i * step, args_.shared_input_weight, 1, to + i);
+      }
     }
   }
 

@@ -72,8 +72,7 @@ def _require_shape(name: str, tensor: torch.Tensor | None, shape: tuple, rule: s
 
 
 def _require_contiguous(a: Arguments) -> None:
-    optional = ("bias", "offset", "pertoken_scale", "logit", "shared_input")
-    for name in ("scale", "group_list", "row_index", *optional):
+    for name in ("scale", "group_list", "row_index", "bias", "offset", "pertoken_scale", "logit"):
         tensor = getattr(a, name)
         if tensor is not None:
             require(OP, tensor.is_contiguous(), f"{name} must be contiguous, got strides {tensor.stride()}")

@@ -289,7 +289,9 @@ def grouped_matmul_combine(a: Arguments) -> torch.Tensor:
     by_target = torch.sort(target, stable=True)
     rows = torch.arange(batch + 1, dtype=narrow, device=x.device)
     begin = torch.searchsorted(by_target.values, rows, out_int32=True)
-    shared = (y, 0, 0) if shared_input is None else (shared_input, shared_input.shape[0], a.shared_input_offset)
+    shared = (y, 0, 0)
+    if shared_input is not None:
+        shared = (shared_input.contiguous(), shared_input.shape[0], a.shared_input_offset)
     launch(_combine_kernel, batch * ceil_divide(n, _BLOCK), values, by_target.indices, begin, shared[0], y, n,
            *shared[1:], a.shared_input_weight, BLOCK=_BLOCK)  # fmt: skip
     return y
