@@ -84,6 +84,20 @@ def view(tensor, dtype=None, shape=None, strides=None, format=ND, nz_c0=0):
     return TENSOR.pack(tensor.data_ptr(), code, format, len(shape), nz_c0, *shape, *padding, *strides, *padding)
 
 
+# Tensors that no kernel takes: where there are some, torch's operators compute.
+NOT_IN_STRUCTS = {"moe_gating_topk": {"input_ids", "tid2eid"}}
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS.keys() & operators.keys()))
+def test_structs_begin_with_the_tensors_of_the_operator(name):
+    """A plan takes them in the order of the schema and puts their addresses one after the other."""
+    [struct_body] = re.findall(rf"typedef struct {{([^}}]*)}} anynpu_{CHECKS[name]}_args;", HEADER.read_text())
+    members = re.findall(r"anynpu_tensor (\w+);", struct_body)
+    declared = [each.name for each in operators[name].overload._schema.arguments if "Tensor" in str(each.type)]
+    tensors = [each for each in declared if each not in NOT_IN_STRUCTS.get(name, ())]
+    assert members[: len(tensors)] == tensors
+
+
 def nonsense(random):
     """An anynpu_tensor without data whose members are each plausible, extreme or wrong."""
     sizes = [0, 1, 2, 3, 8, 16, 40, 2**31, 2**62, 2**63 - 1, -1, -(2**63)]
