@@ -32,9 +32,9 @@ X, BIAS = torch.ones(2), torch.zeros(3)
 
 def test_fields_are_given_by_position_or_by_name():
     assert called(X, 4, bias=BIAS) == Arguments(X, 4, None, BIAS)
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'size'"):
+    with pytest.raises(TypeError, match=r"^called\(\) missing 1 required positional argument: 'size'$"):
         called(X)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'offset'"):
+    with pytest.raises(TypeError, match=r"^called\(\) got an unexpected keyword argument 'offset'"):
         called(X, 4, offset=BIAS)
 
 

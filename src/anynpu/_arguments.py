@@ -17,7 +17,11 @@ def takes(record: type[tuple]) -> Callable[[Callable], Callable]:
     def decorated(function: Callable) -> Callable:
         @functools.wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
-            return function(record(*args, **keywords))
+            try:
+                arguments = record(*args, **keywords)
+            except TypeError as error:
+                raise TypeError(str(error).replace(f"{record.__name__}.__new__", function.__name__)) from None
+            return function(arguments)
 
         returned = get_type_hints(function).get("return", inspect.Signature.empty)
         call.__signature__ = inspect.Signature(_parameters(record), return_annotation=returned)

@@ -9,16 +9,10 @@ import anynpu
 from anynpu.ops.moe_gating_topk.reference import error_bound
 
 
-def _positional(x, k, bias=None, input_ids=None, tid2eid=None, k_group=1, group_count=1, group_select_mode=0, renorm=0,
-                norm_type=0, routed_scaling_factor=1.0):  # fmt: skip
-    return (x, k, bias, input_ids, tid2eid, k_group, group_count, group_select_mode, renorm, norm_type,
-            routed_scaling_factor)  # fmt: skip
-
-
 @case_table.valid_calls("moe_gating_topk")
 def test_is_as_close_to_the_reference_as_float32_allows(case, isa, each_thread_count):
     expected = anynpu.reference.moe_gating_topk(**case.args)
-    bounds = error_bound(*_positional(**case.args))
+    bounds = error_bound(**case.args)
     for results in each_thread_count(lambda: anynpu.moe_gating_topk(**case.args)):
         for result, want, bound in zip(results, expected, bounds, strict=True):
             assert (result.dtype, result.shape) == (want.dtype, want.shape)
