@@ -68,7 +68,8 @@ def missing_text(module: str, name: str, available: Sequence[str]) -> str:
     """What to say of ``module.name``, which is not implemented."""
     close = difflib.get_close_matches(name, available, n=3)
     matches = f" Close matches: {', '.join(close)}." if close else ""
-    return f"{module}.{name} is not implemented by anynpu.{matches} Implemented in {module}: {', '.join(available)}."
+    there = ", ".join(available) or "nothing"
+    return f"{module}.{name} is not implemented by anynpu.{matches} Implemented in {module}: {there}."
 
 
 def module_getattr(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:

@@ -115,8 +115,19 @@ def test_what_is_not_implemented_says_so():
     for function in (torchair.inference.readable_cache, torchair.dynamo_export):
         with pytest.raises(NotImplementedError, match=rf"torchair.*{function.__name__} is not implemented by anynpu"):
             function("x")
-    with pytest.raises(ImportError, match="torchair.ge_concrete_graph is not implemented by anynpu.*CompilerConfig"):
-        exec("import torchair.ge_concrete_graph", {})
+    with pytest.raises(ImportError, match="torchair.fx_dumper is not implemented by anynpu.*CompilerConfig"):
+        exec("import torchair.fx_dumper", {})
+
+
+def test_what_samples_import_and_do_not_use():
+    from torchair.ge_concrete_graph import ge_apis
+
+    with pytest.raises(
+        NotImplementedError, match="ge_apis.Cast is not implemented by anynpu. Implemented in .*: nothing"
+    ):
+        ge_apis.Cast  # noqa: B018
+    with pytest.raises(ImportError, match="torchair.ge_concrete_graph.fx2ge_converter is not implemented by anynpu"):
+        exec("from torchair.ge_concrete_graph import fx2ge_converter", {})
 
 
 @pytest.mark.parametrize(
