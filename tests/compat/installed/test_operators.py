@@ -344,12 +344,12 @@ def test_a_name_that_is_missing_says_what_is_there():
             "from torch_npu.npu.amp import master",
             "amp.master is not .* in torch_npu.npu.amp: GradScaler, autocast, get_amp_supported_dtype[.]",
         ),
-        ("from torch_npu.npu import MemPool", "torch_npu.npu.MemPool is not implemented by anynpu"),
+        ("from torch_npu.npu import set_dump", "torch_npu.npu.set_dump is not implemented by anynpu"),
         ("from torch_npu.testing.testcase import X", "torch_npu.testing.testcase.X is not implemented .*TestCase"),
     ):
         with pytest.raises(ImportError, match=text):
             exec(statement, {})
-    assert not hasattr(torch_npu, "npu_multi_head_attention") and not hasattr(torch.npu, "MemPool")
+    assert not hasattr(torch_npu, "npu_multi_head_attention") and not hasattr(torch.npu, "set_dump")
     with pytest.raises(
         AttributeError, match="torch_npu.contrib.npu_iou is not .* in torch_npu.contrib: .*transfer_to_npu"
     ):
