@@ -13,6 +13,7 @@ import kv_cache
 import moe
 import moe_layer
 import moe_tokens
+import prompt_attention
 import quant_matmul
 import torch
 from measure import Variant, copies_for
@@ -95,6 +96,7 @@ CASES = {
     "compressed_matmul": Case(compressed_matmul.problems, compressed_matmul.variants, ("read", "int8")),
     "rope_kv_cache": Case(kv_cache.rope_problems, kv_cache.rope_variants, ("read",)),
     "kv_cache_attention": Case(kv_cache.attention_problems, kv_cache.attention_variants, ("read", "fp32")),
+    "fused_attention": Case(prompt_attention.problems, prompt_attention.variants, ("fp32", "bf16")),
     "int4_pack": Case(_pack_problems, _pack_variants, ("read",)),
     "grouped_matmul_combine": Case(moe.problems, moe.variants, ("read", "int4")),
     "grouped_matmul": Case(moe.sums_problems, moe.sums_variants, ("read", "int8")),

@@ -118,6 +118,17 @@ def test_every_variant_of_grouped_matmul_combine_is_correct(modules, group_size)
     assert rows[0]["giga_operations_per_second"] * rows[0]["microseconds"] == pytest.approx(2 * 3 * 2 * 64 * 128 / 1e3)
 
 
+def test_every_variant_of_fused_attention_is_correct(modules):
+    problem = importlib.import_module("prompt_attention").PromptProblem(2, 40, (4, 2))
+    case, peers = modules["cases"].CASES["fused_attention"], modules["peers"].torch_kv_cache.fused_attention
+    comparison = modules["measure"].compare(
+        [*case.variants(problem), *peers(problem)], case.limits, threads=1, rounds=3
+    )
+    names = [timing.variant.name for timing in comparison.timings]
+    assert names == [f"{name} {dtype}" for name in ("anynpu", "torch SDPA") for dtype in ("bf16", "fp16", "fp32")]
+    assert len({problem.name for problem in case.problems(False)}) == 2
+
+
 @pytest.mark.parametrize("operator", ["moe_init_routing", "dequant_swiglu_quant"])
 def test_every_variant_of_the_tokens_operators_is_correct(modules, operator):
     tokens = importlib.import_module("moe_tokens")
