@@ -197,9 +197,13 @@ class PlannedKernel:
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         rest = self._parameters[len(args) :]  # the dispatcher leaves defaults out
         args = (*args, *[keywords.get(parameter.name, parameter.default) for parameter in rest])
-        found = None if strict_soc() is not None else self._repeats.find(args)
-        plan, tensors = found or self.plan(args)
+        plan, tensors = self.planned(args)
         return plan(*tensors)
+
+    def planned(self, args: tuple) -> tuple[Plan, tuple[torch.Tensor, ...]]:
+        """The plan of a call with all arguments by position, which may be that of an earlier one."""
+        found = None if strict_soc() is not None else self._repeats.find(args)
+        return found or self.plan(args)
 
     def plan(self, args: tuple) -> tuple[Plan, tuple[torch.Tensor, ...]]:
         plan = self._plan(*args)

@@ -65,7 +65,7 @@ class Call:
             viewed.add(id(given[sources[0]]))
         if any(id(tensor) not in viewed for tensor in given):
             return None
-        run, _ = operators["fused_attention"].cpu.plan(args)
+        run, _ = operators["fused_attention"].cpu.planned(args)
         lying = Call({name: self.arguments[name] for name in ("with_lse", "packed")}, self.layout)
 
         def call(*tensors: torch.Tensor) -> Results:
@@ -80,24 +80,31 @@ def _starts_at(view: torch.Tensor, tensor: torch.Tensor) -> bool:
 
 
 def repeated(body: Callable[..., Call]) -> Callable[..., Results]:
-    """The results of the call that ``body`` makes of its arguments, which it is not asked for again."""
+    """The results of the call that ``body`` makes of its arguments, which it is not asked for again and again.
+
+    It is asked twice: remembering takes almost as long, and programs with one layer never have the same lengths.
+    """
     memories: defaultdict[tuple, Repeats] = defaultdict(Repeats)  # by which arguments are given
+    latest: dict[tuple, list[Any]] = {}  # likewise, what else than tensors was given
 
     @functools.wraps(body)
     def function(*args: Any, **kwargs: Any) -> Results:
         if must_dispatch():
             return body(*args, **kwargs)()
-        memory, given = memories[(len(args), *kwargs)], (*args, *kwargs.values())
-        found = memory.find(given)
+        names, given = (len(args), *kwargs), (*args, *kwargs.values())
+        found = memories[names].find(given)
         if found is not None:
             plan, tensors = found
             return plan(*tensors)
         call = body(*args, **kwargs)
         results = call()
-        tensors = [value for value in given if isinstance(value, torch.Tensor)]
-        plan = call.plan(tensors) if is_plain(tensors) else None
-        if plan is not None:
-            memory.add(given, plan)
+        options = [value for value in given if not isinstance(value, torch.Tensor)]
+        if options == latest.get(names):
+            tensors = [value for value in given if isinstance(value, torch.Tensor)]
+            plan = call.plan(tensors) if is_plain(tensors) else None
+            if plan is not None:
+                memories[names].add(given, plan)
+        latest[names] = options
         return results
 
     return function
