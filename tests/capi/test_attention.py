@@ -503,6 +503,7 @@ def test_views():
 
 LAYOUT, HEADS, KV_HEADS, SPARSE, BLOCK_SIZE, MODE, KEY_MODE, OUT = 31, 27, 32, 33, 35, 36, 38, 40
 CODES = replace(DECODE, codes=True)
+ONE = torch.ones(1, dtype=torch.int32)
 REFUSALS = {
     "no query": (DECODE, {0: None}, 161001, "query is a null pointer"),
     "no key": (DECODE, {1: None}, 161001, "key is a null pointer"),
@@ -529,7 +530,27 @@ REFUSALS = {
     "result scale": (DECODE, {10: torch.ones(1)}, 161002, "out must be int8, got float16"),
     "result scales": (DECODE, {10: torch.ones(16)}, 161002, "quantScale2 must hold 1 or 64 values side by side"),
     "result offset alone": (DECODE, {11: torch.ones(1)}, 161001, "out_scale must be given for an out_offset"),
-    "padding": (DECODE, {16: torch.ones(1)}, 161002, "kvPaddingSizeOptional must be null or an empty tensor"),
+    "float padding": (DECODE, {16: torch.ones(1)}, 161002, "kvPaddingSize must be int64 or int32, got float32"),
+    "two paddings": (DECODE, {16: ONE.expand(2)}, 161002, r"kvPaddingSize must hold one value, got shape \(2,\)"),
+    "query padding": (DECODE, {15: ONE, 5: None}, 161002, "queryPaddingSize needs the lengths of its sequences"),
+    "padding alone": (DECODE, {16: ONE, 6: None}, 161002, "kvPaddingSize needs the lengths of its sequences"),
+    "padded length": (DECODE, {16: ONE, 6: [81, 1, 1]}, 161002, r"must be in \[0, 80\], got 81"),
+    "negative padded length": (DECODE, {16: ONE, 6: [80, -1, 1]}, 161002, r"must be in \[0, 80\], got -1"),
+    "padding in blocks": (replace(DECODE, block_size=16), {16: ONE}, 161002, "padding sizes are not implemented in"),
+    "padding of TND": (replace(DECODE, layout="TND"), {16: ONE}, 161002, "padding sizes are not implemented in"),
+    "padding of scaled tokens": (replace(CODES, mode=1), {16: ONE}, 161002, "padding sizes are not implemented in"),
+    "padding and a mask of columns": (
+        PREFILL,
+        {16: ONE, 4: torch.zeros(9, 39).bool()},
+        161002,
+        "attenMask must have all rows and columns beside padding sizes",
+    ),
+    "padding and a mask of rows": (
+        PREFILL,
+        {16: ONE, 4: torch.zeros(8, 40).bool()},
+        161002,
+        "attenMask must have all rows and columns beside padding sizes",
+    ),
     "prefix": (DECODE, {21: torch.ones(1)}, 161002, "keySharedPrefixOptional must be null or an empty tensor"),
     "prefix length": (DECODE, {23: [1]}, 161002, "actualSharedPrefixLenOptional must be null or empty"),
     "layout": (DECODE, {LAYOUT: b"SBH"}, 161002, "inputLayout must be one of BSH, BSND"),
@@ -695,3 +716,75 @@ def test_incre_flash_attention_takes_one_token():
     outcome, _, _ = PREFILL.run(INCRE)
     assert outcome.status == 161002
     assert "query must have one token for each sequence, got 9" in outcome.sentence
+
+
+def moved(x, lengths, rows, behind):
+    """(B, S, ...) with the tokens of each sequence at the right end of ``rows`` but for ``behind``, 7 elsewhere."""
+    made = torch.full((x.shape[0], rows, *x.shape[2:]), 7, dtype=x.dtype)
+    for own, from_, length in zip(made, x, lengths, strict=True):
+        own[rows - behind - length : rows - behind] = from_[:length]
+    return made
+
+
+PADDED = {
+    "decode": (INCRE, replace(DECODE, dtype=FLOAT)),
+    "decode of int8": (INCRE, replace(DECODE, codes=True, stacked=True, mode=0)),
+    "prefill": (FUSED[0], replace(PREFILL, lse=True)),
+    "prefill of int8 heads": (FUSED[1], replace(PREFILL, codes=True, mode=2, lse=True)),
+    "prefill of a length of 0": (FUSED[1], replace(PREFILL, rows=[9, 0], columns=[0, 4], lse=True)),
+    "prefill, causal from the top left": (FUSED[1], replace(PREFILL, sparse=2, lse=True)),
+    "prefill, causal": (FUSED[1], replace(PREFILL, sparse=3, layout="BSH", dtype=BF16, lse=True)),
+    "prefill, a band": (FUSED[1], replace(PREFILL, sparse=4, before=3, after=1, layout="BNSD", lse=True)),
+    "prefill, a band behind": (FUSED[1], replace(PREFILL, sparse=4, before=-2, after=3, dtype=FLOAT, lse=True)),
+    "int8 queries": (FUSED[1], replace(PREFILL, dtype=HALF, products=True)),
+}
+
+
+@pytest.mark.parametrize(("function", "problem"), PADDED.values(), ids=PADDED)
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
+def test_padded_sequences(function, problem, kind):
+    """The results of the same sequences at the left ends, elsewhere 0."""
+    queries, (behind, behind_keys) = function != INCRE, (2, 3)
+    out, lse = problem.expected()
+    padded = replace(problem)
+    if queries:
+        rows = problem.s + 4
+        padded.s, padded.q, out = rows, *(moved(x, problem.rows, rows, behind) for x in (problem.q, out))
+        lse = moved(lse, problem.rows, rows, behind)
+    padded.t = problem.t + 5
+    padded.kv = [moved(x, problem.columns, padded.t, behind_keys) for x in problem.kv]
+    with c_front_end.session() as make:
+        arguments, result, sums = padded.cut(function, make)
+        arguments[16 if queries else 14] = make.tensor(torch.tensor([behind_keys], dtype=kind))
+        if queries:
+            arguments[15] = make.tensor(torch.tensor(behind, dtype=kind))
+        outcome = c_front_end.call(function, *arguments)
+        assert outcome.status == 0, outcome
+        outside = torch.full(out.shape[:2], queries)
+        for b, length in enumerate(problem.rows if queries else ()):
+            outside[b, padded.s - behind - length : padded.s - behind] = False
+        wanted = padded.laid_out(out.masked_fill(outside[..., None, None], 0), padded.layout, None)
+        got = result.tensor(list(wanted.shape), padded.dtype)
+        assert ((got.double() - wanted).abs() <= padded.bound(wanted)).all()
+        if padded.lse:
+            wanted = lse.masked_fill(outside[..., None], -torch.inf).transpose(1, 2).unsqueeze(-1).contiguous()
+            torch.testing.assert_close(sums.tensor(list(wanted.shape), FLOAT).double(), wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("behind", [-3, 0, 40, 2**31 - 1])
+def test_padding_with_a_mask(behind):
+    """Places of the mask are those of all columns; a size below 0 is 0, and one beyond the columns leaves nothing."""
+    problem = Problem([9, 9], [40, 25], dtype=FLOAT)
+    mask = random(2, 1, 9, 41) > 0.5
+    with c_front_end.session() as make:
+        arguments, out, _ = problem.cut(FUSED[1], make)
+        arguments[4], arguments[16] = make.tensor(mask), make.tensor(torch.tensor([behind], dtype=torch.int32))
+        outcome = c_front_end.call(FUSED[1], *arguments)
+        assert outcome.status == 0, outcome
+        result = out.tensor([2, 9, 4, 16], FLOAT)
+    for b, length in enumerate(problem.columns):
+        hidden = mask[b, :, :, :40].clone()
+        hidden[..., : 40 - length] = True
+        k, v = (x[b].transpose(0, 1) for x in problem.kv)
+        wanted, _ = attend(problem.q[b].transpose(0, 1), k, v, hidden | (behind > 0), problem.scale)
+        assert ((result[b].transpose(0, 1) - wanted).abs() <= problem.bound(wanted)).all()

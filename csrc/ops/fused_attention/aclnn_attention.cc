@@ -5,14 +5,14 @@
 
 #include "acl/executor/tensor.h"
 #include "core/tensor.h"
+#include "ops/fused_attention/aclnn_padding.h"
 
 namespace anynpu::attention {
 namespace {
 
 using Stage = acl::FirstStage<Args>;
 
-constexpr int64_t kAll = 2147483647;  // tokens: no limit
-constexpr int64_t kTriangle = 2048;   // rows and columns of the mask that stands for a causal or banded one
+constexpr int64_t kTriangle = 2048;  // rows and columns of the mask that stands for a causal or banded one
 enum SparseMode { kGivenMask, kWholeMask, kCausalFromTopLeft, kCausal, kBand };
 enum AntiQuantMode { kChannel, kToken, kHead, kTokenHead, kPagedToken, kPagedTokenHead };
 
@@ -45,6 +45,15 @@ anynpu_fused_attention_args flat(const Args& args) {
     made.v_offset.data = half(args.all_offsets, 1);
   }
   return made;
+}
+
+// The call with a mask instead of the lengths of padded sequences and all that hides.
+anynpu_fused_attention_args masked(anynpu_fused_attention_args call, const anynpu_tensor& mask) {
+  call.mask = mask;
+  call.q_lengths = call.kv_lengths = {};
+  call.before = call.after = kAll;
+  call.from_end = 0;
+  return call;
 }
 
 // The attributes that say what axes mean.
@@ -300,6 +309,34 @@ void repeat(Stage& stage, const char* name, std::vector<int64_t>& values) {
   if (stage.ok() && count == 1) values.assign(batch < 1 << 20 ? batch : 1, values[0]);
 }
 
+// One size, for sequences of known lengths.
+void check_padding(Stage& stage, const char* name, const anynpu_tensor& padding, const std::vector<int64_t>& lengths,
+                   int64_t rows) {
+  if (!stage.ok() || !present(padding)) return;
+  stage.require(padding.dtype == ANYNPU_INT64 || padding.dtype == ANYNPU_INT32, "%s must be int64 or int32, got %s",
+                name, dtype_name(padding.dtype));
+  stage.require(element_count(padding) == 1, "%s must hold one value, got shape %s", name, shape_text(padding));
+  stage.require(!lengths.empty(), "%s needs the lengths of its sequences", name);
+  for (const int64_t length : lengths) {
+    stage.require(length >= 0 && length <= rows, "lengths of padded sequences must be in [0, %lld], got %lld",
+                  wide(rows), wide(length));
+  }
+}
+
+// Rows that can move: sequences have planes of their own, and no scales that would have to move along.
+void check_paddings(Stage& stage, const Form& form) {
+  const Args& args = stage.args;
+  if (!stage.ok() || !is_padded(args)) return;
+  const auto moves = [](const anynpu_tensor& factors) { return factors.shape[0] > 1 || factors.shape[1] > 1; };
+  stage.require(!form.is_packed() && !form.paged && !moves(args.k_scale) && !moves(args.v_scale),
+                "padding sizes are not implemented in layout TND, with a block table or with scales of tokens");
+  check_padding(stage, "queryPaddingSize", args.q_padding, args.q_values, args.q.shape[1]);
+  check_padding(stage, "kvPaddingSize", args.kv_padding, args.kv_values, args.k.shape[1]);
+  const anynpu_tensor& mask = args.mask;
+  stage.require(!present(mask) || (mask.shape[2] >= args.q.shape[1] && mask.shape[3] >= args.k.shape[1]),
+                "attenMask must have all rows and columns beside padding sizes, got shape %s", shape_text(mask));
+}
+
 // What the documents limit on Atlas A2 without looking at data.
 void limit(Stage& stage, const Form& form, int64_t block_size) {
   if (!stage.ok()) return;
@@ -348,8 +385,8 @@ void take_inputs(Stage& stage, const FusedCall& call) {
     stage.optional("antiquantOffsetOptional", call.offset, &Args::all_offsets);
   }
   stage.optional("blockTableOptional", call.block_table, &Args::block_table);
-  stage.reserved("queryPaddingSizeOptional", call.query_padding);
-  stage.reserved("kvPaddingSizeOptional", call.kv_padding);
+  take_optional(stage, "queryPaddingSizeOptional", call.query_padding, &Args::q_padding);
+  take_optional(stage, "kvPaddingSizeOptional", call.kv_padding, &Args::kv_padding);
   take_codes(stage, call);
   stage.reserved("keySharedPrefixOptional", call.key_prefix);
   stage.reserved("valueSharedPrefixOptional", call.value_prefix);
@@ -395,6 +432,7 @@ void arrange_call(Stage& stage, const FusedCall& call, const Form& form) {
   const bool one_row = stage.args.q.shape[1] == 1 && !form.is_packed();
   arrange_mask(stage, stage.args.mask, one_row);
   set_visible(stage, call.visible, one_row);
+  check_paddings(stage, form);
   limit(stage, form, call.block_size);
 }
 
@@ -402,12 +440,21 @@ void arrange_call(Stage& stage, const FusedCall& call, const Form& form) {
 
 int32_t check(const Args* args, size_t* workspace_bytes) {
   const anynpu_fused_attention_args made = flat(*args);
-  return anynpu_fused_attention_check(&made, workspace_bytes);
+  ANYNPU_TRY(anynpu_fused_attention_check(&made, workspace_bytes));
+  if (!is_padded(*args)) return ANYNPU_OK;
+  const anynpu_fused_attention_args padded = masked(made, padded_mask(*args));
+  return anynpu_fused_attention_check(&padded, workspace_bytes);
 }
 
 int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
   const anynpu_fused_attention_args made = flat(*args);
-  return anynpu_fused_attention(&made, workspace, workspace_bytes);
+  if (!is_padded(*args)) return anynpu_fused_attention(&made, workspace, workspace_bytes);
+  anynpu_tensor mask = padded_mask(*args);
+  std::vector<uint8_t> hidden(element_count(mask));
+  fill_padded_mask(*args, hidden.data());
+  mask.data = hidden.data();
+  const anynpu_fused_attention_args padded = masked(made, mask);
+  return anynpu_fused_attention(&padded, workspace, workspace_bytes);
 }
 
 aclnnStatus fused(const acl::Operator& op, const FusedCall& call, uint64_t* workspace_size, aclOpExecutor** executor) {
@@ -440,7 +487,7 @@ aclnnStatus increment(const acl::Operator& op, const IncreCall& call, uint64_t* 
     stage.optional("antiquantScale", call.scale, &Args::all_scales);
     stage.optional("antiquantOffset", call.offset, &Args::all_offsets);
     stage.optional("blocktable", call.block_table, &Args::block_table);
-    stage.reserved("kvPaddingSize", call.kv_padding);
+    take_optional(stage, "kvPaddingSize", call.kv_padding, &Args::kv_padding);
     stage.output("attentionOut", call.out, &Args::out);
     FusedCall fused{};
     fused.block_size = call.block_size;
@@ -452,6 +499,7 @@ aclnnStatus increment(const acl::Operator& op, const IncreCall& call, uint64_t* 
                   wide(stage.args.q.shape[1]));
     arrange_mask(stage, stage.args.mask, true);
     set_visible(stage, {}, true);
+    check_paddings(stage, form);
     limit(stage, form, call.block_size);
   });
 }

@@ -9,11 +9,14 @@
 
 namespace anynpu::attention {
 
+constexpr int64_t kAll = 2147483647;  // tokens: no limit
+
 // Tensors are views with the axes of the flat ABI; the lengths of sequences are kept here.
 struct Args : anynpu_fused_attention_args {
   anynpu_tensor all_scales, all_offsets;   // those of keys before those of values
   anynpu_tensor score_scale, value_scale;  // what follows the products of int8 queries, keys and values
   anynpu_tensor triangle;                  // a mask whose values follow from the sparse mode
+  anynpu_tensor q_padding, kv_padding;     // one value: how many rows lie behind the sequences
   std::vector<int64_t> q_values, kv_values;
 };
 int32_t check(const Args* args, size_t* workspace_bytes);
