@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,6 +50,13 @@ class Operator:
     error_bound: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     # The module of the CUDA kernel, a function of the operator's name; imported by the first call, as it takes seconds.
     cuda: str = field(kw_only=True)
+
+    @classmethod
+    def of(cls, spec: ModuleType, cpu: ModuleType, reference: ModuleType, *, cuda: str) -> Operator:
+        """The operator of a folder, out of the modules that have its parts under the same names everywhere."""
+        kernel, oracle = getattr(cpu, spec.OP), getattr(reference, spec.OP)
+        error_bound = getattr(reference, "error_bound", None)
+        return cls(spec.OP, spec.SCHEMA, spec.fake, kernel, oracle, spec.samples, error_bound, cuda=cuda)
 
     @cached_property
     def cuda_kernel(self) -> Callable:

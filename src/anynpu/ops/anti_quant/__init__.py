@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.anti_quant import composite, cpu, reference, spec
 
-_anti_quant = register(
-    Operator(
-        "anti_quant",
-        spec.SCHEMA,
-        spec.fake,
-        cpu.anti_quant,
-        reference.anti_quant,
-        spec.samples,
-        reference.error_bound,
-        cuda=composite.__name__,
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=composite.__name__))
 
 
 def anti_quant(
@@ -51,4 +40,4 @@ def anti_quant(
     >>> anynpu.anti_quant(torch.tensor([[-3, 5]], dtype=torch.int8), torch.tensor([0.5]), torch.tensor([3.0]))
     tensor([[0., 4.]], dtype=torch.float16)
     """
-    return _anti_quant(x, scale, offset, dtype)
+    return _op(x, scale, offset, dtype)

@@ -8,9 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.cast import cpu, reference, spec
 
-_cast = register(
-    Operator("cast", spec.SCHEMA, spec.fake, cpu.cast, reference.cast, spec.samples, cuda=f"{__name__}.composite")
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.composite"))
 
 
 def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -44,4 +42,4 @@ def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     >>> anynpu.cast(torch.tensor([-1, 256, 257]), torch.uint8).tolist()
     [255, 0, 1]
     """
-    return _cast(x, dtype)
+    return _op(x, dtype)

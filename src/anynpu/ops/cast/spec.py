@@ -10,6 +10,7 @@ import torch
 from anynpu._check import require, require_allowed, require_dtype
 from anynpu._register import Sample
 
+OP = "cast"
 SCHEMA = "(Tensor x, ScalarType dtype) -> Tensor"
 MAX_DIMS = 8
 
@@ -32,10 +33,9 @@ DTYPES = (
 
 def check(x: torch.Tensor, dtype: torch.dtype) -> None:
     """Checks the arguments."""
-    op = "cast"
-    require_dtype(op, "x", x, DTYPES)
-    require_allowed(op, "dtype", dtype, DTYPES)
-    require(op, x.dim() <= MAX_DIMS, f"x must have at most {MAX_DIMS} axes, got {x.dim()}")
+    require_dtype(OP, "x", x, DTYPES)
+    require_allowed(OP, "dtype", dtype, DTYPES)
+    require(OP, x.dim() <= MAX_DIMS, f"x must have at most {MAX_DIMS} axes, got {x.dim()}")
 
 
 def fake(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

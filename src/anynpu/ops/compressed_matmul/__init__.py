@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.compressed_matmul import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.compressed_matmul,
-        reference.compressed_matmul,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def compressed_matmul(

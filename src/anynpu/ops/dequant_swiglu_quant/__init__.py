@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.dequant_swiglu_quant import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.dequant_swiglu_quant,
-        reference.dequant_swiglu_quant,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def dequant_swiglu_quant(

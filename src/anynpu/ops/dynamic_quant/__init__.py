@@ -8,17 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.dynamic_quant import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.dynamic_quant,
-        reference.dynamic_quant,
-        spec.samples,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def dynamic_quant(

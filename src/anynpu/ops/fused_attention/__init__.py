@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.fused_attention import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.fused_attention,
-        reference.fused_attention,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.composite",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.composite"))
 
 
 def fused_attention(

@@ -10,18 +10,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.grouped_matmul import composite, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        composite.grouped_matmul,
-        reference.grouped_matmul,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, composite, reference, cuda=f"{__name__}.triton"))
 
 
 def grouped_matmul(

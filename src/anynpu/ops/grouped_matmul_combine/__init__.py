@@ -11,18 +11,7 @@ from anynpu.ops.grouped_matmul_combine.weights import make_w4a8_bias, pack_scale
 
 __all__ = ["grouped_matmul_combine", "make_w4a8_bias", "pack_scale"]
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.grouped_matmul_combine,
-        reference.grouped_matmul_combine,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def grouped_matmul_combine(

@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.kv_cache_attention import cpu, reference, spec
 
-_kv_cache_attention = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.kv_cache_attention,
-        reference.kv_cache_attention,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def kv_cache_attention(
@@ -71,6 +60,6 @@ def kv_cache_attention(
     >>> anynpu.kv_cache_attention(torch.zeros(1, 1, 1, 2), cache, cache, two_rows, one, one).tolist()
     [[[[6.0, -2.0]]]]
     """
-    return _kv_cache_attention(
+    return _op(
         q, k_cache, v_cache, lengths, scale_k, scale_v, offset_k, offset_v, block_table, starts, softmax_scale, causal
     )

@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.moe_finalize_routing import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.moe_finalize_routing,
-        reference.moe_finalize_routing,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.composite",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.composite"))
 
 
 def moe_finalize_routing(

@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.moe_gating_topk import composite, cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.moe_gating_topk,
-        reference.moe_gating_topk,
-        spec.samples,
-        reference.error_bound,
-        cuda=composite.__name__,
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=composite.__name__))
 
 
 def moe_gating_topk(

@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.moe_gating_topk_softmax import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.moe_gating_topk_softmax,
-        reference.moe_gating_topk_softmax,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.composite",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.composite"))
 
 
 def moe_gating_topk_softmax(

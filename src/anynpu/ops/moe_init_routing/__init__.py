@@ -11,17 +11,7 @@ from anynpu._check import require_type
 from anynpu._register import Operator, register
 from anynpu.ops.moe_init_routing import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.moe_init_routing,
-        reference.moe_init_routing,
-        spec.samples,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def moe_init_routing(

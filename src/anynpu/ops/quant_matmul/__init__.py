@@ -9,18 +9,7 @@ from anynpu._register import Operator, register
 from anynpu.ops.quant_matmul import cpu, reference, spec
 from anynpu.ops.quant_matmul.int4 import unpacked_x1
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.quant_matmul,
-        reference.quant_matmul,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def quant_matmul(

@@ -8,17 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.quantize import cpu, reference, spec
 
-_quantize = register(
-    Operator(
-        "quantize",
-        spec.SCHEMA,
-        spec.fake,
-        cpu.quantize,
-        reference.quantize,
-        spec.samples,
-        cuda=f"{__name__}.composite",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.composite"))
 
 
 def quantize(
@@ -61,4 +51,4 @@ def quantize(
     >>> anynpu.quantize(x, torch.tensor([1.0, 2.0]), torch.tensor([0.0, 10.0]), torch.int8).tolist()
     [[0, 11], [-70, 127]]
     """
-    return _quantize(x, scales, zero_points, dtype, axis, div_mode)
+    return _op(x, scales, zero_points, dtype, axis, div_mode)

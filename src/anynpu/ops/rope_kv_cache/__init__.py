@@ -10,18 +10,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.rope_kv_cache import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.rope_kv_cache,
-        reference.rope_kv_cache,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.triton",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.triton"))
 
 
 def rope_kv_cache(

@@ -8,18 +8,7 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.swiglu import cpu, reference, spec
 
-_op = register(
-    Operator(
-        spec.OP,
-        spec.SCHEMA,
-        spec.fake,
-        cpu.swiglu,
-        reference.swiglu,
-        spec.samples,
-        reference.error_bound,
-        cuda=f"{__name__}.composite",
-    )
-)
+_op = register(Operator.of(spec, cpu, reference, cuda=f"{__name__}.composite"))
 
 
 def swiglu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:

@@ -8,17 +8,8 @@ import torch
 from anynpu._register import Operator, register
 from anynpu.ops.trans_quant_param import cpu, reference, spec
 
-_trans_quant_param = register(
-    Operator(
-        "trans_quant_param",
-        spec.SCHEMA,
-        spec.fake,
-        cpu.trans_quant_param,
-        reference.trans_quant_param,
-        spec.samples,
-        cuda=reference.__name__,  # exact, and of tensor operations; the tensors are small
-    )
-)
+# The reference is exact and of tensor operations, and the tensors are small.
+_op = register(Operator.of(spec, cpu, reference, cuda=reference.__name__))
 
 
 def trans_quant_param(scale: torch.Tensor, offset: torch.Tensor | None = None, round_mode: int = 0) -> torch.Tensor:
@@ -51,4 +42,4 @@ def trans_quant_param(scale: torch.Tensor, offset: torch.Tensor | None = None, r
     >>> anynpu.reference.decode_quant_param(word)
     (tensor([0.1000]), tensor([-3.]))
     """
-    return _trans_quant_param(scale, offset, round_mode)
+    return _op(scale, offset, round_mode)
