@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from anynpu._check import require
+from anynpu._check import require, require_dtype
 from anynpu.compat import antiquant as antiquant_of
-from anynpu.compat.attention import refuse
+from anynpu.compat.attention import Attention, refuse
 from anynpu.compat.attention_arguments import Placement, attention_of
-from anynpu.compat.attention_layouts import Lengths
+from anynpu.compat.attention_layouts import FLOATS, Lengths
 from anynpu.compat.attention_masks import ALL, Mask
 from anynpu.compat.published import published
 
@@ -110,12 +110,17 @@ def npu_incre_flash_attention(
     return attention.attend(op, Mask(atten_mask), scale_value)[0]
 
 
+_DROPOUT = "str softmax_layout='', Tensor? sink=None, Tensor? dropout_mask=None, int seed=0, int offset=0"
+_FUSION_RESULTS = "(Tensor, Tensor, Tensor, Tensor, int, int, int)"
+Fusion = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]
+
+
 @published(
     "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, Tensor? pse=None, "
     "Tensor? padding_mask=None, Tensor? atten_mask=None, float scale=1., float keep_prob=1., "
     "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, SymInt[]? prefix=None, "
     "SymInt[]? actual_seq_qlen=None, SymInt[]? actual_seq_kvlen=None, int sparse_mode=0, "
-    "bool gen_mask_parallel=True, bool sync=False) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)",
+    f"bool gen_mask_parallel=True, bool sync=False, {_DROPOUT}) -> {_FUSION_RESULTS}",
     "aclnnFlashAttentionScore",
 )
 def npu_fusion_attention(
@@ -138,24 +143,119 @@ def npu_fusion_attention(
     sparse_mode: int = 0,
     gen_mask_parallel: bool = True,
     sync: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]:
-    """``softmax(scale * query @ key.T, masked) @ value`` for inference.
+    softmax_layout: str = "",
+    sink: torch.Tensor | None = None,
+    dropout_mask: torch.Tensor | None = None,
+    seed: int = 0,
+    offset: int = 0,
+) -> Fusion:
+    """``softmax(scale * (query @ key.T + pse), masked) @ value``, with gradients.
 
-    The other results belong to the backward pass of a chip: three empty tensors, and 0 for seed, offset and numels.
+    ``sink``, (N,), is the score of one more key of each head, whose value is 0. The other results belong to the
+    backward pass of a chip: three empty tensors, and 0 for seed, offset and numels.
     """
     op = "npu_fusion_attention"
-    refuse(pse=pse, padding_mask=padding_mask, prefix=prefix)
+    refuse(padding_mask=padding_mask, prefix=prefix, dropout_mask=dropout_mask)
+    lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
+    attention = _fusion(op, (query, key, value), head_num, input_layout, lengths, keep_prob)
+    attention = _with_pse(op, attention, pse, scale)
+    return _fused(op, attention, _fusion_mask(atten_mask, sparse_mode, pre_tockens, next_tockens), scale, sink)
+
+
+@published(
+    "npu_fusion_attention_v2(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, *, "
+    "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, float scale=1., float keep_prob=1., int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, int inner_precise=0, SymInt[]? prefix=None, SymInt[]? actual_seq_qlen=None, "
+    "SymInt[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, bool sync=False, "
+    f"int pse_type=1, SymInt[]? q_start_idx=None, SymInt[]? kv_start_idx=None, {_DROPOUT}) -> {_FUSION_RESULTS}",
+    "aclnnFlashAttentionScoreV3",
+)
+def npu_fusion_attention_v2(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    head_num: int,
+    input_layout: str,
+    *,
+    pse: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    atten_mask: torch.Tensor | None = None,
+    query_rope: torch.Tensor | None = None,
+    key_rope: torch.Tensor | None = None,
+    scale: float = 1.0,
+    keep_prob: float = 1.0,
+    pre_tokens: int = ALL,
+    next_tokens: int = ALL,
+    inner_precise: int = 0,
+    prefix: Lengths = None,
+    actual_seq_qlen: Lengths = None,
+    actual_seq_kvlen: Lengths = None,
+    sparse_mode: int = 0,
+    gen_mask_parallel: bool = True,
+    sync: bool = False,
+    pse_type: int = 1,
+    q_start_idx: Lengths = None,
+    kv_start_idx: Lengths = None,
+    softmax_layout: str = "",
+    sink: torch.Tensor | None = None,
+    dropout_mask: torch.Tensor | None = None,
+    seed: int = 0,
+    offset: int = 0,
+) -> Fusion:
+    """``npu_fusion_attention``; with ``pse_type`` 0 pse is added behind the scale."""
+    op = "npu_fusion_attention_v2"
+    refuse(
+        padding_mask=padding_mask, prefix=prefix, dropout_mask=dropout_mask, query_rope=query_rope, key_rope=key_rope,
+        q_start_idx=q_start_idx, kv_start_idx=kv_start_idx,
+    )  # fmt: skip
+    if pse_type not in (0, 1):
+        raise NotImplementedError(f"{op}: pse_type must be 0 or 1, got {pse_type}")
+    lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
+    attention = _fusion(op, (query, key, value), head_num, input_layout, lengths, keep_prob)
+    attention = _with_pse(op, attention, pse, scale if pse_type == 1 else 1.0)
+    return _fused(op, attention, _fusion_mask(atten_mask, sparse_mode, pre_tokens, next_tokens), scale, sink)
+
+
+def _fusion(
+    op: str,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    heads: int,
+    layout: str,
+    lengths: dict[str, Lengths],
+    keep_prob: float,
+) -> Attention:
     if keep_prob != 1:
         raise NotImplementedError(f"{op}: keep_prob must be 1.0, anynpu has no dropout here, got {keep_prob}")
-    if input_layout != "TND" and not (actual_seq_qlen is None and actual_seq_kvlen is None):
-        raise NotImplementedError(f"{op}: actual_seq_qlen and actual_seq_kvlen are for layout TND, got {input_layout}")
-    lengths = {"actual_seq_qlen": actual_seq_qlen, "actual_seq_kvlen": actual_seq_kvlen}
-    heads = head_num, _kv_heads(query, key, head_num, input_layout)
-    placement = Placement(input_layout, ("BSH", "SBH", "BSND", "BNSD", "TND"), *heads, lengths)
-    attention = attention_of(op, query, key, value, placement)
-    mask = Mask(atten_mask, sparse_mode, pre_tockens, next_tockens)
-    unused = (query.new_empty(0, dtype=torch.float32) for _ in range(3))
-    return attention.attend(op, mask, scale)[0], *unused, 0, 0, 0
+    if layout != "TND" and any(each is not None for each in lengths.values()):
+        raise NotImplementedError(f"{op}: actual_seq_qlen and actual_seq_kvlen are for layout TND, got {layout}")
+    kv_heads = _kv_heads(*tensors[:2], heads, layout)
+    placement = Placement(layout, ("BSH", "SBH", "BSND", "BNSD", "TND"), heads, kv_heads, lengths)
+    return attention_of(op, *tensors, placement)
+
+
+def _with_pse(op: str, attention: Attention, pse: torch.Tensor | None, factor: float) -> Attention:
+    """The same with ``factor * pse`` added to the scaled scores; its axis of queries may be 1."""
+    if pse is None:
+        return attention
+    require_dtype(op, "pse", pse, (attention.query.dtype,))
+    if pse.dim() == 4 and pse.shape[2] == 1:
+        pse = pse.expand(-1, -1, attention.query.shape[1], -1)
+    return attention.with_shift(op, "pse", pse.float() * factor)
+
+
+def _fusion_mask(mask: torch.Tensor | None, sparse_mode: int, before: int, after: int) -> Mask:
+    """Without a mask all keys are seen, whatever the other arguments say."""
+    return Mask(None) if mask is None else Mask(mask, sparse_mode, before, after)
+
+
+def _fused(op: str, attention: Attention, mask: Mask, scale: float, sink: torch.Tensor | None) -> Fusion:
+    if sink is not None:
+        require_dtype(op, "sink", sink, FLOATS)
+        expected, got = (attention.query.shape[2],), tuple(sink.shape)
+        require(op, expected == got, f"sink must have shape {expected}, got {got}")
+    unused = (attention.query.new_empty(0, dtype=torch.float32) for _ in range(3))
+    return attention.attend(op, mask, scale, sink)[0], *unused, 0, 0, 0
 
 
 def _kv_heads(query: torch.Tensor, key: torch.Tensor, heads: int, layout: str) -> int:

@@ -14,6 +14,7 @@ from attention_formula import (
     KV_HEADS,
     PROMPT,
     SCALE,
+    UNIT,
     D,
     assert_near,
     batched,
@@ -53,6 +54,38 @@ def test_layouts_of_fusion(dtype, layout):
     y, *rest = torch_npu.npu_fusion_attention(*given, HEADS, layout, scale=SCALE)
     assert_near(y, laid_out(expected, layout), laid_out(error, layout), dtype)
     assert [x.numel() for x in rest[:3]] == [0, 0, 0] and rest[3:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(2, HEADS, 5, 9), (1, HEADS, 5, 9), (2, HEADS, 1, 9)])
+@pytest.mark.parametrize("pse_type", [None, 0, 1])
+def test_positions_added_to_the_scores_of_fusion(shape, pse_type):
+    given, pse = operands(2, 5, 9), reals(*shape, seed=5)
+    fusion = torch_npu.npu_fusion_attention if pse_type is None else torch_npu.npu_fusion_attention_v2
+    options = {} if pse_type is None else {"pse_type": pse_type}
+    y = fusion(*given, HEADS, "BNSD", pse=pse, scale=SCALE, **options)[0]
+    query, key, value = (x.double() for x in given)
+    key, value = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
+    products, added = query @ key.mT, pse.double()
+    scores = SCALE * products + added if pse_type == 0 else SCALE * (products + added)
+    # Scores of up to 5 have 18 roundings, which weights have twice; nine terms are added up.
+    error = 200 * UNIT * value.abs().amax()
+    assert_near(y, scores.softmax(-1) @ value, error, torch.float32)
+
+
+def test_sinks_of_fusion():
+    given, sink = operands(2, 5, 9), reals(HEADS, seed=5)
+    y = torch_npu.npu_fusion_attention(*given, HEADS, "BNSD", scale=SCALE, sink=sink)[0]
+    options = {"num_query_heads": HEADS, "num_key_value_heads": KV_HEADS, "input_layout": "BNSD"}
+    expected = torch_npu.npu_fused_infer_attention_score_v2(*given, softmax_scale=SCALE, learnable_sink=sink, **options)
+    assert torch.equal(y, expected[0])
+
+
+@pytest.mark.parametrize("mode", range(5))
+def test_fusion_without_a_mask_hides_nothing(mode):
+    given = operands(2, 5, 9)
+    window = {"pre_tockens": 1, "next_tockens": 0, "sparse_mode": mode, "scale": SCALE}
+    y = torch_npu.npu_fusion_attention(*given, HEADS, "BNSD", **window)[0]
+    assert torch.equal(y, torch_npu.npu_fusion_attention(*given, HEADS, "BNSD", scale=SCALE)[0])
 
 
 def test_equal_heads_are_the_default():

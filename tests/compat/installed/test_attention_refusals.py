@@ -173,7 +173,31 @@ def test_what_fused_refuses(tensors, options, kind, text):
             NotImplementedError,
             "actual_seq_qlen and actual_seq_kvlen are for layout TND, got BNSD",
         ),
-        (lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", pse=Q), NotImplementedError, "pse is not"),
+        (
+            lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", pse=Q[:, :1]),
+            ValueError,
+            "pse must have shape",
+        ),
+        (
+            lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", pse=Q.half()),
+            TypeError,
+            "pse must be float32, got float16",
+        ),
+        (
+            lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BNSD", sink=torch.ones(1)),
+            ValueError,
+            r"sink must have shape \(6,\), got \(1,\)",
+        ),
+        (
+            lambda: torch_npu.npu_fusion_attention_v2(Q, K, V, HEADS, "BNSD", pse_type=2),
+            NotImplementedError,
+            "pse_type must be 0 or 1, got 2",
+        ),
+        (
+            lambda: torch_npu.npu_fusion_attention_v2(Q, K, V, HEADS, "BNSD", query_rope=Q),
+            NotImplementedError,
+            "query_rope is not supported",
+        ),
         (lambda: torch_npu.npu_fusion_attention(Q, K, V, HEADS, "BSH"), ValueError, "Layout BSH, query must have 3"),
         (lambda: torch_npu.npu_fusion_attention(Q, K, V, 0, "BNSD"), ValueError, "numHeads should be greater than 0"),
         (

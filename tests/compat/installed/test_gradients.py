@@ -61,6 +61,19 @@ def test_attention_of_lengths(compiled):
     assert_same_gradients(attend, formula, tensors, False)  # what was traced leaves nothing behind
 
 
+@CALLS
+def test_attention_with_positions_and_sinks(compiled):
+    def attend(q, k, v, pse, sink):
+        return torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", pse=pse, sink=sink, scale=0.25)[0]
+
+    def formula(q, k, v, pse, sink):
+        scores = torch.cat([0.25 * (q @ k.mT + pse), sink.view(1, 4, 1, 1).expand(2, 4, 8, 1)], -1)
+        return scores.softmax(-1)[..., :-1] @ v
+
+    tensors = [reals(2, 4, 8, 16, seed=seed) for seed in range(3)]
+    assert_same_gradients(attend, formula, [*tensors, reals(1, 4, 8, 8, seed=3), reals(4, seed=4)], compiled)
+
+
 def test_wrong_values_are_refused():
     rows = reals(4, 8).requires_grad_()
     with pytest.raises(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from anynpu.compat import vllm_ascend_operators as _vllm_ascend_operators  # noqa: F401  registers them
 from anynpu.compat.attention_operators import (
     npu_fusion_attention,
+    npu_fusion_attention_v2,
     npu_incre_flash_attention,
     npu_prompt_flash_attention,
 )
