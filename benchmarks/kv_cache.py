@@ -133,29 +133,46 @@ def rope_with_tensor_operations(
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """S new positions of each sequence over ``context`` rows."""
+    """S new positions of each sequence over ``context`` rows, or where ``unequal`` half of them for each next pair."""
 
     batch: int
     length: int
     heads: tuple[int, int]
     context: int
+    unequal: bool = False
     head_size = 128
 
     @property
     def name(self) -> str:
         """For tables and the command line."""
-        return f"b{self.batch}_s{self.length}_h{self.heads[0]}_{self.heads[1]}_context{self.context}"
+        unequal = "_unequal" if self.unequal else ""
+        return f"b{self.batch}_s{self.length}_h{self.heads[0]}_{self.heads[1]}_context{self.context}{unequal}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows of each sequence."""
+        return [max(self.length, self.context >> (i // 2 if self.unequal else 0)) for i in range(self.batch)]
 
     @property
     def operations(self) -> int:
         """Of both products; the causal mask saves some of them when there are several positions."""
-        return 4 * self.batch * self.length * self.heads[0] * self.head_size * self.context
+        return 4 * self.length * self.heads[0] * self.head_size * sum(self.lengths)
 
     @cached_property
     def arguments(self) -> dict[str, torch.Tensor]:
         """Of anynpu.kv_cache_attention, q in float16."""
-        cache, lengths = (self.batch, self.context), [self.context] * self.batch
-        return attention_arguments(self.batch, self.length, self.heads, self.head_size, torch.float16, cache, lengths)
+        cache = (self.batch, self.context)
+        return attention_arguments(
+            self.batch, self.length, self.heads, self.head_size, torch.float16, cache, self.lengths
+        )
+
+    @property
+    def seen(self) -> torch.Tensor | None:
+        """The mask of torch, [B, 1, S, T]; None where every query sees all."""
+        if self.length == 1 and not self.unequal:
+            return None
+        last = torch.tensor(self.lengths)[:, None] - self.length + torch.arange(self.length)
+        return (torch.arange(self.context) <= last[..., None])[:, None]
 
     def float_caches(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """What the codes of k and v stand for."""
@@ -176,22 +193,23 @@ class AttentionProblem:
             calls=[call_with(k.clone(), v.clone()) for _ in range(copies_for(2 * k.nbytes))],
             expected=lambda: anynpu.reference.kv_cache_attention(**self.arguments),
             tolerance=0.01,  # float16 and bfloat16 caches round what the codes stand for
-            bytes=2 * k.nbytes + 2 * self.arguments["q"].nbytes,
+            bytes=2 * k.nbytes * sum(self.lengths) // (self.batch * self.context) + 2 * self.arguments["q"].nbytes,
         )
 
 
 def attention_problems(quick: bool) -> Iterator[AttentionProblem]:
-    """Decoding at batch 1 and 8, and a chunk of a prompt, at context 2048."""
+    """Decoding at batch 1 and 8, also of unequal lengths, and a chunk of a prompt, at context 2048."""
     yield AttentionProblem(1, 1, (32, 8), 2048)
     if not quick:
         yield AttentionProblem(8, 1, (32, 8), 2048)
+        yield AttentionProblem(8, 1, (32, 8), 2048, unequal=True)
         yield AttentionProblem(1, 128, (32, 8), 2048)
 
 
 def attention_variants(problem: AttentionProblem) -> Iterator[Variant]:
     """The operator, through its public function, and the one for float caches."""
     args = dict(problem.arguments)
-    k, v = args.pop("k_cache"), args.pop("v_cache")
+    k, v, lengths = args.pop("k_cache"), args.pop("v_cache"), args["lengths"].long()
     yield problem.variant(
         "anynpu", "int8 cache", k, v, lambda k, v: anynpu.kv_cache_attention(k_cache=k, v_cache=v, **args)
     )
@@ -199,7 +217,7 @@ def attention_variants(problem: AttentionProblem) -> Iterator[Variant]:
         q = args["q"].to(dtype)
 
         def attend(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor = q) -> torch.Tensor:
-            return anynpu.fused_attention(q, k, v, after=0, from_end=True)[0]
+            return anynpu.fused_attention(q, k, v, kv_lengths=lengths, after=0, from_end=True)[0]
 
         name, caches = f"anynpu fused_attention {_SHORT[dtype]}", problem.float_caches(dtype)
         yield problem.variant(name, f"{_SHORT[dtype]} cache", *caches, attend)
@@ -207,10 +225,7 @@ def attention_variants(problem: AttentionProblem) -> Iterator[Variant]:
 
 def attention_peers(problem: AttentionProblem) -> Iterator[Variant]:
     """torch's fused attention over a float cache in the layout that it likes."""
-    args = problem.arguments
-    mask = None
-    if problem.length > 1:
-        mask = torch.ones(problem.length, problem.context, dtype=torch.bool).tril(problem.context - problem.length)
+    args, mask = problem.arguments, problem.seen
     for dtype in (torch.float16, torch.bfloat16):
         q = args["q"].to(dtype).transpose(1, 2)
         k, v = (cache.transpose(1, 2).contiguous() for cache in problem.float_caches(dtype))

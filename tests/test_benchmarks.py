@@ -118,6 +118,16 @@ def test_every_variant_of_grouped_matmul_combine_is_correct(modules, group_size)
     assert rows[0]["giga_operations_per_second"] * rows[0]["microseconds"] == pytest.approx(2 * 3 * 2 * 64 * 128 / 1e3)
 
 
+@pytest.mark.parametrize(("batch", "length", "unequal"), [(2, 1, False), (5, 1, True), (1, 3, False)])
+def test_every_variant_of_kv_cache_attention_is_correct(modules, batch, length, unequal):
+    kv_cache = importlib.import_module("kv_cache")
+    problem = kv_cache.AttentionProblem(batch, length, (4, 2), 40, unequal)
+    assert problem.lengths == ([40, 40, 20, 20, 10] if unequal else [40] * batch)
+    variants = [*kv_cache.attention_variants(problem), *kv_cache.attention_peers(problem)]
+    assert len(variants) == 5
+    assert all(modules["measure"].require_correct(variant) < 0.01 for variant in variants)
+
+
 def test_every_variant_of_fused_attention_is_correct(modules):
     problem = importlib.import_module("prompt_attention").PromptProblem(2, 40, (4, 2))
     case, peers = modules["cases"].CASES["fused_attention"], modules["peers"].torch_kv_cache.fused_attention
