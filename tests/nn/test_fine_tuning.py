@@ -74,6 +74,21 @@ def test_gradients_compile(prepacked):
     torch.testing.assert_close(x.grad, layer.dequantized().sum(0).expand(4, K))
 
 
+@pytest.mark.parametrize("config", [anynpu.W4A16(group_size=32), anynpu.W8A8()], ids=str)
+def test_other_derivatives(config):
+    """Forward mode, which sees no gradient that is missing, and the transforms of torch.func."""
+    layer, x, tangent = quantised(config), torch.randn(4, K), torch.randn(4, K)
+    weight = layer.dequantized()
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (tangent,))[1], tangent @ weight.t())
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent @ weight.t())
+    torch.testing.assert_close(torch.func.jacrev(layer)(x[0]), weight)
+    torch.testing.assert_close(torch.func.jacfwd(layer)(x[0]), weight)
+    gradients = torch.func.vmap(torch.func.grad(lambda row: layer(row).sum()))(x)
+    torch.testing.assert_close(gradients, weight.sum(0).expand(4, K))
+
+
 class Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

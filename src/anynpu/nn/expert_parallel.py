@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from anynpu._check import require, require_last_axis
-from anynpu.nn.quant_moe import QuantMoE, routed_sum, without_gradient
+from anynpu.nn.expert_gradients import without_gradient
+from anynpu.nn.quant_moe import QuantMoE, routed_sum
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_finalize_routing import moe_finalize_routing
 from anynpu.ops.moe_init_routing import moe_init_routing

@@ -125,6 +125,17 @@ class QuantExperts(Float32Buffers):
             output_bs=tokens,
         )
 
+    def of_floats(self, x: torch.Tensor, expert: int) -> torch.Tensor:
+        """What one expert makes of float32 rows ``[M, hidden]`` where none is quantised, by torch's operators."""
+        own = self.part(expert, expert + 1)
+        gate_up, down = (own._dequantized(name) for name in ("gate_up", "down"))
+        gate, up = torch.nn.functional.linear(x, gate_up).chunk(2, -1)
+        return torch.nn.functional.linear(torch.nn.functional.silu(gate) * up, down)
+
+    def _dequantized(self, name: str) -> torch.Tensor:
+        codes, scale = self.codes(name)
+        return codes * scale.repeat_interleave(codes.shape[1] // scale.shape[1], 1)
+
     def _operands_of(self, name: str, counts: torch.Tensor, row_index: torch.Tensor) -> tuple:
         buffers = self._buffers
         return buffers[name], buffers[f"{name}_scale"], counts, row_index, buffers.get(f"{name}_bias")

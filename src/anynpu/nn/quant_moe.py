@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from anynpu._check import require, require_ints, require_last_axis
+from anynpu.nn.expert_gradients import with_gradient
 from anynpu.nn.float32_buffers import Float32Buffers
 from anynpu.nn.quant_experts import QuantExperts
+from anynpu.nn.quantized_linear import wants_derivative
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_gating_topk import moe_gating_topk
 from anynpu.ops.moe_gating_topk_softmax import moe_gating_topk_softmax
@@ -188,7 +190,27 @@ class QuantMoE(Float32Buffers):
         y = routed_sum(
             self.routed, codes, scale, weights, experts, self.routed.experts, 0, self.shared_rows(flat, codes, scale)
         )
-        return without_gradient(y.to(x.dtype).reshape(x.shape), x)
+        if wants_derivative(flat):
+            y = self._with_gradients(y, flat, experts)
+        return y.to(x.dtype).reshape(x.shape)
+
+    def _with_gradients(self, y: torch.Tensor, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """``y`` as a function of the tokens, through router, routed experts and shared expert."""
+        y = with_gradient(y, x, self._weights(x, experts), self.routed, experts)
+        if self.shared is None:
+            return y
+        one = torch.ones(len(x), 1, device=x.device)
+        weight = one if self.shared_gate is None else _float32_linear(x, self.shared_gate).sigmoid()
+        return y + with_gradient(torch.zeros_like(y), x, weight, self.shared, torch.zeros_like(one, dtype=torch.int32))
+
+    def _weights(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """The weights of :meth:`route` for the experts that it chose, of torch's operators, which have gradients."""
+        logits = _float32_linear(x, self.router)
+        scores = logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(-1)
+        weights = scores.gather(1, experts.long())
+        if self.scoring != "softmax":
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights * self.scaling
 
     def prepack(self) -> None:
         """Nothing: the kernels read the buffers as they are."""
@@ -204,38 +226,6 @@ class QuantMoE(Float32Buffers):
 def _float32_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return torch.nn.functional.linear(x.float(), weight)
-
-
-def without_gradient(y: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-    """``y``, to autograd no function of the ``inputs`` it was computed from: an error where a gradient is wanted."""
-    differentiable = [each for each in inputs if each.requires_grad]
-    if differentiable and torch.is_grad_enabled():
-        return _WithoutGradient.apply(y, differentiable[0].flatten()[:1].sum())
-    return y
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """``y`` as a function of ``anchor``, a number that depends on the input."""
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, _refused_gradient(gradient)
-
-
-# An operator, since torch.compile runs a backward pass when it traces one: only the call of this may raise.
-@torch.library.custom_op("anynpu::refused_gradient", mutates_args=())
-def _refused_gradient(gradient: torch.Tensor) -> torch.Tensor:
-    layers = "QuantMoE, ExpertParallelMoE, RoutedExperts, LinearExperts"
-    raise NotImplementedError(f"{layers}: quantised experts have no gradient")
-
-
-@_refused_gradient.register_fake
-def _(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.new_empty(())
 
 
 def routed_sum(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch.autograd import forward_ad
 
 from anynpu._check import require, require_ints
 from anynpu.nn.float32_buffers import Float32Buffers
@@ -31,7 +32,7 @@ class QuantizedLinear(Float32Buffers):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` float16, bfloat16 or float32 -> ``[..., out_features]`` of the same dtype."""
-        if x.requires_grad and torch.is_grad_enabled():
+        if wants_derivative(x):
             return _WithGradient.apply(x, self)
         return self._multiply(x)
 
@@ -80,14 +81,28 @@ class QuantizedLinear(Float32Buffers):
         return ", ".join(f"{name}={value}" for name, value in self.fields().items())
 
 
+def wants_derivative(x: torch.Tensor) -> bool:
+    """Whether autograd, in backward or forward mode, may ask for the derivative of what is computed from ``x``."""
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+
+
 class _WithGradient(torch.autograd.Function):
     """The layer, and the gradient of its input: that of the float layer, as if nothing had been rounded."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
-        ctx.layer = layer
+    def forward(x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
         return layer._multiply(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, QuantizedLinear], output: torch.Tensor) -> None:
+        ctx.layer = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient @ ctx.layer.dequantized().to(gradient.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:
+        return tangent @ ctx.layer.dequantized().to(tangent.dtype).t()

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 
 from anynpu._check import require_last_axis
+from anynpu.nn.expert_gradients import with_gradient
 from anynpu.nn.quant_experts import QuantExperts
-from anynpu.nn.quant_moe import routed_sum, without_gradient
+from anynpu.nn.quant_moe import routed_sum
+from anynpu.nn.quantized_linear import wants_derivative
 from anynpu.ops.dynamic_quant import dynamic_quant
 from anynpu.ops.moe_init_routing import moe_init_routing
 
@@ -54,7 +56,7 @@ class RoutedExperts(torch.nn.Module):
         require_last_axis("RoutedExperts", x, self.own.hidden)
         codes, scale = dynamic_quant(x)
         y = routed_sum(self.own, codes, scale, weights.float(), experts.int(), self.own.experts, 0)
-        return without_gradient(y.to(x.dtype), x, weights)
+        return with_gradient(y, x, weights, self.own, experts).to(x.dtype)
 
     def prepack(self) -> None:
         """Nothing: the kernels read the buffers as they are."""
@@ -79,11 +81,12 @@ class LinearExperts(torch.nn.ModuleList):
         rows, order, counts, _ = moe_init_routing(
             x.detach(), experts.int(), expert_num=len(self), expert_tokens_num_type=1, row_idx_type=1
         )
+        if wants_derivative(x):
+            rows = x[order.long() // experts.shape[1]]
         parts = zip(self, rows.split(counts.tolist()), strict=True)
         results = torch.cat([rows[:0], *(expert(part) for expert, part in parts if len(part) > 0)])
         by_token = results[order.argsort()].view(*weights.shape, x.shape[-1])
-        y = (by_token * weights.float().unsqueeze(-1)).sum(1).to(x.dtype)
-        return without_gradient(y, x)
+        return (by_token * weights.float().unsqueeze(-1)).sum(1).to(x.dtype)
 
 
 class _Expert(torch.nn.Module):
