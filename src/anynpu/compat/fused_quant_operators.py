@@ -43,7 +43,7 @@ def npu_grouped_matmul_swiglu_quant(
 @published(
     "npu_grouped_matmul_swiglu_quant_v2(Tensor x, Tensor[] weight, Tensor[] weight_scale, Tensor x_scale, "
     "Tensor group_list, *, Tensor? smooth_scale=None, Tensor[]? weight_assist_matrix=None, Tensor? bias=None, "
-    "int? dequant_mode=0, int? dequant_dtype=0, int? quant_mode=0, int? quant_dtype=1, int? group_list_type=0, "
+    "int? dequant_mode=0, int? dequant_dtype=6, int? quant_mode=0, int? quant_dtype=1, int? group_list_type=0, "
     "int[]? tuning_config=None, int? x_dtype=None, int? weight_dtype=None, int? weight_scale_dtype=None, "
     "int? x_scale_dtype=None) -> (Tensor, Tensor)",
     "aclnnGroupedMatmulSwigluQuantV2",
@@ -59,7 +59,7 @@ def _grouped_matmul_swiglu_quant_v2(
     weight_assist_matrix: Tensors | None = None,
     bias: torch.Tensor | None = None,
     dequant_mode: int | None = 0,
-    dequant_dtype: Dtype | None = 0,
+    dequant_dtype: Dtype | None = 6,
     quant_mode: int | None = 0,
     quant_dtype: Dtype | None = 1,
     group_list_type: int | None = 0,
@@ -72,7 +72,7 @@ def _grouped_matmul_swiglu_quant_v2(
     groups = weight_scale[0].dim() == 3 if weight_scale else False
     require_absent(
         smooth_scale=smooth_scale, bias=bias, dequant_mode=None if dequant_mode in (None, 0, groups) else dequant_mode,
-        dequant_dtype=None if dequant_dtype in (None, 0, torch.float32) else dequant_dtype,
+        dequant_dtype=None if dequant_dtype in (None, 0, 6, torch.float32) else dequant_dtype,
         quant_mode=quant_mode or None, quant_dtype=None if quant_dtype in (None, 0, 1, torch.int8) else quant_dtype,
         x_dtype=x_dtype, weight_dtype=weight_dtype, weight_scale_dtype=weight_scale_dtype, x_scale_dtype=x_scale_dtype,
     )  # fmt: skip

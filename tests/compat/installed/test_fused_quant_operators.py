@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch_npu
@@ -92,11 +94,14 @@ def test_int4_weights_of_grouped_matmul_swiglu_quant(groups):
     y, scale, _ = torch_npu.npu_grouped_matmul_swiglu_quant(x, packed, counts.cumsum(0), wide, x_scale, bias=bias)
     assert_swiglu_quant(y, scale, x, scaled.flatten(1, 2), torch.ones(3, 64), x_scale, 2**-15)
     five = packed.view(3, 2, 16, 1, 8).permute(0, 3, 1, 2, 4).contiguous()
-    again = torch_npu.npu_grouped_matmul_swiglu_quant_v2(
-        x, [five], [wide], x_scale, counts, weight_assist_matrix=[bias], dequant_mode=groups - 1,
-        dequant_dtype=torch.float32, group_list_type=1,
+    second = functools.partial(
+        torch_npu.npu_grouped_matmul_swiglu_quant_v2, x, [five], [wide], x_scale, counts, weight_assist_matrix=[bias],
+        dequant_mode=groups - 1, group_list_type=1,
     )  # fmt: skip
-    assert torch.equal(again[0], y) and torch.equal(again[1], scale)
+    torch.compiler.reset()
+    captured = torch.compile(lambda: second(dequant_dtype=torch.float32), backend="aot_eager", fullgraph=True)
+    for results in (second(), second(dequant_dtype=6), second(dequant_dtype=torch.float32), captured()):
+        assert torch.equal(results[0], y) and torch.equal(results[1], scale)
 
 
 def test_refusals_of_grouped_matmul_swiglu_quant():
