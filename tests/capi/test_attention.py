@@ -504,6 +504,8 @@ def test_views():
 LAYOUT, HEADS, KV_HEADS, SPARSE, BLOCK_SIZE, MODE, KEY_MODE, OUT = 31, 27, 32, 33, 35, 36, 38, 40
 CODES = replace(DECODE, codes=True)
 ONE = torch.ones(1, dtype=torch.int32)
+PREFIX = random(1, 5, 2, 16).to(HALF)
+SHARED = {21: PREFIX, 22: PREFIX}
 REFUSALS = {
     "no query": (DECODE, {0: None}, 161001, "query is a null pointer"),
     "no key": (DECODE, {1: None}, 161001, "key is a null pointer"),
@@ -551,8 +553,37 @@ REFUSALS = {
         161002,
         "attenMask must have all rows and columns beside padding sizes",
     ),
-    "prefix": (DECODE, {21: torch.ones(1)}, 161002, "keySharedPrefixOptional must be null or an empty tensor"),
-    "prefix length": (DECODE, {23: [1]}, 161002, "actualSharedPrefixLenOptional must be null or empty"),
+    "prefix of keys": (DECODE, {21: PREFIX}, 161002, "keySharedPrefixOptional and valueSharedPrefixOptional must be"),
+    "prefix length": (DECODE, {23: [1]}, 161002, "actualSharedPrefixLenOptional needs keySharedPrefixOptional"),
+    "prefix lengths": (
+        DECODE,
+        {**SHARED, 23: [1, 2]},
+        161002,
+        "actualSharedPrefixLenOptional must hold one value, got 2",
+    ),
+    "long prefix": (DECODE, {**SHARED, 23: [6]}, 161002, r"actualSharedPrefixLenOptional must be in \[0, 5\], got 6"),
+    "negative prefix": (DECODE, {**SHARED, 23: [-1]}, 161002, r"must be in \[0, 5\], got -1"),
+    "float prefix": (DECODE, {**SHARED, 21: PREFIX.float()}, 161002, "keySharedPrefixOptional must have the dtype of"),
+    "prefix of 3 axes": (
+        DECODE,
+        {**SHARED, 22: PREFIX[0]},
+        161002,
+        "valueSharedPrefixOptional must have 4 axes in layout",
+    ),
+    "two prefixes": (
+        DECODE,
+        {**SHARED, 21: PREFIX.expand(2, -1, -1, -1)},
+        161002,
+        "must have one sequence of heads of 16",
+    ),
+    "prefix of short heads": (DECODE, {**SHARED, 22: PREFIX[..., 1:]}, 161002, "must have one sequence of heads of 16"),
+    "prefix of few values": (DECODE, {**SHARED, 22: PREFIX[:, 1:]}, 161002, "must have 5 tokens as keys have, got 4"),
+    "prefix of a length": (DECODE, {**SHARED, 6: [81, 1, 1]}, 161002, r"must be in \[0, 80\], got 81"),
+    "prefix of a negative length": (DECODE, {**SHARED, 6: [8, -1, 1]}, 161002, r"must be in \[0, 80\], got -1"),
+    "prefix and padding": (DECODE, {**SHARED, 16: ONE}, 161002, "shared prefixes are not implemented in layout TND"),
+    "prefix of TND": (replace(DECODE, layout="TND"), SHARED, 161002, "shared prefixes are not implemented in"),
+    "prefix in blocks": (replace(DECODE, block_size=16), SHARED, 161002, "shared prefixes are not implemented in"),
+    "prefix of scaled tokens": (replace(CODES, mode=1), SHARED, 161002, "shared prefixes are not implemented in"),
     "layout": (DECODE, {LAYOUT: b"SBH"}, 161002, "inputLayout must be one of BSH, BSND"),
     "heads": (DECODE, {HEADS: 0}, 161002, "numHeads must be greater than 0, got 0"),
     "other heads": (DECODE, {HEADS: 3}, 161002, "axis 2 of query must be its 3 heads, got 4"),
@@ -788,3 +819,45 @@ def test_padding_with_a_mask(behind):
         k, v = (x[b].transpose(0, 1) for x in problem.kv)
         wanted, _ = attend(problem.q[b].transpose(0, 1), k, v, hidden | (behind > 0), problem.scale)
         assert ((result[b].transpose(0, 1) - wanted).abs() <= problem.bound(wanted)).all()
+
+
+PREFIXED = {
+    "decode": replace(DECODE, dtype=FLOAT),
+    "decode of int8": replace(DECODE, codes=True),
+    "prefill BSH": replace(PREFILL, layout="BSH", lse=True),
+    "prefill BNSD, causal": replace(PREFILL, layout="BNSD", sparse=3, dtype=BF16, lse=True),
+    "values of another size": replace(PREFILL, value_size=24, lse=True),
+    "int8 queries": replace(PREFILL, products=True),
+}
+
+
+def shared_tokens(x):
+    return x[1:2, :6].flip(1)
+
+
+@pytest.mark.parametrize("problem", PREFIXED.values(), ids=PREFIXED)
+@pytest.mark.parametrize("count", [None, 4, 0])
+def test_shared_prefixes(problem, count):
+    """The results of sequences that begin with the shared tokens."""
+    tokens, batch = 6 if count is None else count, len(problem.rows)
+
+    def joined(parts):
+        return [torch.cat([shared_tokens(x)[:, :tokens].expand(batch, -1, -1, -1), x], 1) for x in parts]
+
+    whole = replace(problem, columns=[length + tokens for length in problem.columns])
+    whole.t, whole.kv = problem.t + tokens, joined(problem.kv)
+    if not problem.products:
+        whole.values = joined(problem.values)
+    out, lse = whole.expected()
+    with c_front_end.session() as make:
+        arguments, result, sums = problem.cut(FUSED[1], make)
+        arguments[21:23] = [make.tensor(problem.laid_out(shared_tokens(x), problem.layout)) for x in problem.kv]
+        arguments[23] = None if count is None else make.ints([count])
+        outcome = c_front_end.call(FUSED[1], *arguments)
+        assert outcome.status == 0, outcome
+        wanted = problem.laid_out(out, problem.layout)
+        got = result.tensor(list(wanted.shape), problem.dtype)
+        assert ((got.double() - wanted).abs() <= whole.bound(wanted)).all()
+        if problem.lse:
+            wanted = lse.transpose(1, 2).unsqueeze(-1).contiguous()
+            torch.testing.assert_close(sums.tensor(list(wanted.shape), FLOAT).double(), wanted, rtol=2e-5, atol=2e-5)

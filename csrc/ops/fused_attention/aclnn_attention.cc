@@ -6,6 +6,7 @@
 #include "acl/executor/tensor.h"
 #include "core/tensor.h"
 #include "ops/fused_attention/aclnn_padding.h"
+#include "ops/fused_attention/aclnn_prefix.h"
 
 namespace anynpu::attention {
 namespace {
@@ -309,6 +310,53 @@ void repeat(Stage& stage, const char* name, std::vector<int64_t>& values) {
   if (stage.ok() && count == 1) values.assign(batch < 1 << 20 ? batch : 1, values[0]);
 }
 
+// Sequences have planes of their own, and no scales that would have to move along.
+bool rows_can_move(const Args& args, const Form& form) {
+  const auto of_one = [](const anynpu_tensor& factors) { return factors.shape[0] <= 1 && factors.shape[1] <= 1; };
+  return !form.is_packed() && !form.paged && of_one(args.k_scale) && of_one(args.v_scale);
+}
+
+// Tokens in front of `own`, keys or values.
+void arrange_prefix(Stage& stage, const char* name, anynpu_tensor& prefix, const anynpu_tensor& own, const Form& form) {
+  arrange(stage, name, prefix, form.source, form.kv_heads);
+  if (!stage.ok()) return;
+  stage.require(prefix.dtype == own.dtype && own.dtype != ANYNPU_INT4,
+                "%s must have the dtype of what it precedes, which is not INT4, got %s and %s", name,
+                dtype_name(prefix.dtype), dtype_name(own.dtype));
+  stage.require(prefix.shape[0] == 1 && prefix.shape[3] == own.shape[3],
+                "%s must have one sequence of heads of %lld, got %lld of %lld", name, wide(own.shape[3]),
+                wide(prefix.shape[0]), wide(prefix.shape[3]));
+}
+
+void arrange_prefixes(Stage& stage, const FusedCall& call, const Form& form) {
+  Args& args = stage.args;
+  const std::vector<int64_t> lengths = stage.ints("actualSharedPrefixLenOptional", call.prefix_lengths);
+  stage.require(present(args.k_prefix) == present(args.v_prefix),
+                "keySharedPrefixOptional and valueSharedPrefixOptional must be given together");
+  stage.require(has_prefix(args) || lengths.empty(), "actualSharedPrefixLenOptional needs keySharedPrefixOptional");
+  if (!stage.ok() || !has_prefix(args)) return;
+  stage.require(
+      rows_can_move(args, form) && !is_padded(args),
+      "shared prefixes are not implemented in layout TND, with a block table, scales of tokens or padding sizes");
+  arrange_prefix(stage, "keySharedPrefixOptional", args.k_prefix, args.k, form);
+  arrange_prefix(stage, "valueSharedPrefixOptional", args.v_prefix, args.v, form);
+  const int64_t tokens = args.k_prefix.shape[1];
+  stage.require(args.v_prefix.shape[1] == tokens,
+                "valueSharedPrefixOptional must have %lld tokens as keys have, got %lld", wide(tokens),
+                wide(args.v_prefix.shape[1]));
+  stage.require(args.k.shape[1] <= kAll && tokens <= kAll, "sequences with prefixes must have at most %lld tokens",
+                wide(kAll));
+  stage.require(lengths.size() <= 1, "actualSharedPrefixLenOptional must hold one value, got %zu", lengths.size());
+  args.prefix_count = lengths.empty() ? tokens : lengths[0];
+  stage.require(args.prefix_count >= 0 && args.prefix_count <= tokens,
+                "actualSharedPrefixLenOptional must be in [0, %lld], got %lld", wide(tokens), wide(args.prefix_count));
+  for (int64_t& length : args.kv_values) {
+    stage.require(length >= 0 && length <= args.k.shape[1], "actualSeqLengthsKvOptional must be in [0, %lld], got %lld",
+                  wide(args.k.shape[1]), wide(length));
+    if (stage.ok()) length += args.prefix_count;
+  }
+}
+
 // One size, for sequences of known lengths.
 void check_padding(Stage& stage, const char* name, const anynpu_tensor& padding, const std::vector<int64_t>& lengths,
                    int64_t rows) {
@@ -323,12 +371,10 @@ void check_padding(Stage& stage, const char* name, const anynpu_tensor& padding,
   }
 }
 
-// Rows that can move: sequences have planes of their own, and no scales that would have to move along.
 void check_paddings(Stage& stage, const Form& form) {
   const Args& args = stage.args;
   if (!stage.ok() || !is_padded(args)) return;
-  const auto moves = [](const anynpu_tensor& factors) { return factors.shape[0] > 1 || factors.shape[1] > 1; };
-  stage.require(!form.is_packed() && !form.paged && !moves(args.k_scale) && !moves(args.v_scale),
+  stage.require(rows_can_move(args, form),
                 "padding sizes are not implemented in layout TND, with a block table or with scales of tokens");
   check_padding(stage, "queryPaddingSize", args.q_padding, args.q_values, args.q.shape[1]);
   check_padding(stage, "kvPaddingSize", args.kv_padding, args.kv_values, args.k.shape[1]);
@@ -388,10 +434,8 @@ void take_inputs(Stage& stage, const FusedCall& call) {
   take_optional(stage, "queryPaddingSizeOptional", call.query_padding, &Args::q_padding);
   take_optional(stage, "kvPaddingSizeOptional", call.kv_padding, &Args::kv_padding);
   take_codes(stage, call);
-  stage.reserved("keySharedPrefixOptional", call.key_prefix);
-  stage.reserved("valueSharedPrefixOptional", call.value_prefix);
-  stage.require(stage.ints("actualSharedPrefixLenOptional", call.prefix_lengths).empty(),
-                "actualSharedPrefixLenOptional must be null or empty");
+  take_optional(stage, "keySharedPrefixOptional", call.key_prefix, &Args::k_prefix);
+  take_optional(stage, "valueSharedPrefixOptional", call.value_prefix, &Args::v_prefix);
   stage.optional("queryRopeOptional", call.query_rope, &Args::q_rope);
   stage.optional("keyRopeOptional", call.key_rope, &Args::k_rope);
   stage.reserved("keyRopeAntiquantScaleOptional", call.key_rope_scale);
@@ -432,6 +476,7 @@ void arrange_call(Stage& stage, const FusedCall& call, const Form& form) {
   const bool one_row = stage.args.q.shape[1] == 1 && !form.is_packed();
   arrange_mask(stage, stage.args.mask, one_row);
   set_visible(stage, call.visible, one_row);
+  arrange_prefixes(stage, call, form);
   check_paddings(stage, form);
   limit(stage, form, call.block_size);
 }
@@ -439,22 +484,33 @@ void arrange_call(Stage& stage, const FusedCall& call, const Form& form) {
 }  // namespace
 
 int32_t check(const Args* args, size_t* workspace_bytes) {
-  const anynpu_fused_attention_args made = flat(*args);
+  anynpu_fused_attention_args made = flat(*args);
+  if (has_prefix(*args)) {
+    made.k = joined(args->k, args->prefix_count);
+    made.v = joined(args->v, args->prefix_count);
+  }
   ANYNPU_TRY(anynpu_fused_attention_check(&made, workspace_bytes));
   if (!is_padded(*args)) return ANYNPU_OK;
-  const anynpu_fused_attention_args padded = masked(made, padded_mask(*args));
-  return anynpu_fused_attention_check(&padded, workspace_bytes);
+  made = masked(made, padded_mask(*args));
+  return anynpu_fused_attention_check(&made, workspace_bytes);
 }
 
 int32_t run(const Args* args, void* workspace, size_t workspace_bytes) {
-  const anynpu_fused_attention_args made = flat(*args);
-  if (!is_padded(*args)) return anynpu_fused_attention(&made, workspace, workspace_bytes);
-  anynpu_tensor mask = padded_mask(*args);
-  std::vector<uint8_t> hidden(element_count(mask));
-  fill_padded_mask(*args, hidden.data());
-  mask.data = hidden.data();
-  const anynpu_fused_attention_args padded = masked(made, mask);
-  return anynpu_fused_attention(&padded, workspace, workspace_bytes);
+  anynpu_fused_attention_args made = flat(*args);
+  std::unique_ptr<uint8_t[]> keys, values;
+  std::vector<uint8_t> hidden;
+  if (has_prefix(*args)) {
+    ANYNPU_TRY(join(args->k_prefix, args->k, args->prefix_count, &made.k, &keys));
+    ANYNPU_TRY(join(args->v_prefix, args->v, args->prefix_count, &made.v, &values));
+  }
+  if (is_padded(*args)) {
+    anynpu_tensor mask = padded_mask(*args);
+    hidden.resize(element_count(mask));
+    fill_padded_mask(*args, hidden.data());
+    mask.data = hidden.data();
+    made = masked(made, mask);
+  }
+  return anynpu_fused_attention(&made, workspace, workspace_bytes);
 }
 
 aclnnStatus fused(const acl::Operator& op, const FusedCall& call, uint64_t* workspace_size, aclOpExecutor** executor) {

@@ -17,6 +17,8 @@ struct Args : anynpu_fused_attention_args {
   anynpu_tensor score_scale, value_scale;  // what follows the products of int8 queries, keys and values
   anynpu_tensor triangle;                  // a mask whose values follow from the sparse mode
   anynpu_tensor q_padding, kv_padding;     // one value: how many rows lie behind the sequences
+  anynpu_tensor k_prefix, v_prefix;        // (1, tokens, N, D)
+  int64_t prefix_count;                    // of these tokens
   std::vector<int64_t> q_values, kv_values;
 };
 int32_t check(const Args* args, size_t* workspace_bytes);

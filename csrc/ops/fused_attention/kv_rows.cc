@@ -17,10 +17,10 @@ void load_factors(const anynpu_tensor& factors, int64_t head, float otherwise, i
 void unpack_int4(const char* from, int64_t count, int8_t* to) {
   for (int64_t i = 0; i + 1 < count; i += 2) {
     const auto pair = static_cast<uint8_t>(from[i / 2]);
-    to[i] = static_cast<int8_t>((pair & 15 ^ 8) - 8);
+    to[i] = static_cast<int8_t>(((pair & 15) ^ 8) - 8);
     to[i + 1] = static_cast<int8_t>((pair >> 4 ^ 8) - 8);
   }
-  if (count % 2 != 0) to[count - 1] = static_cast<int8_t>((from[count / 2] & 15 ^ 8) - 8);
+  if (count % 2 != 0) to[count - 1] = static_cast<int8_t>(((from[count / 2] & 15) ^ 8) - 8);
 }
 
 void pad(float* row, int64_t count, int64_t padded) { std::fill(row + count, row + padded, 0.0f); }
