@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from anynpu._check import require, require_dtype
-from anynpu.compat.published import published, require_absent
+from anynpu.compat.published import published
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -91,14 +91,19 @@ def npu_rotary_mul(
 ) -> torch.Tensor:
     """``input * r1 + rotated * r2``, with the cosines r1 and sines r2, which broadcast, rounded to the dtype of input.
 
-    ``rotated`` is ``(-second, first)`` of the halves of the last axis ("half") or of each pair in it ("interleave").
+    ``rotated`` is ``(-second, first)`` of the halves of the last axis ("half") or of each pair in it ("interleave"), or
+    ``input @ rotate``.
     """
-    require_absent(rotate=rotate)
-    return _rotary_mul("npu_rotary_mul", "input", input, {"r1": r1, "r2": r2}, rotary_mode)
+    return _rotary_mul("npu_rotary_mul", "input", input, {"r1": r1, "r2": r2}, rotary_mode, rotate)
 
 
 def _rotary_mul(
-    op: str, name: str, x: torch.Tensor, factors: dict[str, torch.Tensor], rotary_mode: str
+    op: str,
+    name: str,
+    x: torch.Tensor,
+    factors: dict[str, torch.Tensor],
+    rotary_mode: str,
+    rotate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     require_dtype(op, name, x, _FLOATS)
     known = rotary_mode in ("half", "interleave")
@@ -113,7 +118,12 @@ def _rotary_mul(
         require(op, fits, f"{factor_name} must have the last axis of {name}, {shape}, and its others or 1, got {got}")
     cos, sin = (factor.to(x.dtype).float() for factor in factors.values())
     wide = x.float()
-    if rotary_mode == "half":
+    if rotate is not None:
+        require_dtype(op, "rotate", rotate, _FLOATS)
+        expected, got = (shape[-1], shape[-1]), tuple(rotate.shape)
+        require(op, expected == got, f"rotate must have shape {expected}, got {got}")
+        rotated = wide @ rotate.float()
+    elif rotary_mode == "half":
         rotated = _rotated_halves(wide)
     else:
         first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from anynpu._check import require, require_dtype
-from anynpu.compat.published import published
+from anynpu.compat.published import published, require_absent
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _INDICES = (torch.int32, torch.int64)
@@ -75,7 +75,7 @@ def _npu_rotary_embedding(
 
 @published(
     "npu_mrope(Tensor positions, Tensor query, Tensor key, Tensor cos_sin_cache, int head_size, *, "
-    "int[]? mrope_section=None, str? rotary_mode='half') -> (Tensor, Tensor)",
+    "int[]? mrope_section=None, str? rotary_mode='half', str? cache_mode='default') -> (Tensor, Tensor)",
     "aclnnRopeWithSinCosCache",
 )
 def npu_mrope(
@@ -87,6 +87,7 @@ def npu_mrope(
     *,
     mrope_section: Sequence[int] | None = None,
     rotary_mode: str | None = "half",
+    cache_mode: str | None = "default",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Query and key (T, N * head_size) rotated as by ``_npu_rotary_embedding``, by one or three positions a token.
 
@@ -94,6 +95,7 @@ def npu_mrope(
     or zeros for ``positions`` (T,). ``rotary_mode``: half or interleave.
     """
     op = "npu_mrope"
+    require_absent(cache_mode=None if cache_mode == "default" else cache_mode)
     known = rotary_mode in ("half", "interleave", None)
     require(op, known, f"rotary_mode must be half or interleave, got {rotary_mode!r}")
     sections = list(mrope_section or ())

@@ -75,6 +75,12 @@ def test_rotary_mul(dtype, shape, factors, mode):
     terms = x.double() * r1.to(dtype).double(), rotated * r2.to(dtype).double()
     error = 3 * UNIT * (terms[0].abs() + terms[1].abs())
     assert_near(torch_npu.npu_rotary_mul(x, r1, r2, rotary_mode=mode), terms[0] + terms[1], error, dtype)
+    eye = torch.eye(16)
+    matrix = torch_npu.npu_rotary_mul(eye, torch.zeros(1, 16), torch.ones(1, 16), mode).to(dtype)
+    assert_near(torch_npu.npu_rotary_mul(x, r1, r2, mode, matrix), terms[0] + terms[1], error, dtype)
+    identity = torch_npu.npu_rotary_mul(x, r1, r2, mode, eye)
+    terms = terms[0], x.double() * r2.to(dtype).double()
+    assert_near(identity, terms[0] + terms[1], 3 * UNIT * (terms[0].abs() + terms[1].abs()), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,7 +134,7 @@ PLACES = torch.tensor([[0], [1]])
         ("npu_rotary_mul", (X, X[0], X), ValueError, r"r1 must have the last axis of input, .*, got \(3, 8\)"),
         ("npu_rotary_mul", (X, X, X[..., :1]), ValueError, r"r2 must have the last axis of input"),
         ("npu_rotary_mul", (X[..., :7], X, X), ValueError, r"must be even, got shape \(2, 3, 7\)"),
-        ("npu_rotary_mul", (X, X, X, "half", X), NotImplementedError, "rotate is for modes"),
+        ("npu_rotary_mul", (X, X, X, "half", X), ValueError, r"rotate must have shape \(8, 8\), got \(2, 3, 8\)"),
         ("npu_gelu", (X, "fast"), ValueError, "approximate must be 'none' or 'tanh', got 'fast'"),
         ("npu_fast_gelu", (X.int(),), TypeError, "self must be float32 or float16 or bfloat16, got int32"),
         ("fast_gelu", (X.int(),), TypeError, "self must be float32"),

@@ -59,6 +59,10 @@ def test_mrope_takes_sections_from_three_positions():
     for got, x in zip(results, (query, key), strict=True):
         bound = cache.abs().max().double() * 6 * UNIT * x.abs().max()
         assert_near(got, turned(x.unflatten(-1, (-1, 8)), cos, sin, True).flatten(1), bound)
+    same = torch_npu.npu_mrope(positions, query, key, cache, 8, mrope_section=[2, 1, 1], cache_mode="default")
+    assert torch.equal(same[0], results[0])
+    with pytest.raises(NotImplementedError, match="cache_mode is for modes that anynpu does not implement, got inter"):
+        torch_npu.npu_mrope(positions, query, key, cache, 8, mrope_section=[2, 1, 1], cache_mode="interleave")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
