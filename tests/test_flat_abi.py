@@ -497,6 +497,17 @@ def attention_in_blocks(blocks, rows):
     )  # fmt: skip
 
 
+def attention_of_long_heads(size):
+    q, codes, scale = described(FLOAT32, 2, 3, 4, size), described(INT8, 2, 5, 2, size), described(FLOAT32, 1, 1, 2, 1)
+    return attention(q=q, out=q, k=codes, v=codes, k_scale=scale, v_scale=scale)
+
+
+def attention_of_sequences(batch):
+    q, codes = described(FLOAT32, batch, 1, 2, 1), described(INT8, batch, 1, 2, 1)
+    scale = described(FLOAT32, 1, 1, 2, 1)
+    return attention(q=q, out=q, k=codes, v=codes, k_scale=scale, v_scale=scale)
+
+
 def int4_heads(rows, strides):
     return described(INT4, 2, rows, 2, 8, strides=strides)
 
@@ -517,6 +528,10 @@ MOST = 2**16  # heads, and values of one
         (lambda: attention(q=described(FLOAT32, 2, 3, MOST, 8), out=described(FLOAT32, 2, 3, MOST, 8)), None),
         (lambda: attention(q=described(FLOAT32, 2, 3, MOST + 2, 8)), "at most 65536 heads of at most as many values"),
         (lambda: attention(q=described(FLOAT32, 2, 3, 4, MOST + 1)), "at most 65536 heads of at most as many values"),
+        (lambda: attention_of_long_heads(MOST), None),
+        (lambda: attention_of_long_heads(MOST + 1), "at most 65536 heads of at most as many values"),
+        (lambda: attention_of_sequences(2**31 - 1), None),
+        (lambda: attention_of_sequences(2**31), "B must be at most 2147483647, got 2147483648"),
     ],
 )
 def test_limits_of_fused_attention(status, said):
@@ -532,9 +547,18 @@ def cached_attention(rows=5, **changes):
     return check_described("kv_cache_attention", struct.pack("fi", 1, 0), **tensors)
 
 
+OF_256 = described(FLOAT32, 2, 4, 4, 8)
+
+
 def with_heads(heads, size):
     q, cache, scale = described(FLOAT32, 2, 3, heads, size), described(INT8, 2, 5, 2, size), described(FLOAT32, 2, size)
     return cached_attention(q=q, out=q, k_cache=cache, v_cache=cache, scale_k=scale, scale_v=scale)
+
+
+def with_single_values(step):
+    q, scale = described(FLOAT32, 2, 3, 4, 1), described(FLOAT32, 2, 1)
+    views = {name: described(INT8, 2, 5, 2, 1, strides=(10, 2, 1, step)) for name in ("k_cache", "v_cache")}
+    return cached_attention(q=q, out=q, scale_k=scale, scale_v=scale, **views)
 
 
 def with_strides(k_strides, v_strides, rows=5, size=8):
@@ -561,7 +585,9 @@ def with_strides(k_strides, v_strides, rows=5, size=8):
         (lambda: with_heads(MOST + 2, 8), "q must have at most 65536 heads of at most as many values"),
         (lambda: with_heads(4, MOST), None),
         (lambda: with_heads(4, MOST + 2), "q must have at most 65536 heads of at most as many values"),
-        (lambda: cached_attention(rows=2**46), None),
+        (lambda: with_single_values(7), None),
+        (lambda: cached_attention(rows=2**46, q=OF_256, out=OF_256), None),
+        (lambda: cached_attention(rows=2**46 + 1, q=OF_256, out=OF_256), "is too large for sequences of up to"),
         (lambda: cached_attention(rows=2**48), "is too large for sequences of up to"),
     ],
 )
@@ -596,9 +622,9 @@ def routing(tokens=2, width=4, chosen=1, experts=4, padded=0, expanded=None, **c
         (lambda: routing(expanded=(1, 2, 4)), "expanded_x must have shape (R, H) or, padded"),
         (lambda: routing(expanded=(3, 4)), "expanded_x must have shape (R, H) or, padded"),
         (lambda: routing(expanded=(2, 3)), "expanded_x must have shape (R, H) or, padded"),
-        (lambda: routing(tokens=2**30, width=0), None),
+        (lambda: routing(tokens=2**31 - 1, width=0), None),
         (lambda: routing(tokens=2**30, chosen=2, width=0), "expert_idx has too many elements for int32"),
-        (lambda: routing(width=0, padded=1, expanded=(4, 2**29 - 1, 0)), None),
+        (lambda: routing(experts=1, width=0, padded=1, expanded=(1, 2**31 - 1, 0)), None),
         (lambda: routing(width=0, padded=1, expanded=(4, 2**29, 0)), "expanded_x has too many rows for int32"),
         (lambda: routing(experts=2**20), None),
         (lambda: routing(experts=2**20 + 1), "expert_num must be at most 1048576 without expert_tokens"),
@@ -619,6 +645,18 @@ def routing(tokens=2, width=4, chosen=1, experts=4, padded=0, expanded=None, **c
 def test_limits_of_moe_init_routing(status, said):
     assert (status() == OK) == (said is None), sentence()
     assert said is None or said in sentence()
+
+
+def gating(experts):
+    x, chosen = described(FLOAT32, 0, experts), described(FLOAT32, 0, 2)
+    scalars = struct.pack("qqiiff", 1, 1, 0, 0, 1, 0)
+    return check_described("moe_gating_topk", scalars, x=x, y=chosen, expert_idx=described(INT32, 0, 2))
+
+
+def test_limits_of_moe_gating_topk():
+    assert gating(2**31 - 1) == OK
+    assert gating(2**31) == BAD_SHAPE
+    assert "x has too many experts for int32" in sentence()
 
 
 def weighted(m=3, k=64, n=16, **changes):

@@ -162,7 +162,6 @@ int32_t check(const anynpu_moe_init_routing_args& args, Shape* shape) {
   ANYNPU_TRY(check_required(kOp, "x", args.x));
   ANYNPU_TRY(check_required(kOp, "expert_idx", args.expert_idx));
   ANYNPU_TRY(check_tensor(kOp, "scale", args.scale));
-  ANYNPU_TRY(check_tensor(kOp, "offset", args.offset));
   ANYNPU_TRY(check_required(kOp, "expanded_x", args.expanded_x));
   ANYNPU_TRY(check_required(kOp, "expanded_row_idx", args.expanded_row_idx));
   ANYNPU_TRY(check_tensor(kOp, "expert_tokens", args.expert_tokens));
