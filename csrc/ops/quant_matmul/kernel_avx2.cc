@@ -80,6 +80,8 @@ void tile(int rows, const Int8Product& product, const __m256i* words, const int3
     if (rows < kRows) return tile<kRows - 1>(rows, product, words, x, c, fetch);
   }
   const TileWords values(x, product.steps * kRows);
+  // Of the next tile, which lies too far from this one to be fetched by itself.
+  for (int64_t i = 0; i < product.steps * kRows; i += 16) _mm_prefetch(x + kRows * product.row_steps + i, _MM_HINT_T0);
   for (int64_t column = 0; column < kPanelColumns; column += kWordColumns, words += product.steps * kVectorsOfStep) {
     fetch->some();
     tile_columns<kRows>(words, product.steps, values, product.c_stride, c + column);
