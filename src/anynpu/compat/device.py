@@ -89,7 +89,8 @@ def real_device(device: torch.device | str | int) -> torch.device:
         raise RuntimeError(f"npu: device must be {NAME} or an index, got {parsed}")
     index = parsed.index or 0
     if index >= device_count():
-        raise RuntimeError(f"npu: device index must be below the device count, {device_count()}, got {index}")
+        more = "" if _target.type == "cuda" else "; ANYNPU_DEVICE_COUNT sets how many npu names"
+        raise RuntimeError(f"npu: device index must be below the device count, {device_count()}, got {index}{more}")
     if _target.type == "cuda":
         return torch.device("cuda", torch.cuda.current_device() if parsed.index is None else index)
     return _target
