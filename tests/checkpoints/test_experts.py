@@ -223,6 +223,17 @@ def test_blocks_that_quantize_made(kind, tmp_path):
         require_close(logits(loaded), logits(model), 2e-2)
 
 
+def test_blocks_of_granite_that_quantize_made(tmp_path):
+    model = folders.model_of("granitemoe", num_local_experts=4)
+    anynpu.quantize_(model, anynpu.W8A8(), skip=("lm_head",))
+    assert any(isinstance(module, QuantMoE) for module in model.modules())
+    model.save_pretrained(tmp_path / "own")
+    assert torch.equal(logits(anynpu.load_checkpoint(tmp_path / "own")), logits(model))
+    for layout in ("msmodelslim", "compressed-tensors"):
+        with pytest.raises(ValueError, match="must have experts that files hold one by one, got GraniteMoeExperts"):
+            convert_checkpoint(tmp_path / "own", tmp_path / layout, layout)
+
+
 def test_the_layout_that_vllm_ascend_reads(tmp_path):
     """Names, dtypes and shapes that its loader gives the experts' tensors."""
     w4a8(True)(tmp_path / "in")

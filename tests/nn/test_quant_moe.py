@@ -11,13 +11,14 @@ from expert_bounds import expert_and_bound, quantised_expert_and_bound
 
 import anynpu
 from anynpu.nn import Int4Linear, QuantLinear, QuantMoE
-from anynpu.quantization.moe_blocks import moe_layer, quant_experts
+from anynpu.quantization.moe_blocks import moe_layer, quant_experts, router_of
 
 pytest.importorskip("transformers", reason="the blocks are those of transformers")
 
 from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
+    GraniteMoeConfig,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2MoeConfig,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.granitemoe.modeling_granitemoe import GraniteMoeMoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
@@ -34,6 +36,9 @@ EXPERTS = {"moe_intermediate_size": 32, "num_experts_per_tok": 3}
 BLOCKS = {
     "Mixtral": lambda: MixtralSparseMoeBlock(
         MixtralConfig(**SIZES, intermediate_size=32, num_local_experts=6, num_experts_per_tok=2)
+    ),
+    "Granite": lambda: GraniteMoeMoE(
+        GraniteMoeConfig(**SIZES, intermediate_size=32, num_local_experts=6, num_experts_per_tok=2)
     ),
     "Qwen3": lambda: Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(**SIZES, **EXPERTS, num_experts=8, norm_topk_prob=True)),
     "Qwen3, not normalised": lambda: Qwen3MoeSparseMoeBlock(
@@ -81,7 +86,7 @@ def block_and_bound(block, x, config, expert):
     """
     wide = copy.deepcopy(block).double()
     expected, bound = torch.zeros_like(x, dtype=torch.float64), torch.zeros_like(x, dtype=torch.float64)
-    _, weights, chosen = wide.gate(x.double())
+    _, weights, chosen = router_of(wide)(x.double())
     for row, experts in enumerate(chosen.tolist()):
         for weight, index in zip(weights[row], experts, strict=True):
             own = block.experts.gate_up_proj[index], block.experts.down_proj[index]
@@ -138,7 +143,7 @@ def test_computes_what_its_codes_stand_for(name, config, isa):
 def test_routes_as_the_block_does(name):
     block, x = block_of(name), tokens(20)
     weights, experts = moe_layer(block, CONFIGS["W8A8"]).route(x)
-    _, expected, chosen = block.gate(x)
+    _, expected, chosen = router_of(block)(x)
     order, other = experts.argsort(1), chosen.argsort(1)
     assert torch.equal(experts.gather(1, order).long(), chosen.gather(1, other))
     torch.testing.assert_close(weights.gather(1, order), expected.gather(1, other), rtol=1e-5, atol=1e-6)

@@ -137,12 +137,18 @@ def divide_experts(model: torch.nn.Module, empty: Callable[[], torch.nn.Module])
 
     Returns:
         The names of int4 layers whose activations are int8.
+
+    Raises:
+        ValueError: experts for which no layout has a place: Granite's.
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, QuantMoE)}
     if blocks:
         source = empty()
         for name, moe in blocks.items():
-            install(model, name, _block(source.get_submodule(name), moe))
+            block = source.get_submodule(name)
+            sentence = f"{name} must have experts that files hold one by one, got {type(block.experts).__name__}"
+            require("convert_checkpoint", is_experts(block.experts), sentence)
+            install(model, name, _block(block, moe))
     int4 = set()
     for name, module in list(model.named_modules()):
         if isinstance(module, RoutedExperts):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from anynpu._check import dtype_name, path_of, require, require_module
 from anynpu._read import read_object, read_tensors
 from anynpu.nn import LAYERS, QuantizedLayer, QuantizedLinear, QuantMoE, RoutedExperts
-from anynpu.quantization.moe_blocks import is_experts, is_moe_block, sizes_of_experts
+from anynpu.quantization.moe_blocks import is_experts, is_moe_block, router_of, sizes_of_experts
 
 DESCRIPTION = "anynpu_quantized.json"
 METHOD = "anynpu"  # the name of this package's layers in a configuration of transformers
@@ -241,7 +241,7 @@ def _require_moe(present: torch.nn.Module, name: str, fields: dict) -> None:
     op = "load_quantized"
     known = isinstance(present, QuantMoE) or is_moe_block(present)
     require(op, known, f"layer {name!r} must be a block of experts, got {type(present).__name__}")
-    router = present.router if isinstance(present, QuantMoE) else present.gate.weight
+    router = present.router if isinstance(present, QuantMoE) else router_of(present).weight
     want, got = (fields["experts"], fields["hidden"]), tuple(router.shape)
     require(op, want == got, f"layer {name!r} must have (experts, hidden) = {want}, got {got}")
 

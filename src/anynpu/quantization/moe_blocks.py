@@ -52,6 +52,7 @@ def _deepseek_v3(router: torch.nn.Module) -> dict[str, Any]:
 
 # How the routers that are known choose, by the name of their class.
 ROUTERS: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
+    "GraniteMoeTopKRouter": _renormalised,
     "MixtralTopKRouter": _renormalised,
     "Qwen2MoeTopKRouter": _renormalised_on_request,
     "Qwen3MoeTopKRouter": _renormalised_on_request,
@@ -89,21 +90,27 @@ def require_silu(activation: torch.nn.Module) -> None:
     require("QuantMoE", silu, f"experts must activate with SiLU, got {type(activation).__name__}")
 
 
+def router_of(block: torch.nn.Module) -> torch.nn.Module | None:
+    """What chooses experts in a block, if it is known how."""
+    candidates = (getattr(block, name, None) for name in ("gate", "router"))
+    return next((each for each in candidates if type(each).__name__ in ROUTERS), None)
+
+
 def is_moe_block(module: torch.nn.Module) -> bool:
     """Whether :func:`moe_layer` knows how this module routes and holds its experts' weights."""
     experts = getattr(module, "experts", None)
-    known = type(getattr(module, "gate", None)).__name__ in ROUTERS
-    return known and all(hasattr(experts, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
+    whole = all(hasattr(experts, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
+    return whole and router_of(module) is not None
 
 
 def moe_layer(block: torch.nn.Module, config: ExpertsConfig) -> QuantMoE:
-    """The quantised layer of a block of Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 or V3, which is left as it is.
+    """The quantised layer of a block of Mixtral, Granite-MoE, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 or V3, left as it is.
 
     Raises:
         TypeError, ValueError: weights that cannot be quantised, or a block that computes something else.
     """
     require("QuantMoE", is_moe_block(block), f"{type(block).__name__} is no block of experts that anynpu knows")
-    router, shared = block.gate, getattr(block, "shared_experts", None) or getattr(block, "shared_expert", None)
+    router, shared = router_of(block), getattr(block, "shared_experts", None) or getattr(block, "shared_expert", None)
     return QuantMoE.from_experts(
         quant_experts(block.experts.gate_up_proj, block.experts.down_proj, block.experts.act_fn, config),
         router.weight.detach(),
