@@ -128,3 +128,18 @@ def test_weights_cannot_be_tied_again():
     with pytest.raises(TypeError, match="WeightQuantLinear: weight is quantised and cannot be a parameter"):
         model.tie_weights()
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8], ids=str)
+def test_type_of_a_module_casts_no_codes(dtype):
+    """Unlike ``to(dtype)``, torch's ``type(dtype)`` casts integers too."""
+    linear = [torch.nn.Linear(64, 48) for _ in range(4)]
+    configs = anynpu.W4A16(group_size=32), anynpu.W8A8(), anynpu.W4A8(group_size=32), anynpu.W8A8Compressed()
+    model = torch.nn.Sequential(*(config.layer(each, "") for each, config in zip(linear, configs, strict=True)))
+    model.append(anynpu.nn.QuantMoE(hidden=48, intermediate=32, experts=2, k=1, bits=4))
+    for layer in model[:4]:
+        layer.prepack()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = model.type(dtype).state_dict()
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
