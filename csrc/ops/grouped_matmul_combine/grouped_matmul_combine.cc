@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "core/carver.h"
 #include "core/integer.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -96,7 +97,9 @@ class Combine {
     const int64_t packed = round_up(packed_.bytes(packed_rows), 64);
     sums_ = (std::min(most_rows_, kPieceRows) + 1) * columns_;
     const int64_t values = share_experts_ ? (scales_ ? 2 : 1) * rows_ * problem_.n * 4 : direct_.bytes();
-    thread_bytes_ = 64 + panel_bytes() + (scales_ ? 3 : 2) * sums_ * 4 + 3 * columns_ * 4;
+    Carver counter(0);
+    carve(&counter);
+    thread_bytes_ = counter.used();
     auto* memory = static_cast<uint8_t*>(
         scratch(ScratchSlot::main, static_cast<size_t>(pieces + packed + values + threads_ * thread_bytes_)));
     if (memory == nullptr) return false;
@@ -301,14 +304,21 @@ class Combine {
   }
 
   TaskMemory task_memory(int64_t thread) const {
-    uint8_t* memory = thread_memory_ + thread * thread_bytes_;
-    uint8_t* panels = memory + 64;
-    auto* sums = reinterpret_cast<int32_t*>(panels + panel_bytes());
-    auto* values = reinterpret_cast<float*>(sums + sums_);
-    auto* column_sums = reinterpret_cast<int32_t*>(values + sums_);
-    auto* of_column = column_sums + columns_;
-    auto* scale = reinterpret_cast<float*>(of_column + columns_);
-    return {reinterpret_cast<bool*>(memory), panels, sums, values, column_sums, of_column, scale, scale + columns_};
+    Carver carver(reinterpret_cast<uintptr_t>(thread_memory_ + thread * thread_bytes_));
+    return carve(&carver);
+  }
+
+  TaskMemory carve(Carver* carver) const {
+    TaskMemory memory = {};
+    memory.is_clear = carver->take<bool>(1);
+    memory.panels = carver->take<uint8_t>(panel_bytes());
+    memory.sums = carver->take<int32_t>(sums_);
+    memory.values = carver->take<float>(sums_);
+    memory.column_sums = carver->take<int32_t>(columns_);
+    memory.of_column = carver->take<int32_t>(columns_);
+    memory.scale = carver->take<float>(columns_);
+    if (scales_) memory.scaled = carver->take<float>(sums_);
+    return memory;
   }
 
   // Fills the table with the rows that come next.
